@@ -1,0 +1,93 @@
+"""
+A causal LM and a BERT-style encoder, built from one Transformer block, as citizens of Hugging Face transformers.
+
+Importing this package registers both families with the Auto classes, so `AutoModel.from_pretrained` and the pipelines
+know them. What needs datasets, peft, trl or matplotlib is imported where it is used.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from . import modeling_tfm_decoder, modeling_tfm_encoder
+from .configuration_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
+from .errors import InputError
+from .modeling_tfm_decoder import (
+    TfmDecoderForCausalLM,
+    TfmDecoderForQuestionAnswering,
+    TfmDecoderForSequenceClassification,
+    TfmDecoderForTokenClassification,
+    TfmDecoderModel,
+)
+from .modeling_tfm_encoder import (
+    TfmEncoderForMaskedLM,
+    TfmEncoderForMultipleChoice,
+    TfmEncoderForNextSentencePrediction,
+    TfmEncoderForPreTraining,
+    TfmEncoderForQuestionAnswering,
+    TfmEncoderForSequenceClassification,
+    TfmEncoderForTokenClassification,
+    TfmEncoderModel,
+)
+from .version import __version__
+
+
+def _register() -> None:
+    """Enter both families into the Auto classes, by the same `auto_map` that saved folders carry."""
+    auto_classes = {
+        auto_class.__name__: auto_class
+        for auto_class in (
+            AutoModel,
+            AutoModelForCausalLM,
+            AutoModelForMaskedLM,
+            AutoModelForMultipleChoice,
+            AutoModelForNextSentencePrediction,
+            AutoModelForPreTraining,
+            AutoModelForQuestionAnswering,
+            AutoModelForSequenceClassification,
+            AutoModelForTokenClassification,
+        )
+    }
+    for config_class, module in ((TfmDecoderConfig, modeling_tfm_decoder), (TfmEncoderConfig, modeling_tfm_encoder)):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        config_class.register_for_auto_class()
+        for name, reference in config_class().auto_map.items():
+            if name != "AutoConfig":
+                model_class = getattr(module, reference.split(".")[1])
+                auto_classes[name].register(config_class, model_class, exist_ok=True)
+                # Saved folders carry the code of classes that know their Auto class.
+                model_class.register_for_auto_class(name)
+
+
+_register()
+
+__all__ = [
+    "SIZES",
+    "InputError",
+    "TfmConfig",
+    "TfmDecoderConfig",
+    "TfmDecoderForCausalLM",
+    "TfmDecoderForQuestionAnswering",
+    "TfmDecoderForSequenceClassification",
+    "TfmDecoderForTokenClassification",
+    "TfmDecoderModel",
+    "TfmEncoderConfig",
+    "TfmEncoderForMaskedLM",
+    "TfmEncoderForMultipleChoice",
+    "TfmEncoderForNextSentencePrediction",
+    "TfmEncoderForPreTraining",
+    "TfmEncoderForQuestionAnswering",
+    "TfmEncoderForSequenceClassification",
+    "TfmEncoderForTokenClassification",
+    "TfmEncoderModel",
+    "__version__",
+]

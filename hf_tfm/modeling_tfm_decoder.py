@@ -1,0 +1,359 @@
+"""The causal LM and its heads for sequences, tokens and questions."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_tfm import TfmDecoderConfig
+from .modeling_tfm import TfmModel, TfmPreTrainedModel, packed_mask_kwargs, sequence_classification_loss
+
+
+class TfmDecoderPreTrainedModel(TfmPreTrainedModel):
+    config: TfmDecoderConfig
+
+
+class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
+    """
+    Decoder without a head: token ids to hidden states.
+
+    Documents packed into one row are told apart by `position_ids` that start again; they never see one another, with
+    an attention mask or without, with `use_cache` or without.
+    """
+
+    is_causal = True
+
+    def __init__(self, config: TfmDecoderConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """
+        Args:
+            input_ids: `(batch, length)`; or `inputs_embeds` `(batch, length, hidden)`.
+            attention_mask: `(batch, past + length)`, 0 at padding; or a mask made ready, `(batch, 1, length, keys)`.
+            position_ids: `(batch, length)`, from 0 in every document.
+            past_key_values: the cache of earlier tokens.
+            token_type_ids: `(batch, length)` segments, read if `type_vocab_size` is set.
+            encoder_hidden_states: `(batch, encoder length, hidden)` for cross-attention.
+            encoder_attention_mask: `(batch, encoder length)`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+
+        # Packing is looked for before there is a cache, which hides it from transformers' mask functions.
+        packing = {}
+        if past_key_values is None and (attention_mask is not None or use_cache):
+            packing = packed_mask_kwargs(position_ids, attention_mask, inputs_embeds.shape[0])
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if use_cache and self.config.add_cross_attention and not isinstance(past_key_values, EncoderDecoderCache):
+            past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
+        if position_ids is None:
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = self.positions(inputs_embeds, attention_mask, past_length)
+
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            mask_arguments = dict(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                **packing,
+            )
+            create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+            masks = {name: create[name](**mask_arguments) for name in sorted(set(self.config.layer_types))}
+        if encoder_hidden_states is not None and encoder_attention_mask is not None:
+            encoder_attention_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+
+        hidden_states = self.run_blocks(
+            self.embed(inputs_embeds, position_ids, token_type_ids),
+            position_ids,
+            masks,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+        )
+
+
+class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
+    """Decoder that predicts the next token."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: TfmDecoderConfig):
+        super().__init__(config)
+        self.model = TfmDecoderModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """
+        Args as in [`TfmDecoderModel`], and
+
+            labels: `(batch, length)`, the input ids themselves: they are shifted here. -100 is not predicted.
+            logits_to_keep: how many of the last positions to compute logits for (0: all), or which positions.
+
+        Returns: logits `(batch, length kept, vocab_size)`, and the mean cross-entropy in nats if there are labels.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if (softcap := self.config.final_logit_softcapping) is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+
+class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
+    """Decoder with a classification or regression head on each row's last token that is not padding."""
+
+    def __init__(self, config: TfmDecoderConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = TfmDecoderModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutputWithPast:
+        """
+        Args as in [`TfmDecoderModel`], and
+
+            labels: classes `(batch,)`, numbers `(batch,)` for regression, or 0/1 `(batch, num_labels)`.
+
+        Returns: logits `(batch, num_labels)`. The last token is found by `attention_mask`, never by its id: without a
+        mask it is the last column.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if attention_mask is None or attention_mask.ndim != 2:
+            pooled = hidden_states[:, -1]
+        else:
+            real = attention_mask[:, -hidden_states.shape[1] :].to(hidden_states.device, torch.int32)
+            columns = torch.arange(real.shape[1], device=real.device, dtype=torch.int32)
+            pooled = hidden_states[torch.arange(real.shape[0], device=real.device), (columns * real).argmax(-1)]
+        logits = self.score(self.dropout(pooled))
+
+        loss = None
+        if labels is not None:
+            loss = sequence_classification_loss(logits, labels, self.config, **kwargs)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class TfmDecoderForTokenClassification(TfmDecoderPreTrainedModel):
+    """Decoder with a label for each token."""
+
+    def __init__(self, config: TfmDecoderConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = TfmDecoderModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """
+        Args as in [`TfmDecoderModel`], and
+
+            labels: `(batch, length)`, -100 where there is none.
+
+        Returns: logits `(batch, length, num_labels)`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.score(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class TfmDecoderForQuestionAnswering(TfmDecoderPreTrainedModel):
+    """Decoder that marks where the answer starts and ends."""
+
+    def __init__(self, config: TfmDecoderConfig):
+        super().__init__(config)
+        self.model = TfmDecoderModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """
+        Args as in [`TfmDecoderModel`], and
+
+            start_positions, end_positions: columns of the answer's first and last token `(batch,)`; one beyond the row
+                is not counted.
+
+        Returns: start and end logits `(batch, length)`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            **kwargs,
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).float().unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "TfmDecoderForCausalLM",
+    "TfmDecoderForQuestionAnswering",
+    "TfmDecoderForSequenceClassification",
+    "TfmDecoderForTokenClassification",
+    "TfmDecoderModel",
+    "TfmDecoderPreTrainedModel",
+]
