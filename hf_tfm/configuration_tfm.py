@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import RopeParameters
 # Activations without weights of their own: those with some (prelu, xielu) would start from uninitialised memory.
 ACTIVATIONS = sorted(set(ACT2FN) - {"prelu", "xielu"})
 
-# Depth and width; the feed-forward width follows from `gated_mlp`, heads are 64 wide (the width that fast kernels like).
+# Depth and width; the feed-forward width follows from `gated_mlp`, and heads are 64 wide, which fast kernels like.
 SIZES = {
     "nano": dict(num_hidden_layers=4, hidden_size=128, num_attention_heads=2),
     "tiny": dict(num_hidden_layers=6, hidden_size=256, num_attention_heads=4),
@@ -262,8 +262,8 @@ class TfmConfig(PreTrainedConfig):
 @strict
 class TfmDecoderConfig(TfmConfig):
     r"""
-    Configuration of the causal LM. The default is the shape of Qwen3 (RMSNorm, RoPE, QK-norm, SwiGLU, grouped queries, no
-    biases). See [`TfmConfig`] for the switches of the block.
+    Configuration of the causal LM. The default is the shape of Qwen3 (RMSNorm, RoPE, QK-norm, SwiGLU, grouped queries,
+    no biases). See [`TfmConfig`] for the switches of the block.
 
     Args:
         final_logit_softcapping (`float`, *optional*):
@@ -373,7 +373,8 @@ class TfmEncoderConfig(TfmConfig):
         use_pooler (`bool`):
             BERT's pooler: a dense tanh layer over the first token, which the sentence heads read. Without it they read
             the pooled states through the prediction head, as ModernBERT's do.
-        classifier_pooling (`str`): Without a pooler: `cls` (first token) or `mean` (over the tokens that are not padding).
+        classifier_pooling (`str`):
+            Without a pooler: `cls` (first token) or `mean` (over the tokens that are not padding).
         head_act (`str`, *optional*): Activation of the prediction head, `hidden_act` by default.
         head_bias (`bool`): Bias of the prediction head's dense layer.
         decoder_bias (`bool`): Bias of the projection to the vocabulary.

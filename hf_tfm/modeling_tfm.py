@@ -92,7 +92,7 @@ class TfmRotaryEmbedding(nn.Module):
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`position_ids` `(batch, length)` to cosines and sines `(batch, length, rotated width)` in the dtype of `x`."""
+        """Cosines and sines `(batch, length, rotated width)` of `position_ids`, in the dtype of `x`."""
         prefix = self.prefix(layer_type)
         inv_freq = getattr(self, f"{prefix}inv_freq").to(device=x.device, dtype=torch.float)
         scaling = getattr(self, f"{prefix}attention_scaling")
