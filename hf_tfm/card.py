@@ -1,0 +1,130 @@
+"""Model cards: every figure is read from the run record; what has no source is left out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .record import CURVE_FILE, read_record
+
+
+# What a card calls the model's use: Auto class, pipeline tag.
+_TASKS = {
+    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+    "ForPreTraining": ("AutoModelForPreTraining", "fill-mask"),
+    "ForNextSentencePrediction": ("AutoModelForNextSentencePrediction", None),
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
+    "ForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
+}
+
+
+def task_of(model_class: str) -> tuple[str, str | None]:
+    """Auto class and pipeline tag of a model class by its name; the base model's where it has no head."""
+    for suffix, task in _TASKS.items():
+        if model_class.endswith(suffix):
+            return task
+    return "AutoModel", "feature-extraction"
+
+
+def write_card(folder: Path) -> None:
+    """Write `README.md` beside the run record of a model folder."""
+    folder = Path(folder)
+    record = read_record(folder)
+    (folder / "README.md").write_text(render_card(record, (folder / CURVE_FILE).exists()), encoding="utf-8")
+
+
+def render_card(record: dict[str, Any], has_curve: bool = False) -> str:
+    """The card's text, metadata in front, from a run record."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    auto_class, pipeline_tag = task_of(record["model"]["class"])
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        license=record.get("license"),
+        language=record.get("language"),
+        base_model=record.get("base_model"),
+        tags=["hf_tfm", "custom_code"],
+    )
+    name = record.get("name", record["model"]["class"])
+    sections = [f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n\n{_summary(record)}", _loading(auto_class)]
+    sections += [section for section in (_data(record), _results(record), _training(record, has_curve)) if section]
+    if record.get("samples"):
+        quoted = "\n\n".join(f"```text\n{sample}\n```" for sample in record["samples"])
+        sections.append(f"## Samples\n\nChosen by nobody, with the settings in the record:\n\n{quoted}")
+    return str(ModelCard("\n\n".join(sections) + "\n"))
+
+
+def _summary(record: dict[str, Any]) -> str:
+    model = record["model"]
+    config = model["config"]
+    rows = {
+        "class": model["class"],
+        "parameters": f"{model['parameters']:,}",
+        "of these outside the embedding": f"{model['parameters_without_embedding']:,}",
+        "blocks": config.get("num_hidden_layers"),
+        "width": config.get("hidden_size"),
+        "heads (query / key-value)": f"{config.get('num_attention_heads')} / {config.get('num_key_value_heads')}",
+        "feed-forward width": config.get("intermediate_size"),
+        "vocabulary": config.get("vocab_size"),
+        "longest sequence": config.get("max_position_embeddings"),
+    }
+    return _table(("", ""), [(name, value) for name, value in rows.items() if value is not None])
+
+
+def _loading(auto_class: str) -> str:
+    return (
+        "## How to load it\n\n"
+        f"```python\nfrom transformers import AutoTokenizer, {auto_class}\n\n"
+        'path = "."  # this folder, or its name on the Hub\n'
+        "tokenizer = AutoTokenizer.from_pretrained(path)\n"
+        f"model = {auto_class}.from_pretrained(path, trust_remote_code=True)\n```\n\n"
+        "With `import hf_tfm` in front, `trust_remote_code` is not needed."
+    )
+
+
+def _data(record: dict[str, Any]) -> str:
+    if not record.get("data"):
+        return ""
+    columns = ("name", "split", "documents", "records", "bytes", "tokens", "license", "sha256")
+    used = [column for column in columns if any(column in source for source in record["data"])]
+    rows = [[_figure(source.get(column, "")) for column in used] for source in record["data"]]
+    return "## Data\n\n" + _table(used, rows)
+
+
+def _results(record: dict[str, Any]) -> str:
+    if not record.get("results"):
+        return ""
+    return "## Results\n\n" + _table(("", ""), [(name, _figure(value)) for name, value in record["results"].items()])
+
+
+def _training(record: dict[str, Any], has_curve: bool) -> str:
+    facts = {
+        "steps": record.get("steps"),
+        "tokens": record.get("tokens"),
+        "seconds": record.get("seconds"),
+        "seed": record.get("seed"),
+        "started": record.get("started"),
+        "commit": record.get("commit"),
+        **{name: value for name, value in record["hardware"].items()},
+        **{f"{name} version": value for name, value in record["versions"].items()},
+    }
+    table = _table(("", ""), [(name, _figure(value)) for name, value in facts.items() if value is not None])
+    curve = f"\n\n![loss over steps]({CURVE_FILE})" if has_curve else ""
+    return f"## Training\n\n```bash\n{record['command']}\n```\n\n{table}{curve}"
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _table(header: tuple | list, rows: list) -> str:
+    lines = [f"| {' | '.join(str(h) for h in header)} |", f"|{'---|' * len(header)}"]
+    lines += [f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in row)} |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""How a script in `training/` is told what to do: `recipe.yaml`, then `--field value`, into dataclasses."""
+
+import dataclasses
+import difflib
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .errors import InputError
+
+
+class _RecipeParser(HfArgumentParser):
+    def error(self, message: str) -> None:
+        raise InputError(message)
+
+
+def parse_recipe(
+    argv: list[str] | None, script_class: type, training_class: type[TrainingArguments], description: str | None = None
+) -> tuple[Any, TrainingArguments]:
+    """
+    Read `[recipe.yaml] [--field value …]`; what stands on the command line wins over the recipe.
+
+    Args:
+        argv: arguments after the script's name, `sys.argv[1:]` by default.
+        script_class: dataclass of the script's own fields, each with `metadata={"help": ...}`.
+        training_class: `TrainingArguments` or a subclass with other defaults; all stock names work.
+        description: the script's docstring, shown by `--help`.
+
+    Returns: an instance of either class.
+
+    Raises:
+        InputError: the recipe cannot be read, a field is unknown or has a value of the wrong kind.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(argv):
+        help_parser = HfArgumentParser(
+            script_class, description=description, usage="%(prog)s [recipe.yaml] [--field value …]"
+        )
+        help_parser.epilog = "Every field of transformers' TrainingArguments works as well, by its stock name."
+        help_parser.print_help()
+        raise SystemExit(0)
+    fields = {f.name for cls in (script_class, training_class) for f in dataclasses.fields(cls) if f.init}
+    given = []
+    if argv and not argv[0].startswith("-"):
+        given = _recipe_arguments(Path(argv.pop(0)), fields)
+    for argument in argv:
+        if argument.startswith("--"):
+            _check_field(argument[2:].split("=")[0], fields, "the command line")
+
+    parser = _RecipeParser((script_class, training_class), allow_abbrev=False)
+    try:
+        script, training = parser.parse_args_into_dataclasses([*given, *argv], look_for_args_file=False)
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    return script, training
+
+
+def _recipe_arguments(path: Path, fields: set[str]) -> list[str]:
+    """A YAML mapping as command-line arguments, so that both are read and checked the same way."""
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such recipe") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a readable YAML recipe: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path}: a recipe is a mapping of fields to values")
+    arguments = []
+    for name, value in recipe.items():
+        _check_field(name, fields, str(path))
+        if value is None:
+            continue
+        arguments.append(f"--{name}")
+        if isinstance(value, list):
+            arguments.extend(str(item) for item in value)
+        else:
+            arguments.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return arguments
+
+
+def _check_field(name: str, fields: set[str], where: str) -> None:
+    if name not in fields and name.removeprefix("no_") not in fields:
+        close = difflib.get_close_matches(name, fields, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"{where}: unknown field {name!r}{hint}")
+
+
+def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
+    """Make a script's `main(argv)` return its exit code: 2 with one line on standard error for an `InputError`."""
+
+    @functools.wraps(main)
+    def wrapper(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return wrapper

@@ -1,0 +1,188 @@
+"""The run record: what was run on what, how long, and what came out; the model card's only source of figures."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+
+from .checkpoints import MARKER, atomic_folder
+
+
+RECORD_FILE = "run_record.json"
+CURVE_FILE = "loss_curve.png"
+_PACKAGES = ("hf-tfm", "transformers", "torch", "tokenizers", "datasets", "accelerate", "peft", "trl", "numpy")
+
+
+class RunRecord:
+    """
+    Collects the facts of one run and writes them as `run_record.json`.
+
+    Fields are added as they become known: `record["results"] = {...}`. Paths are kept without their folders outside the
+    working directory, so that the record can be published.
+    """
+
+    def __init__(self, job: str, seed: int | None = None):
+        self._started = time.time()
+        self.fields: dict[str, Any] = {
+            "job": job,
+            "command": public_command(sys.argv),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
+            "seed": seed,
+            "commit": _commit(),
+            "versions": _versions(),
+            "hardware": _hardware(),
+        }
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.fields[name] = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+    def add_model(self, model: PreTrainedModel) -> None:
+        """Class, parameters and configuration; a tied matrix counts once."""
+        embedding = model.get_input_embeddings().weight.numel()
+        total = model.num_parameters()
+        self.fields["model"] = {
+            "class": type(model).__name__,
+            "parameters": total,
+            "parameters_without_embedding": total - embedding,
+            "config": model.config.to_diff_dict() if hasattr(model.config, "to_diff_dict") else model.config.to_dict(),
+        }
+
+    def add_training(self, state: TrainerState) -> None:
+        """Steps, curve of the training loss and of every evaluation, from the Trainer's log."""
+        keep = ("step", "loss", "learning_rate", "grad_norm")
+        self.fields["steps"] = state.global_step
+        self.fields["curve"] = [
+            {name: entry[name] for name in keep if name in entry} for entry in state.log_history if "loss" in entry
+        ]
+        self.fields["evaluations"] = [
+            {k: v for k, v in entry.items() if k == "step" or k.startswith("eval_")}
+            for entry in state.log_history
+            if any(name.startswith("eval_") for name in entry)
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Write `run_record.json`; `seconds` is the time since the record was begun."""
+        self.fields.setdefault("seconds", round(time.time() - self._started, 1))
+        text = json.dumps(self.fields, indent=1, ensure_ascii=False, default=_plain)
+        (Path(folder) / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a finished run."""
+    return json.loads((Path(folder) / RECORD_FILE).read_text(encoding="utf-8"))
+
+
+def write_model_folder(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: RunRecord
+) -> None:
+    """
+    Write the finished model where the run's checkpoints are: weights, configuration, code, tokenizer, generation
+    settings, loss curve, card, and last the record, whose presence says that the folder is whole.
+    """
+    from .card import write_card
+
+    folder = Path(folder)
+    with atomic_folder(folder / "finished") as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        if record.fields.get("curve"):
+            plot_curve(record.fields, staging / CURVE_FILE)
+        record.write(staging)
+        write_card(staging)
+    finished = folder / "finished"
+    (finished / MARKER).unlink()
+    for path in sorted(finished.iterdir(), key=lambda path: path.name == RECORD_FILE):
+        os.replace(path, folder / path.name)
+    finished.rmdir()
+
+
+def plot_curve(record: dict[str, Any], path: Path) -> None:
+    """Training loss over steps, and the evaluations' where there are some, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot([e["step"] for e in record["curve"]], [e["loss"] for e in record["curve"]], label="training", lw=1.2)
+    points = [(e["step"], e["eval_loss"]) for e in record.get("evaluations", []) if "eval_loss" in e]
+    if points:
+        axes.plot(*zip(*points), "o-", ms=3, label="validation")
+    axes.set(xlabel="step", ylabel="loss (nats per predicted token)", title=record["job"])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+def public_command(argv: list[str]) -> str:
+    """The command as it can be published and run again: paths relative to the working directory, or their last part."""
+    here = Path.cwd()
+
+    def public(argument: str) -> str:
+        flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        if os.path.isabs(value):
+            path = Path(value)
+            value = str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+        return flag + equals + value
+
+    return shlex.join(["python", *(public(argument) for argument in argv)])
+
+
+def _commit() -> str | None:
+    """The source's commit, `+changes` behind it where files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10, check=True)  # noqa: E731
+        commit = run("rev-parse", "HEAD").stdout.strip()
+        changed = run("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        return commit + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    hardware = {"cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        hardware["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    if torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+        hardware["gpus"] = torch.cuda.device_count()
+    return hardware
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: numpy and torch scalars, dtypes, paths."""
+    return value.item() if hasattr(value, "item") else str(value)

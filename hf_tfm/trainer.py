@@ -1,0 +1,192 @@
+"""transformers' Trainer with whole checkpoints, a clean stop on a signal, and a progress line a person can read."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from .checkpoints import atomic_folder, last_checkpoint, rotate, staging_folder
+from .errors import InputError
+
+
+RECIPE_FILE = "recipe.json"
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGINT or SIGTERM: finish the step, write a checkpoint, stop. A second signal interrupts at once."""
+
+    def __init__(self) -> None:
+        self.stopped_by: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.stopped_by = None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._stop)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._any_process_stopped(args):
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _stop(self, number, frame) -> None:
+        if self.stopped_by is not None:
+            raise KeyboardInterrupt
+        self.stopped_by = signal.Signals(number).name
+        print(f"\n{self.stopped_by}: finishing this step and saving a checkpoint …", file=sys.stderr, flush=True)
+
+    def _any_process_stopped(self, args) -> bool:
+        if args.world_size == 1:
+            return self.stopped_by is not None
+        # All processes must leave at the same step, or those that stay wait for ever.
+        flag = torch.tensor(float(self.stopped_by is not None), device=args.device)
+        torch.distributed.all_reduce(flag)
+        if flag.item() and self.stopped_by is None:
+            self.stopped_by = "a signal to another process"
+        return bool(flag.item())
+
+
+class ProgressLine(TrainerCallback):
+    """One line: steps, loss (and bits per byte where the run knows its bytes), speed, time left."""
+
+    def __init__(self, bytes_per_token: float | None = None) -> None:
+        self.bytes_per_token = bytes_per_token
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True,
+                mininterval=0.5 if sys.stderr.isatty() else 15,
+            )  # fmt: skip
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is None or not logs:
+            return
+        if "loss" in logs:
+            shown = {"loss": f"{logs['loss']:.3f}"}
+            if self.bytes_per_token:
+                shown["bits/byte"] = f"{bits_per_byte(logs['loss'], self.bytes_per_token):.3f}"
+            if "train_tokens_per_second" in logs:
+                shown["tokens/s"] = f"{logs['train_tokens_per_second']:,.0f}"
+            self.bar.set_postfix(shown, refresh=False)
+        elif any(name.startswith("eval_") for name in logs):
+            skip = ("runtime", "per_second", "epoch")
+            figures = {k: v for k, v in logs.items() if isinstance(v, float) and not any(s in k for s in skip)}
+            self.bar.write(f"step {state.global_step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Cross-entropy in nats per token as bits per UTF-8 byte, which compares across tokenizers."""
+    return loss / bytes_per_token / 0.6931471805599453
+
+
+class RunMixin:
+    """
+    For any Trainer: checkpoints are atomic, signals stop the run after a step, progress is one line, and the same
+    command goes on where the run stopped.
+    """
+
+    def __init__(self, *args, bytes_per_token: float | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        for noisy in (ProgressCallback, PrinterCallback):
+            self.remove_callback(noisy)
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
+        self.add_callback(ProgressLine(bytes_per_token))
+        self._staged_run: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the training before its last step."""
+        return self.stop_on_signal.stopped_by is not None and self.state.global_step < self.state.max_steps
+
+    def train_or_resume(self, recipe: dict) -> None:
+        """
+        Train from the newest complete checkpoint of the output folder, or from the start.
+
+        Args:
+            recipe: what must not change between the parts of one run; kept as `recipe.json` beside the checkpoints.
+
+        Raises:
+            InputError: the folder holds checkpoints of another recipe.
+        """
+        run = Path(self.args.output_dir)
+        checkpoint = self.args.resume_from_checkpoint or last_checkpoint(run)
+        recipe = json.loads(json.dumps(recipe, default=str))
+        recipe_file = run / RECIPE_FILE
+        if checkpoint is not None and recipe_file.exists():
+            before = json.loads(recipe_file.read_text(encoding="utf-8"))
+            changed = sorted(name for name in recipe.keys() | before.keys() if recipe.get(name) != before.get(name))
+            if changed:
+                name = changed[0]
+                raise InputError(
+                    f"{run}: its checkpoints come from another recipe ({name}: {before.get(name)!r}, now "
+                    f"{recipe.get(name)!r}): choose another --output_dir or delete it"
+                )
+        if self.args.should_save:
+            run.mkdir(parents=True, exist_ok=True)
+            recipe_file.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+        if checkpoint is not None:
+            print(f"resuming from {checkpoint}", flush=True)
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def _get_output_dir(self, trial) -> str:
+        return self._staged_run or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        run = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        first = self.is_world_process_zero()
+        # Every process writes its part into the first one's folder, which gets its name when all are done.
+        with atomic_folder(run / name) if first else contextlib.nullcontext(staging_folder(run / name)) as staging:
+            self.accelerator.wait_for_everyone()
+            self._staged_run = str(staging)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staged_run = None
+            self.accelerator.wait_for_everyone()
+            if first:
+                self._move_up(staging / name, run / name)
+        if first:
+            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _move_up(self, written: Path, final: Path) -> None:
+        """The stock method makes a folder of its own inside the one it is given."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).name == final.name:
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+        for path in written.iterdir():
+            os.rename(path, written.parent / path.name)
+        written.rmdir()
+
+
+class RunTrainer(RunMixin, Trainer):
+    """The stock Trainer with what [`RunMixin`] adds."""
