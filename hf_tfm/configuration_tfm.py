@@ -5,12 +5,17 @@ Transformer needs it. The defaults are Qwen3's shape (decoder) and ModernBERT's 
 them go to those native classes without loss.
 """
 
+import copy
+import difflib
+import sys
+from functools import wraps
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import RopeParameters
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 
 # Activations without weights of their own: those with some (prelu, xielu) would start from uninitialised memory.
@@ -24,6 +29,9 @@ SIZES = {
     "base": dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12),
     "large": dict(num_hidden_layers=24, hidden_size=1024, num_attention_heads=16),
 }
+
+# What transformers takes beside the fields and keeps under other names.
+_CONVERTED_FIELDS = ("rope_theta", "partial_rotary_factor", "attn_implementation")
 
 # Switches shared by everything after the 2017 Transformer and before RMSNorm and RoPE.
 _LAYERNORM = dict(norm_type="layernorm", norm_bias=True, qk_norm=False, attention_bias=True, mlp_bias=True)
@@ -44,6 +52,21 @@ _VASWANI = dict(
     hidden_size=512,
     num_attention_heads=8,
 )
+
+
+def _one_line_errors(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Raise mistakes as one-line ValueErrors: `strict` wraps them into two lines of an exception that is none."""
+    init = config_class.__init__
+
+    @wraps(init)
+    def __init__(self, *args, **kwargs):
+        try:
+            init(self, *args, **kwargs)
+        except (StrictDataclassClassValidationError, StrictDataclassFieldValidationError) as error:
+            raise ValueError(str(error.__cause__)) from None
+
+    config_class.__init__ = __init__
+    return config_class
 
 
 @strict
@@ -148,6 +171,8 @@ class TfmConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    # As in the base class, which does not check it: a misspelt one would train with another loss.
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
@@ -170,19 +195,28 @@ class TfmConfig(PreTrainedConfig):
         self.rope_parameters = None
         return kwargs
 
+    def to_dict(self) -> dict:
+        # Here PEFT reads which model it gets, and it knows no custom ones: it is told at its first look, so that no
+        # order of imports matters, remote code included, and PEFT is not imported for those who do not use it.
+        if (peft := sys.modules.get("peft.utils.constants")) is not None:
+            # What it adapts by default in Llama and Qwen3.
+            peft.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(self.model_type, ["q_proj", "v_proj"])
+        return super().to_dict()
+
     def validate_architecture(self):
         """Cross-field checks; each message names the fields and what would mend them."""
-        for field in ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
-        for field in ("intermediate_size", "max_position_embeddings"):
-            if getattr(self, field) < 1:
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                 "head_dim", "intermediate_size", "max_position_embeddings")  # fmt: skip
+        for field in sizes:
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
         if self.type_vocab_size < 0:
             raise ValueError(f"type_vocab_size must be 0 (no segments) or more, not {self.type_vocab_size}")
         for field in ("hidden_dropout", "attention_dropout", "embedding_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}")
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps must be above 0, not {self.norm_eps}")
         if self.head_dim is None:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
@@ -202,11 +236,37 @@ class TfmConfig(PreTrainedConfig):
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"position_embedding_type='sinusoidal' needs an even hidden_size, not {self.hidden_size}")
 
-    def validate_sliding_window(self):
-        """A window and the layers that use it go together."""
+    def validate_token_ids(self):
+        """Special tokens must be in the vocabulary; transformers only warns."""
+        for name, value in vars(self).items():
+            if name.endswith("_token_id") and value is not None:
+                outside = [i for i in (value if isinstance(value, list) else [value]) if not 0 <= i < self.vocab_size]
+                if outside:
+                    raise ValueError(f"{name} {outside[0]} is not in the vocabulary: vocab_size is {self.vocab_size}")
+
+    def validate_rope(self):
+        """Every layer needs parameters of a known RoPE type."""
+        if not self.rope_parameters:
+            return
+        parameters = {"all layers": self.rope_parameters}
+        if nested := self.nested_rope_parameter_keys(self.rope_parameters):
+            parameters = {layer_type: self.rope_parameters.get(layer_type) for layer_type in set(self.layer_types)}
+        for layer_type, values in parameters.items():
+            if not values:
+                raise ValueError(f"rope_parameters has {', '.join(nested)} but lacks {layer_type} of layer_types")
+            if values["rope_type"] not in (known := ["default", *ROPE_INIT_FUNCTIONS]):
+                raise ValueError(f"rope_type {values['rope_type']!r} is unknown; choose one of {', '.join(known)}")
+        try:
+            super().validate_rope()
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
+
+    def validate_layer_type(self):
+        """One known type for each layer; a window and the layers that use it go together."""
         unknown = sorted(set(self.layer_types) - {"full_attention", "sliding_attention"})
         if unknown:
             raise ValueError(f"layer_types knows 'full_attention' and 'sliding_attention', not {unknown[0]!r}")
+        super().validate_layer_type()
         sliding = "sliding_attention" in self.layer_types
         if sliding and self.sliding_window is None:
             raise ValueError("layer_types has sliding_attention layers but sliding_window is not set")
@@ -230,7 +290,7 @@ class TfmConfig(PreTrainedConfig):
             overrides: any fields, which win over the preset's.
 
         Raises:
-            ValueError: when the name or size is unknown.
+            ValueError: when the name, the size or a field is unknown, or the switches contradict one another.
 
         Example: `TfmDecoderConfig.preset("gpt2", size="tiny", vocab_size=8192)`.
         """
@@ -238,12 +298,17 @@ class TfmConfig(PreTrainedConfig):
             raise ValueError(f"unknown preset {name!r}; choose one of {', '.join([*SIZES, *cls.lookalikes])}")
         if size is not None and size not in SIZES:
             raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+        for field in overrides:
+            # A configuration takes any field, for files written by other versions; what is typed here is meant.
+            if not hasattr(cls, field) and field not in _CONVERTED_FIELDS:
+                similar = difflib.get_close_matches(field, cls.__dataclass_fields__, n=1)
+                raise ValueError(f"unknown field {field!r}" + (f": did you mean {similar[0]!r}?" if similar else ""))
         if name in SIZES:
             if size is not None:
                 raise ValueError(f"preset {name!r} is a size already; size={size!r} goes with a look-alike")
             fields = {**SIZES[name], **cls._size_defaults(name)}
         else:
-            fields = dict(cls.lookalikes[name])
+            fields = copy.deepcopy(cls.lookalikes[name])
             if size is not None:
                 # What depends on the published size goes; the switches stay.
                 for field in ("intermediate_size", "num_key_value_heads", "head_dim"):
@@ -259,6 +324,7 @@ class TfmConfig(PreTrainedConfig):
         return {}
 
 
+@_one_line_errors
 @strict
 class TfmDecoderConfig(TfmConfig):
     r"""
@@ -352,6 +418,11 @@ class TfmDecoderConfig(TfmConfig):
         }
         super().__post_init__(**kwargs)
 
+    def validate_logits(self):
+        """A cap of 0 would divide by it."""
+        if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
+            raise ValueError(f"final_logit_softcapping must be above 0 or None, not {self.final_logit_softcapping}")
+
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
         return _tensor_parallel_plan(self)
@@ -363,6 +434,7 @@ class TfmDecoderConfig(TfmConfig):
         return {"num_key_value_heads": 4 if heads >= 12 else heads // 2}
 
 
+@_one_line_errors
 @strict
 class TfmEncoderConfig(TfmConfig):
     r"""

@@ -78,8 +78,12 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             packing = packed_mask_kwargs(position_ids, attention_mask, inputs_embeds.shape[0])
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if use_cache and self.config.add_cross_attention and not isinstance(past_key_values, EncoderDecoderCache):
-            past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
+        if use_cache and self.config.add_cross_attention:
+            if not isinstance(past_key_values, EncoderDecoderCache):
+                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
+            elif self.config.sliding_window is not None and not past_key_values.is_updated.get(0):
+                # `generate` cuts both of its caches to the window, which the encoder's states do not have.
+                past_key_values.cross_attention_cache = DynamicCache()
         if position_ids is None:
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = self.positions(inputs_embeds, attention_mask, past_length)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
@@ -330,10 +331,14 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
             masked_loss = fixed_cross_entropy(
                 prediction_logits.view(-1, self.config.vocab_size).float(), labels.view(-1), num_items_in_batch
             )
-            sentence_loss = fixed_cross_entropy(seq_relationship_logits.float(), next_sentence_label.view(-1))
-            if num_items_in_batch is not None:
-                # Accumulated batches count by their share of the tokens, so that their sum is a mean here too.
-                sentence_loss = sentence_loss * (labels != -100).sum() / num_items_in_batch
+            sentence_losses = F.cross_entropy(
+                seq_relationship_logits.float(), next_sentence_label.view(-1), reduction="none"
+            )
+            if num_items_in_batch is None:
+                sentence_loss = sentence_losses.mean()
+            else:
+                # A pair counts by its share of the tokens: the one weight that adds up however a batch is split.
+                sentence_loss = (sentence_losses * (labels != -100).sum(-1)).sum() / num_items_in_batch
             loss = masked_loss + sentence_loss
         return TfmEncoderForPreTrainingOutput(
             loss=loss,

@@ -1,0 +1,216 @@
+"""
+A plan of which piece of which document stands in which block.
+
+    documents   AAAAAAAAAA  BBB  CCCC  DD
+    pieces      AAAAAA AAAA BBB  CCCC  DD        cut at the block length, from the start of each document
+    blocks      AAAAAA | AAAADD | CCCC·· | …     packed by best fit, filled up with padding
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .data import TokenStore, open_arrays, write_arrays
+from .errors import InputError
+
+
+# Part of the name of a plan on disk: raise it when the same store would be packed otherwise.
+_LAYOUT = 1
+
+# Blocks are planned for this many documents, or blocks' worth of tokens, at a time: bounded memory, packed no worse.
+_CHUNK = 1 << 19
+
+
+@dataclass
+class BlockPlan:
+    """
+    Which piece of the tokens stands where.
+
+    A block is a row of segments whose lengths sum to the block length. The last one may be padding.
+
+    Args:
+        starts: First token of each segment in the store, (num_segments,), int64; -1 for padding.
+        lengths: Length of each segment, (num_segments,), int32. With `piece_ids` it counts these two as well.
+        byte_counts: Bytes of text behind each segment, (num_segments,), int32. A document's bytes are shared out among
+            its pieces in proportion to their tokens; the sum over a document is exact.
+        offsets: Where each block's segments start, (num_blocks + 1,), int64.
+        folder: Where the arrays are memory-mapped from; `None` if they are in memory.
+    """
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    byte_counts: np.ndarray
+    offsets: np.ndarray
+    folder: Path | None = None
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+        return len(self.offsets) - 1
+
+    @classmethod
+    def of(cls, store: TokenStore, block_length: int, extra: int = 0, max_padding: float = 0.01) -> "BlockPlan":
+        """
+        The plan of a store; kept beside it if it is on disk.
+
+        Args:
+            block_length: Tokens of a block.
+            extra: Tokens that are put around each piece later on, and need room.
+            max_padding: Where best fit alone leaves more padding than this share, the emptiest blocks are given up and
+                their pieces cut to fill the others.
+        """
+        if block_length < extra + 8:
+            raise InputError(f"block_length {block_length} is too short to hold text; give at least {extra + 8}")
+        chunks = _plan(store, block_length, extra, max_padding)
+        if store.folder is None:
+            whole = list(chunks)
+            return cls(**{name: np.concatenate([chunk[name] for chunk in whole]) for name in whole[0]})
+        folder = store.folder / f"plan{_LAYOUT}-{block_length}-{extra}-{max_padding}"
+        if not folder.exists():
+            write_arrays(folder, chunks, {"block_length": block_length})
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "BlockPlan":
+        """Opens a plan on disk, without reading it."""
+        return cls(**open_arrays(folder)[0], folder=folder)
+
+    def __reduce__(self):
+        # Another process maps the same files instead of receiving a copy.
+        if self.folder is not None:
+            return BlockPlan.open, (self.folder,)
+        return BlockPlan, (self.starts, self.lengths, self.byte_counts, self.offsets)
+
+
+def _plan(store: TokenStore, block_length: int, extra: int, max_padding: float) -> Iterator[dict[str, np.ndarray]]:
+    first, num_segments = 0, 0
+    while first < len(store):
+        enough = np.searchsorted(store.offsets, store.offsets[first] + _CHUNK * block_length)
+        last = min(first + _CHUNK, len(store), max(first + 1, int(enough)))
+        bounds, byte_counts = np.array(store.offsets[first : last + 1]), np.array(store.byte_counts[first:last])
+        chunk = _plan_documents(bounds, byte_counts, block_length, extra, max_padding)
+        ends = num_segments + chunk.pop("ends")
+        chunk["offsets"] = ends if first else np.concatenate([[0], ends])
+        first, num_segments = last, num_segments + len(chunk["starts"])
+        yield chunk
+
+
+def _plan_documents(
+    bounds: np.ndarray, byte_counts: np.ndarray, block_length: int, extra: int, max_padding: float
+) -> dict[str, np.ndarray]:
+    """The segments of some documents' blocks, and where each block's segments end."""
+    body = block_length - extra
+    sizes = np.diff(bounds)
+    document = np.repeat(np.arange(len(sizes)), -(-sizes // body))
+    is_first = np.diff(document, prepend=-1) != 0
+    nth = np.arange(len(document)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
+    starts = bounds[document] + nth * body
+    lengths = np.minimum(bounds[document + 1] - starts, body)
+
+    block, num_blocks = best_fit_decreasing(lengths + extra, block_length)
+    # At least this many are needed, and as many are enough if pieces may be cut.
+    spare = num_blocks - int(np.ceil((lengths + extra).sum() / block_length / max(1 - max_padding, 1e-9)))
+    if spare > 0:
+        starts, lengths, block = _dissolve(starts, lengths, block, spare, block_length, extra)
+        document = np.searchsorted(bounds, starts, side="right") - 1
+
+    # Blocks in the order of their first pieces, pieces in the order of the text.
+    first_start = np.full(block.max(initial=0) + 1, bounds[-1])
+    np.minimum.at(first_start, block, starts)
+    order = np.lexsort((starts, first_start[block]))
+    starts, lengths, document, block = starts[order], lengths[order], document[order], first_start[block][order]
+    block = np.cumsum(np.diff(block, prepend=-1) != 0) - 1
+
+    # Rounded at both ends of a piece, so that the pieces of a document sum to its bytes.
+    begin = (starts - bounds[document]) * byte_counts[document] // sizes[document]
+    end = (starts - bounds[document] + lengths) * byte_counts[document] // sizes[document]
+    room = block_length - np.bincount(block, lengths + extra).astype(np.int64)
+    padded, behind = np.flatnonzero(room), np.searchsorted(block, np.arange(len(room)), side="right")
+    return {
+        "starts": np.insert(starts, behind[padded], -1),
+        "lengths": np.insert(lengths + extra, behind[padded], room[padded]).astype(np.int32),
+        "byte_counts": np.insert(end - begin, behind[padded], 0).astype(np.int32),
+        "ends": behind + np.cumsum(room > 0),
+    }
+
+
+def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+    """
+    Packs items into bins: the largest item first, each into the fullest bin that has room for it.
+
+    All items of a size, and all bins with as much room left, are handled at once: a million items take seconds.
+
+    Args:
+        sizes: (num_items,), from 1 to `capacity`.
+
+    Returns:
+        The bin of each item, (num_items,), and the number of bins.
+    """
+    order = np.argsort(-sizes, kind="stable")
+    bin_of = np.empty(len(sizes), np.int64)
+    bins_with_room: list[list[np.ndarray]] = [[] for _ in range(capacity + 1)]
+    open_rooms = 0  # bit r is set if there are bins with room r
+    num_bins = 0
+
+    def give_back(bins: np.ndarray, room: int) -> None:
+        nonlocal open_rooms
+        if len(bins) and room:
+            bins_with_room[room].append(bins)
+            open_rooms |= 1 << room
+
+    done = 0
+    values, counts = np.unique(sizes, return_counts=True)
+    for size, count in zip(values[::-1].tolist(), counts[::-1].tolist()):
+        while count:
+            fitting = open_rooms >> size
+            if fitting:
+                room = size + (fitting & -fitting).bit_length() - 1
+                bins = bins_with_room[room].pop()
+                if not bins_with_room[room]:
+                    open_rooms ^= 1 << room
+            else:
+                room = capacity
+                bins = np.arange(num_bins, num_bins - (-count // (capacity // size)))
+                num_bins += len(bins)
+            # The bin that took one item is now the fullest with room for the next: it takes as many as go in.
+            each = room // size
+            used = min(len(bins), -(-count // each))
+            placed = min(count, used * each)
+            in_last = placed - (used - 1) * each
+            bin_of[order[done : done + placed]] = np.repeat(bins[:used], each)[:placed]
+            give_back(bins[used:], room)
+            give_back(bins[: used - 1], room - each * size)
+            give_back(bins[used - 1 : used], room - in_last * size)
+            done, count = done + placed, count - placed
+    return bin_of, num_bins
+
+
+def _dissolve(
+    starts: np.ndarray, lengths: np.ndarray, block: np.ndarray, spare: int, block_length: int, extra: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gives up the `spare` emptiest blocks, and cuts their pieces to fill the holes of the next emptiest ones."""
+    room = block_length - np.bincount(block, lengths + extra).astype(np.int64)
+    emptiest = np.argsort(-room, kind="stable")
+    given_up = np.zeros(len(room), bool)
+    given_up[emptiest[:spare]] = True
+    moving = given_up[block]
+    holes = iter([(hole, int(room[hole])) for hole in emptiest[spare:].tolist()])
+    least = extra + min(8, block_length // 8)  # no hole is worth less than a few tokens
+    pieces, new_block, hole, free = [], len(room), -1, 0
+    for start, length in zip(starts[moving].tolist(), lengths[moving].tolist()):
+        while length:
+            if free < min(length + extra, least):
+                hole, free = next(holes, (-1, 0))
+                if free < least:  # nothing left to fill: one more block
+                    hole, free, new_block = new_block, block_length, new_block + 1
+            part = min(length, free - extra)
+            pieces.append((start, part, hole))
+            start, length, free = start + part, length - part, free - part - extra
+    new_starts, new_lengths, new_blocks = np.array(pieces, np.int64).reshape(-1, 3).T
+    kept = ~moving
+    return (
+        np.concatenate([starts[kept], new_starts]),
+        np.concatenate([lengths[kept], new_lengths]),
+        np.concatenate([block[kept], new_blocks]),
+    )

@@ -1,0 +1,216 @@
+"""
+The `hf-tfm` command.
+
+A subcommand is one function below: its name is the command's, its docstring the help, the decorator holds its
+arguments and an example. What takes seconds to import is imported inside it.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .errors import InputError
+
+
+class _Command(NamedTuple):
+    run: Callable[[argparse.Namespace], None]
+    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+    examples: tuple[str, ...]
+
+
+_COMMANDS: dict[str, _Command] = {}
+
+
+def argument(*names: str, **options) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What `add_argument` takes, kept until there is a parser."""
+    return names, options
+
+
+def command(*arguments: tuple, examples: tuple[str, ...]) -> Callable:
+    """Makes a function a subcommand."""
+
+    def register(function: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+        _COMMANDS[function.__name__.replace("_", "-")] = _Command(function, arguments, examples)
+        return function
+
+    return register
+
+
+def _number(kind: type, least: float) -> Callable[[str], float]:
+    """An argument type: a number that is not too small, so that mistakes show before a model is loaded."""
+
+    def parse(text: str) -> float:
+        if (value := kind(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
+    return parse
+
+
+@command(
+    argument("source", metavar="IN", help="folder of the checkpoint, or its name on the Hub"),
+    argument("target", metavar="OUT", help="folder to write; must not exist or be empty"),
+    argument("--gguf-file", metavar="NAME", help="read this GGUF file in IN instead"),
+    argument("--head", help="MaskedLM, CausalLM, …, or Model for the base model; by default what IN says it is"),
+    examples=(
+        "hf-tfm convert HuggingFaceTB/SmolLM2-135M my-smollm",
+        "hf-tfm convert downloads/ my-smollm --gguf-file SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+)
+def convert(args: argparse.Namespace) -> None:
+    """Bring a GPT-2, Llama, Qwen3, Mistral, BERT or ModernBERT checkpoint into this package, with equal outputs."""
+    from .convert import convert_folder
+
+    result = convert_folder(args.source, args.target, gguf_file=args.gguf_file, head=args.head)
+    _print_conversion(args.target, result)
+    if result.left_behind:
+        print(f"left behind, having no place in this class: {', '.join(result.left_behind)}")
+
+
+@command(
+    argument("source", metavar="IN", help="folder of a model of this package"),
+    argument("target", metavar="OUT", help="folder to write; must not exist or be empty"),
+    argument("--to", required=True, metavar="FAMILY", help="qwen3, llama, mistral, gpt2, bert or modernbert"),
+    argument("--untie", action="store_true", help="write the output projection although it is the token embedding"),
+    examples=("hf-tfm export my-decoder served --to qwen3", "hf-tfm export my-encoder served --to modernbert"),
+)
+def export(args: argparse.Namespace) -> None:
+    """Give a model out under a native architecture, for vLLM, llama.cpp, TEI and plain transformers."""
+    from .convert import export_folder
+
+    _print_conversion(args.target, export_folder(args.source, args.target, args.to, untie=args.untie))
+
+
+@command(
+    argument("model", help="folder of a causal LM, or its name on the Hub"),
+    argument("prompt", help="text to continue"),
+    argument("--max-new-tokens", type=_number(int, 1), default=50, help="default 50"),
+    argument("--temperature", type=_number(float, 0.0), help="0 takes the likeliest token; the model's own by default"),
+    argument("--seed", type=int, default=0, help="of the draws where the temperature is above 0 (default 0)"),
+    examples=('hf-tfm generate my-decoder "Once upon a time" --temperature 0.8',),
+)
+def generate(args: argparse.Namespace) -> None:
+    """Continue a text, printed as it is made."""
+    import transformers
+
+    model, tokenizer = _load(args.model, "AutoModelForCausalLM")
+    inputs = tokenizer(args.prompt, return_tensors="pt", return_token_type_ids=False)
+    room = model.config.max_position_embeddings - inputs["input_ids"].shape[1]
+    if inputs["input_ids"].numel() == 0:
+        raise InputError("the prompt is empty and this tokenizer begins texts with nothing; give a word")
+    if room < 1:
+        raise InputError(f"the prompt leaves no room: {args.model} reads {model.config.max_position_embeddings} tokens")
+    sampling = {} if args.temperature is None else {"do_sample": args.temperature > 0}
+    if args.temperature:
+        sampling["temperature"] = args.temperature
+    transformers.set_seed(args.seed)
+    model.generate(
+        **inputs,
+        **sampling,
+        max_new_tokens=min(args.max_new_tokens, room),
+        streamer=transformers.TextStreamer(tokenizer, skip_special_tokens=True),
+    )
+
+
+@command(
+    argument("model", help="folder of a masked LM, or its name on the Hub"),
+    argument("text", help="text with the tokenizer's mask, mostly [MASK]"),
+    argument("--top", type=_number(int, 1), default=5, help="how many candidates (default 5)"),
+    examples=('hf-tfm fill-mask my-encoder "The capital of France is [MASK]."',),
+)
+def fill_mask(args: argparse.Namespace) -> None:
+    """Show the likeliest tokens at each mask of a text."""
+    import torch
+
+    model, tokenizer = _load(args.model, "AutoModelForMaskedLM")
+    if tokenizer.mask_token is None:
+        raise InputError(f"{args.model}: its tokenizer has no mask token")
+    inputs = tokenizer(args.text, return_tensors="pt")
+    if inputs["input_ids"].shape[1] > (longest := model.config.max_position_embeddings):
+        raise InputError(f"the text is too long: {args.model} reads {longest} tokens")
+    masked = inputs["input_ids"][0] == tokenizer.mask_token_id
+    if not masked.any():
+        raise InputError(f"the text has no mask; write {tokenizer.mask_token} where a token is to be found")
+    with torch.inference_mode():
+        probabilities = model(**inputs).logits[0, masked].float().softmax(-1)
+    top = probabilities.topk(min(args.top, probabilities.shape[-1]))
+    for number, (values, ids) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), 1):
+        if len(top.values) > 1:
+            print(f"{tokenizer.mask_token} {number}")
+        for value, token_id in zip(values, ids, strict=True):
+            print(f"{value:6.1%}  {tokenizer.decode([token_id])}")
+
+
+def _print_conversion(target: str, result: Any) -> None:
+    print(
+        f"wrote {target}: {result.model_class}, {result.num_parameters:,} parameters; "
+        f"read again, its outputs equal the source's within {result.max_error:.1e}"
+    )
+
+
+def _load(path: str, auto_class: str) -> tuple[Any, Any]:
+    """A model, all of whose weights are in the checkpoint, and its tokenizer."""
+    import transformers
+
+    from .convert import as_input_errors, read_config
+
+    read_config(path)
+    with as_input_errors(path):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        model, report = getattr(transformers, auto_class).from_pretrained(path, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{path}: no weights for {missing[0]}, which {type(model).__name__} needs: another kind of model"
+        )
+    return model.eval(), tokenizer
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+    everything = "\n".join(f"  {line}" for each in _COMMANDS.values() for line in each.examples)
+    parser = _Parser(
+        prog="hf-tfm",
+        description="Models of hf_tfm from the command line.",
+        epilog=f"examples:\n{everything}\n\n`hf-tfm COMMAND --help` shows the arguments of one command.",
+        **shape,
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, each in _COMMANDS.items():
+        summary = each.run.__doc__.strip()
+        examples = "\n".join(f"  {line}" for line in each.examples)
+        subparser = subparsers.add_parser(
+            name, help=summary, description=summary, epilog=f"examples:\n{examples}", **shape
+        )
+        for names, options in each.arguments:
+            subparser.add_argument(*names, **options)
+        subparser.set_defaults(run=each.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; the exit code is 0, or 2 where the input was wrong, with one line that says how."""
+    args = _parser().parse_args(argv)
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130  # as shells report it
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,481 @@
+"""
+From text to tokens.
+
+    sources ──read_documents──▶ texts ──TokenStore.build──▶ memory-mapped tokens ──packing.py──▶ batches
+                                  └────TokenStream────────▶ windows of tokens ───────┘
+
+A `TokenStore` is tokenised once and kept on disk: only the first run pays for it. A `TokenStream` is for text that
+fits on no disk: it is tokenised window by window while training reads it. Neither ever holds more than a window of
+text in memory.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
+from tokenizers import Tokenizer
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from .errors import InputError
+from .sources import (
+    DocumentStream,
+    Source,
+    cut_text,
+    hub_errors,
+    list_files,
+    parse_source,
+    parse_sources,
+    read_documents,
+    readable,
+)
+from .tokenization import tokenizer_fingerprint
+
+
+__all__ = [
+    "DocumentStream",
+    "Source",
+    "TokenStore",
+    "TokenStream",
+    "default_cache_dir",
+    "encode_documents",
+    "parse_source",
+    "parse_sources",
+    "read_documents",
+]
+
+# Part of every cache key: raise it when the same text and tokenizer would give other tokens or another layout.
+_LAYOUT = 1
+
+
+def default_cache_dir() -> Path:
+    """`$HF_TFM_CACHE`, or the folder `hf_tfm` beside transformers' own caches."""
+    return Path(os.environ.get("HF_TFM_CACHE") or Path(HF_HOME) / "hf_tfm").expanduser()
+
+
+def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """What stands before and after a document: bos and eos; for tokenizers without these, cls and sep."""
+    begin = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if end is None:
+        raise InputError("the tokenizer has neither an eos nor a sep token to end documents; set tokenizer.eos_token")
+    return ([] if begin is None else [begin]), [end]
+
+
+def encode_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, *, wrap: bool = True, num_proc: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """
+    Tokenises documents in parallel; what comes out does not depend on `num_proc`.
+
+    The workers are threads: the Rust tokenizer works without Python's lock, so nothing has to be forked (unsafe once
+    torch or CUDA have started) or pickled. Python's own share of the work is 5 %, good for some 20 cores.
+
+    Args:
+        texts: Documents. What looks like a special token in them is encoded as the characters it consists of.
+        wrap: Put bos before and eos after each document (what of them the tokenizer has).
+        num_proc: Number of workers; default: the cores this process may use.
+
+    Yields:
+        For some documents at a time: `tokens` (uint16 if the vocabulary allows, else uint32), and for each document
+        its `lengths` in tokens and its `byte_counts` in bytes of UTF-8 (int64).
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise InputError(f"{type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json); convert it first")
+    # A copy: these settings must hold for all threads at once, and must not change the caller's tokenizer.
+    backend = Tokenizer.from_str(backend.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True
+    begin, end = document_ends(tokenizer) if wrap else ([], [])
+    dtype = np.uint16 if max(backend.get_vocab().values()) < 1 << 16 else np.uint32
+
+    def encode(texts: list[str]) -> dict[str, np.ndarray]:
+        parts = [cut_text(text) for text in texts]
+        encodings = iter(backend.encode_batch_fast(list(itertools.chain(*parts)), add_special_tokens=False))
+        documents = [[begin, *(next(encodings).ids for _ in text), end] for text in parts]
+        lengths = [sum(map(len, document)) for document in documents]
+        ids = itertools.chain.from_iterable(itertools.chain.from_iterable(documents))
+        return {
+            "tokens": np.fromiter(ids, dtype, sum(lengths)),
+            "lengths": np.array(lengths, np.int64),
+            "byte_counts": np.array([len(text.encode()) for text in texts], np.int64),
+        }
+
+    num_proc = num_proc or _num_cores()
+    with _serial_tokenizers(), ThreadPoolExecutor(num_proc) as pool:
+        pending = deque()
+        for group in _groups(texts, 1 << 19):
+            pending.append(pool.submit(encode, group))
+            if len(pending) > 2 * num_proc:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@contextmanager
+def _serial_tokenizers() -> Iterator[None]:
+    """One thread per call of a tokenizer, because the calls themselves run side by side."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _groups(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Consecutive documents, as many as it takes to have that many characters."""
+    group, size = [], 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= characters:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def write_arrays(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
+    """
+    Writes arrays that come in chunks to `folder/NAME.bin`, in constant memory; and `meta` to `folder/meta.json`.
+
+    The folder appears whole or not at all, whenever the process dies. Of several processes that want the same folder
+    one works and the others wait for it. `meta` is written last, so `chunks` may still change it.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.exists():
+                return
+            for left_behind in folder.parent.glob(f"{folder.name}.partial-*"):
+                shutil.rmtree(left_behind, ignore_errors=True)
+            partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+            try:
+                _write_partial(partial, chunks, meta)
+                os.rename(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        if error.errno is None:  # not the file system's, but a broken connection to where the chunks come from
+            raise
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); free space, or set HF_TFM_CACHE to another folder"
+        ) from None
+
+
+def _write_partial(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
+    arrays: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        files = {}
+        for chunk in chunks:
+            for name, array in chunk.items():
+                if name not in files:
+                    files[name] = stack.enter_context(open(folder / f"{name}.bin", "wb"))
+                    arrays[name] = {"dtype": str(array.dtype), "length": 0}
+                array.tofile(files[name])
+                arrays[name]["length"] += len(array)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    (folder / "meta.json").write_text(json.dumps({**meta, "arrays": arrays}, indent=1))
+
+
+def open_arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays, memory-mapped, and the meta of a folder that `write_arrays` wrote."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        # As plain arrays: the subclass np.memmap makes every slice several times as slow.
+        arrays = {
+            name: np.asarray(np.memmap(folder / f"{name}.bin", array["dtype"], "r", shape=(array["length"],)))
+            for name, array in meta["arrays"].items()
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: is not a whole cache folder ({error}); delete it and run again") from None
+    return arrays, meta
+
+
+class TokenStore:
+    """
+    Documents as token ids, back to back in one array.
+
+    Args:
+        tokens: All ids, (num_tokens,).
+        offsets: Where the documents start, (num_documents + 1,), int64; the last one is `num_tokens`.
+        byte_counts: Length of each document's text in bytes of UTF-8, (num_documents,), int64.
+        meta: `num_bytes`, the sum of `byte_counts`, and `max_token_id`; worked out where missing.
+        folder: Where the arrays are memory-mapped from; `None` if they are in memory.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        offsets: np.ndarray,
+        byte_counts: np.ndarray,
+        meta: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ):
+        self.tokens, self.offsets, self.byte_counts, self.folder = tokens, offsets, byte_counts, folder
+        self.meta = meta or {"num_bytes": int(byte_counts.sum()), "max_token_id": int(tokens.max())}
+
+    @classmethod
+    def build(
+        cls,
+        sources: Any,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        text_field: str = "text",
+        wrap: bool = True,
+        num_proc: int | None = None,
+        cache_dir: str | Path | None = None,
+        progress: bool = False,
+    ) -> "TokenStore":
+        """
+        Tokenises sources, or opens what an earlier run tokenised.
+
+        The cache is keyed by what is in the files (not their names or dates), by the tokenizer, and by the other
+        arguments that decide which tokens come out. See `read_documents` and `encode_documents` for these and for the
+        errors.
+
+        Args:
+            cache_dir: Where stores are kept; default: `default_cache_dir()`.
+            progress: Show a progress bar, in bytes of text.
+        """
+        sources = parse_sources(sources, text_field)
+        cache_dir = Path(cache_dir or default_cache_dir())
+        key = {
+            "layout": _LAYOUT,
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "wrap": document_ends(tokenizer) if wrap else None,
+            "sources": [_content(source, cache_dir, num_proc or _num_cores()) for source in sources],
+        }
+        folder = cache_dir / "tokens" / _digest(key)
+        if not folder.exists():
+            meta = {**key, "names": [source.name for source in sources]}
+            chunks = encode_documents(DocumentStream(sources), tokenizer, wrap=wrap, num_proc=num_proc)
+            write_arrays(folder, _as_store(chunks, meta, progress), meta)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "TokenStore":
+        """Opens a store on disk, without reading it."""
+        arrays, meta = open_arrays(Path(folder))
+        return cls(**arrays, meta=meta, folder=Path(folder))
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, **kwargs) -> "TokenStore":
+        """Tokenises texts into memory; `kwargs` as for `encode_documents`."""
+        meta: dict[str, Any] = {}
+        chunks = list(_as_store(encode_documents(texts, tokenizer, **kwargs), meta))
+        return cls(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}, meta=meta)
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.byte_counts)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The ids of one document, (length,)."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def __reduce__(self):
+        # Another process maps the same files instead of receiving a copy.
+        if self.folder is not None:
+            return TokenStore.open, (self.folder,)
+        return TokenStore, (self.tokens, self.offsets, self.byte_counts, self.meta)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.meta["num_bytes"]
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raises `InputError` if there are ids that a model with this vocabulary has no embedding for."""
+        _check_vocab("text", self.meta["max_token_id"], vocab_size)
+
+
+def _check_vocab(what: str, max_token_id: int, vocab_size: int) -> None:
+    if max_token_id >= vocab_size:
+        raise InputError(
+            f"the {what} has token id {max_token_id}, the model only {vocab_size} embeddings: this is the tokenizer of "
+            "another model; take the model's own, or set the model's vocab_size by the tokenizer"
+        )
+
+
+def _as_store(chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any], progress: bool = False) -> Iterator:
+    """Turns lengths into offsets, and gathers the statistics that nobody should have to read all tokens for."""
+    num_tokens, meta["num_bytes"], meta["max_token_id"] = 0, 0, -1
+    with tqdm(unit="B", unit_scale=True, desc="Tokenizing", disable=not progress) as bar:
+        for number, chunk in enumerate(chunks):
+            ends = num_tokens + np.cumsum(chunk["lengths"])
+            offsets = ends if number else np.concatenate([[0], ends])
+            yield {"tokens": chunk["tokens"], "offsets": offsets, "byte_counts": chunk["byte_counts"]}
+            num_tokens, num_bytes = int(ends[-1]), int(chunk["byte_counts"].sum())
+            meta["num_bytes"] += num_bytes
+            meta["max_token_id"] = max(meta["max_token_id"], int(chunk["tokens"].max(initial=0)))
+            bar.update(num_bytes)
+    if not num_tokens:
+        raise InputError("the texts have no tokens: they are empty, or the tokenizer drops all of their characters")
+
+
+def _digest(key: Any) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _content(source: Source, cache_dir: Path, num_proc: int) -> dict[str, Any]:
+    """What decides which documents a source gives."""
+    if source.hub:
+        contents = [_hub_version(source, cache_dir), *source.hub]
+    else:
+        files = list_files(source)
+        paths = list(dict.fromkeys(file.path for file in files))
+        with ThreadPoolExecutor(num_proc) as pool:
+            hashes = dict(zip(paths, pool.map(lambda path: file_hash(path, cache_dir), paths)))
+        contents = [[hashes[file.path], file.member, *file.suffixes] for file in files]
+    return {"contents": contents, "field": source.text_field, "sample_by": source.sample_by, "limit": source.limit}
+
+
+def file_hash(path: Path, cache_dir: Path) -> str:
+    """sha256 of a file; remembered for as long as the file's size and time stay the same."""
+    with readable(path):
+        path = path.resolve()
+        stat = path.stat()
+        state = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        memo = _memo(cache_dir, str(path))
+        if memo.exists():
+            known = json.loads(memo.read_text())
+            if known | state == known:
+                return known["sha256"]
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    # A file changed a moment ago can change again without a change of its time.
+    if time.time() - stat.st_mtime > 2:
+        _write_memo(memo, {**state, "sha256": digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def _hub_version(source: Source, cache_dir: Path) -> str:
+    """The commit of a dataset (or a hash of its files); without a network, the one that was seen last."""
+    from datasets import load_dataset_builder
+
+    name, config, _ = source.hub
+    memo = _memo(cache_dir, f"hub:{name}:{config}")
+    try:
+        with hub_errors(source):
+            version = load_dataset_builder(name, config).hash
+    except InputError:
+        if not memo.exists():
+            raise
+        return json.loads(memo.read_text())["version"]
+    _write_memo(memo, {"name": name, "config": config, "version": version})
+    return version
+
+
+def _memo(cache_dir: Path, key: str) -> Path:
+    return cache_dir / "versions" / f"{_digest(key)}.json"
+
+
+def _write_memo(memo: Path, content: dict[str, Any]) -> None:
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as file:
+        json.dump(content, file)
+    os.replace(file.name, memo)
+
+
+class TokenStream:
+    """
+    Documents that are tokenised while they are used, window by window, in constant memory; without end.
+
+    A window is what `window_characters` of consecutive documents give. The same position always gives the same window,
+    so a list of positions is all that has to be kept to come back to any place.
+
+    Args:
+        sources, tokenizer, text_field, wrap, num_proc: As for `TokenStore.build`. The sources follow one another.
+        window_characters: Size of a window; batches are shuffled within one.
+        cache_dir: Where the positions of windows are noted; default: `default_cache_dir()`.
+    """
+
+    def __init__(
+        self,
+        sources: Any,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        text_field: str = "text",
+        wrap: bool = True,
+        num_proc: int | None = 2,
+        window_characters: int = 1 << 23,
+        cache_dir: str | Path | None = None,
+    ):
+        self.sources = parse_sources(sources, text_field)
+        self.tokenizer, self.wrap, self.num_proc = tokenizer, wrap, num_proc
+        self.window_characters = window_characters
+        self.cache_dir = Path(cache_dir or default_cache_dir())
+        self._next: tuple[dict[str, Any] | None, DocumentStream, Iterator[str]] | None = None
+
+    def key(self) -> str:
+        """Tells apart streams that give different windows."""
+        parts = [_LAYOUT, tokenizer_fingerprint(self.tokenizer), self.wrap, self.window_characters]
+        for source in self.sources:
+            parts.append([source.text_field, source.sample_by, source.limit, source.hub])
+            if source.hub:
+                parts.append(_hub_version(source, self.cache_dir))
+            else:
+                # Not their contents: to read everything first is what a stream is there to avoid.
+                stats = ((file, file.path.stat()) for file in list_files(source))
+                parts += [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+        return _digest(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_next": None}
+
+    def close(self) -> None:
+        """Forgets which files are open. The next window is found by its position."""
+        self._next = None
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raises `InputError` if the tokenizer has ids that a model with this vocabulary has no embedding for."""
+        _check_vocab("tokenizer", max(self.tokenizer.get_vocab().values()), vocab_size)
+
+    def read_window(self, position: Mapping[str, Any] | None) -> tuple[TokenStore, dict[str, Any] | None]:
+        """
+        The window at a position (`None`: the beginning), and the position of the one after it (`None` after the last).
+
+        Reading one window after the other costs no seeking.
+        """
+        if position is None or self._next is None or self._next[0] != position:
+            stream = DocumentStream(self.sources, position)
+            self._next = (position, stream, iter(stream))
+        _, stream, documents = self._next
+        texts = next(_groups(documents, self.window_characters), None)
+        if texts is None:  # the window before ended exactly where the text does
+            return self.read_window(None)
+        at_end = stream.position()["source"] == len(self.sources)
+        following = None if at_end else stream.position()
+        self._next = (following, stream, documents)
+        return TokenStore.from_texts(texts, self.tokenizer, wrap=self.wrap, num_proc=self.num_proc), following

@@ -1,0 +1,259 @@
+"""
+What is predicted: the next token, masked tokens, masked tokens and the next sentence.
+
+An objective turns a packed batch into a model's inputs and labels. Chance is drawn for each row from `(seed, row)`
+alone, so a row is the same whenever it is made, by whichever process, and in whatever batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .data import TokenStore
+from .errors import InputError
+
+
+IGNORED = -100
+
+
+def causal(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """
+    Next-token prediction: the labels are the inputs (the model shifts them), without padding and without each
+    document's first token, which nothing in front of it could predict.
+    """
+    input_ids, position_ids = batch["input_ids"], batch["position_ids"]
+    labels = np.where((position_ids == 0) | (batch["sequence_ids"] == 0), IGNORED, input_ids)
+    return _tensors(input_ids=input_ids, position_ids=position_ids, labels=labels)
+
+
+@dataclass
+class Masked:
+    """
+    Masked-token prediction (Devlin et al. 2019, https://huggingface.co/papers/1810.04805): of the chosen tokens 80 %
+    become the mask token, 10 % a random one, 10 % stay.
+
+    Args:
+        tokenizer: Gives the mask token, the special tokens (never chosen) and where words start.
+        rate: Share of a row's tokens to choose, as a number or as a function of the row. Wettig et al.
+            (https://huggingface.co/papers/2202.08005) found more than BERT's 15 % to be better.
+        unit: `token`; `word`, all pieces of a word at once; or `span`, runs of words whose number is drawn from a
+            geometric distribution with mean 3.8, at most 10 (Joshi et al. 2020, https://huggingface.co/papers/1907.10529).
+        seed: What is chosen in row `r` depends on `(seed, r)` alone.
+
+    Raises:
+        InputError: the tokenizer has no mask token, or the rate is not between 0 and 1.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    rate: float | Callable[[np.ndarray], np.ndarray] = 0.15
+    unit: Literal["token", "word", "span"] = "token"
+    seed: int = 0
+    _special: np.ndarray = field(init=False, repr=False)
+    _starts_word: np.ndarray = field(init=False, repr=False)
+    _ordinary: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if self.tokenizer.mask_token_id is None:
+            raise InputError("masked-token prediction needs a tokenizer with a mask token; this one has none")
+        if not callable(self.rate) and not 0 < self.rate < 1:
+            raise InputError(f"the masking rate must lie between 0 and 1, not {self.rate}")
+        if self.unit not in ("token", "word", "span"):
+            raise InputError(f"the masking unit must be token, word or span, not {self.unit!r}")
+        self._special = np.zeros(len(self.tokenizer), bool)
+        self._special[self.tokenizer.all_special_ids] = True
+        self._starts_word = self._special | word_starts(self.tokenizer)
+        self._ordinary = np.flatnonzero(~self._special)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `labels` (-100 where nothing was chosen) and what else the batch has for the model."""
+        input_ids, rows = batch["input_ids"], batch["rows"]
+        chosen = self.choose(batch)
+        fate = uniform(self.seed, rows, input_ids.shape[1], stream=0)
+        drawn = self._ordinary[
+            (uniform(self.seed, rows, input_ids.shape[1], stream=1) * len(self._ordinary)).astype(int)
+        ]
+        masked = np.where(chosen & (fate < 0.8), self.tokenizer.mask_token_id, input_ids)
+        masked = np.where(chosen & (fate >= 0.9), drawn, masked)
+        labels = np.where(chosen, input_ids, IGNORED)
+        extra = {
+            name: batch[name] for name in ("attention_mask", "token_type_ids", "next_sentence_label") if name in batch
+        }
+        return _tensors(input_ids=masked, position_ids=batch["position_ids"], labels=labels, **extra)
+
+    def choose(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """
+        Which tokens to predict, `(batch, length)` bool. Their number in a row is its share of the row's tokens, rounded
+        up or down by chance; the last word or span may be taken in part.
+        """
+        input_ids, rows = batch["input_ids"], batch["rows"]
+        candidates = ~self._special[input_ids] & (batch["sequence_ids"] > 0)
+        share = candidates.sum(1) * (self.rate(rows) if callable(self.rate) else self.rate)
+        wanted = np.floor(share + uniform(self.seed, rows, 1, stream=2)[:, 0]).astype(int)
+
+        priority = uniform(self.seed, rows, input_ids.shape[1], stream=3)
+        if self.unit != "token":
+            starts = self._starts_word[input_ids] | (batch["position_ids"] == 0) | ~candidates
+            if self.unit == "span":
+                starts = self._span_starts(starts, rows)
+            # Every token of a unit has the priority of its first one.
+            first = np.maximum.accumulate(np.where(starts, np.arange(input_ids.shape[1]), 0), axis=1)
+            priority = np.take_along_axis(priority, first, axis=1)
+        order = np.argsort(np.where(candidates, priority, 2.0), axis=1, kind="stable")
+        chosen = np.zeros(input_ids.shape, bool)
+        np.put_along_axis(chosen, order, np.arange(input_ids.shape[1]) < wanted[:, None], axis=1)
+        return chosen & candidates
+
+    def _span_starts(self, starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of the word starts those that begin a span."""
+        words = np.cumsum(starts, axis=1) - 1
+        draws = uniform(self.seed, rows, starts.shape[1], stream=4)
+        lengths = np.minimum(np.ceil(np.log1p(-draws) / np.log(0.8)).clip(min=1), 10)
+        firsts = np.zeros((len(starts), starts.shape[1] + 1), bool)
+        positions = np.cumsum(lengths, axis=1) - lengths
+        np.put_along_axis(firsts, np.minimum(positions, starts.shape[1]).astype(int), True, axis=1)
+        return starts & np.take_along_axis(firsts, np.maximum(words, 0), axis=1)
+
+
+def uniform(seed: int, rows: np.ndarray, columns: int, stream: int) -> np.ndarray:
+    """
+    Random numbers in [0, 1), `(rows, columns)`, each a function of `(seed, row, column, stream)`: SplitMix64's mixing
+    (Steele et al. 2014) of a counter, so that rows need no generator of their own.
+    """
+    with np.errstate(over="ignore"):
+        key = _mix(np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(stream + 1))
+        row_keys = _mix(rows.astype(np.uint64)[:, None] + key)
+        mixed = _mix(row_keys + np.arange(columns, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return (mixed >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class RateSchedule:
+    """A masking rate that goes linearly from `start` at row 0 to `end` at row `rows`."""
+
+    start: float
+    end: float
+    rows: int
+
+    def __post_init__(self):
+        if not (0 < self.start < 1 and 0 < self.end < 1):
+            raise InputError(f"masking rates must lie between 0 and 1, not {self.start} and {self.end}")
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return self.start + (self.end - self.start) * np.clip(rows / max(self.rows, 1), 0, 1)
+
+
+@dataclass
+class SentencePairs:
+    """
+    Pairs of segments for next-sentence prediction (Devlin et al. 2019) or sentence order (Lan et al. 2020,
+    https://huggingface.co/papers/1909.11942), as `[CLS] A [SEP] B [SEP]` with segment ids.
+
+    A window of consecutive text is cut in two at the end of a sentence. In half of the rows (label 1) the second
+    segment is text from another document, or, for sentence order, the two change places.
+
+    Args:
+        store: Documents without special tokens (`TokenStore.build(..., wrap=False)`).
+        tokenizer: Gives cls, sep and pad, and which tokens end a sentence.
+        length: Tokens in a row, special tokens included.
+        seed: Row `r` depends on `(seed, r)` alone.
+        task: `next_sentence` or `sentence_order`.
+
+    Raises:
+        InputError: there are fewer than two documents with two sentences' worth of text.
+    """
+
+    store: TokenStore
+    tokenizer: PreTrainedTokenizerBase
+    length: int
+    seed: int = 0
+    task: Literal["next_sentence", "sentence_order"] = "next_sentence"
+    _ends_sentence: np.ndarray = field(init=False, repr=False)
+
+    SHORTEST = 16  # tokens in both segments together
+
+    def __post_init__(self):
+        if self.task not in ("next_sentence", "sentence_order"):
+            raise InputError(f"the task must be next_sentence or sentence_order, not {self.task!r}")
+        long_enough = np.diff(self.store.offsets) >= self.SHORTEST
+        if long_enough.sum() < 2:
+            raise InputError(f"sentence pairs need two documents of at least {self.SHORTEST} tokens")
+        tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        self._ends_sentence = np.array(
+            [token.rstrip("\"')”’Ċ")[-1:] in (".", "!", "?") or "Ċ" in token for token in tokens]
+        )
+
+    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows with these numbers: ids, positions, mask and segments `(batch, length)`, labels `(batch,)`."""
+        batch_size = len(rows)
+        pairs = [self._pair(np.random.default_rng((self.seed, int(row)))) for row in rows]
+        input_ids = np.full((batch_size, self.length), self.tokenizer.pad_token_id, np.int64)
+        segments = np.zeros_like(input_ids)
+        real = np.zeros_like(input_ids)
+        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        for i, (first, second, _) in enumerate(pairs):
+            tokens = [cls, *first, sep, *second, sep]
+            input_ids[i, : len(tokens)] = tokens
+            segments[i, len(first) + 2 : len(tokens)] = 1
+            real[i, : len(tokens)] = 1
+        positions = np.broadcast_to(np.arange(self.length), input_ids.shape)
+        return {
+            "input_ids": input_ids,
+            "position_ids": positions,
+            "sequence_ids": real,
+            "attention_mask": real,
+            "token_type_ids": segments,
+            "next_sentence_label": np.array([label for *_, label in pairs]),
+            "rows": rows,
+        }
+
+    def _pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+        room = self.length - 3
+        document, window = self._window(rng, room)
+        cuts = 1 + np.flatnonzero(self._ends_sentence[window[:-4]])
+        cuts = cuts[cuts >= 4]
+        cut = int(rng.choice(cuts)) if len(cuts) else len(window) // 2
+        first, second, label = window[:cut], window[cut:], int(rng.random() < 0.5)
+        if label and self.task == "sentence_order":
+            first, second = second, first
+        elif label:
+            other = document
+            while other == document:
+                other, second = self._window(rng, room - len(first))
+        return first, second, label
+
+    def _window(self, rng: np.random.Generator, room: int) -> tuple[int, np.ndarray]:
+        """A document, by its share of the tokens, and text from it that starts behind a sentence's end."""
+        offsets = self.store.offsets
+        while True:
+            start = int(rng.integers(self.store.num_tokens))
+            document = int(np.searchsorted(offsets, start, side="right")) - 1
+            begin, end = int(offsets[document]), int(offsets[document + 1])
+            if end - begin < self.SHORTEST:
+                continue
+            start = min(start, end - self.SHORTEST)
+            ends = np.flatnonzero(self._ends_sentence[self.store.tokens[start : end - self.SHORTEST]][:room])
+            start = start + int(ends[0]) + 1 if len(ends) else max(begin, end - room)
+            return document, self.store.tokens[start : min(start + room, end)].astype(np.int64)
+
+
+def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Which tokens of a vocabulary of byte-level BPE, WordPiece or bytes begin a word, `(vocab_size,)` bool."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    if any(token.startswith("##") for token in tokens):
+        return np.array([not token.startswith("##") for token in tokens])
+    # Byte-level tokenizers write a space as Ġ, a line end as Ċ, a tab as ĉ; those are letters to Python.
+    return np.array([token[:1] in "ĠĊĉ" or not token[:1].isalnum() for token in tokens])
+
+
+def _tensors(**arrays: np.ndarray) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for name, array in arrays.items()}

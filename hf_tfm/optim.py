@@ -1,0 +1,518 @@
+"""Optimizers, learning-rate schedules and initialisation for pretraining any transformers model.
+
+`build_optimizer` sorts the parameters of a model into four kinds. With `name="muon"` the matrices inside the layers get
+Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) and everything else AdamW, all inside one
+`torch.optim.Optimizer`, so Trainer, accelerate, schedulers and checkpoints treat it like any other.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.lr_scheduler import LambdaLR
+from transformers.pytorch_utils import Conv1D
+
+from .errors import InputError
+
+
+# What `build_optimizer` uses where the caller says nothing; training/LOG.md has the measurements.
+DEFAULTS = {
+    "muon": {"lr": 0.01, "embedding_lr": 6e-3, "weight_decay": 0.0},
+    "adamw": {"lr": 1e-3, "embedding_lr": None, "weight_decay": 0.1},
+}
+
+# Three minimax quintics (Polar Express, https://arxiv.org/abs/2505.16932): applied one after the other,
+# x -> ax + bx^3 + cx^5 takes every singular value in [0.02, 1] to within 11 % of 1. Each but the first is fitted up to
+# 3 % above the range it should see, because bf16 rounding does push values above it, where the polynomials explode.
+POLAR_COEFFICIENTS = (
+    (7.71097, -22.11375, 16.24874),
+    (3.14914, -2.23609, 0.43887),
+    (2.20185, -1.51856, 0.36986),
+)
+
+# Orthogonalised together at most this many elements: bounds the scratch memory (64 MB in bf16) for large models.
+_CHUNK_ELEMENTS = 2**25
+
+
+def orthogonalization_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies bf16 matrices faster than fp32 ones, else fp32."""
+    if device.type != "cpu":
+        return torch.bfloat16
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The nearest semi-orthogonal matrices: U Vᵀ for each U S Vᵀ, with singular values within some 11 % of 1.
+
+    Those below 2 % of the largest are raised less: up to some 50 times, from 0 not at all.
+
+    Args:
+        matrices: (batch, rows, columns).
+        dtype: what the products are computed in; by default `orthogonalization_dtype`.
+
+    Returns:
+        (batch, rows, columns) in `dtype`.
+    """
+    x = matrices.to(dtype or orthogonalization_dtype(matrices.device))
+    tall = x.shape[-2] > x.shape[-1]  # then Xᵀ X is the small product, and polynomials in it stand to the right of X
+
+    # The iteration wants singular values up to 1. |X| brings numbers of any size into range (a power of two: exact in
+    # bf16). The fourth root of |(XXᵀ)²| then bounds the largest singular value much closer, which saves a step; the
+    # first polynomial is stretched by it.
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32).clamp_min(1e-30)
+    x = x * torch.exp2(-norm.log2().ceil()).to(x.dtype)
+    gram = x.mT @ x if tall else x @ x.mT
+    square = gram @ gram
+    bound = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+    stretch = 0.99 * bound**-0.25
+
+    # Oblong X: the polynomials are multiplied with one another first, because the Gram matrix is small there. Not for
+    # square X, and not for more than three polynomials: small eigenvalues of the Gram matrix drown in bf16 rounding,
+    # turn negative and grow with every polynomial.
+    oblong = max(x.shape[-2:]) > 1.5 * min(x.shape[-2:])
+    product = None
+    for step, (a, b, c) in enumerate(POLAR_COEFFICIENTS):
+        if step == 0:
+            a, b, c = ((k * stretch**power).to(x.dtype) for k, power in ((a, 1), (b, 3), (c, 5)))
+        else:
+            square = gram @ gram
+        polynomial = (b * gram).add_(c * square)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a.squeeze(-1) if step == 0 else a)
+        last = step + 1 == len(POLAR_COEFFICIENTS)
+        if oblong:
+            product = polynomial if product is None else polynomial @ product
+            if not last:
+                gram = polynomial @ gram @ polynomial
+        if not oblong or last:
+            factor = product if oblong else polynomial
+            x = x @ factor if tall else factor @ x
+            if not last:
+                gram = x.mT @ x if tall else x @ x.mT
+    return x
+
+
+def momentum_warmup(step: int, steps: int, start: float, end: float) -> float:
+    """Muon's momentum after `step` of `steps`: linear from `start` to `end`, `end` from then on."""
+    return end if step >= steps else start + (end - start) * step / steps
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for parameter groups with `algorithm="muon"`, AdamW (torch's own kernel) for those with `"adamw"`.
+
+    A Muon group holds matrices of one layout: `transposed` says that a weight is stored (in, out), as GPT-2's Conv1D
+    does, and `blocks` gives the output rows of projections fused into one weight, which are orthogonalised one by one.
+    An update is scaled by sqrt(max(1, out / in)). Momentum is Nesterov's, warmed up from `momentum_start` over
+    `momentum_warmup_steps`. The state is a fp32 momentum per matrix; a run resumed from `state_dict` is bit-identical.
+
+    Sharded parameters (FSDP2's DTensor) are gathered and orthogonalised by every process.
+
+    Args:
+        groups: dictionaries with `params` and `algorithm`, and whatever differs from the defaults that follow.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float = DEFAULTS["muon"]["lr"],
+        weight_decay: float = 0.0,
+        momentum: float = 0.85,
+        momentum_start: float = 0.85,
+        momentum_warmup_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ):
+        defaults = {
+            "algorithm": "adamw",
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "momentum_start": momentum_start,
+            "momentum_warmup_steps": momentum_warmup_steps,
+            "step": 0,
+            "transposed": False,
+            "blocks": None,
+            "betas": betas,
+            "eps": eps,
+            "fused": True,  # load_state_dict looks here to keep AdamW's step count beside the parameter
+        }
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                (self._muon if group["algorithm"] == "muon" else self._adamw)(group, params)
+        return loss
+
+    def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        states = [self.state[p] for p in params]
+        adamw(
+            params,
+            [p.grad for p in params],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        momentum = momentum_warmup(
+            group["step"], group["momentum_warmup_steps"], group["momentum_start"], group["momentum"]
+        )
+        group["step"] += 1
+        gradients = [p.grad for p in params]
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        updates = [whole(u) for u in torch._foreach_lerp(gradients, buffers, momentum)]
+        dtype = orthogonalization_dtype(updates[0].device)
+
+        same_shape: dict[torch.Size, list[tuple[Tensor, float]]] = defaultdict(list)
+        for update in updates:
+            outputs, inputs = (1, 0) if group["transposed"] else (0, 1)
+            for block in update.split(group["blocks"] or update.shape[outputs], dim=outputs):
+                scale = math.sqrt(max(1.0, block.shape[outputs] / block.shape[inputs]))
+                same_shape[block.shape].append((block, scale))
+        for shape, blocks in same_shape.items():
+            together = max(1, _CHUNK_ELEMENTS // shape.numel())
+            for start in range(0, len(blocks), together):
+                chunk = blocks[start : start + together]
+                batch = torch.empty(len(chunk), *shape, dtype=dtype, device=updates[0].device)
+                torch._foreach_copy_(list(batch.unbind()), [block for block, _ in chunk])
+                for (block, scale), result in zip(chunk, orthogonalize(batch, dtype), strict=True):
+                    torch.mul(result, scale, out=block)
+
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        updates = [sharded_like(u, p) for u, p in zip(updates, params, strict=True)]
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full matrix of a sharded tensor (FSDP2's DTensor), gathered from all processes; a plain one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The opposite of `whole`: every process keeps its own shard of the full matrix it holds."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int, ...] | None:
+    """Output rows of the projections that families store fused in one weight; None if it is a single one."""
+    module = name.split(".")[-2]
+    if module in ("Wi", "gate_up_proj"):  # ModernBERT, Phi-3: the two halves of a gated feed-forward layer
+        return (rows // 2,) * 2
+    if module not in ("Wqkv", "qkv_proj", "c_attn"):
+        return None
+    heads = getattr(config, "num_attention_heads", None)
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    if heads and key_value_heads != heads:  # grouped queries: k and v have fewer rows than q
+        head_dim = rows // (heads + 2 * key_value_heads)
+        return (heads * head_dim, key_value_heads * head_dim, key_value_heads * head_dim)
+    return (columns,) * (rows // columns) if rows % columns == 0 else (rows // 3,) * 3
+
+
+def _is_layer_matrix(name: str, module: nn.Module, parameter: Tensor) -> bool:
+    """Weights of Linear and Conv1D modules that map hidden states to hidden states: all inside the numbered layers,
+    and square ones outside (poolers, the transform of a prediction head)."""
+    if not isinstance(module, (nn.Linear, Conv1D)) or parameter.ndim != 2:
+        return False
+    return re.search(r"\.\d+\.", f".{name}") is not None or parameter.shape[0] == parameter.shape[1]
+
+
+def parameter_kinds(model: nn.Module) -> dict[str, str]:
+    """The kind of every trainable parameter by name, a tied one under its first name only.
+
+    Kinds: "matrices" (inside the layers), "embeddings" (tied output layers included), "head" (untied output layers,
+    classifiers and any other weight of two or more dimensions), "scalars" (norms, biases).
+    """
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    kinds = {}
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2:
+            kinds[name] = "scalars"
+        elif id(parameter) in embedded:
+            kinds[name] = "embeddings"
+        elif module is not output and _is_layer_matrix(name, module, parameter):
+            kinds[name] = "matrices"
+        else:
+            kinds[name] = "head"
+    return kinds
+
+
+def build_optimizer(
+    model: nn.Module,
+    name: str = "muon",
+    *,
+    lr: float | None = None,
+    embedding_lr: float | None = None,
+    head_lr: float | None = None,
+    scalar_lr: float | None = None,
+    weight_decay: float | None = None,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    **muon: Any,
+) -> torch.optim.Optimizer:
+    """The optimizer of a pretraining run, with one named parameter group per kind (see `parameter_kinds`).
+
+    Args:
+        name: "muon" (matrices by `Muon`, the rest by AdamW) or "adamw" (`torch.optim.AdamW` for everything).
+        lr: of the matrices. `embedding_lr`, `head_lr`, `scalar_lr`: of the other kinds; those left out take the
+            embeddings' with Muon, whose own rates are on another scale, and `lr` with AdamW.
+        weight_decay: of the matrices; with "adamw" also of embeddings and head. Norms and biases never decay.
+        betas, eps: AdamW's.
+        muon: `momentum`, `momentum_start`, `momentum_warmup_steps` of `Muon`.
+
+    Raises:
+        InputError: an unknown name, a rate that is not positive, or a Muon setting given to AdamW.
+    """
+    if name not in DEFAULTS:
+        raise InputError(f"optimizer {name!r} is unknown: choose one of {', '.join(DEFAULTS)}")
+    if name == "adamw" and muon:
+        raise InputError(f"{', '.join(muon)} belongs to the optimizer muon: leave it out or choose muon, not adamw")
+    default = DEFAULTS[name]
+    lr = default["lr"] if lr is None else lr
+    embedding_lr = embedding_lr or default["embedding_lr"] or lr
+    rates = {"matrices": lr, "embeddings": embedding_lr}
+    rates["head"] = head_lr or (embedding_lr if name == "muon" else lr)
+    rates["scalars"] = scalar_lr or (embedding_lr if name == "muon" else lr)
+    for kind, rate in rates.items():
+        if rate <= 0:
+            raise InputError(f"the learning rate of the {kind} is {rate}: it must be above 0")
+    weight_decay = default["weight_decay"] if weight_decay is None else weight_decay
+    decaying = {"matrices"} if name == "muon" else {"matrices", "embeddings", "head"}
+
+    kinds = parameter_kinds(model)
+    parameters = dict(model.named_parameters())
+    groups: dict[tuple, dict[str, Any]] = {}
+    for kind in rates:  # matrices first: Trainer logs the rate of the first group
+        for parameter_name, parameter in parameters.items():
+            if kinds.get(parameter_name) != kind:
+                continue
+            layout = _layout(model, parameter_name, parameter) if (name, kind) == ("muon", "matrices") else {}
+            label = " ".join([kind, *(["transposed"] if layout.get("transposed") else [])])
+            label += f" {'+'.join(map(str, layout['blocks']))}" if layout.get("blocks") else ""
+            group = groups.setdefault(
+                label,
+                {
+                    "name": label,
+                    "params": [],
+                    "lr": rates[kind],
+                    "weight_decay": weight_decay if kind in decaying else 0.0,
+                    **layout,
+                },
+            )
+            group["params"].append(parameter)
+    if name == "adamw":
+        return torch.optim.AdamW(list(groups.values()), betas=betas, eps=eps, fused=True)
+    return Muon(list(groups.values()), betas=betas, eps=eps, **muon)
+
+
+def _layout(model: nn.Module, name: str, weight: Tensor) -> dict[str, Any]:
+    """How `Muon` has to read a weight: see its docstring."""
+    transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
+    rows, columns = weight.shape[::-1] if transposed else weight.shape
+    blocks = _fused_blocks(name, rows, columns, getattr(model, "config", None))
+    return {"algorithm": "muon", "transposed": transposed, "blocks": blocks}
+
+
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """One line a parameter group, for a person to read: algorithm, tensors, parameters, rate and decay."""
+    lines = []
+    for group in optimizer.param_groups:
+        count = sum(p.numel() for p in group["params"])
+        algorithm = {"muon": "Muon", "adamw": "AdamW"}[group.get("algorithm", "adamw")]
+        lines.append(
+            f"{algorithm:5}  {len(group['params']):4} tensors {count:>12,} parameters  lr {group['lr']:g}  "
+            f"decay {group['weight_decay']:g}  {group['name']}"
+        )
+    return "\n".join(lines)
+
+
+def schedule(
+    name: str,
+    total_steps: int,
+    *,
+    warmup: float = 0.05,
+    decay: float = 0.5,
+    final: float = 0.02,
+    shape: str = "linear",
+) -> Callable[[int], float]:
+    """The factor on every learning rate as a pure function of the step.
+
+    Args:
+        name: "wsd" (warm-up, stable, decay; https://arxiv.org/abs/2405.18392), "cosine" or "constant".
+        total_steps: length of the run in optimizer steps.
+        warmup, decay: below 1 a share of the run, from 1 on a number of steps. Only "wsd" has a `decay`.
+        final: factor at the end of "wsd" and "cosine".
+        shape: of the decay of "wsd": "linear", or "sqrt" (1 - sqrt of the share gone by, faster at first).
+
+    Raises:
+        InputError: an unknown name or shape, or phases that do not fit into the run.
+    """
+    if name not in ("wsd", "cosine", "constant"):
+        raise InputError(f"schedule {name!r} is unknown: choose wsd, cosine or constant")
+    if shape not in ("linear", "sqrt"):
+        raise InputError(f"decay shape {shape!r} is unknown: choose linear or sqrt")
+    if total_steps < 1:
+        raise InputError(f"a schedule over {total_steps} steps is empty: give it at least one")
+    warmup_steps, decay_steps = (round(x * total_steps) if x < 1 else round(x) for x in (warmup, decay))
+    used = warmup_steps + (decay_steps if name == "wsd" else 0)
+    if min(warmup_steps, decay_steps) < 0 or used > total_steps:
+        raise InputError(
+            f"warm-up ({warmup:g}) and decay ({decay:g}) do not fit into {total_steps} steps: shorten them"
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps  # the first step already moves
+        if name == "constant":
+            return 1.0
+        if name == "cosine":
+            gone = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * gone))
+        gone = min(1.0, max(0.0, (step - (total_steps - decay_steps)) / max(1, decay_steps)))
+        return final + (1 - final) * (1 - (gone if shape == "linear" else math.sqrt(gone)))
+
+    return factor
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, name: str, total_steps: int, **settings: Any) -> LambdaLR:
+    """`schedule` applied to every parameter group, each from its own rate. Arguments and errors: see `schedule`."""
+    return LambdaLR(optimizer, schedule(name, total_steps, **settings))
+
+
+# Modules that write into the residual stream, by the name families give them: Llama and most since; GPT-2; ModernBERT;
+# GPT-NeoX; OPT. BERT calls several modules `dense`, so its two are told apart by their parent.
+_OUTPUT_PROJECTION = re.compile(
+    r"\.(o_proj|down_proj|c_proj|Wo|out_proj|fc2|dense_4h_to_h)$|\.output\.dense$|\.attention\.dense$"
+)
+
+
+@torch.no_grad()
+def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_std: float = 0.02) -> list[str]:
+    """Initialises a model for the recipe: every layer starts as the identity.
+
+    Projections that write into the residual stream become zero, other matrices inside the layers normal with standard
+    deviation `std` / sqrt(inputs), embeddings and untied output layers normal with `embedding_std`. Biases become zero;
+    norms stay as they are.
+
+    Returns:
+        The names of the modules whose weight is zero now.
+    """
+    zeroed = []
+    for name, kind in parameter_kinds(model).items():
+        weight, (module_name, _, attribute) = model.get_parameter(name), name.rpartition(".")
+        if kind == "scalars":
+            if attribute == "bias":
+                weight.zero_()
+        elif kind != "matrices":
+            weight.normal_(0.0, embedding_std)
+        elif _OUTPUT_PROJECTION.search(f".{module_name}") and re.search(r"\.\d+\.", f".{module_name}"):
+            weight.zero_()
+            zeroed.append(module_name)
+        else:
+            inputs = weight.shape[0] if isinstance(model.get_submodule(module_name), Conv1D) else weight.shape[1]
+            weight.normal_(0.0, std / math.sqrt(inputs))
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()
+    return zeroed
+
+
+class EMA:
+    """Exponential moving average of a model's trainable weights.
+
+    >>> ema = EMA(model, decay=0.98)
+    >>> ...; optimizer.step(); ema.update()
+    >>> with ema.swapped():  # the model carries the averages: evaluate or save it
+    ...     model.save_pretrained("averaged")
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise InputError(f"the decay of the weight average is {decay}: it must be at least 0 and below 1")
+        self.decay = decay
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.averages = {n: p.detach().clone() for n, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the averages towards the weights; once after every optimizer step."""
+        torch._foreach_lerp_(list(self.averages.values()), list(self.parameters.values()), 1 - self.decay)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The model carries the averages inside, and its own weights again afterwards."""
+        own = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self._load(self.averages)
+        try:
+            yield
+        finally:
+            self._load(own)
+
+    @torch.no_grad()
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name."""
+        return dict(self.averages)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over the averages that `state_dict` gave."""
+        for name, average in self.averages.items():
+            average.copy_(state[name])
+
+
+def z_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Mean squared log of the softmax's normaliser over predicted positions (https://arxiv.org/abs/2204.02311).
+
+    Added to the loss with a small weight (1e-4) it keeps logits from drifting. It does not shift labels: for a causal
+    model give it `logits[:, :-1]` and `labels[:, 1:]`.
+
+    Args:
+        logits: (..., vocabulary); labels: (...).
+    """
+    normalisers = torch.logsumexp(logits[labels != ignore_index].float(), dim=-1)
+    return normalisers.square().mean()

@@ -1,0 +1,471 @@
+"""
+Blocks into batches that are a pure function of (seed, step).
+
+    blocks      AAAAAA | AAAADD | CCCC·· | …     from `block_plan`
+    positions   012345 | 012301 | 012301 | …     start again with every piece, so that none sees its neighbour
+
+A batch is a few numbers of blocks, from a permutation that is evaluated at these places alone, and one gather from
+memory-mapped tokens. There is no state: a run resumes at any step at once, and each of many processes computes its own
+rows of the batch.
+"""
+
+import bisect
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerFast
+
+from .block_plan import BlockPlan
+from .data import TokenStore, TokenStream, document_ends, parse_sources
+from .errors import InputError
+
+
+Batch = dict[str, np.ndarray]
+
+# A mixture's sources take turns by a table of about this many entries, so shares are exact to 1 in 10,000.
+_TURNS = 1 << 14
+
+
+def assemble(
+    tokens: np.ndarray,
+    plan: BlockPlan,
+    blocks: np.ndarray,
+    pad_token_id: int,
+    piece_ids: tuple[int, int] | None = None,
+) -> Batch:
+    """
+    Blocks as arrays.
+
+    Args:
+        tokens: A store's tokens.
+        blocks: Numbers of blocks in the plan, (batch,).
+        piece_ids: Put around each piece; the plan must have been made with `extra=2`.
+
+    Returns:
+        `input_ids`, `position_ids` and `sequence_ids`, each (batch, length) int64, and `num_tokens` and `num_bytes` of
+        text, each (batch,) int64. Positions start at 0 in each piece, in the padding too. `sequence_ids` numbers the
+        pieces of a row from 1 and is 0 in padding: know padding by it, never by its id.
+    """
+    first, last = plan.offsets[blocks], plan.offsets[blocks + 1]
+    counts = last - first
+    row_starts = np.cumsum(counts) - counts  # of each row's first segment among all segments of the batch
+    within = np.arange(counts.sum()) - np.repeat(row_starts, counts)
+    segments = np.repeat(first, counts) + within
+    starts, lengths = plan.starts[segments], plan.lengths[segments]
+    begins = np.cumsum(lengths) - lengths
+
+    position_ids = np.arange(len(blocks) * int(lengths[: counts[0]].sum())) - np.repeat(begins, lengths)
+    sequence_ids = np.repeat(np.where(starts < 0, 0, within + 1), lengths)
+    before = 0 if piece_ids is None else 1
+    # Padding reads whatever is there; it is overwritten below.
+    input_ids = tokens.take(np.repeat(starts - before, lengths) + position_ids, mode="clip").astype(np.int64)
+    if piece_ids is not None:
+        input_ids[begins], input_ids[begins + lengths - 1] = piece_ids
+    input_ids[sequence_ids == 0] = pad_token_id
+
+    shape = (len(blocks), -1)
+    sequence_ids = sequence_ids.reshape(shape)
+    return {
+        "input_ids": input_ids.reshape(shape),
+        "position_ids": position_ids.reshape(shape),
+        "sequence_ids": sequence_ids,
+        "num_tokens": np.count_nonzero(sequence_ids, axis=1),
+        "num_bytes": np.add.reduceat(plan.byte_counts[segments], row_starts, dtype=np.int64),
+    }
+
+
+def shorten(batch: Batch, length: int) -> Batch:
+    """Cuts each row into rows of `length` tokens, which must divide the rows' own length. No token is lost."""
+    rows, full_length = batch["input_ids"].shape
+    pieces = full_length // length
+    if full_length % length:
+        raise InputError(f"rows of {full_length} tokens cannot be cut into rows of {length}; it has to divide them")
+    cut = {name: batch[name].reshape(-1, length) for name in ("input_ids", "position_ids", "sequence_ids")}
+    # What goes on from the row before starts again at 0. A piece that starts within the row is behind its column.
+    columns = np.arange(length)
+    position_ids = cut["position_ids"]
+    cut["position_ids"] = np.where(position_ids == position_ids[:, :1] + columns, columns, position_ids)
+    cut["num_tokens"] = np.count_nonzero(cut["sequence_ids"], axis=1)
+    shares = batch["num_bytes"][:, None] * np.arange(pieces + 1) // pieces
+    cut["num_bytes"] = np.diff(shares, axis=1).reshape(-1)
+    cut["rows"] = (batch["rows"][:, None] * pieces + np.arange(pieces)).reshape(-1)
+    return cut
+
+
+def permute(numbers: np.ndarray, size: int, seed: tuple[int, ...]) -> np.ndarray:
+    """
+    Where a random permutation of `range(size)` sends some numbers, without making the others: a Feistel network.
+
+    The network permutes the next power of two; what falls outside of `size` is sent on until it is inside (cycle
+    walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    bits = max(6, (size - 1).bit_length())  # a network of fewer mixes badly
+    low_width, high_width = np.uint64(bits // 2), np.uint64(bits - bits // 2)
+    low_mask = (np.uint64(1) << low_width) - np.uint64(1)
+    result = numbers.astype(np.uint64)
+    outside = np.arange(len(numbers))
+    while len(outside):
+        x = result[outside]
+        high, low = x >> low_width, x & low_mask
+        for add, multiply in _round_keys(seed):
+            high ^= ((low + add) * multiply) >> (np.uint64(64) - high_width)
+            low ^= ((high + multiply) * add) >> (np.uint64(64) - low_width)
+        result[outside] = x = (high << low_width) | low
+        outside = outside[x >= size]
+    return result.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(seed: tuple[int, ...]) -> list[tuple[np.uint64, np.uint64]]:
+    keys = np.random.default_rng(seed).integers(1 << 63, size=(3, 2), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    return [tuple(pair) for pair in keys]
+
+
+class _StoreBlocks:
+    """The blocks of one store, numbered on from epoch to epoch, each epoch in an order of its own."""
+
+    def __init__(self, store: TokenStore, plan: BlockPlan, seed: tuple[int, ...], **layout):
+        self.store, self.plan, self.seed, self.layout = store, plan, seed, layout
+
+    def __len__(self) -> int:
+        """Number of blocks of an epoch."""
+        return len(self.plan)
+
+    def rows(self, numbers: np.ndarray) -> Batch:
+        """Blocks by their running numbers, (batch,), ascending."""
+        epochs = numbers // len(self)
+        blocks = [
+            permute(numbers[epochs == epoch] - epoch * len(self), len(self), (*self.seed, epoch))
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+        return assemble(self.store.tokens, self.plan, np.concatenate(blocks), **self.layout)
+
+
+class _StreamBlocks:
+    """
+    The blocks of a stream: those of its first window, then those of the next, shuffled within each.
+
+    Where windows start is noted in a file as they are found. The notes decide nothing, they only save reading from the
+    beginning: a process gets the same rows with and without them.
+    """
+
+    def __init__(self, stream: TokenStream, make_plan: Callable[[TokenStore], BlockPlan], key: str, seed, **layout):
+        self.stream, self.make_plan, self.seed, self.layout = stream, make_plan, seed, layout
+        self.firsts = [0]  # number of each known window's first block
+        self.positions: list[dict[str, Any] | None] = [None]
+        self.notes = stream.cache_dir / "streams" / f"{stream.key()}-{key}.jsonl"
+        if self.notes.exists():
+            with contextlib.suppress(ValueError):  # a process was killed while it wrote the last line
+                for line in self.notes.read_text().splitlines():
+                    self._learn(**json.loads(line))
+        self.process, self.worker, self.windows = None, None, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process": None, "worker": None, "windows": {}}
+
+    def _learn(self, window: int, first: int, position: dict[str, Any] | None) -> bool:
+        """Takes in where a window starts; False if that was known."""
+        if window != len(self.firsts):
+            return False
+        self.positions.append(position)
+        self.firsts.append(first)
+        return True
+
+    def rows(self, numbers: np.ndarray) -> Batch:
+        """Blocks by their running numbers, (batch,), ascending."""
+        parts = []
+        while len(numbers):
+            index = bisect.bisect_right(self.firsts, int(numbers[0])) - 1
+            window = self._window(index)
+            inside = numbers - self.firsts[index]
+            here = inside < len(window)
+            if here.any():
+                parts.append(window.rows(inside[here]))
+            numbers = numbers[~here]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _window(self, index: int) -> _StoreBlocks:
+        if self.process != os.getpid():  # neither threads nor places in open files survive a fork
+            self.stream.close()
+            self.process, self.worker, self.windows = os.getpid(), ThreadPoolExecutor(1), {}
+        # The next window is made while this one is used.
+        self.windows = {
+            number: self.windows.get(number) or self.worker.submit(self._make_window, number)
+            for number in (index, index + 1)
+        }
+        return self.windows[index].result()
+
+    def _make_window(self, index: int) -> _StoreBlocks:
+        store, following = self.stream.read_window(self.positions[index])
+        blocks = _StoreBlocks(store, self.make_plan(store), (*self.seed, index), **self.layout)
+        note = {"window": index + 1, "first": self.firsts[index] + len(blocks), "position": following}
+        if self._learn(**note):
+            self.notes.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.notes, "a") as file:
+                file.write(json.dumps(note) + "\n")
+        return blocks
+
+
+class PackedBlocks:
+    """
+    Batches of packed documents, each a pure function of (seed, step).
+
+    Args:
+        stores: A store or a stream, or several for a mixture.
+        block_length: Tokens of a block.
+        seed: Decides the order of the blocks.
+        pad_token_id: What fills up blocks. `sequence_ids` tells where, so it need not be an id of its own.
+        weights: Share of the tokens that comes from each store, relative to the others; by default all the same.
+        piece_ids: For stores without ends around documents: two ids, such as cls and sep, to put around each piece.
+        max_padding: See `BlockPlan.of`.
+    """
+
+    def __init__(
+        self,
+        stores: TokenStore | TokenStream | Sequence[TokenStore | TokenStream],
+        block_length: int,
+        *,
+        seed: int = 0,
+        pad_token_id: int = 0,
+        weights: Sequence[float] | None = None,
+        piece_ids: tuple[int, int] | None = None,
+        max_padding: float = 0.01,
+    ):
+        self.block_length, self.seed = block_length, seed
+        self.stores = [stores] if isinstance(stores, (TokenStore, TokenStream)) else list(stores)
+        extra = 0 if piece_ids is None else 2
+        make_plan = functools.partial(BlockPlan.of, block_length=block_length, extra=extra, max_padding=max_padding)
+        layout = {"pad_token_id": pad_token_id, "piece_ids": piece_ids}
+        self._parts = [
+            _StoreBlocks(store, make_plan(store), (seed, number), **layout)
+            if isinstance(store, TokenStore)
+            else _StreamBlocks(store, make_plan, f"{block_length}-{extra}-{max_padding}", (seed, number), **layout)
+            for number, store in enumerate(self.stores)
+        ]
+        shares = np.array(weights or [1.0] * len(self.stores))
+        self._per_turn = np.maximum(1, np.rint(shares / shares.sum() * _TURNS)).astype(np.int64)
+        # Each source is spread evenly over the table, so that every batch has its share of it.
+        source = np.repeat(np.arange(len(shares)), self._per_turn)
+        nth = np.concatenate([np.arange(count) for count in self._per_turn])
+        order = np.argsort((nth + 0.5) / self._per_turn[source], kind="stable")
+        self._turn_source, self._turn_nth = source[order], nth[order]
+
+    @classmethod
+    def from_sources(
+        cls,
+        sources: Any,
+        tokenizer: PreTrainedTokenizerFast,
+        block_length: int,
+        *,
+        wrap: Literal["document", "piece", "none"] = "document",
+        streaming: bool = False,
+        seed: int = 0,
+        max_padding: float = 0.01,
+        **kwargs,
+    ) -> "PackedBlocks":
+        """
+        Tokenised and packed sources: the short way from what a person names to batches.
+
+        Args:
+            sources: What `parse_sources` takes. With weights a mixture; without, each document once per epoch.
+            wrap: Whether bos and eos (cls and sep) go around documents, or around each piece of one, as an encoder
+                wants that always sees them, or nowhere.
+            streaming: Tokenise while training instead of before it.
+            kwargs: For `TokenStore.build` or `TokenStream`.
+        """
+        sources = parse_sources(sources, kwargs.pop("text_field", "text"))
+        make = TokenStream if streaming else TokenStore.build
+        weights = [source.weight for source in sources] if sources[0].weight else None
+        groups = [[source] for source in sources] if weights else [sources]
+        begin, end = document_ends(tokenizer) if wrap == "piece" else ([], [])
+        if wrap == "piece" and not begin:
+            raise InputError("the tokenizer has neither a bos nor a cls token to begin pieces; use wrap='document'")
+        return cls(
+            [make(group, tokenizer, wrap=wrap == "document", **kwargs) for group in groups],
+            block_length,
+            seed=seed,
+            pad_token_id=tokenizer.pad_token_id or 0,
+            weights=weights,
+            piece_ids=(begin[0], end[0]) if wrap == "piece" else None,
+            max_padding=max_padding,
+        )
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Blocks of one epoch, all stores together; `None` if one of them is a stream."""
+        streams = any(isinstance(store, TokenStream) for store in self.stores)
+        return None if streams else sum(map(len, self._parts))
+
+    def epochs(self, num_blocks: int) -> list[float | None]:
+        """How often that many blocks go through each store (`None` for streams)."""
+        shares = num_blocks * self._per_turn / self._per_turn.sum()
+        return [
+            None if isinstance(part, _StreamBlocks) else share / len(part) for share, part in zip(shares, self._parts)
+        ]
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """See `TokenStore.check_vocab`."""
+        for store in self.stores:
+            store.check_vocab(vocab_size)
+
+    def batch(
+        self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1, length: int | None = None
+    ) -> Batch:
+        """
+        The batch of a step, or a process's rows of it.
+
+        Args:
+            batch_size: Number of blocks in the whole batch.
+            rank, world_size: Which of how many processes this is. Their rows, one under the other, are the batch.
+            length: Cut the blocks into rows of this many tokens, which must divide `block_length`. There are the more
+                rows then; the tokens are the same.
+
+        Returns:
+            As of `assemble`.
+        """
+        batch = self.rows(own_rows(step, batch_size, rank, world_size))
+        return batch if length is None else shorten(batch, length)
+
+    def rows(self, numbers: np.ndarray) -> Batch:
+        """
+        Rows by their numbers in the run, (batch,), ascending: row 0 is the first one that is trained on.
+
+        Returns:
+            As of `assemble`, and the numbers as `rows`, so that an objective can draw chance by row.
+        """
+        if len(self._parts) == 1:
+            return {**self._parts[0].rows(numbers), "rows": numbers}
+        rounds, turns = np.divmod(numbers, len(self._turn_source))
+        sources = self._turn_source[turns]
+        within = rounds * self._per_turn[sources] + self._turn_nth[turns]
+        batch = {"rows": numbers}
+        for source in np.unique(sources):
+            of_source = sources == source
+            for name, rows in self._parts[source].rows(within[of_source]).items():
+                batch.setdefault(name, np.empty((len(numbers), *rows.shape[1:]), rows.dtype))[of_source] = rows
+        return batch
+
+
+def own_rows(step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+    """The numbers of the rows that one of many processes has in the batch of a step."""
+    if batch_size % world_size:
+        raise InputError(f"a batch of {batch_size} rows cannot be shared evenly by {world_size} processes")
+    own = batch_size // world_size
+    return np.arange(own) + (step * batch_size + rank * own)
+
+
+@dataclass(frozen=True)
+class LengthSchedule:
+    """
+    Short rows first: cheaper steps while a model learns what needs little context.
+
+    Args:
+        phases: `((0.0, 128), (0.3, 256))` means rows of 128 tokens from the start and of 256 from 30 % of the steps
+            on. The number of tokens in a batch stays the same.
+        block_length: Length of the rows before they are cut.
+    """
+
+    phases: Sequence[tuple[float, int]]
+    block_length: int
+
+    def __post_init__(self):
+        starts = [start for start, _ in self.phases]
+        if not starts or starts[0] != 0 or sorted(set(starts)) != starts or starts[-1] >= 1:
+            raise InputError(f"length schedule {self.phases}: phases must start at 0.0 and rise, below 1.0")
+        for _, length in self.phases:
+            if length < 1 or self.block_length % length:
+                raise InputError(f"length schedule: {length} does not divide the block length, {self.block_length}")
+
+    def length(self, progress: float) -> int:
+        """The length of rows when this share of the steps is done."""
+        return [length for start, length in self.phases if start <= progress][-1]
+
+
+class StepBatches(Dataset):
+    """
+    A run's batches as a dataset whose item i is the batch of step i, for a `DataLoader` or transformers' Trainer.
+
+    With gradient accumulation a step here is a micro step: `num_steps` counts them all, `batch_size` is one's. The
+    rows are the same however a batch is split into micro steps and processes.
+
+    Args:
+        make: Rows by their numbers in the run: `PackedBlocks.rows`.
+        batch_size: Rows of a step, over all processes, before a schedule cuts them.
+        num_steps: Number of steps of the run.
+        schedule: Lengths of rows; by default as `make` gives them.
+        transform: The objective: turns a batch into what the model is called with.
+        rank, world_size: Which of how many processes this is; it gets its part of the rows.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[np.ndarray], Batch],
+        batch_size: int,
+        num_steps: int,
+        *,
+        schedule: LengthSchedule | None = None,
+        transform: Callable[[Batch], dict[str, Any]] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.make, self.num_steps, self.schedule, self.transform = make, num_steps, schedule, transform
+        self.split = functools.partial(own_rows, batch_size=batch_size, rank=rank, world_size=world_size)
+        self.split(0)  # raises now rather than at the first step
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        if not 0 <= step < self.num_steps:
+            raise IndexError(step)
+        batch = self.make(self.split(step))
+        if self.schedule is not None:
+            batch = shorten(batch, self.schedule.length(step / self.num_steps))
+        if self.transform is not None:
+            batch = self.transform(batch)
+        return {name: torch.as_tensor(rows) for name, rows in batch.items()}
+
+    def loader(self, start: int = 0, **kwargs) -> DataLoader:
+        """
+        A loader that gives the batches of steps `start`, `start + 1`, …; `kwargs` as for `DataLoader`.
+
+        In a Trainer, return it from `get_train_dataloader` as it is, not prepared by accelerate: the rows are this
+        process's own already. When a Trainer resumes it skips the steps that are done without making their batches.
+        """
+        return DataLoader(self, batch_size=1, sampler=range(start, len(self)), collate_fn=_only, **kwargs)
+
+
+def _only(items: list[Any]) -> Any:
+    (item,) = items
+    return item
+
+
+def iter_eval_blocks(
+    store: TokenStore,
+    block_length: int,
+    batch_size: int,
+    *,
+    pad_token_id: int = 0,
+    piece_ids: tuple[int, int] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """
+    Every token of a store once, in batches like `PackedBlocks`'; always the same ones.
+
+    Blocks come in the order of the documents (of the first one in each), and no document is cut but at the block
+    length. Processes take turns by batches.
+    """
+    plan = BlockPlan.of(store, block_length, 0 if piece_ids is None else 2, max_padding=1.0)
+    for first in range(rank * batch_size, len(plan), world_size * batch_size):
+        blocks = np.arange(first, min(first + batch_size, len(plan)))
+        yield {**assemble(store.tokens, plan, blocks, pad_token_id, piece_ids), "rows": blocks}

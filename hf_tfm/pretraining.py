@@ -1,0 +1,421 @@
+"""What the pretraining scripts share: the model to train, the Trainer with its data and optimizer, what is shown."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from .configuration_tfm import SIZES, TfmConfig
+from .data import TokenStore, TokenStream, default_cache_dir, file_hash
+from .errors import InputError
+from .objectives import SentencePairs
+from .optim import build_optimizer, build_scheduler, describe_optimizer, zero_init_output_projections
+from .packing import PackedBlocks, StepBatches, iter_eval_blocks
+from .record import RECORD_FILE, RunRecord, write_model_folder
+from .sources import list_files, parse_sources
+from .trainer import RunTrainer
+
+
+def fast_bf16() -> bool:
+    """Whether this machine multiplies bf16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+@dataclass
+class PretrainArguments:
+    """Fields of both pretraining scripts."""
+
+    data: list[str] = field(metadata={"help": "text to train on: files, folders, globs, hub:NAME; @WEIGHT mixes them"})
+    validation_data: list[str] = field(metadata={"help": "text to measure bits per byte or masked loss on"})
+    tokenizer: str = field(metadata={"help": "folder of the tokenizer (training/train_tokenizer.py makes one)"})
+    model: str = field(
+        default="tiny",
+        metadata={
+            "help": "what to train: a preset (tiny, small, …), a look-alike at a size (gpt2/tiny), a config.json of "
+            "any architecture, or a model folder to go on from"
+        },
+    )
+    model_overrides: str = field(
+        default="{}", metadata={"help": 'fields of the configuration as JSON: {"qk_norm": false}'}
+    )
+    text_field: str = field(default="text", metadata={"help": "the field or column that holds the text"})
+    streaming: bool = field(default=False, metadata={"help": "tokenise while training, for text that fits on no disk"})
+    block_length: int = field(default=256, metadata={"help": "tokens in a row"})
+    validation_tokens: int = field(default=200_000, metadata={"help": "at most this many tokens are measured"})
+    optimizer: str = field(default="muon", metadata={"help": "muon (with AdamW for embeddings and norms) or adamw"})
+    embedding_learning_rate: float | None = field(default=None, metadata={"help": "of the embeddings; by optimizer"})
+    schedule: str = field(default="wsd", metadata={"help": "wsd (warm-up, stable, decay), cosine or constant"})
+    warmup: float = field(default=0.05, metadata={"help": "share of the run (below 1) or steps"})
+    decay: float = field(default=0.5, metadata={"help": "share of the run at its end over which wsd decays"})
+    zero_init: bool = field(default=True, metadata={"help": "start with zero output projections (new models only)"})
+    cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
+    license: str | None = field(default=None, metadata={"help": "licence of the model, for its card"})
+
+
+@dataclass
+class PretrainTrainingArguments(TrainingArguments):
+    """transformers' arguments with the defaults of a pretraining run."""
+
+    output_dir: str = "runs/pretrained"
+    learning_rate: float | None = None
+    max_steps: int = 1000
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 16
+    weight_decay: float | None = None
+    max_grad_norm: float = 1.0
+    logging_steps: float = 20
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 0.2
+    save_strategy: str = "steps"
+    save_steps: float = 0.1
+    save_total_limit: int | None = 2
+    include_num_input_tokens_seen: str | bool = True
+    bf16: bool = fast_bf16()
+    use_cpu: bool = not torch.cuda.is_available()
+    disable_tqdm: bool | None = True
+    report_to: None | str | list[str] = "none"
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises `InputError` if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: no tokenizer there ({reason}); training/train_tokenizer.py makes one") from error
+
+
+def build_model(
+    auto_class: Any,
+    config_class: type[TfmConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    script: PretrainArguments,
+) -> tuple[PreTrainedModel, bool]:
+    """
+    The model to train, and whether it is new (its weights are random).
+
+    Args:
+        auto_class: the Auto class of the head, as `AutoModelForCausalLM`.
+        config_class: family of the presets.
+        tokenizer: decides vocabulary size and special tokens of a new model.
+        script: `model` (a preset, `lookalike/size`, a `config.json` of any architecture, or a model folder),
+            `model_overrides` (fields of the configuration as JSON) and `block_length`, the longest row.
+
+    Raises:
+        InputError: the specification is unknown, the tokenizer has more tokens than the model, or rows are longer than
+            the model's positions.
+    """
+    spec, path = script.model, Path(script.model)
+    try:
+        overrides = json.loads(script.model_overrides)
+    except ValueError as error:
+        raise InputError(f'model_overrides is not JSON ({error}); write it as {{"field": value}}') from error
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None)
+        for name in ("pad", "bos", "eos", "cls", "sep", "mask")
+    }
+    fields = {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
+    try:
+        if path.is_dir() and any(path.glob("*.safetensors*")):
+            model, is_new = auto_class.from_pretrained(spec, dtype=torch.float32, **overrides), False
+        elif path.exists():
+            config = AutoConfig.from_pretrained(spec, **{**fields, **overrides})
+            model, is_new = auto_class.from_config(config), True
+        else:
+            lookalike, _, size = spec.partition("/")
+            known = {name: value for name, value in fields.items() if hasattr(config_class, name)}
+            defaults = {"max_position_embeddings": max(script.block_length, 1024)} if lookalike in SIZES else {}
+            config = config_class.preset(lookalike, size or None, **{**defaults, **known, **overrides})
+            model, is_new = auto_class.from_config(config), True
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"model {spec}: {' '.join(str(error).split())}") from error
+    check_fit(model, tokenizer, script.block_length)
+    if is_new and script.zero_init:
+        zero_init_output_projections(model)
+    return model, is_new
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    """Raises `InputError` if the tokenizer or the length of a row do not go with the model."""
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {embeddings} embeddings: it is another model's; use "
+            "the tokenizer from the model's own folder"
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise InputError(
+            f"rows of {length} tokens are longer than the model's {positions} positions: lower the length or raise "
+            "max_position_embeddings"
+        )
+
+
+@dataclass
+class PretrainData:
+    """What a run reads: training batches by number, evaluation batches, and the facts about both for the record."""
+
+    train: Dataset
+    evaluation: list[dict[str, Any]]
+    facts: list[dict[str, Any]]
+    tokens_per_step: int
+    bytes_per_token: float
+
+
+def prepare_data(
+    script: PretrainArguments,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    objective: Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]],
+    evaluation_objective: Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]] | None = None,
+) -> PretrainData:
+    """
+    Tokenise (or find tokenised) both texts, pack the training text, and make the batches to measure.
+
+    Args:
+        objective: batch to inputs and labels; `evaluation_objective` where it differs. A tokenizer with a cls token
+            has it, and sep, around each piece of text; one without has bos and eos around each document.
+
+    Raises:
+        InputError: what `TokenStore.build` raises, or ids that the model has no embedding for.
+    """
+    piece_ids = None if tokenizer.cls_token_id is None else (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    wrap = "document" if piece_ids is None else "piece"
+    reading = dict(text_field=script.text_field, cache_dir=script.cache_dir)
+    blocks = PackedBlocks.from_sources(
+        script.data,
+        tokenizer,
+        script.block_length,
+        wrap=wrap,
+        streaming=script.streaming,
+        seed=args.data_seed or args.seed,
+        **reading,
+    )
+    validation = TokenStore.build(script.validation_data, tokenizer, wrap=wrap == "document", **reading)
+    for store in (blocks, validation):
+        store.check_vocab(model.get_input_embeddings().weight.shape[0])
+
+    rows = args.per_device_train_batch_size * args.world_size
+    micro_steps = args.max_steps * args.gradient_accumulation_steps
+    shares = {"rank": args.process_index, "world_size": args.world_size}
+    batches = StepBatches(blocks.rows, rows, micro_steps, transform=objective, **shares)
+
+    evaluation, measured = [], 0
+    packing = dict(pad_token_id=tokenizer.pad_token_id, piece_ids=piece_ids)
+    for batch in iter_eval_blocks(validation, script.block_length, args.per_device_eval_batch_size, **packing):
+        if measured >= script.validation_tokens:
+            break
+        batch["rows"] = len(evaluation) * args.per_device_eval_batch_size + np.arange(len(batch["input_ids"]))
+        inputs = (evaluation_objective or objective)(batch)
+        evaluation.append({**inputs, "num_bytes": int(batch["num_bytes"].sum())})
+        measured += int(batch["num_tokens"].sum())
+    return PretrainData(
+        train=batches,
+        evaluation=evaluation,
+        facts=[
+            *describe_text("train", script.data, blocks.stores, script),
+            *describe_text("validation", script.validation_data, [validation], script),
+        ],
+        tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
+        bytes_per_token=validation.num_bytes / validation.num_tokens,
+    )
+
+
+def prepare_pairs(
+    script: PretrainArguments,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    objective: Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]],
+    evaluation_objective: Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]],
+) -> PretrainData:
+    """As `prepare_data`, with rows that are pairs of segments for a sentence task."""
+    reading = dict(text_field=script.text_field, cache_dir=script.cache_dir, wrap=False)
+    stores = [TokenStore.build(data, tokenizer, **reading) for data in (script.data, script.validation_data)]
+    for store in stores:
+        store.check_vocab(model.get_input_embeddings().weight.shape[0])
+    pairs = [
+        SentencePairs(s, tokenizer, script.block_length, task=script.sentence_task, seed=args.seed) for s in stores
+    ]
+    rows = args.per_device_train_batch_size * args.world_size
+    evaluated = args.per_device_eval_batch_size
+    numbers = np.arange(-(-script.validation_tokens // script.block_length))
+    batches = [pairs[1].batch(numbers[i : i + evaluated]) for i in range(0, len(numbers), evaluated)]
+    shares = {"rank": args.process_index, "world_size": args.world_size}
+    micro_steps = args.max_steps * args.gradient_accumulation_steps
+    return PretrainData(
+        train=StepBatches(pairs[0].batch, rows, micro_steps, transform=objective, **shares),
+        evaluation=[{**evaluation_objective(batch), "num_bytes": 0} for batch in batches],
+        facts=[
+            *describe_text("train", script.data, stores[:1], script),
+            *describe_text("validation", script.validation_data, stores[1:], script),
+        ],
+        tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
+        bytes_per_token=stores[0].num_bytes / stores[0].num_tokens,
+    )
+
+
+def describe_text(
+    split: str, locations: list[str], stores: list[TokenStore | TokenStream], script: PretrainArguments
+) -> list[dict[str, Any]]:
+    """The facts about a text for the run record: names without folders, hashes, counts where it was read whole."""
+    sources = parse_sources(locations, script.text_field)
+    files = [file.path for source in sources if not source.hub for file in list_files(source)]
+    facts = {
+        "name": ", ".join([*(path.name for path in files), *(source.location for source in sources if source.hub)]),
+        "split": split,
+        "sha256": ", ".join(file_hash(path, Path(script.cache_dir or default_cache_dir())) for path in files),
+    }
+    whole = [store for store in stores if isinstance(store, TokenStore)]
+    if len(whole) == len(stores):
+        facts |= {
+            "documents": sum(map(len, whole)),
+            "bytes": sum(store.num_bytes for store in whole),
+            "tokens": sum(store.num_tokens for store in whole),
+        }
+    return [facts]
+
+
+class PretrainTrainer(RunTrainer):
+    """
+    Trainer over batches that are a pure function of their number.
+
+    Args:
+        data: training batches by number, and the batches to measure, the same at every evaluation.
+        script: the script's arguments: optimizer, rates and schedule.
+    """
+
+    def __init__(self, *args, data: PretrainData, script: PretrainArguments, **kwargs):
+        datasets = {"train_dataset": data.train, "eval_dataset": data.evaluation}
+        super().__init__(*args, **datasets, bytes_per_token=data.bytes_per_token, **kwargs)
+        self.data = data
+        self.script = script
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self.train_dataset.loader()
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            rates = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
+            self.optimizer = build_optimizer(
+                model or self.model, self.script.optimizer, embedding_lr=self.script.embedding_learning_rate, **rates
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> torch.optim.lr_scheduler.LambdaLR:
+        if self.lr_scheduler is None:
+            s = self.script
+            self.lr_scheduler = build_scheduler(
+                optimizer or self.optimizer, s.schedule, num_training_steps, warmup=s.warmup, decay=s.decay
+            )
+        return self.lr_scheduler
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Mean loss over the predicted tokens of all batches, and bits per byte where every token is predicted."""
+        self.model.eval()
+        started, nats, predicted, text_bytes = time.time(), 0.0, 0, 0
+        for batch in self.data.evaluation:
+            inputs = self._prepare_inputs({name: value for name, value in batch.items() if name != "num_bytes"})
+            labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+            count = int((labels != -100).sum())
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                nats += float(self.model(**inputs).loss) * count
+            predicted += count
+            text_bytes += batch["num_bytes"]
+        metrics = {f"{metric_key_prefix}_loss": nats / predicted}
+        if self._loss_shifts_labels:
+            metrics[f"{metric_key_prefix}_bits_per_byte"] = nats / text_bytes / math.log(2)
+        metrics[f"{metric_key_prefix}_predicted_tokens"] = predicted
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.model.train()
+        return metrics
+
+
+def refuse_finished(output_dir: str) -> None:
+    """Raises `InputError` if the output folder holds a finished run already."""
+    if (Path(output_dir) / RECORD_FILE).exists():
+        raise InputError(f"{output_dir}: holds a finished run already; choose another --output_dir or delete it")
+
+
+def report_start(trainer: PretrainTrainer, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say what will be trained, and show the first row with what is predicted in it."""
+    model, data, args = trainer.model, trainer.data, trainer.args
+    embedding = model.get_input_embeddings().weight.numel()
+    steps, tokens = args.max_steps, data.tokens_per_step * args.max_steps
+    print(f"model      {type(model).__name__}, {model.num_parameters():,} parameters, {embedding:,} of them embeddings")
+    print(f"weights    {'new' if is_new else f'from {trainer.script.model}'}")
+    for fact in data.facts:
+        counts = [f"{fact[unit]:,} {unit}" for unit in ("documents", "tokens", "bytes") if unit in fact]
+        print(f"{fact['split']:10} {', '.join(counts or [fact['name']])}")
+    print(f"steps      {steps:,} of {data.tokens_per_step:,} tokens: {tokens:,}")
+    print("optimizer  " + describe_optimizer(trainer.create_optimizer()).replace("\n", "\n           "))
+    seconds = time_step(trainer)
+    precision = "bf16" if args.bf16 else "fp32"
+    print(f"time       about {steps * seconds / 60:.1f} minutes at {seconds:.2f} s a step in {precision}")
+    print("example    " + marked_example(data.train[0], tokenizer), flush=True)
+
+
+def time_step(trainer: PretrainTrainer) -> float:
+    """Seconds that forward and backward of a step take, measured on the first batch; nothing is changed by it."""
+    random_state = torch.get_rng_state()
+    inputs = trainer._prepare_inputs(trainer.data.train[0])
+    trainer.model.train()
+    for _ in range(2):  # the first pays for allocations
+        started = time.time()
+        with trainer.accelerator.autocast():
+            loss = trainer.model(**inputs).loss
+        loss.backward()
+        trainer.model.zero_grad()
+    torch.set_rng_state(random_state)
+    return (time.time() - started) * trainer.args.gradient_accumulation_steps
+
+
+def marked_example(inputs: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase, tokens: int = 48) -> str:
+    """The start of a batch's first row; ⟦what is predicted⟧, or ⟦what stands there → what is predicted⟧."""
+    ids, labels = inputs["input_ids"][0, :tokens].tolist(), inputs["labels"][0, :tokens].tolist()
+    parts, start = [], 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or (labels[end] == -100) != (labels[start] == -100):
+            shown, hidden = tokenizer.decode(ids[start:end]), [label for label in labels[start:end] if label != -100]
+            if not hidden:
+                parts.append(shown)
+            else:
+                predicted = tokenizer.decode(hidden)
+                parts.append(f"⟦{predicted}⟧" if predicted == shown else f"⟦{shown} → {predicted}⟧")
+            start = end
+    return "".join(parts).replace("\n", "⏎")
+
+
+def report_end(
+    trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, record: RunRecord, results: dict[str, float]
+) -> None:
+    """Write the model folder with its record and say where it is and how to load it."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    record["license"] = trainer.script.license
+    record["data"] = trainer.data.facts
+    record["tokens"] = trainer.data.tokens_per_step * args.max_steps
+    record["tokens_per_step"] = trainer.data.tokens_per_step
+    record["results"] = {name.removeprefix("eval_"): value for name, value in results.items() if "runtime" not in name}
+    record.add_model(model)
+    record.add_training(trainer.state)
+    if not trainer.is_world_process_zero():
+        return
+    write_model_folder(Path(args.output_dir), model, tokenizer, record)
+    auto_class = next(name for name, ref in model.config.auto_map.items() if ref.endswith(type(model).__name__))
+    print("\nresult     " + ", ".join(f"{name} {value:.4g}" for name, value in record["results"].items()))
+    print(f"model      {args.output_dir}")
+    print(f'load it    {auto_class}.from_pretrained("{args.output_dir}", trust_remote_code=True)')

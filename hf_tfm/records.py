@@ -1,0 +1,162 @@
+"""Labelled records for fine-tuning: read, checked and split. Every complaint names the file and the record."""
+
+import hashlib
+import io
+import random
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+from zipfile import ZipFile
+
+from .errors import InputError
+from .sources import _DECOMPRESS, _READERS, Source, TextFile, list_files, readable
+
+
+class Records(list):
+    """
+    The records of one split as dictionaries.
+
+    Attributes:
+        path: where they were read from.
+        places: where each stands, `file, line 3`, for messages.
+    """
+
+    def __init__(self, records: Iterable[dict[str, Any]], places: Iterable[str], path: str):
+        super().__init__(records)
+        self.places = list(places)
+        self.path = path
+
+    def subset(self, numbers: Iterable[int]) -> "Records":
+        numbers = list(numbers)
+        return Records([self[n] for n in numbers], [self.places[n] for n in numbers], self.path)
+
+    def values(self, field: str, option: str) -> list[Any]:
+        """
+        One field of all records.
+
+        Raises:
+            InputError: a record lacks the field (`option` is what names it on the command line), or holds null in it.
+        """
+        values = []
+        for record, place in zip(self, self.places):
+            if field not in record:
+                there = ", ".join(map(str, record)) or "nothing"
+                raise InputError(f"{place}: no field {field!r}, there are {there}: name the right one with --{option}")
+            value = record[field]
+            if value is None or value != value:  # NaN
+                raise InputError(f"{place}: field {field!r} is {'null' if value is None else value}; mend or drop it")
+            values.append(value)
+        return values
+
+    def texts(self, field: str, option: str) -> list[str]:
+        """A text field of all records. Raises `InputError` where it is missing, blank or no text."""
+        texts = self.values(field, option)
+        for text, place in zip(texts, self.places):
+            if not isinstance(text, str):
+                raise InputError(f"{place}: field {field!r} is a {type(text).__name__}, not text; mend or drop it")
+            if not text.strip():
+                raise InputError(f"{place}: field {field!r} is blank; mend or drop this record")
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise InputError(f"{place}: field {field!r} has half of a surrogate pair; mend or drop this record")
+        return texts
+
+
+def read_records(path: str | Path) -> Records:
+    """
+    All records of a file: .jsonl, .json (an array or lines), .csv, .tsv or .parquet, also compressed or in a .zip.
+
+    Raises:
+        InputError: the file is missing, damaged, of an unknown kind or without records; the message names the line.
+    """
+    records, places = [], []
+    for file in list_files(Source(str(path))):
+        for place, record in _read(file):
+            if not isinstance(record, Mapping):
+                raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
+            if None in record:
+                raise InputError(f"{place}: has more cells than the header names; quote cells that hold the separator")
+            records.append(dict(record))
+            places.append(place)
+    if not records:
+        raise InputError(f"{path}: holds no records")
+    return Records(records, places, str(path))
+
+
+def _read(file: TextFile) -> Iterator[tuple[str, Any]]:
+    suffix, packed = file.suffixes
+    with ExitStack() as stack, readable(file):
+        if file.member is None:
+            stream: BinaryIO = stack.enter_context(open(file.path, "rb"))
+        else:
+            stream = stack.enter_context(stack.enter_context(ZipFile(file.path)).open(file.member))
+        if packed:
+            stream = io.BufferedReader(stack.enter_context(_DECOMPRESS[packed](stream)), 1 << 20)
+        if suffix == ".txt":
+            raise InputError(f"{file}: plain text has no fields; give .jsonl, .json, .csv, .tsv or .parquet")
+        if suffix == ".parquet":
+            yield from _read_parquet(stream, file)
+        else:
+            yield from _READERS[suffix](stream, file, "")
+
+
+def _read_parquet(stream: BinaryIO, file: TextFile) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(stream).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise OSError(error) from None
+    for number, row in enumerate(rows, 1):
+        yield f"{file}, record {number}", row
+
+
+def carve(
+    records: Records, fraction: float, seed: int, keys: Sequence[Hashable], strata: Sequence[Hashable] | None = None
+) -> tuple[Records, Records]:
+    """
+    What stays and a random share for validation, the same for the same seed.
+
+    Args:
+        fraction: the share to carve out, between 0 and 1.
+        keys: records with equal keys (the same text twice) go to the same side.
+        strata: the share is taken from each stratum (label), none of which is ever emptied.
+
+    Raises:
+        InputError: there are too few records for the share to hold any.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"validation_fraction {fraction} must lie between 0 and 1")
+    groups: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    by_stratum: dict[Hashable, list[list[int]]] = {}
+    for group in groups.values():
+        by_stratum.setdefault(strata[group[0]] if strata else None, []).append(group)
+    draw = random.Random(seed)
+    carved: set[int] = set()
+    for several in by_stratum.values():
+        draw.shuffle(several)
+        for group in several[: min(round(fraction * len(several)), len(several) - 1)]:
+            carved.update(group)
+    if not carved:
+        raise InputError(
+            f"{records.path}: {len(records)} records are too few to carve {fraction:.0%} out for validation: give a "
+            "--validation_file or a larger --validation_fraction"
+        )
+    stay = (number for number in range(len(records)) if number not in carved)
+    return records.subset(stay), records.subset(sorted(carved))
+
+
+def data_facts(split: str, records: Records) -> dict[str, Any]:
+    """What the run record says about a split: the file's name with its folder's, records, SHA-256 of the file."""
+    path = Path(records.path)
+    facts = {"name": "/".join(path.absolute().parts[-2:]), "split": split, "records": len(records)}
+    if path.is_file():
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        facts["sha256"] = digest.hexdigest()
+    return facts

@@ -1,0 +1,446 @@
+"""
+Reads documents: from files, folders, archives and datasets of the Hub, in constant memory.
+
+Whatever a person can get wrong here (a missing file, another field name, a damaged archive, a record without text)
+ends in one line that says where it is and how to mend it.
+"""
+
+import bz2
+import csv
+import glob
+import gzip
+import io
+import itertools
+import json
+import lzma
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from .errors import InputError
+
+
+# A text file may be one document of any size. Past this many characters it is cut at a line end.
+MAX_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    One place that text comes from.
+
+    Args:
+        location: A file, a folder (read recursively), a glob, or a dataset of the Hub as `hub:NAME[:CONFIG[:SPLIT]]`.
+            Files are .jsonl, .json (an array or lines), .csv, .tsv, .parquet and .txt, or any of these with .gz, .bz2,
+            .xz, .zst behind it or inside a .zip.
+        weight: Share of the tokens of a mixture, relative to the other sources' weights. `None` for all sources:
+            every document once per epoch, whichever source it is from.
+        text_field: The field or column that holds the text.
+        split: Which part of a Hub dataset or of a folder. In a folder, files named for a split (`test.jsonl`,
+            `valid-0001.parquet`, `dev/…`) belong to it, all others to "train".
+        name: How the source is called in reports; by default the location.
+        sample_by: What is a document in a .txt file: "document" (the whole file), "paragraph" (set apart by blank
+            lines) or "line".
+        limit: Read this many documents at most.
+    """
+
+    location: str
+    weight: float | None = None
+    text_field: str = "text"
+    split: str = "train"
+    name: str = ""
+    sample_by: str = "document"
+    limit: int | None = None
+
+    def __post_init__(self):
+        if self.weight is not None and not (isinstance(self.weight, (int, float)) and 0 < self.weight < float("inf")):
+            raise InputError(f"source {self.location}: weight {self.weight} is not a positive number")
+        if self.sample_by not in ("document", "paragraph", "line"):
+            raise InputError(
+                f"source {self.location}: sample_by {self.sample_by!r} must be document, paragraph or line"
+            )
+        if self.limit is not None and not (isinstance(self.limit, int) and self.limit > 0):
+            raise InputError(f"source {self.location}: limit {self.limit} is not a number of documents, 1 or more")
+        if not self.name:
+            object.__setattr__(self, "name", self.location)
+
+    @property
+    def hub(self) -> tuple[str, str | None, str] | None:
+        """Name, configuration and split of a Hub dataset; `None` for files."""
+        if not self.location.startswith("hub:"):
+            return None
+        name, config, split = (self.location[4:].split(":") + ["", ""])[:3]
+        return name, config or None, split or self.split
+
+
+def parse_source(spec: str | Path | Mapping[str, Any] | Source, text_field: str = "text") -> Source:
+    """
+    A source from its short form `[NAME=]LOCATION[#FIELD][@WEIGHT]`, or from a mapping of `Source`'s fields.
+
+        data/books                      a folder, weight not given
+        data/wiki.jsonl.gz@0.7          7 of 10 tokens, if the other weights sum to 0.3
+        code=src/*.parquet#content@0.3  named "code", the text in the column "content"
+        hub:roneneldan/TinyStories::validation
+
+    A string that names an existing file or folder is taken as it stands, whatever characters it has.
+    """
+    if isinstance(spec, Source):
+        return spec
+    if isinstance(spec, Mapping):
+        known = [field.name for field in fields(Source)]
+        if "location" not in spec or not set(spec) <= set(known):
+            raise InputError(f"source {dict(spec)}: needs location, may have {', '.join(known[1:])}")
+        return Source(**{"text_field": text_field, **spec})
+    spec = os.fspath(spec)
+    if os.path.exists(spec):
+        return Source(spec, text_field=text_field)
+    name, location, field, weight = re.fullmatch(
+        r"(?:([\w.-]+)=)?(.*?)(?:#([^#@/]+))?(?:@([\d.eE+-]+))?", spec, flags=re.DOTALL
+    ).groups()
+    try:
+        share = None if weight is None else float(weight)
+    except ValueError:
+        raise InputError(f"source {spec!r}: {weight!r} behind the @ is not a number") from None
+    return Source(location, weight=share, text_field=field or text_field, name=name or "")
+
+
+def parse_sources(specs: Any, text_field: str = "text") -> list[Source]:
+    """Sources from one or several of what `parse_source` takes. Either all of them have a weight, or none has."""
+    several = isinstance(specs, Iterable) and not isinstance(specs, (str, Mapping))
+    sources = [parse_source(spec, text_field) for spec in (specs if several else [specs])]
+    if not sources:
+        raise InputError("no source of text given: name a file, a folder or a hub: dataset")
+    without = [source.name for source in sources if source.weight is None]
+    if without and len(without) < len(sources):
+        raise InputError(f"source {without[0]} has no weight but others have: give @WEIGHT to all sources or to none")
+    return sources
+
+
+class TextFile(NamedTuple):
+    """A file of text, perhaps inside a zip archive."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
+
+    @property
+    def suffixes(self) -> tuple[str, str]:
+        """The suffix that tells the format, and that of the compression ("" if there is none)."""
+        suffixes = Path(self.member or self.path).suffixes[-2:]
+        packed = suffixes.pop().lower() if suffixes and suffixes[-1].lower() in _DECOMPRESS else ""
+        return (suffixes[-1].lower() if suffixes else ""), packed
+
+
+def list_files(source: Source) -> list[TextFile]:
+    """The files of a source, sorted by path. Raises `InputError` if there is none."""
+    location = os.path.expanduser(source.location)
+    if os.path.isfile(location):
+        found, explicit = [Path(location)], True
+    elif os.path.isdir(location):
+        inside = (path for path in sorted(Path(location).rglob("*")) if path.is_file())
+        found = [path for path in inside if _belongs(path.relative_to(location), source.split)]
+        explicit = False
+    else:
+        found, explicit = [Path(path) for path in sorted(glob.glob(location, recursive=True))], True
+        found = [path for path in found if path.is_file()]
+        if not found:
+            raise InputError(
+                f"{source.location}: no such file, folder or glob; a dataset of the Hub is written hub:NAME"
+            )
+
+    files = []
+    for path in found:
+        if path.suffix.lower() == ".zip":
+            with readable(path), zipfile.ZipFile(path) as archive:
+                names = [name for name in sorted(archive.namelist()) if _belongs(Path(name), source.split)]
+            files += [file for name in names if (file := TextFile(path, name)).suffixes[0] in _READERS]
+        elif TextFile(path).suffixes[0] in _READERS:
+            files.append(TextFile(path))
+        elif explicit:
+            raise InputError(f"{path}: unknown kind of file; the name must end in {_known_suffixes()}")
+    if not files:
+        raise InputError(
+            f"{source.location}: holds no file of the {source.split!r} split whose name ends in {_known_suffixes()}"
+        )
+    return files
+
+
+def _belongs(path: Path, split: str) -> bool:
+    """Whether a file of a folder is of the split, by its name or a folder's; hidden files belong to none."""
+    if any(part.startswith(".") for part in path.parts):
+        return False
+    aliases = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test", "training": "train"}
+    for part in reversed(path.parts):
+        word = re.match(r"[a-z]*", part.lower()).group()
+        rest = part[len(word) :]
+        word = aliases.get(word, word)
+        if word in ("train", "validation", "test") and (not rest or rest[0] in "-_."):
+            return word == aliases.get(split, split)
+    return split == "train"
+
+
+def _known_suffixes() -> str:
+    return ", ".join(_READERS) + f" (also with {', '.join(_DECOMPRESS)}) or .zip"
+
+
+@contextmanager
+def readable(label: object) -> Iterator[None]:
+    """Turns what damaged or unreadable files raise into one line."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(
+            f"{label}: is not UTF-8 text (byte 0x{byte:02x}); convert it, for instance with `iconv -t utf-8`"
+        ) from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, csv.Error) as error:
+        # RuntimeError: an encrypted zip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{label}: cannot be read ({reason}); mend the file or fetch it again") from None
+
+
+def _zstd(stream: BinaryIO) -> BinaryIO:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(stream, "zstd")
+
+
+_DECOMPRESS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
+
+
+def read_file(file: TextFile, source: Source) -> Iterator[str]:
+    """The texts of one file. Raises `InputError` with the file and the line or record where it is broken."""
+    suffix, packed = file.suffixes
+    with ExitStack() as stack, readable(file):
+        if file.member is None:
+            stream = stack.enter_context(open(file.path, "rb"))
+        else:
+            stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(file.path)).open(file.member))
+        if packed:
+            stream = io.BufferedReader(stack.enter_context(_DECOMPRESS[packed](stream)), 1 << 20)
+        if suffix == ".txt":
+            yield from _read_txt(stream, file, source.sample_by)
+        else:
+            for place, record in _READERS[suffix](stream, file, source.text_field):
+                yield _text_of(record, source.text_field, place)
+
+
+def _text_of(record: Any, field: str, place: str) -> str:
+    if not isinstance(record, Mapping):
+        raise InputError(f"{place}: is a {type(record).__name__}, not an object with a field {field!r}")
+    if field not in record:
+        there = ", ".join(map(str, record)) or "nothing"
+        raise InputError(f"{place}: no field {field!r}; it has {there}: name the right one as text_field")
+    text = record[field]
+    if not isinstance(text, str):
+        kind = "null" if text is None else f"a {type(text).__name__}"
+        raise InputError(f"{place}: field {field!r} is {kind}, not text; mend or drop this record")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: field {field!r} has half of a surrogate pair; mend or drop this record") from None
+    return text
+
+
+def _read_jsonl(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(stream, 1):
+        place = f"{file}, line {number}"
+        with readable(place):
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        if text and not text.isspace():
+            try:
+                yield place, json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{place}: broken JSON ({error}); mend or drop this line") from None
+
+
+def _read_json(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[str, Any]]:
+    """An array of records, parsed one record at a time; or else one record a line."""
+    stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
+    if not stream.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        yield from _read_jsonl(stream, file, field)
+        return
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    buffer, at, number = text.read(MAX_CHARACTERS).lstrip()[1:], 0, 1
+    while True:
+        at = between.match(buffer, at).end()
+        if buffer.startswith("]", at):
+            return
+        try:
+            record, at = decoder.raw_decode(buffer, at)
+        except (ValueError, RecursionError) as error:
+            # Either the record goes on beyond what has been read, or it is broken.
+            more = text.read(max(MAX_CHARACTERS, len(buffer) - at))
+            if not more or len(buffer) - at > 64 * MAX_CHARACTERS:
+                raise InputError(f"{file}, record {number}: broken JSON ({error.args[0].split(':')[0]})") from None
+            buffer, at = buffer[at:] + more, 0
+            continue
+        yield f"{file}, record {number}", record
+        number += 1
+
+
+def _read_csv(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # the default forbids texts over 128 KiB
+    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    rows = csv.DictReader(lines, delimiter="\t" if file.suffixes[0] == ".tsv" else ",", strict=True)
+    for row in rows:
+        yield f"{file}, line {rows.line_num}", row
+
+
+def _read_parquet(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(stream)
+        names = table.schema_arrow.names
+        if field not in names:
+            yield str(file), dict.fromkeys(names)
+        numbers = itertools.count(1)
+        for batch in table.iter_batches(batch_size=256, columns=[field]):
+            for number, text in zip(numbers, batch.column(0).to_pylist()):
+                yield f"{file}, record {number}", {field: text}
+    except pyarrow.ArrowException as error:
+        raise OSError(error) from None
+
+
+def _read_txt(stream: BinaryIO, file: TextFile, sample_by: str) -> Iterator[str]:
+    lines = io.TextIOWrapper(stream, encoding="utf-8-sig")
+    if sample_by == "line":
+        texts = (line.rstrip("\n") for line in lines)
+    elif sample_by == "paragraph":
+        groups = itertools.groupby(lines, key=str.isspace)
+        texts = ("".join(group).rstrip("\n") for blank, group in groups if not blank)
+    else:
+        texts = _cut_stream(lines)
+    for text in texts:
+        if "\0" in text:
+            raise InputError(f"{file}: is not text (it has zero bytes); leave it out")
+        yield text
+
+
+def _cut_stream(lines: io.TextIOWrapper) -> Iterator[str]:
+    rest = ""
+    while chunk := lines.read(MAX_CHARACTERS):
+        *whole, rest = cut_text(rest + chunk)
+        yield from whole
+    if rest:
+        yield rest
+
+
+def cut_text(text: str) -> list[str]:
+    """Cuts a text into parts of at most `MAX_CHARACTERS`, at line ends, else at spaces, else anywhere."""
+    parts, start = [], 0
+    while len(text) - start > MAX_CHARACTERS:
+        half, full = start + MAX_CHARACTERS // 2, start + MAX_CHARACTERS
+        end = text.rfind("\n", half, full) + 1 or text.rfind(" ", half, full) + 1 or full
+        parts.append(text[start:end])
+        start = end
+    return [*parts, text[start:]]
+
+
+_READERS = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+    ".txt": _read_txt,
+}
+
+
+class DocumentStream:
+    """
+    Iterates over the documents of sources, one source after the other, and knows where it is.
+
+    `position()` after a document is a small JSON-able dictionary; a new stream that is given it goes on with the next
+    document. Files before the position are not opened, within its file records are skipped.
+    """
+
+    def __init__(self, sources: Sequence[Source], position: Mapping[str, Any] | None = None):
+        self.sources = sources
+        self._at = {"source": 0, "documents": 0, "file": 0, "record": 0, **(position or {})}
+        self._hub_state = self._at.pop("hub", None)
+        self._hub_dataset = None
+
+    def position(self) -> dict[str, Any]:
+        """Where the next document is read from."""
+        if self._hub_dataset is None:
+            return dict(self._at)
+        return {**self._at, "hub": self._hub_dataset.state_dict()}
+
+    def __iter__(self) -> Iterator[str]:
+        at = self._at
+        for source in self.sources[at["source"] :]:
+            for text in self._hub_texts(source) if source.hub else self._file_texts(source):
+                if source.limit is not None and at["documents"] >= source.limit:
+                    break
+                if text and not text.isspace():
+                    at["documents"] += 1
+                    yield text
+            if not at["documents"]:
+                raise InputError(f"{source.location}: holds no text; every document in it is empty")
+            self._hub_dataset = None
+            at.update(source=at["source"] + 1, documents=0, file=0, record=0)
+
+    def _file_texts(self, source: Source) -> Iterator[str]:
+        at = self._at
+        for file in list_files(source)[at["file"] :]:
+            for text in itertools.islice(read_file(file, source), at["record"], None):
+                at["record"] += 1
+                yield text
+            at.update(file=at["file"] + 1, record=0)
+
+    def _hub_texts(self, source: Source) -> Iterator[str]:
+        self._hub_dataset = _open_hub(source)
+        if self._hub_state is not None:
+            self._hub_dataset.load_state_dict(self._hub_state)
+            self._hub_state = None
+        for number, record in enumerate(self._hub_dataset, 1):
+            yield _text_of(record, source.text_field, f"{source.location}, record {number}")
+
+
+def _open_hub(source: Source):
+    """A Hub dataset as a stream (`datasets.IterableDataset`)."""
+    from datasets import load_dataset
+
+    name, config, split = source.hub
+    with hub_errors(source):
+        return load_dataset(name, config, split=split, streaming=True)
+
+
+@contextmanager
+def hub_errors(source: Source) -> Iterator[None]:
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{source.location}: cannot be opened ({reason}); written hub:NAME:CONFIG:SPLIT") from None
+
+
+def read_documents(sources: Any, text_field: str = "text", limit: int | None = None) -> Iterator[str]:
+    """
+    The texts of one or several sources, in order, in constant memory. Documents without any letter are left out.
+
+    Args:
+        sources: What `parse_source` takes, or a list of these. Weights are not looked at.
+        text_field: For sources that do not name their own.
+        limit: Stop after this many documents in all.
+
+    Raises:
+        InputError: A file or folder is missing, empty, damaged or of an unknown kind; a record has no such field, or
+            something other than text in it.
+    """
+    return itertools.islice(DocumentStream(parse_sources(sources, text_field)), limit)

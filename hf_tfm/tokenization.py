@@ -1,0 +1,316 @@
+"""
+Trains a tokenizer of one's own: byte-level BPE, WordPiece, or plain bytes.
+
+The result is a stock `PreTrainedTokenizerFast`: one `tokenizer.json` that transformers, vLLM, TEI, llama.cpp and the
+Rust library read without this package. Saving and loading are `save_pretrained` and `AutoTokenizer.from_pretrained`.
+
+Decisions that hold for every tokenizer made here:
+
+- **Ids of special tokens do not depend on the text or the vocabulary size**: pad 0, unknown 1, begin 2, end 3, mask 4,
+  then (decoder style) the four chat tokens, then the spare ones, then everything learned. No two share an id; pad is
+  never eos, so a model can learn to stop.
+- **A packed document is `<bos> text <eos>`** in both styles. A decoder's tokenizer adds bos by itself and never eos
+  (as Llama's does), so that a prompt starts as documents start and can be continued. An encoder's adds both, as
+  `[CLS] text [SEP]`; `[CLS]` and `[SEP]` are also its bos and eos, so code that packs needs no second case and a
+  `[CLS]`-started decoder can be generated from.
+- **Text is data, not markup.** `tokenizer("<|eos|>")` is one token, as templates need it. Whoever encodes text that
+  other people wrote calls `encode_text` and, for chats, `encode_chat`: there no document can place a special token.
+- **Decoders pad left**, because `generate` gives wrong continuations (and warns) after padding on the right, while
+  training does not care: TRL's collators choose the side themselves and the loss skips padding. Encoders pad right.
+- **An assistant's turn ends with eos**, every other turn with `<|end|>`: each tool stops at eos without being told, and
+  pretraining has already taught it as "nothing follows".
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from .errors import InputError
+
+
+# llama.cpp's name (`tokenizer.ggml.pre`) for the rule by which `_train_byte_level` cuts text into words.
+GGUF_PRE_TOKENIZER = "smollm"
+
+# The order is the order of the ids.
+DECODER_TOKENS = {
+    "pad_token": "<|pad|>",
+    "unk_token": "<|unk|>",
+    "bos_token": "<|bos|>",
+    "eos_token": "<|eos|>",
+    "mask_token": "<|mask|>",
+}
+ENCODER_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+CHAT_TOKENS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+
+# Content stands directly between special tokens, never beside a space or line end of the template's own: the ids of a
+# turn are then the same in a prompt, in training, and alone.
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- set turn = namespace(role='user') -%}
+{%- for message in messages -%}
+    {%- if message['content'] is not string -%}
+        {{- raise_exception('message ' ~ loop.index ~ ': content must be a string') -}}
+    {%- elif message['role'] == 'system' and loop.first -%}
+        {{- '<|system|>' + message['content'] + '<|end|>' -}}
+    {%- elif message['role'] != turn.role -%}
+        {{- raise_exception('message ' ~ loop.index ~ ': role is ' ~ message['role'] ~ ', expected ' ~ turn.role
+            ~ ' (a chat is an optional system message, then user and assistant in turns)') -}}
+    {%- elif message['role'] == 'user' -%}
+        {{- '<|user|>' + message['content'] + '<|end|>' -}}
+        {%- set turn.role = 'assistant' -%}
+    {%- else -%}
+        {{- '<|assistant|>' -}}
+        {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+        {%- set turn.role = 'user' -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+
+# Marks the start of a word while WordPiece is trained. BERT's normalizer drops private-use characters from text.
+_WORD_START = "\ue000"
+_MAX_WORDPIECE_CHARACTERS = 1000  # rarer ones become [UNK]
+
+
+def train_tokenizer(
+    texts: Iterable[str] = (),
+    kind: Literal["bpe", "wordpiece", "bytes"] = "bpe",
+    vocab_size: int = 8192,
+    style: Literal["decoder", "encoder"] = "decoder",
+    *,
+    lowercase: bool = False,
+    min_frequency: int = 2,
+    num_spare_tokens: int = 16,
+    model_max_length: int | None = None,
+) -> PreTrainedTokenizerFast:
+    """
+    Trains a tokenizer. The same texts give the same tokenizer, in every process (WordPiece: if they have no more than
+    1,000 different characters; past that, chance decides between equally rare ones).
+
+    Args:
+        texts: The documents to learn from, read once; not needed for `kind="bytes"`.
+        kind: `bpe` (byte-level: any text comes back unchanged from `decode`), `wordpiece` (BERT's: words without their
+            spacing, unknown characters become `[UNK]`) or `bytes` (256 symbols; any text comes back unchanged).
+        vocab_size: Upper bound for `len(tokenizer)`, special tokens included. BPE and WordPiece reach it exactly unless
+            the text is too small, which warns; `bytes` has its fixed size.
+        style: `decoder` (`<|bos|> text`, chat template, pads left) or `encoder` (`[CLS] a [SEP] b [SEP]` with
+            `token_type_ids`, pads right).
+        lowercase: WordPiece only: lower-case the text and strip its accents.
+        min_frequency: A pair seen less often is not merged.
+        num_spare_tokens: Special tokens `<|spare_0|>` … without a meaning yet. A later role or sentinel takes one of
+            them, and the embedding keeps its size (and LoRA adapters their shapes).
+        model_max_length: In tokens; what `truncation=True` cuts to. None leaves it to the model's configuration.
+
+    Raises:
+        InputError: An unknown option, no text, or a vocabulary too small for the special tokens and the alphabet.
+    """
+    if kind not in ("bpe", "wordpiece", "bytes"):
+        raise InputError(f"kind is {kind!r}; choose bpe, wordpiece or bytes")
+    if style not in ("decoder", "encoder"):
+        raise InputError(f"style is {style!r}; choose decoder or encoder")
+    if lowercase and kind != "wordpiece":
+        raise InputError(f"lowercase works with kind wordpiece only, not {kind}: {kind} keeps text as it is")
+    if num_spare_tokens < 0:
+        raise InputError(f"num_spare_tokens is {num_spare_tokens}; give 0 or more")
+
+    named = DECODER_TOKENS if style == "decoder" else ENCODER_TOKENS
+    extra = [*(CHAT_TOKENS if style == "decoder" else []), *(f"<|spare_{i}|>" for i in range(num_spare_tokens))]
+    # Masking a BPE token hides the space in front of its word too, so in "a [MASK]" the mask has to swallow the space.
+    swallows_space = {"[MASK]"} if kind == "bpe" else set()
+    specials = [
+        AddedToken(token, lstrip=token in swallows_space, normalized=False, special=True)
+        for token in (*named.values(), *extra)
+    ]
+
+    if kind == "wordpiece":
+        backend = _train_wordpiece(texts, vocab_size, specials, named["unk_token"], lowercase, min_frequency)
+    else:
+        backend = _train_byte_level(texts if kind == "bpe" else None, vocab_size, specials, min_frequency)
+    if kind != "bytes" and backend.get_vocab_size() < vocab_size:
+        warnings.warn(
+            f"the text gave only {backend.get_vocab_size()} of {vocab_size} tokens: give more text, a smaller "
+            "vocab_size, or a smaller min_frequency",
+            stacklevel=2,
+        )
+
+    begin, end = list(named.values())[2:4]
+    if style == "decoder":
+        single, pair = f"{begin} $A", f"{begin} $A {begin}:1 $B:1"
+        options = {"padding_side": "left", "chat_template": CHAT_TEMPLATE}
+    else:
+        single, pair = f"{begin} $A {end}", f"{begin} $A {end} $B:1 {end}:1"
+        options = {"padding_side": "right", "bos_token": begin, "eos_token": end}
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(begin, 2), (end, 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=model_max_length,
+        model_input_names=["input_ids", *(["token_type_ids"] if style == "encoder" else []), "attention_mask"],
+        extra_special_tokens=extra,
+        clean_up_tokenization_spaces=False,
+        **named,
+        **options,
+    )
+
+
+def encode_text(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """
+    Token ids of documents as data: no special token is added, and none is recognised.
+
+    A document that holds the characters `<|eos|>` gets the ids of those characters, so `decode` gives it back, while
+    nothing in it can end a document or open a chat turn. (`data.encode_documents` does the same to a whole corpus.)
+    """
+    if not texts:
+        return []
+    return tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )["input_ids"]
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:
+    """
+    A conversation for training: `input_ids`, and `assistant_masks` that is 1 on what the assistant says and its eos.
+
+    Gives what `apply_chat_template(..., return_assistant_tokens_mask=True)` gives, but no message can place a special
+    token. For tokenizers made by [`train_tokenizer`], whose template keeps contents apart from its own text.
+
+    Raises:
+        InputError: The turns are malformed; the message says which one.
+    """
+    from jinja2 import TemplateError
+
+    slot = tokenizer.unk_token  # never part of the template, so each one found stands for a content
+    slotted = [
+        {**message, "content": slot if isinstance(message.get("content"), str) else None} for message in messages
+    ]
+    try:
+        rendered = tokenizer.apply_chat_template(slotted, return_dict=True, return_assistant_tokens_mask=True)
+    except TemplateError as error:
+        raise InputError(f"malformed conversation: {error}") from None
+    contents = iter(encode_text(tokenizer, [message["content"] for message in messages]))
+    input_ids: list[int] = []
+    assistant_masks: list[int] = []
+    for token_id, spoken in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True):
+        piece = next(contents) if token_id == tokenizer.unk_token_id else [token_id]
+        input_ids += piece
+        assistant_masks += [spoken] * len(piece)
+    return {"input_ids": input_ids, "assistant_masks": assistant_masks}
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """
+    A sha256 in hex over all that decides which ids a text gets, to key caches of tokenized text.
+
+    Two tokenizers with the same fingerprint give the same ids. Saving and loading, padding, truncation, maximum length
+    and chat template do not change it.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["padding"] = state["truncation"] = None  # left over from the last call
+    state["special_tokens"] = tokenizer.special_tokens_map  # which ids packing puts around a document
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _train_byte_level(
+    texts: Iterable[str] | None, vocab_size: int, specials: list[AddedToken], min_frequency: int
+) -> Tokenizer:
+    """Byte-level BPE; without texts the 256 byte symbols alone."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(specials) + len(alphabet)
+    if vocab_size < smallest:
+        raise InputError(
+            f"vocab_size {vocab_size} is too small: {len(specials)} special tokens and {len(alphabet)} bytes need "
+            f"{smallest}; raise vocab_size or lower num_spare_tokens"
+        )
+    # Text is cut into words first, and no token crosses a cut: each digit stands alone, then GPT-2's rule sets apart
+    # words with the space before them, runs of punctuation, runs of blanks, and 's 't 're 've 'm 'll 'd. llama.cpp
+    # knows a fixed list of such rules, and a model with any other cannot become a GGUF file. Those of the list that glue
+    # quotes to words and line ends to full stops (Llama 3's, Qwen's, GPT-4o's) put 4 % more bytes into a token, but a
+    # small model then has more bits per byte left: it has to learn ` I`, `"I` and `-I` as words without kinship.
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=smallest if texts is None else vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=specials,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator(iter(()) if texts is None else _some(texts), trainer)
+    return backend
+
+
+def _train_wordpiece(
+    texts: Iterable[str],
+    vocab_size: int,
+    specials: list[AddedToken],
+    unk_token: str,
+    lowercase: bool,
+    min_frequency: int,
+) -> Tokenizer:
+    """
+    WordPiece, by way of BPE over words that carry a start mark.
+
+    tokenizers' own WordPieceTrainer numbers its "##" symbols in the order of a hash map, so that two runs over one text
+    end in different vocabularies. BPE's training is deterministic, and the marks can be turned into "##" afterwards.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    words = pre_tokenizers.BertPreTokenizer()
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizer
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.Metaspace(replacement=_WORD_START, prepend_scheme="always", split=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size + 1,  # the start mark itself does not stay
+        min_frequency=min_frequency,
+        special_tokens=specials,
+        limit_alphabet=_MAX_WORDPIECE_CHARACTERS,
+        show_progress=False,
+    )
+    trained.train_from_iterator(_some(texts), trainer)
+
+    by_id = trained.get_vocab()
+    learned = [token for token in sorted(by_id, key=by_id.get)[len(specials) :] if token != _WORD_START]
+    alphabet = [token for token in learned if len(token) == 1]
+    # Punctuation and Chinese characters are words of their own and never continue one.
+    inner = [c for c in alphabet if len(words.pre_tokenize_str(normalizer.normalize_str("a" + c))) == 1]
+    pieces = [token[1:] if token[0] == _WORD_START else "##" + token for token in learned if len(token) > 1]
+    required = [*(token.content for token in specials), *alphabet, *("##" + c for c in inner)]
+    if vocab_size < len(required):
+        raise InputError(
+            f"vocab_size {vocab_size} is too small: the special tokens and the characters of the text need "
+            f"{len(required)}; raise vocab_size"
+        )
+    tokens = list(dict.fromkeys([*required, *pieces]))[:vocab_size]
+
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token=unk_token))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = words
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens(specials)
+    return backend
+
+
+def _some(texts: Iterable[str]) -> Iterator[str]:
+    """Passes texts on; raises if there was nothing in them."""
+    empty = True
+    for text in texts:
+        empty = empty and not text.strip()
+        yield text
+    if empty:
+        raise InputError("no text to train a tokenizer on: the documents are empty or there are none")

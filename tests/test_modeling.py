@@ -1,0 +1,422 @@
+"""The models give the same numbers whatever the batch, the backend and the cache, and train in every precision."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny import (
+    DECODER_SHAPES,
+    ENCODER_SHAPES,
+    MODELS,
+    VOCAB_SIZE,
+    build,
+    decoder_config,
+    encoder_config,
+    inputs_for,
+    random_ids,
+)
+from torch.testing import assert_close
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+import hf_tfm
+
+
+SHAPES = [("Decoder", shape) for shape in DECODER_SHAPES] + [("Encoder", shape) for shape in ENCODER_SHAPES]
+HEADS = [name for name in MODELS if "For" in name]
+# FlexAttention compiles its kernels, up to a minute a shape.
+SHAPES_AND_BACKENDS = [
+    pytest.param(
+        family,
+        shape,
+        attention,
+        marks=[pytest.mark.slow] if attention == "flex_attention" else [],
+    )
+    for family, shape in SHAPES
+    for attention in ("eager", "sdpa", "flex_attention")
+]
+LENGTHS = (5, 9, 3)
+CLOSE = dict(atol=2e-5, rtol=1e-4)
+
+
+def logits_of(outputs) -> torch.Tensor:
+    """The first of a head's outputs that is not the loss."""
+    return next(value for name, value in outputs.items() if name != "loss")
+
+
+def padded(rows: list[torch.Tensor], side: str, to: int, value: int) -> torch.Tensor:
+    """Rows `(length,)` as one `(batch, to)`."""
+    return torch.stack(
+        [
+            torch.nn.functional.pad(row, (to - len(row), 0) if side == "left" else (0, to - len(row)), value=value)
+            for row in rows
+        ]
+    )
+
+
+# Packing
+
+
+@pytest.mark.parametrize("family, shape, attention", SHAPES_AND_BACKENDS)
+@torch.no_grad()
+def test_packed_documents_never_see_one_another(family, shape, attention):
+    model = build(f"Tfm{family}Model", shape)
+    documents = [random_ids(length, seed=length) for length in LENGTHS]
+    alone = [model(input_ids=document[None]).last_hidden_state[0] for document in documents]
+    model.set_attn_implementation(attention)
+
+    ids, positions = torch.cat(documents), torch.cat([torch.arange(length) for length in LENGTHS])
+    variants = {"no mask": {}, "mask of ones": dict(attention_mask=torch.ones(1, len(ids), dtype=torch.long))}
+    if family == "Decoder":
+        variants = {
+            f"{name}, use_cache={use_cache}": {**kwargs, "use_cache": use_cache}
+            for name, kwargs in variants.items()
+            for use_cache in (False, True)
+        }
+    for name, kwargs in variants.items():
+        packed = model(input_ids=ids[None], position_ids=positions[None], **kwargs).last_hidden_state[0]
+        for number, (expected, got) in enumerate(zip(alone, packed.split(LENGTHS))):
+            assert_close(got, expected, **CLOSE, msg=lambda text, n=number, v=name: f"document {n}, {v}: {text}")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family, shape, attention", SHAPES_AND_BACKENDS)
+@torch.no_grad()
+def test_packed_rows_with_padding(family, shape, attention, side):
+    """Three documents in the first row, two in the second, which is padded, and one in the third."""
+    model = build(f"Tfm{family}Model", shape)
+    rows = [LENGTHS, LENGTHS[:2], LENGTHS[:1]]
+    documents = {length: random_ids(length, seed=length) for length in LENGTHS}
+    alone = {length: model(input_ids=ids[None]).last_hidden_state[0] for length, ids in documents.items()}
+    model.set_attn_implementation(attention)
+
+    width = sum(LENGTHS)
+    ids = padded([torch.cat([documents[length] for length in row]) for row in rows], side, width, 0)
+    positions = padded([torch.cat([torch.arange(length) for length in row]) for row in rows], side, width, 0)
+    mask = padded([torch.ones(sum(row), dtype=torch.long) for row in rows], side, width, 0)
+    outputs = model(input_ids=ids, position_ids=positions, attention_mask=mask).last_hidden_state
+    for row, row_mask, states in zip(rows, mask.bool(), outputs):
+        for length, got in zip(row, states[row_mask].split(row)):
+            assert_close(got, alone[length], **CLOSE)
+    assert outputs.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["TfmDecoderForCausalLM", "TfmEncoderForMaskedLM"])
+def test_packed_gradients_equal_separate_ones(name):
+    model = build(name)
+    documents = [random_ids(length, seed=length) for length in LENGTHS]
+    count = sum(LENGTHS) - (len(LENGTHS) if "Decoder" in name else 0)
+    for document in documents:
+        model(input_ids=document[None], labels=document[None], num_items_in_batch=count).loss.backward()
+    expected = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])
+    labels = torch.cat(documents)
+    if "Decoder" in name:
+        # The first token of a document follows from nothing in the row.
+        labels = labels.masked_fill(positions == 0, -100)
+    model(
+        input_ids=torch.cat(documents)[None],
+        position_ids=positions[None],
+        labels=labels[None],
+        num_items_in_batch=count,
+    ).loss.backward()
+    for key, parameter in model.named_parameters():
+        assert_close(parameter.grad, expected[key], **CLOSE, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@torch.no_grad()
+def test_cache_continues_a_padded_batch():
+    model = build("TfmDecoderForCausalLM", "gpt2")
+    rows = [random_ids(length, seed=length) for length in (9, 6)]
+    mask = padded([torch.ones(len(row), dtype=torch.long) for row in rows], "left", 9, 0)
+    ids = padded(rows, "left", 9, 0)
+    first = model(input_ids=ids[:, :7], attention_mask=mask[:, :7], use_cache=True)
+    rest = model(input_ids=ids[:, 7:], attention_mask=mask, past_key_values=first.past_key_values)
+    for row, logits in zip(rows, rest.logits):
+        assert_close(logits, model(input_ids=row[None]).logits[0, -2:], **CLOSE)
+
+
+# Padding and batches
+
+
+@pytest.mark.parametrize(
+    "name, shape", [(name, shape) for family, shape in SHAPES for name in MODELS if family in name]
+)
+@torch.no_grad()
+def test_padding_changes_nothing(name, shape):
+    """Left, right and no padding give the same outputs at the tokens, or for the row, in every head and shape."""
+    model = build(name, shape)
+    lengths = (10, 7, 1)
+    singles, rows = [], []
+    for length in lengths:
+        inputs = inputs_for(name, batch=1, length=length, seed=length)
+        rows.append(inputs["input_ids"][0])
+        singles.append(model(input_ids=inputs["input_ids"]))
+
+    for side in ("left", "right"):
+        pad = [max(lengths) - length for length in lengths]
+        sides = [(n, 0) if side == "left" else (0, n) for n in pad]
+        ids = torch.stack([torch.nn.functional.pad(row, extra, value=0) for row, extra in zip(rows, sides)])
+        mask = torch.stack([torch.nn.functional.pad(torch.ones_like(row), s) for row, s in zip(rows, sides)])
+        batch = model(input_ids=ids, attention_mask=mask)
+        for number, single in enumerate(singles):
+            for key, expected in single.items():
+                if not isinstance(expected, torch.Tensor):
+                    continue
+                got = batch[key][number]
+                if expected.ndim > 1 and expected.shape[1] == lengths[number] and not name.endswith("MultipleChoice"):
+                    got = got[mask[number].bool()]
+                message = f"{key} of row {number}, {side}"
+                assert_close(got, expected[0], **CLOSE, msg=lambda text, m=message: f"{m}: {text}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_one_row_equals_a_batch_of_eight(name):
+    model = build(name)
+    inputs = inputs_for(name, batch=8)
+    together = logits_of(model(**inputs))
+    for row in range(8):
+        alone = logits_of(model(**{key: value[row : row + 1] for key, value in inputs.items()}))
+        assert_close(together[row : row + 1], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("family, shape, attention", SHAPES_AND_BACKENDS)
+@torch.no_grad()
+def test_attention_backends_agree(family, shape, attention):
+    model = build(f"Tfm{family}Model", shape)
+    inputs = dict(input_ids=random_ids(2, 12), attention_mask=torch.ones(2, 12, dtype=torch.long))
+    inputs["attention_mask"][1, 8:] = 0
+    real = inputs["attention_mask"].bool()
+    model.set_attn_implementation("eager")
+    expected = model(**inputs).last_hidden_state[real]
+    model.set_attn_implementation(attention)
+    assert_close(model(**inputs).last_hidden_state[real], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["TfmDecoderForSequenceClassification", "TfmEncoderForSequenceClassification"])
+@torch.no_grad()
+def test_the_last_token_is_found_by_mask_and_not_by_id(name):
+    model = build(name)
+    # The padding token's own id, inside and at the end of a text.
+    ids = torch.tensor([[9, 0, 11, 0]])
+    expected = model(input_ids=ids).logits
+    extra = torch.full((1, 3), 17)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0]])
+    assert_close(model(input_ids=torch.cat([ids, extra], 1), attention_mask=mask).logits, expected, **CLOSE)
+    assert_close(model(input_ids=torch.cat([extra, ids], 1), attention_mask=mask.flip(1)).logits, expected, **CLOSE)
+    assert not torch.allclose(model(input_ids=ids[:, :3]).logits, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@torch.no_grad()
+def test_the_window_is_as_wide_as_documented(window):
+    """A change of one token reaches exactly the tokens whose window holds it."""
+    ids = random_ids(1, 12)
+    changed = ids.clone()
+    changed[0, 6] = 8 if ids[0, 6] != 8 else 9
+    for family, reach in (("Decoder", range(6, 6 + window)), ("Encoder", range(6 - window, 7 + window))):
+        switches = dict(num_hidden_layers=1, sliding_window=window, layer_types=["sliding_attention"])
+        for attention in ("eager", "sdpa"):
+            model = build(f"Tfm{family}Model", **switches)
+            model.set_attn_implementation(attention)
+            difference = (model(input_ids=ids)[0] - model(input_ids=changed)[0]).abs().amax(-1)[0]
+            assert (difference > 1e-6).nonzero().flatten().tolist() == list(reach), (family, attention)
+
+
+# Outputs and arguments
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_hidden_states_and_attentions(name):
+    model = build(name)
+    model.set_attn_implementation("eager")
+    inputs = inputs_for(name)
+    plain = model(**inputs)
+    assert plain.hidden_states is None and plain.attentions is None
+    outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+    assert_close(logits_of(outputs), logits_of(plain))
+    assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
+    assert len(outputs.attentions) == model.config.num_hidden_layers
+    batch, length = inputs["input_ids"].flatten(0, -2).shape
+    for states in outputs.hidden_states:
+        assert states.shape == (batch, length, model.config.hidden_size)
+    for probabilities in outputs.attentions:
+        assert probabilities.shape == (batch, model.config.num_attention_heads, length, length)
+        assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
+        assert (probabilities.triu(1).abs().max() == 0) == ("Decoder" in name)
+    as_tuple = model(**inputs, return_dict=False)
+    assert isinstance(as_tuple, tuple) and any(torch.equal(value, logits_of(plain)) for value in as_tuple[:2])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_inputs_embeds_stand_for_input_ids(name):
+    model = build(name, "vaswani2017")
+    inputs = inputs_for(name)
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    others = {key: value for key, value in inputs.items() if key != "input_ids"}
+    assert_close(logits_of(model(inputs_embeds=embeds, **others)), logits_of(model(**inputs)))
+    if not name.endswith("MultipleChoice"):
+        for wrong in ({}, dict(input_ids=inputs["input_ids"], inputs_embeds=embeds)):
+            with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+                model(**wrong)
+
+
+@torch.no_grad()
+def test_logits_to_keep():
+    model = build("TfmDecoderForCausalLM", "mixed")
+    ids = random_ids(2, 8)
+    every = model(input_ids=ids).logits
+    assert_close(model(input_ids=ids, logits_to_keep=3).logits, every[:, -3:])
+    assert_close(model(input_ids=ids, logits_to_keep=torch.tensor([1, 4])).logits, every[:, [1, 4]])
+    assert every.abs().max() < model.config.final_logit_softcapping
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["TfmDecoderForCausalLM", "TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
+@torch.no_grad()
+def test_resizing_the_vocabulary_keeps_the_old_tokens(name, tied, tmp_path):
+    model = build(name, tie_word_embeddings=tied)
+    inputs = inputs_for(name)
+    del inputs["labels"]
+    before = logits_of(model(**inputs))
+    model.resize_token_embeddings(VOCAB_SIZE + 7)
+    after = logits_of(model(**inputs))
+    assert after.shape[-1] == model.config.vocab_size == VOCAB_SIZE + 7
+    assert_close(after[..., :VOCAB_SIZE], before)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    model.save_pretrained(tmp_path)
+    assert_close(logits_of(type(model).from_pretrained(tmp_path)(**inputs)), after)
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_save_and_load_are_inverse(name, tied, tmp_path):
+    model = build(name, tie_word_embeddings=tied)
+    inputs = inputs_for(name)
+    model.save_pretrained(tmp_path)
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+    # Up to the last bit: weights read from a file lie elsewhere in memory, where some products add in another order.
+    assert_close(logits_of(loaded(**inputs)), logits_of(model(**inputs)), atol=1e-6, rtol=1e-6)
+    output = model.get_output_embeddings()
+    if output is not None:
+        loaded_output = loaded.get_output_embeddings()
+        assert (loaded_output.weight is loaded.get_input_embeddings().weight) == tied
+        assert torch.equal(loaded_output.weight, output.weight)
+
+
+@pytest.mark.parametrize(
+    "family, switches",
+    [
+        ("Decoder", dict()),
+        ("Decoder", dict(rope_parameters={"rope_type": "linear", "factor": 2.0})),
+        ("Decoder", dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0})),
+        ("Decoder", dict(rope_parameters={"rope_type": "yarn", "factor": 4.0})),
+        (
+            "Decoder",
+            dict(
+                rope_parameters={
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                }
+            ),
+        ),
+        (
+            "Decoder",
+            dict(
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "factor": 2.0,
+                    "short_factor": [1.0, 1.5, 2.0, 2.5],
+                    "long_factor": [1.0, 2.0, 3.0, 4.0],
+                    "original_max_position_embeddings": 32,
+                }
+            ),
+        ),
+        ("Decoder", dict(rope_parameters={"rope_type": "proportional", "partial_rotary_factor": 0.5})),
+        ("Decoder", dict(rope_parameters={"partial_rotary_factor": 0.5})),
+        ("Decoder", dict(shape="mixed")),
+        ("Encoder", dict(shape="modernbert")),
+        ("Decoder", dict(shape="vaswani2017")),
+        ("Encoder", dict(shape="bert")),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_loading_leaves_no_buffer_behind(family, switches, tmp_path):
+    """Models are loaded on the meta device, where a buffer that nothing fills again holds whatever was in memory."""
+    model = build(f"Tfm{family}Model", **switches)
+    model.save_pretrained(tmp_path)
+    for low_precision in (False, True):
+        dtype = torch.bfloat16 if low_precision else torch.float32
+        loaded = type(model).from_pretrained(tmp_path, dtype=dtype)
+        buffers, expected = dict(loaded.named_buffers()), dict(model.named_buffers())
+        assert buffers.keys() == expected.keys()
+        assert bool(buffers) == (model.config.position_embedding_type == "rope")
+        for name, buffer in buffers.items():
+            assert buffer.dtype == torch.float32 and torch.equal(buffer, expected[name]), name
+        ids = random_ids(1, 20)
+        if not low_precision:
+            assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
+        assert loaded(ids).last_hidden_state.isfinite().all()
+
+
+def test_new_heads_start_by_the_initialisation_rule(tmp_path):
+    """What a checkpoint lacks is drawn anew, never left as memory was."""
+    build("TfmEncoderModel").save_pretrained(tmp_path)
+    for head in ("ForSequenceClassification", "ForMaskedLM", "ForPreTraining"):
+        model = getattr(hf_tfm, f"TfmEncoder{head}").from_pretrained(tmp_path)
+        assert model.head.dense.weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.15)
+        assert torch.equal(model.head.norm.weight, torch.ones(32))
+
+
+@pytest.mark.parametrize("family, shape", SHAPES)
+def test_initial_weights(family, shape):
+    """Matrices with `initializer_range`, those into the residual stream less, gains one, biases zero (Radford 2019)."""
+    make = decoder_config if family == "Decoder" else encoder_config
+    config = make(shape, hidden_size=64, intermediate_size=96, num_hidden_layers=2, initializer_range=0.02)
+    torch.manual_seed(0)
+    model = (AutoModelForCausalLM if family == "Decoder" else AutoModelForMaskedLM).from_config(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
+        else:
+            into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            std = 0.02 / math.sqrt(4) if into_residual else 0.02
+            assert parameter.std().item() == pytest.approx(std, rel=0.1), name
+            assert abs(parameter.mean().item()) < 5 * std / math.sqrt(parameter.numel()), name
+    assert (model.model.embed_tokens.weight[config.pad_token_id] == 0).all()
+
+
+@torch.no_grad()
+def test_base_and_heads_open_one_another(tmp_path):
+    """A pretrained folder opens under another head, which starts anew, and as a base model; and back."""
+    masked = build("TfmEncoderForMaskedLM")
+    masked.save_pretrained(tmp_path / "masked")
+    classifier = hf_tfm.TfmEncoderForSequenceClassification.from_pretrained(tmp_path / "masked", num_labels=5)
+    assert classifier.classifier.out_features == 5
+    # The dense prediction head is trained with the language model and goes with it.
+    assert torch.equal(classifier.head.dense.weight, masked.head.dense.weight)
+    classifier.save_pretrained(tmp_path / "classifier")
+    back = AutoModelForMaskedLM.from_pretrained(tmp_path / "classifier")
+    base = AutoModel.from_pretrained(tmp_path / "classifier")
+    ids = random_ids(2, 6)
+    assert torch.equal(base(ids).last_hidden_state, masked.model(ids).last_hidden_state)
+    assert torch.equal(back.decoder.weight, masked.decoder.weight), "tied to the embeddings, so not lost"
+    base.save_pretrained(tmp_path / "base")
+    again = hf_tfm.TfmEncoderForMaskedLM.from_pretrained(tmp_path / "base")
+    assert torch.equal(again.model(ids).last_hidden_state, masked.model(ids).last_hidden_state)

@@ -1,0 +1,425 @@
+"""Orthogonalisation, routing of parameters, exact resume, schedules, averages: what a pretraining run stands on."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.pytorch_utils import Conv1D
+
+from hf_tfm import optim
+from hf_tfm.errors import InputError
+
+
+SIZE = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+GPT2 = dict(n_layer=2, n_embd=32, n_head=4, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2)
+
+
+def llama(**kwargs):
+    return LlamaForCausalLM(LlamaConfig(**SIZE | dict(num_key_value_heads=2) | kwargs))
+
+
+def qwen3(**kwargs):
+    return Qwen3ForCausalLM(Qwen3Config(**SIZE, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, **kwargs))
+
+
+def modernbert():
+    return ModernBertForMaskedLM(ModernBertConfig(**SIZE, cls_token_id=1, sep_token_id=2))
+
+
+FAMILIES = {
+    "llama": llama,
+    "qwen3": qwen3,
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
+    "bert": lambda: BertForPreTraining(BertConfig(**SIZE)),
+    "modernbert": modernbert,
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZE, num_key_value_heads=2)),
+    "decoder": lambda: tiny.build("TfmDecoderForCausalLM"),
+    "encoder": lambda: tiny.build("TfmEncoderForMaskedLM"),
+}
+
+
+def fill_gradients(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def random_with_spectrum(rows, columns, smallest):
+    """A matrix with singular values from 1 down to `smallest`, evenly spaced on a logarithmic scale."""
+    u = torch.linalg.qr(torch.randn(rows, rows)).Q
+    v = torch.linalg.qr(torch.randn(columns, rows)).Q
+    return u @ torch.diag(torch.logspace(0, math.log10(smallest), rows)) @ v.mT
+
+
+# --- orthogonalisation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(32, 32), (32, 40), (64, 176), (16, 256), (1, 8)])
+def test_orthogonalize_gives_the_polar_factor(shape, dtype):
+    matrix = random_with_spectrum(*shape, smallest=0.04) if shape[0] > 1 else torch.randn(shape)
+    result = optim.orthogonalize(matrix[None], dtype)[0].float()
+    values = torch.linalg.svdvals(result)  # bf16 rounding adds up to 0.1
+    assert values.max() < 1.25 and values.min() > 0.8
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    assert torch.linalg.matrix_norm(result - u @ vh, ord=2) < 0.25
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 128)])
+def test_orthogonalize_stays_bounded_on_every_spectrum(shape):
+    """bf16 rounding must not blow up directions that carry (almost) nothing; an all-zero gradient gives no update."""
+    hard = [random_with_spectrum(*shape, smallest) for smallest in (1e-2, 1e-3, 1e-6)]
+    hard += [hard[0] * 1e-10, hard[0] * 1e4, torch.randn(shape), torch.randn(shape[0], 1) @ torch.randn(1, shape[1])]
+    result = optim.orthogonalize(torch.stack(hard), torch.bfloat16).float()
+    assert torch.linalg.svdvals(result).max() < 1.25
+    assert optim.orthogonalize(torch.zeros(1, *shape), torch.bfloat16).abs().max() == 0
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 64)])
+def test_orthogonalize_of_a_batch_equals_one_by_one(shape):
+    batch = torch.randn(3, *shape)
+    single = torch.cat([optim.orthogonalize(matrix[None], torch.float32) for matrix in batch])
+    torch.testing.assert_close(optim.orthogonalize(batch, torch.float32), single)
+
+
+def test_coefficients_are_the_minimax_composition():
+    """On [0.02, 1] the composition stays within 11 % of 1, and touches both ends of that: no better cubic step left."""
+    x = torch.logspace(math.log10(0.02), 0, 20_000, dtype=torch.float64)
+    for a, b, c in optim.POLAR_COEFFICIENTS:
+        x = a * x + b * x**3 + c * x**5
+    assert 1.10 < x.max() < 1.11 and 0.89 < x.min() < 0.90
+
+
+# --- which parameter goes where
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_every_parameter_is_in_exactly_one_group(family, name):
+    model = FAMILIES[family]()
+    optimizer = optim.build_optimizer(model, name)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    for group in optimizer.param_groups:
+        if group["name"].startswith("scalars"):
+            assert group["weight_decay"] == 0 and all(p.ndim == 1 for p in group["params"])
+    assert str(sum(p.numel() for p in model.parameters())) == str(
+        sum(int(line.split()[3].replace(",", "")) for line in optim.describe_optimizer(optimizer).splitlines())
+    )
+
+
+@pytest.mark.parametrize(
+    "family, expected",
+    [
+        (
+            "llama",
+            {"embed_tokens": "embeddings", "lm_head": "head", "q_proj": "matrices", "input_layernorm": "scalars"},
+        ),
+        ("qwen3", {"embed_tokens": "embeddings", "q_norm": "scalars", "down_proj": "matrices"}),
+        ("gpt2", {"wte": "embeddings", "wpe": "embeddings", "c_attn": "matrices", "ln_f": "scalars"}),
+        ("bert", {"position_embeddings": "embeddings", "pooler.dense": "matrices", "seq_relationship": "head"}),
+        ("modernbert", {"tok_embeddings": "embeddings", "Wqkv": "matrices", "head.dense": "matrices"}),
+        ("decoder", {"embed_tokens": "embeddings", "o_proj": "matrices", "norm": "scalars"}),
+        ("encoder", {"embed_tokens": "embeddings", "up_proj": "matrices"}),
+    ],
+)
+def test_kinds_of_parameters(family, expected):
+    kinds = optim.parameter_kinds(FAMILIES[family]())
+    for part, kind in expected.items():
+        found = {k for name, k in kinds.items() if f".{part}.weight" in f".{name}"}
+        assert found == {kind}, f"{part} is {found}, not {kind}"
+
+
+def test_frozen_parameters_and_classifiers():
+    model = LlamaForSequenceClassification(LlamaConfig(**SIZE, num_labels=32))
+    model.model.embed_tokens.weight.requires_grad_(False)
+    kinds = optim.parameter_kinds(model)
+    assert "model.embed_tokens.weight" not in kinds
+
+
+@pytest.mark.parametrize(
+    "family, module, blocks",
+    [
+        ("gpt2", "c_attn", (32, 32, 32)),
+        ("modernbert", "Wqkv", (32, 32, 32)),
+        ("modernbert", "Wi", (48, 48)),
+        ("phi3", "qkv_proj", (32, 16, 16)),
+        ("phi3", "gate_up_proj", (48, 48)),
+    ],
+)
+def test_fused_projections_are_read_as_their_parts(family, module, blocks):
+    model = FAMILIES[family]()
+    optimizer = optim.build_optimizer(model)
+    weights = {id(p) for name, p in model.named_parameters() if f".{module}.weight" in name}
+    found = {g["blocks"] for g in optimizer.param_groups for p in g["params"] if id(p) in weights}
+    assert found == {blocks}
+
+
+# --- the update
+
+
+def test_conv1d_learns_like_linear():
+    linear, conv = nn.Linear(16, 24, bias=False), Conv1D(24, 16)
+    conv.weight.data = linear.weight.data.T.clone()
+    a = optim.Muon([{"params": [linear.weight], "algorithm": "muon"}])
+    b = optim.Muon([{"params": [conv.weight], "algorithm": "muon", "transposed": True}])
+    for _ in range(3):
+        linear.weight.grad = torch.randn(24, 16)
+        conv.weight.grad = linear.weight.grad.T.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(conv.weight.T, linear.weight)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_fused_weight_learns_like_separate_ones(transposed):
+    parts = [nn.Parameter(torch.randn(rows, 16)) for rows in (32, 16, 16)]
+    whole = torch.cat([p.detach() for p in parts])
+    fused = nn.Parameter((whole.T if transposed else whole).contiguous())
+    a = optim.Muon([{"params": parts, "algorithm": "muon"}])
+    b = optim.Muon([{"params": [fused], "algorithm": "muon", "blocks": (32, 16, 16), "transposed": transposed}])
+    for _ in range(3):
+        for part in parts:
+            part.grad = torch.randn_like(part)
+        gradient = torch.cat([p.grad for p in parts])
+        fused.grad = (gradient.T if transposed else gradient).contiguous()
+        a.step()
+        b.step()
+    torch.testing.assert_close(fused.T if transposed else fused, torch.cat([p for p in parts]))
+
+
+def test_update_is_orthogonal_scaled_and_decayed():
+    weight = nn.Parameter(torch.randn(64, 16))
+    before = weight.detach().clone()
+    optimizer = optim.Muon([{"params": [weight], "algorithm": "muon"}], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.linalg.qr(torch.randn(64, 16)).Q * 1e-3
+    optimizer.step()
+    update = (before * (1 - 0.1 * 0.5) - weight.detach()) / 0.1
+    values = torch.linalg.svdvals(update)
+    assert 0.85 * 2 < values.min() and values.max() < 1.15 * 2  # sqrt(64 / 16)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_adamw_groups_equal_torch(name):
+    """Bit for bit; with Muon: for whatever is not a matrix inside the layers."""
+    ours, theirs = llama(), llama()
+    theirs.load_state_dict(ours.state_dict())
+    rates = dict(lr=1e-3, embedding_lr=3e-3, head_lr=2e-3, scalar_lr=4e-3)
+    optimizer = optim.build_optimizer(ours, name, weight_decay=0.1, **rates)
+    kinds = optim.parameter_kinds(theirs)
+    reference = torch.optim.AdamW(
+        [
+            {
+                "params": [theirs.get_parameter(n)],
+                "lr": dict(zip(["matrices", "embeddings", "head", "scalars"], rates.values(), strict=True))[kind],
+                "weight_decay": 0.1 if kind != "scalars" and name == "adamw" else 0.0,
+            }
+            for n, kind in kinds.items()
+        ],
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    for step in range(3):
+        fill_gradients(ours, step)
+        fill_gradients(theirs, step)
+        optimizer.step()
+        reference.step()
+    for parameter_name, kind in kinds.items():
+        same = torch.equal(ours.get_parameter(parameter_name), theirs.get_parameter(parameter_name))
+        assert same == (name == "adamw" or kind != "matrices"), parameter_name
+
+
+@pytest.mark.parametrize("family", ["gpt2", "modernbert", "qwen3"])
+def test_resume_is_bit_identical(family, tmp_path):
+    def run(model, optimizer, scheduler, steps):
+        for step in steps:
+            fill_gradients(model, step)
+            optimizer.step()
+            scheduler.step()
+
+    def build():
+        torch.manual_seed(0)
+        model = FAMILIES[family]()
+        optimizer = optim.build_optimizer(model, momentum=0.95, momentum_warmup_steps=6)
+        return model, optimizer, optim.build_scheduler(optimizer, "wsd", 8)
+
+    straight = build()
+    run(*straight, range(8))
+    first = build()
+    run(*first, range(3))
+    torch.save([part.state_dict() for part in first], tmp_path / "checkpoint.pt")
+    resumed = build()
+    for part, state in zip(resumed, torch.load(tmp_path / "checkpoint.pt", weights_only=True), strict=True):
+        part.load_state_dict(state)
+    run(*resumed, range(3, 8))
+    for expected, found in zip(straight[0].parameters(), resumed[0].parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_parameters_without_gradient_are_left_alone():
+    model = llama()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    fill_gradients(model)
+    untouched = "model.layers.1.mlp.up_proj.weight"
+    model.get_parameter(untouched).grad = None
+    optim.build_optimizer(model).step()
+    assert {n for n, p in model.named_parameters() if torch.equal(p, before[n])} == {untouched}
+
+
+def test_learns_with_the_recipe():
+    model = qwen3()
+    optim.zero_init_output_projections(model)
+    optimizer = optim.build_optimizer(model)
+    scheduler = optim.build_scheduler(optimizer, "wsd", 20)
+    ids = torch.randint(0, 64, (4, 16))
+    losses = []
+    for _ in range(20):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(64), abs=0.2) and losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (dict(name="lion"), "lion"),
+        (dict(name="adamw", momentum=0.9), "momentum"),
+        (dict(lr=0.0), "matrices"),
+        (dict(head_lr=-1.0), "head"),
+    ],
+)
+def test_wrong_settings_are_named(arguments, part):
+    with pytest.raises(InputError, match=part):
+        optim.build_optimizer(llama(), **arguments)
+
+
+# --- schedules
+
+
+def test_wsd():
+    factor = optim.schedule("wsd", 100, warmup=0.1, decay=0.4, final=0.02)
+    assert [factor(s) for s in (0, 4, 9, 10, 60)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert factor(80) == pytest.approx(0.51) and factor(100) == factor(200) == pytest.approx(0.02)
+    sqrt = optim.schedule("wsd", 100, warmup=10, decay=40, final=0.0, shape="sqrt")
+    assert sqrt(70) == pytest.approx(0.5) and sqrt(60) == 1
+
+
+def test_cosine_and_constant():
+    cosine = optim.schedule("cosine", 110, warmup=10, final=0.1)
+    assert [cosine(s) for s in (4, 10, 60, 110, 300)] == pytest.approx([0.5, 1, 0.55, 0.1, 0.1])
+    constant = optim.schedule("constant", 10, warmup=0)
+    assert constant(0) == constant(9) == 1
+
+
+def test_scheduler_keeps_the_ratio_of_group_rates():
+    optimizer = optim.build_optimizer(llama(), lr=0.01, embedding_lr=0.03)
+    scheduler = optim.build_scheduler(optimizer, "wsd", 10, warmup=0, decay=0.5, final=0.0)
+    for _ in range(7):
+        optimizer.step()
+        scheduler.step()
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["matrices"] == pytest.approx(0.006) and rates["embeddings"] == pytest.approx(0.018)
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (dict(name="linear"), "linear"),
+        (dict(shape="cubic"), "cubic"),
+        (dict(warmup=60, decay=60), "fit"),
+        (dict(warmup=-0.1), "fit"),
+        (dict(total_steps=0), "empty"),
+    ],
+)
+def test_wrong_schedules_are_named(arguments, part):
+    with pytest.raises(InputError, match=part):
+        optim.schedule(**dict(name="wsd", total_steps=100) | arguments)
+
+
+def test_momentum_warmup():
+    assert [optim.momentum_warmup(s, 100, 0.85, 0.95) for s in (0, 50, 100, 900)] == pytest.approx(
+        [0.85, 0.9, 0.95, 0.95]
+    )
+    assert optim.momentum_warmup(0, 0, 0.85, 0.95) == 0.95
+
+
+# --- initialisation, averages, z-loss
+
+
+@pytest.mark.parametrize(
+    "family, zero",
+    [
+        ("llama", {"o_proj", "down_proj"}),
+        ("qwen3", {"o_proj", "down_proj"}),
+        ("gpt2", {"c_proj"}),
+        ("bert", {"attention.output.dense", "output.dense"}),
+        ("modernbert", {"attn.Wo", "mlp.Wo"}),
+        ("decoder", {"o_proj", "down_proj"}),
+        ("encoder", {"o_proj", "down_proj"}),
+    ],
+)
+def test_layers_start_as_the_identity(family, zero):
+    model = FAMILIES[family]()
+    zeroed = optim.zero_init_output_projections(model)
+    assert len(zeroed) == 4  # two a layer
+    assert all(any(name.endswith(ending) for ending in zero) for name in zeroed)
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] in zeroed:
+            assert parameter.abs().max() == 0
+        elif optim.parameter_kinds(model)[name] == "matrices":
+            inputs = parameter.shape[0] if family == "gpt2" else parameter.shape[1]
+            assert parameter.std().item() == pytest.approx(0.6 / math.sqrt(inputs), rel=0.15)
+
+
+def test_average_follows_swaps_and_resumes():
+    model = llama()
+    ema = optim.EMA(model, decay=0.75)
+    weight = model.model.norm.weight
+    with torch.no_grad():
+        weight.fill_(5.0)
+    ema.update()
+    with ema.swapped():
+        assert weight.mean().item() == pytest.approx(2.0)  # 0.75 * 1 + 0.25 * 5
+    assert weight.mean() == 5.0
+    other = optim.EMA(llama(), decay=0.75)
+    other.load_state_dict(ema.state_dict())
+    assert all(torch.equal(ema.averages[n], other.averages[n]) for n in ema.averages)
+    with pytest.raises(InputError, match="decay"):
+        optim.EMA(model, decay=1.0)
+
+
+def test_z_loss_counts_predicted_positions_only():
+    logits = torch.zeros(2, 3, 8)
+    logits[0, 0] = 100.0
+    labels = torch.tensor([[-100, 1, 2], [3, -100, 4]])
+    assert optim.z_loss(logits, labels).item() == pytest.approx(math.log(8) ** 2)

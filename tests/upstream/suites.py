@@ -1,0 +1,173 @@
+"""
+transformers' common test suites, made to know the models of this package, and the bases of the test classes here.
+
+A suite takes a model tester (a tiny configuration and random inputs) and finds out by class name what inputs and labels
+a model takes. Llama and BERT run through the very same bases as a reference: `compare.py` prints the difference.
+"""
+
+import inspect
+import os
+
+import pytest
+import torch
+from transformers import PreTrainedConfig
+from transformers.models.auto import modeling_auto
+from transformers_tests import test_fsdp_mixin, test_tensor_parallel_mixin
+from transformers_tests.generation.test_utils import GenerationTesterMixin
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_fsdp_mixin import FSDPTesterMixin
+from transformers_tests.test_memory_cleanup_mixin import MemoryCleanupMixin
+from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+from transformers_tests.test_tensor_parallel_mixin import TensorParallelTesterMixin
+from transformers_tests.test_training_mixin import TrainingTesterMixin
+
+from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+
+
+# To save time, transformers runs its distributed tests for some model types only.
+test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
+test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
+
+# The suites look class names up in MODEL_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and the like.
+for _config_class in (TfmDecoderConfig, TfmEncoderConfig):
+    for _auto_class, _reference in _config_class().auto_map.items():
+        if _auto_class != "AutoConfig":
+            _names = getattr(modeling_auto, _auto_class)._model_mapping._model_mapping
+            _names[_config_class.model_type] = _reference.split(".")[1]
+
+reference = pytest.mark.skipif(
+    not os.environ.get("UPSTREAM_REFERENCE"), reason="transformers' own model: runs if UPSTREAM_REFERENCE is set"
+)
+
+
+class Tester:
+    """What the suites ask of a model tester."""
+
+    batch_size = 13
+    seq_length = 7
+    num_choices = 4
+    is_training = True
+
+    def __init__(self, suite: "ModelSuite"):
+        self.suite = suite
+        self.vocab_size = 99
+        self.hidden_size = 32
+        self.num_hidden_layers = 2
+        self.num_attention_heads = 4
+
+    @property
+    def causal_lm_class(self) -> type | None:
+        return next((model for model in self.suite.all_model_classes if model.can_generate()), None)
+
+    @property
+    def sequence_classification_class(self) -> type | None:
+        named = (model for model in self.suite.all_model_classes if model.__name__.endswith("SequenceClassification"))
+        return next(named, None)
+
+    def get_config(self) -> PreTrainedConfig:
+        return self.suite.build_config(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=37,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            max_position_embeddings=512,
+            pad_token_id=0,
+        )
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+        return self.get_config(), self.suite.build_inputs((self.batch_size, self.seq_length), self.vocab_size)
+
+
+class ModelSuite(
+    # First, as its clean-up has to be the last.
+    MemoryCleanupMixin,
+    ModelTesterMixin,
+    TrainingTesterMixin,
+    FSDPTesterMixin,
+    TensorParallelTesterMixin,
+):
+    """
+    All of transformers' common tests that need neither the Hub nor more than the model. (Its pipeline tests are not
+    among them: they load tiny models of known names from the Hub.)
+    """
+
+    run_under_no_grad = False
+    # The suite goes by the year in the file's copyright line, which ours do not have.
+    test_can_init_all_missing_weights_before_2023 = True
+
+    config_class: type[PreTrainedConfig]
+    all_model_classes: tuple[type, ...]
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester = Tester(self)
+        self.config_tester = ConfigTester(self, config_class=self.config_class, hidden_size=64)
+
+    def build_config(self, **fields) -> PreTrainedConfig:
+        """A tiny configuration of the shape under test."""
+        return self.config_class(**fields)
+
+    def build_inputs(self, shape: tuple[int, int], vocab_size: int) -> dict[str, torch.Tensor]:
+        """Random inputs `(batch, length)` of the base model."""
+        raise NotImplementedError
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def test_model(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = self.all_model_classes[0](config).eval()
+        for arguments in (inputs, {"input_ids": inputs["input_ids"]}):
+            states = model(**arguments).last_hidden_state
+            self.assertEqual(states.shape, (*inputs["input_ids"].shape, config.hidden_size))
+
+    def test_every_head_has_a_finite_loss(self):
+        for model_class in self.all_model_classes[1:]:
+            with self.subTest(model_class.__name__):
+                config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+                model = model_class(config).eval()
+                outputs = model(**self._prepare_for_class(inputs, model_class, return_labels=True))
+                self.assertEqual(outputs.loss.shape, ())
+                self.assertTrue(outputs.loss.isfinite())
+
+
+class DecoderSuite(ModelSuite, GenerationTesterMixin):
+    """The common tests of a causal LM."""
+
+    def build_inputs(self, shape: tuple[int, int], vocab_size: int) -> dict[str, torch.Tensor]:
+        # Padded on the right, a different number of tokens in each row.
+        mask = torch.ones(shape, dtype=torch.long).tril()
+        return {"input_ids": ids_tensor(shape, vocab_size), "attention_mask": mask}
+
+
+class EncoderSuite(ModelSuite):
+    """The common tests of an encoder."""
+
+    # No causal LM, which these two need.
+    tensor_parallel_size = 2
+
+    def build_inputs(self, shape: tuple[int, int], vocab_size: int) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": ids_tensor(shape, vocab_size), "attention_mask": random_attention_mask(shape)}
+        if getattr(self.model_tester.get_config(), "type_vocab_size", 0):
+            inputs["token_type_ids"] = ids_tensor(shape, 2)
+        return inputs
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if return_labels and "next_sentence_label" in inspect.signature(model_class.forward).parameters:
+            inputs["labels"] = torch.zeros_like(inputs["input_ids"])
+            inputs["next_sentence_label"] = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
+        return inputs
+
+
+class WithoutRotaryPositions:
+    """For shapes whose positions are not rotary; the suite takes every configuration with `rope_parameters` for one."""
+
+    def test_model_rope_scaling_frequencies(self):
+        self.skipTest("no rotary positions")
+
+    test_model_rope_with_partial_rotation = test_model_rope_scaling_frequencies
+    test_model_rope_scaling_from_config_0_linear = test_model_rope_scaling_frequencies
+    test_model_rope_scaling_from_config_1_dynamic = test_model_rope_scaling_frequencies
+    test_model_rope_scaling_from_config_2_yarn = test_model_rope_scaling_frequencies

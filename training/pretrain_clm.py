@@ -1,0 +1,68 @@
+"""
+Pretrain a causal LM: predict the next token.
+
+    python training/pretrain_clm.py training/recipes/pretrain_clm.yaml --max_steps 2000 --output_dir runs/decoder
+    python training/pretrain_clm.py --data texts/ --validation_data held_out.txt --tokenizer my-tokenizer --model small
+
+Stop it with Ctrl-C at any time; the same command goes on from there. The output folder is a model repository that
+`AutoModelForCausalLM.from_pretrained` loads.
+"""
+
+import sys
+
+from transformers import AutoModelForCausalLM, set_seed
+
+from hf_tfm import TfmDecoderConfig
+from hf_tfm.objectives import causal
+from hf_tfm.pretraining import (
+    PretrainArguments,
+    PretrainTrainer,
+    PretrainTrainingArguments,
+    build_model,
+    load_tokenizer,
+    prepare_data,
+    refuse_finished,
+    report_end,
+    report_start,
+)
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.record import RunRecord
+
+
+PROMPTS = ("Once upon a time", "The old woman said", "In the middle of the forest")
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    script, args = parse_recipe(argv, PretrainArguments, PretrainTrainingArguments, __doc__)
+    refuse_finished(args.output_dir)
+    set_seed(args.seed)
+    record = RunRecord("pretrain_clm", args.seed)
+    tokenizer = load_tokenizer(script.tokenizer)
+    model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+    data = prepare_data(script, args, tokenizer, model, objective=causal)
+    trainer = PretrainTrainer(model=model, args=args, processing_class=tokenizer, data=data, script=script)
+    report_start(trainer, is_new, tokenizer)
+    trainer.train_or_resume({"script": vars(script), "max_steps": args.max_steps, "seed": args.seed})
+    if trainer.stopped:
+        print(f"stopped at step {trainer.state.global_step} of {args.max_steps}; the same command goes on from there")
+        return 0
+
+    results = trainer.evaluate()
+    model.generation_config.update(max_new_tokens=128, do_sample=True, temperature=0.8, top_p=0.95)
+    record["samples"] = [continue_text(model, tokenizer, prompt, args.seed) for prompt in PROMPTS]
+    report_end(trainer, tokenizer, record, results)
+    print("\n".join(["", *record["samples"]]))
+    return 0
+
+
+def continue_text(model, tokenizer, prompt: str, seed: int) -> str:
+    """The prompt with 80 sampled tokens behind it."""
+    set_seed(seed)
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    ids = model.generate(**inputs, max_new_tokens=80)
+    return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""
+Pretrain an encoder: predict masked tokens, and on request whether two segments follow one another.
+
+    python training/pretrain_mlm.py training/recipes/pretrain_mlm.yaml --max_steps 2000 --output_dir runs/encoder
+    python training/pretrain_mlm.py training/recipes/pretrain_mlm.yaml --sentence_task next_sentence
+
+Stop it with Ctrl-C at any time; the same command goes on from there. The output folder is a model repository that
+`AutoModelForMaskedLM.from_pretrained` loads (with a sentence task: `AutoModelForPreTraining`).
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, pipeline, set_seed
+
+from hf_tfm import InputError, TfmEncoderConfig
+from hf_tfm.objectives import Masked, RateSchedule
+from hf_tfm.pretraining import (
+    PretrainArguments,
+    PretrainTrainer,
+    PretrainTrainingArguments,
+    build_model,
+    load_tokenizer,
+    prepare_data,
+    prepare_pairs,
+    refuse_finished,
+    report_end,
+    report_start,
+)
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.record import RunRecord
+
+
+SENTENCES = (
+    "Once upon a {} there lived a king.",
+    "The little girl went into the {} to pick flowers.",
+    "She opened the {} and looked out.",
+)
+
+
+@dataclass
+class MaskedArguments(PretrainArguments):
+    """Fields of this script alone."""
+
+    masking_rate: float = field(default=0.3, metadata={"help": "share of the tokens to predict at the start"})
+    final_masking_rate: float = field(default=0.15, metadata={"help": "and at the end; evaluation is always at 0.15"})
+    masking_unit: str = field(default="token", metadata={"help": "token, word (all pieces of a word) or span"})
+    sentence_task: str = field(
+        default="none", metadata={"help": "none, next_sentence (BERT) or sentence_order (ALBERT)"}
+    )
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    script, args = parse_recipe(argv, MaskedArguments, PretrainTrainingArguments, __doc__)
+    refuse_finished(args.output_dir)
+    if script.sentence_task not in ("none", "next_sentence", "sentence_order"):
+        raise InputError(f"sentence_task {script.sentence_task!r}: choose none, next_sentence or sentence_order")
+    set_seed(args.seed)
+    record = RunRecord("pretrain_mlm", args.seed)
+    tokenizer = load_tokenizer(script.tokenizer)
+    pairs = script.sentence_task != "none"
+    model, is_new = build_model(
+        AutoModelForPreTraining if pairs else AutoModelForMaskedLM, TfmEncoderConfig, tokenizer, script
+    )
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
+    rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows)
+    objective = Masked(tokenizer, rate, script.masking_unit, seed=args.seed)
+    evaluation = Masked(tokenizer, 0.15, seed=0)
+    prepare = prepare_pairs if pairs else prepare_data
+    data = prepare(script, args, tokenizer, model, objective, evaluation)
+    trainer = PretrainTrainer(model=model, args=args, processing_class=tokenizer, data=data, script=script)
+    report_start(trainer, is_new, tokenizer)
+    trainer.train_or_resume({"script": vars(script), "max_steps": args.max_steps, "seed": args.seed})
+    if trainer.stopped:
+        print(f"stopped at step {trainer.state.global_step} of {args.max_steps}; the same command goes on from there")
+        return 0
+
+    results = trainer.evaluate()
+    if not pairs:
+        record["samples"] = [fill(model, tokenizer, sentence) for sentence in SENTENCES]
+    report_end(trainer, tokenizer, record, results)
+    print("\n".join(["", *record.fields.get("samples", [])]))
+    return 0
+
+
+def fill(model, tokenizer, sentence: str) -> str:
+    """The sentence with its gap, and the three likeliest fillings."""
+    masked = sentence.format(tokenizer.mask_token)
+    found = pipeline("fill-mask", model=model.eval(), tokenizer=tokenizer, device="cpu")(masked, top_k=3)
+    return f"{masked}  →  " + ", ".join(f"{f['token_str'].strip()} ({f['score']:.0%})" for f in found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

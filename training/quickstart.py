@@ -1,0 +1,106 @@
+"""
+From text to models in one go: tokenizers, a causal LM, an encoder, a classifier on the encoder, native exports.
+
+    python training/quickstart.py [--output_dir runs/quickstart]
+
+Uses the data in `training/data` and nothing else; each step is one of the scripts beside this file, with the command
+shown. Run it again after an interruption: what is finished stays, the rest goes on.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import finetune_classification
+import pretrain_clm
+import pretrain_mlm
+import train_tokenizer
+from hf_tfm.cli import main as cli
+from hf_tfm.record import RECORD_FILE
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TEXT = "training/data/text/train.jsonl.gz"
+
+
+def steps(out: str) -> list[tuple[str, object, list[str], str]]:
+    """What is run, in order: title, function, arguments, and the file that says it is finished."""
+    tokenizer = ["--data", TEXT, "--vocab-size", "4096"]
+    classes = "training/data/banking77"
+    return [
+        (
+            "A tokenizer for the causal LM",
+            train_tokenizer.main,
+            [*tokenizer, "--output", f"{out}/tokenizer-decoder"],
+            f"{out}/tokenizer-decoder/tokenizer.json",
+        ),
+        (
+            "The causal LM",
+            pretrain_clm.main,
+            ["training/recipes/quickstart_clm.yaml", "--tokenizer", f"{out}/tokenizer-decoder", "--output_dir", f"{out}/decoder"],
+            f"{out}/decoder/{RECORD_FILE}",
+        ),
+        (
+            "A tokenizer for the encoder",
+            train_tokenizer.main,
+            [*tokenizer, "--style", "encoder", "--output", f"{out}/tokenizer-encoder"],
+            f"{out}/tokenizer-encoder/tokenizer.json",
+        ),
+        (
+            "The encoder",
+            pretrain_mlm.main,
+            ["training/recipes/quickstart_mlm.yaml", "--tokenizer", f"{out}/tokenizer-encoder", "--output_dir", f"{out}/encoder"],
+            f"{out}/encoder/{RECORD_FILE}",
+        ),
+        (
+            "A classifier on the encoder: which of 77 questions does a bank's customer ask?",
+            finetune_classification.main,
+            ["training/recipes/quickstart_classifier.yaml", "--model", f"{out}/encoder", "--output_dir", f"{out}/classifier",
+             "--train_file", f"{classes}/train.jsonl.gz", "--test_file", f"{classes}/test.jsonl"],
+            f"{out}/classifier/{RECORD_FILE}",
+        ),
+        (
+            "The causal LM as a Qwen3 folder, which needs no code of ours",
+            cli,
+            ["export", f"{out}/decoder", f"{out}/decoder-qwen3", "--to", "qwen3"],
+            f"{out}/decoder-qwen3/config.json",
+        ),
+        (
+            "The encoder as a ModernBERT folder",
+            cli,
+            ["export", f"{out}/encoder", f"{out}/encoder-modernbert", "--to", "modernbert"],
+            f"{out}/encoder-modernbert/config.json",
+        ),
+    ]  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="runs/quickstart", help="where the folders are written")
+    out = parser.parse_args(argv).output_dir
+    os.chdir(REPOSITORY)
+    started = time.time()
+    for number, (title, function, arguments, finished) in enumerate(steps(out), 1):
+        name = "hf-tfm" if function is cli else f"python training/{function.__module__}.py"
+        print(f"\n=== {number}. {title}\n$ {name} {' '.join(arguments)}", flush=True)
+        if Path(finished).exists():
+            print("finished before")
+            continue
+        if code := function(arguments):
+            return code
+        if not Path(finished).exists():  # stopped by a signal
+            return 0
+    print(
+        f"\nDone in {(time.time() - started) / 60:.1f} minutes. Load the models in three ways:\n\n"
+        f'  import hf_tfm; AutoModelForCausalLM.from_pretrained("{out}/decoder")\n'
+        f'  AutoModelForMaskedLM.from_pretrained("{out}/encoder", trust_remote_code=True)   # without hf_tfm installed\n'
+        f'  AutoModelForCausalLM.from_pretrained("{out}/decoder-qwen3")                     # a native Qwen3, no code at all\n\n'
+        f'or try them: hf-tfm generate {out}/decoder "Once upon a time"; hf-tfm fill-mask {out}/encoder "The [MASK] was dark."'
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""
+Trains a tokenizer on your text and saves a folder that `AutoTokenizer.from_pretrained` loads.
+
+    python training/train_tokenizer.py --data training/data/text/train.jsonl.gz --vocab-size 8192 --output my-tokenizer
+
+    python training/train_tokenizer.py --data my_texts/ --kind wordpiece --style encoder --output my-tokenizer
+
+Every 20th document (up to 2 MB of them) is held out and only measured. More tokens put more bytes into each, but they
+also need more embeddings: small models do best with some 4,096 to 8,192.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hf_tfm.data import read_documents
+from hf_tfm.errors import InputError
+from hf_tfm.tokenization import encode_text, train_tokenizer
+
+
+HELD_OUT_EVERY = 20
+HELD_OUT_BYTES = 2_000_000
+
+
+@dataclass
+class Corpus:
+    """Hands out documents to train on, counts them, and keeps some of them back."""
+
+    documents: int = 0
+    bytes: int = 0
+    first: str = ""
+    held_out: list[str] = field(default_factory=list)
+
+    def training_part(self, texts: Iterable[str]) -> Iterator[str]:
+        held_out_bytes = 0
+        for text in texts:
+            size = len(text.encode())
+            self.first = self.first or text
+            self.documents += 1
+            self.bytes += size
+            if self.documents % HELD_OUT_EVERY == 0 and held_out_bytes + size <= HELD_OUT_BYTES:
+                held_out_bytes += size
+                self.held_out.append(text)
+            else:
+                yield text
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=[], help="files, folders or Hub names; not needed for bytes")
+    parser.add_argument("--text-field", default="text", help="the field or column that holds the text")
+    parser.add_argument("--kind", default="bpe", help="bpe (default), wordpiece or bytes")
+    parser.add_argument("--vocab-size", type=int, default=8192, help="with the special tokens (default 8192)")
+    parser.add_argument("--style", default="decoder", help="decoder (default) or encoder")
+    parser.add_argument("--lowercase", action="store_true", help="wordpiece only: fold case and accents")
+    parser.add_argument("--min-frequency", type=int, default=2, help="a pair seen less often is not merged (default 2)")
+    parser.add_argument("--num-spare-tokens", type=int, default=16, help="reserved for later uses (default 16)")
+    parser.add_argument("--model-max-length", type=int, help="in tokens; left open by default")
+    parser.add_argument("--output", required=True, help="folder to write")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is a file; give the name of a folder")
+    if not args.data and args.kind != "bytes":
+        raise InputError(f"--data is missing; name the files that {args.kind} is to be trained on")
+
+    corpus = Corpus()
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        tokenizer = train_tokenizer(
+            corpus.training_part(read_documents(args.data, args.text_field)) if args.data else (),
+            kind=args.kind,
+            vocab_size=args.vocab_size,
+            style=args.style,
+            lowercase=args.lowercase,
+            min_frequency=args.min_frequency,
+            num_spare_tokens=args.num_spare_tokens,
+            model_max_length=args.model_max_length,
+        )
+    seconds = time.perf_counter() - start
+    tokenizer.save_pretrained(output)
+
+    print(f"read       {corpus.documents:,} documents, {corpus.bytes / 1e6:,.1f} MB")
+    print(f"trained    {len(tokenizer):,} tokens ({args.kind}, {args.style}) in {seconds:.1f} s")
+    for note in notes:
+        print(f"note       {note.message}")
+    sample = corpus.held_out or [corpus.first]
+    if corpus.documents:
+        size = sum(len(text.encode()) for text in sample)
+        tokens = sum(map(len, encode_text(tokenizer, sample)))
+        seen = "held-out" if corpus.held_out else "seen (too few to hold one out)"
+        print(f"measured   {size / tokens:.3f} bytes per token on {len(sample)} {seen} documents")
+    text = " ".join(sample[0].split())[:100] or "Once upon a time there was a small model."
+    pieces = (tokenizer.decode(token) for token in encode_text(tokenizer, [text])[0])
+    print(f"a sample   {'|'.join(pieces)}")
+    print(f'load it    AutoTokenizer.from_pretrained("{output}")')
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        run(parse(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
