@@ -39,17 +39,19 @@ def render_card(record: dict[str, Any], has_curve: bool = False) -> str:
     """The card's text, metadata in front, from a run record."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    auto_class, pipeline_tag = task_of(record["model"]["class"])
+    pipeline_tag = task_of(record["model"]["class"])[1]
+    adapter = "adapter" in record
     metadata = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag=pipeline_tag,
         license=record.get("license"),
         language=record.get("language"),
         base_model=record.get("base_model"),
-        tags=["hf_tfm", "custom_code"],
+        base_model_relation=("adapter" if adapter else "finetune") if record.get("base_model") else None,
+        tags=["hf_tfm", *(["custom_code"] if _has_own_code(record) else []), *(["lora"] if adapter else [])],
     )
     name = record.get("name", record["model"]["class"])
-    sections = [f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n\n{_summary(record)}", _loading(auto_class)]
+    sections = [f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n\n{_summary(record)}", _loading(record)]
     sections += [section for section in (_data(record), _results(record), _training(record, has_curve)) if section]
     if record.get("samples"):
         quoted = "\n\n".join(f"```text\n{sample}\n```" for sample in record["samples"])
@@ -60,29 +62,40 @@ def render_card(record: dict[str, Any], has_curve: bool = False) -> str:
 def _summary(record: dict[str, Any]) -> str:
     model = record["model"]
     config = model["config"]
+    heads, key_value_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    adapter = record.get("adapter", {})
     rows = {
         "class": model["class"],
         "parameters": f"{model['parameters']:,}",
         "of these outside the embedding": f"{model['parameters_without_embedding']:,}",
         "blocks": config.get("num_hidden_layers"),
         "width": config.get("hidden_size"),
-        "heads (query / key-value)": f"{config.get('num_attention_heads')} / {config.get('num_key_value_heads')}",
+        "heads (query / key-value)": f"{heads} / {key_value_heads or heads}" if heads else None,
         "feed-forward width": config.get("intermediate_size"),
         "vocabulary": config.get("vocab_size"),
         "longest sequence": config.get("max_position_embeddings"),
+        "adapter": f"{adapter['type']} of rank {adapter['rank']}, alpha {adapter['alpha']}" if adapter else None,
+        "adapter's weights, with the head's": f"{adapter['parameters']:,} ({adapter['share']:.2%})"
+        if adapter
+        else None,
     }
     return _table(("", ""), [(name, value) for name, value in rows.items() if value is not None])
 
 
-def _loading(auto_class: str) -> str:
-    return (
+def _has_own_code(record: dict[str, Any]) -> bool:
+    return bool(record["model"]["config"].get("auto_map"))
+
+
+def _loading(auto_class: str, custom_code: bool) -> str:
+    trust = ", trust_remote_code=True" if custom_code else ""
+    text = (
         "## How to load it\n\n"
         f"```python\nfrom transformers import AutoTokenizer, {auto_class}\n\n"
         'path = "."  # this folder, or its name on the Hub\n'
         "tokenizer = AutoTokenizer.from_pretrained(path)\n"
-        f"model = {auto_class}.from_pretrained(path, trust_remote_code=True)\n```\n\n"
-        "With `import hf_tfm` in front, `trust_remote_code` is not needed."
+        f"model = {auto_class}.from_pretrained(path{trust})\n```"
     )
+    return text + "\n\nWith `import hf_tfm` in front, `trust_remote_code` is not needed." if custom_code else text
 
 
 def _data(record: dict[str, Any]) -> str:
@@ -95,9 +108,27 @@ def _data(record: dict[str, Any]) -> str:
 
 
 def _results(record: dict[str, Any]) -> str:
-    if not record.get("results"):
+    """A table of figures; those with an interval stand beside the baselines' and say on how many records."""
+    results = record.get("results")
+    if not results:
         return ""
-    return "## Results\n\n" + _table(("", ""), [(name, _figure(value)) for name, value in record["results"].items()])
+    if not all(isinstance(value, dict) and "low" in value for value in results.values()):
+        return "## Results\n\n" + _table(("", ""), [(name, _figure(value)) for name, value in results.items()])
+    columns = {"this model": results, **record.get("baselines", {})}
+    rows = [
+        [metric, *(_estimate(figures[metric]) if metric in figures else "" for figures in columns.values())]
+        for metric in results
+    ]
+    n = next(iter(results.values()))["n"]
+    text = f"## Results\n\nOn {n:,} {record.get('measured_on', 'test')} records, with 95 % intervals."
+    if record.get("measured_on") == "validation":
+        text += " The best checkpoint was chosen on these records, so the figures are somewhat too good."
+    pictures = [f"![{caption}]({name})" for name, caption in record.get("pictures", {}).items()]
+    return "\n\n".join([text, _table(("", *columns), rows), *pictures])
+
+
+def _estimate(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def _training(record: dict[str, Any], has_curve: bool) -> str:

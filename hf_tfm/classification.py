@@ -77,10 +77,15 @@ class Task:
         if number is None or (known is not None and number not in known):
             there = ", ".join(self.names[:8]) + (" …" if len(self.names) > 8 else "")
             raise InputError(
-                f"{place}: label {value!r} of field {self.field!r} does not occur in the training records; the labels "
-                f"are {there}"
+                f"{place}: label {value!r} in field {self.field!r} is not among those that training knows: {there}"
             )
         return number
+
+    def name_of(self, label: Any) -> str:
+        """An encoded label as a person reads it."""
+        if self.problem_type == _MULTI:
+            return ", ".join(name for name, holds in zip(self.names, label) if holds) or "none"
+        return self.names[label] if self.problem_type == _SINGLE else f"{label:g}"
 
     def occurring(self, labels: list[Any]) -> set[int]:
         """Ids that occur among encoded labels."""
@@ -205,7 +210,9 @@ def read_task(train: Records, field: str = "label", problem_type: str | None = N
     task = Task(problem_type, names, field, ids)
     occurring = task.occurring(task.encode(train))
     if len(occurring) < (1 if problem_type == _MULTI else 2):
-        only = f"all {len(train)} records have the label {names[min(occurring)]!r}" if occurring else "no record has any"
+        only = (
+            f"all {len(train)} records have the label {names[min(occurring)]!r}" if occurring else "no record has any"
+        )
         raise InputError(f"{train.path}: {only} in field {field!r}; a classifier needs two to tell apart")
     return task
 

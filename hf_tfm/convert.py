@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from . import modeling_tfm_decoder, modeling_tfm_encoder
 from .configuration_tfm import TfmConfig
@@ -94,7 +95,7 @@ def export_model(
         weights = copy.deepcopy(model_or_folder.state_dict())
         return _to_native(model_or_folder, _family(family), weights, untie)
     _family(family)  # before minutes of loading
-    model = _load_ours(model_or_folder)
+    model = load_tfm(model_or_folder)
     return _to_native(model, _family(family), model.state_dict(), untie)
 
 
@@ -133,7 +134,7 @@ def convert_folder(
         model.save_pretrained(folder)
         del model  # no third copy of the weights beside the source's and what is read again
         _carry_over(source, folder, gguf_file)
-        written = _load_ours(folder)
+        written = load_tfm(folder)
         error = max_difference(native, written)
     return Conversion(type(written).__name__, written.num_parameters(), error, tuple(sorted(unused)))
 
@@ -147,7 +148,7 @@ def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: 
     """
     _family(family)
     _refuse_existing(target)
-    model = _load_ours(source)
+    model = load_tfm(source)
     native = _to_native(model, _family(family), model.state_dict(), untie)
     with _whole_folder(target) as folder:
         native.save_pretrained(folder)
@@ -391,9 +392,9 @@ def _load_native(
             raise InputError(f"{path}: class {class_name} cannot be converted; known are {_classes(family)}")
     elif head not in family.heads:
         raise InputError(f"{path}: {family.title} has no head {head!r}; choose one of {', '.join(family.heads)}")
-    if "gguf_file" in load_kwargs:
-        # Left in their blocks, as they are where a kernel for that is installed, they could not be renamed.
-        load_kwargs["quantization_config"] = GgufConfig(dequantize=True)
+    if "gguf_file" in load_kwargs and hasattr(transformers, "GgufConfig"):
+        # Newer versions leave weights in their blocks where a kernel for that is installed: no matrices to rename.
+        load_kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with as_input_errors(path):
         native, report = family.native_class(head).from_pretrained(path, output_loading_info=True, **load_kwargs)
     native.is_quantized = False  # GGUF weights are plain tensors by now
@@ -409,7 +410,7 @@ def _load_native(
     return native, family, head, set(report["unexpected_keys"])
 
 
-def _load_ours(folder: str | os.PathLike) -> PreTrainedModel:
+def load_tfm(folder: str | os.PathLike) -> PreTrainedModel:
     config = read_config(folder)
     class_name = (config.get("architectures") or [""])[0]
     modules = {"tfm_decoder": modeling_tfm_decoder, "tfm_encoder": modeling_tfm_encoder}

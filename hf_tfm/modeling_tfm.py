@@ -403,8 +403,7 @@ class TfmModel(TfmPreTrainedModel):
         whichever side is padded.
         """
         length = inputs_embeds.shape[1]
-        absolute = self.embed_positions is not None
-        if absolute and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        if self.embed_positions is not None and marks_padding(attention_mask):
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         return (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
 
@@ -443,6 +442,11 @@ class TfmModel(TfmPreTrainedModel):
         return self.norm(hidden_states)
 
 
+def marks_padding(attention_mask: torch.Tensor | dict | None) -> bool:
+    """Whether it is `(batch, length)`, rather than none or masks made ready: 4D, a `BlockMask`, one per layer type."""
+    return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+
+
 def packed_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """
     Which document each token of a packed row belongs to.
@@ -471,10 +475,11 @@ def packed_mask_kwargs(
     position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, batch_size: int
 ) -> dict[str, Callable]:
     """The argument that makes transformers' mask functions keep packed documents apart, with padding or without."""
-    if position_ids is None or (attention_mask is not None and attention_mask.ndim != 2):
+    if position_ids is None:
         return {}
-    if attention_mask is not None and attention_mask.shape[-1] != position_ids.shape[-1]:
-        return {}
+    if attention_mask is not None:
+        if not marks_padding(attention_mask) or attention_mask.shape[-1] != position_ids.shape[-1]:
+            return {}
     documents = packed_documents(position_ids.expand(batch_size, -1), attention_mask)
     return {} if documents is None else {"and_mask_function": packed_sequence_mask_function(documents)}
 

@@ -21,7 +21,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tfm import TfmDecoderConfig
-from .modeling_tfm import TfmModel, TfmPreTrainedModel, packed_mask_kwargs, sequence_classification_loss
+from .modeling_tfm import (
+    TfmModel,
+    TfmPreTrainedModel,
+    marks_padding,
+    packed_mask_kwargs,
+    sequence_classification_loss,
+)
 
 
 class TfmDecoderPreTrainedModel(TfmPreTrainedModel):
@@ -233,7 +239,7 @@ class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        if attention_mask is None or attention_mask.ndim != 2:
+        if not marks_padding(attention_mask):
             pooled = hidden_states[:, -1]
         else:
             real = attention_mask[:, -hidden_states.shape[1] :].to(hidden_states.device, torch.int32)

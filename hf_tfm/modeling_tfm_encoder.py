@@ -22,12 +22,19 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tfm import TfmEncoderConfig
-from .modeling_tfm import TfmModel, TfmPreTrainedModel, build_norm, packed_mask_kwargs, sequence_classification_loss
+from .modeling_tfm import (
+    TfmModel,
+    TfmPreTrainedModel,
+    build_norm,
+    marks_padding,
+    packed_mask_kwargs,
+    sequence_classification_loss,
+)
 
 
 def first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """States of each row's first token that is not padding, `(batch, length, hidden)` to `(batch, hidden)`."""
-    if attention_mask is None or attention_mask.ndim != 2:
+    if not marks_padding(attention_mask):
         return hidden_states[:, 0]
     columns = attention_mask.to(hidden_states.device, torch.int32).argmax(-1)
     return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), columns]
@@ -35,7 +42,7 @@ def first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
 
 def mean_of_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over each row's tokens that are not padding, `(batch, length, hidden)` to `(batch, hidden)`."""
-    if attention_mask is None or attention_mask.ndim != 2:
+    if not marks_padding(attention_mask):
         return hidden_states.mean(1)
     weights = attention_mask.to(hidden_states.device, hidden_states.dtype).unsqueeze(-1)
     return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)

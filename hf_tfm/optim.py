@@ -27,14 +27,14 @@ DEFAULTS = {
     "adamw": {"lr": 1e-3, "embedding_lr": None, "weight_decay": 0.1},
 }
 
-# Three minimax quintics (Polar Express, https://arxiv.org/abs/2505.16932): applied one after the other,
-# x -> ax + bx^3 + cx^5 takes every singular value in [0.02, 1] to within 11 % of 1. Each but the first is fitted up to
-# 3 % above the range it should see, because bf16 rounding does push values above it, where the polynomials explode.
-POLAR_COEFFICIENTS = (
-    (7.71097, -22.11375, 16.24874),
-    (3.14914, -2.23609, 0.43887),
-    (2.20185, -1.51856, 0.36986),
-)
+# Minimax quintics (Polar Express, https://arxiv.org/abs/2505.16932): applied one after the other, x -> ax + bx^3 + cx^5
+# takes singular values close to 1: two of them [0.05, 1] to within 23 %, three [0.02, 1] to within 11 %. Each but the
+# first is fitted up to 3 % above the range it should see, because bf16 rounding does push values above it, where the
+# polynomials explode.
+POLAR_COEFFICIENTS = {
+    2: ((6.75238, -18.35097, 13.26326), (2.49785, -1.7584, 0.39191)),
+    3: ((7.71097, -22.11375, 16.24874), (3.14914, -2.23609, 0.43887), (2.20185, -1.51856, 0.36986)),
+}
 
 # Orthogonalised together at most this many elements: bounds the scratch memory (64 MB in bf16) for large models.
 _CHUNK_ELEMENTS = 2**25
@@ -48,13 +48,14 @@ def orthogonalization_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The nearest semi-orthogonal matrices: U Vᵀ for each U S Vᵀ, with singular values within some 11 % of 1.
+def orthogonalize(matrices: Tensor, steps: int = 2, dtype: torch.dtype | None = None) -> Tensor:
+    """The nearest semi-orthogonal matrices, U Vᵀ for each U S Vᵀ, their singular values only roughly 1.
 
-    Those below 2 % of the largest are raised less: up to some 50 times, from 0 not at all.
+    How roughly: see `POLAR_COEFFICIENTS`. Values too small for that are raised by one common factor, zero stays zero.
 
     Args:
         matrices: (batch, rows, columns).
+        steps: 2, or 3 for a closer result at 1.5 times the cost.
         dtype: what the products are computed in; by default `orthogonalization_dtype`.
 
     Returns:
@@ -62,39 +63,29 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """
     x = matrices.to(dtype or orthogonalization_dtype(matrices.device))
     tall = x.shape[-2] > x.shape[-1]  # then Xᵀ X is the small product, and polynomials in it stand to the right of X
+    oblong = max(x.shape[-2:]) > 1.5 * min(x.shape[-2:])
 
-    # The iteration wants singular values up to 1. |X| brings numbers of any size into range (a power of two: exact in
-    # bf16). The fourth root of |(XXᵀ)²| then bounds the largest singular value much closer, which saves a step; the
-    # first polynomial is stretched by it.
+    # The iteration wants singular values up to 1. |X| brings numbers of any size into range; a power of two is exact in
+    # bf16. The fourth root of |(XXᵀ)²| then bounds the largest singular value much closer, which saves a step.
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32).clamp_min(1e-30)
     x = x * torch.exp2(-norm.log2().ceil()).to(x.dtype)
-    gram = x.mT @ x if tall else x @ x.mT
-    square = gram @ gram
-    bound = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=torch.float32).clamp_min(1e-12)
-    stretch = 0.99 * bound**-0.25
-
-    # Oblong X: the polynomials are multiplied with one another first, because the Gram matrix is small there. Not for
-    # square X, and not for more than three polynomials: small eigenvalues of the Gram matrix drown in bf16 rounding,
-    # turn negative and grow with every polynomial.
-    oblong = max(x.shape[-2:]) > 1.5 * min(x.shape[-2:])
-    product = None
-    for step, (a, b, c) in enumerate(POLAR_COEFFICIENTS):
+    pending = None
+    for step, (a, b, c) in enumerate(POLAR_COEFFICIENTS[steps]):
+        if pending is None:
+            gram = x.mT @ x if tall else x @ x.mT
+        square = gram @ gram
         if step == 0:
-            a, b, c = ((k * stretch**power).to(x.dtype) for k, power in ((a, 1), (b, 3), (c, 5)))
-        else:
-            square = gram @ gram
+            bound = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+            a, b, c = ((k * (0.99 * bound**-0.25) ** power).to(x.dtype) for k, power in ((a, 1), (b, 3), (c, 5)))
         polynomial = (b * gram).add_(c * square)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a.squeeze(-1) if step == 0 else a)
-        last = step + 1 == len(POLAR_COEFFICIENTS)
-        if oblong:
-            product = polynomial if product is None else polynomial @ product
-            if not last:
-                gram = polynomial @ gram @ polynomial
-        if not oblong or last:
-            factor = product if oblong else polynomial
-            x = x @ factor if tall else factor @ x
-            if not last:
-                gram = x.mT @ x if tall else x @ x.mT
+        if oblong and pending is None and step + 1 < steps:
+            # XXᵀ is small, so two polynomials are multiplied there and then with X. Not more than two: the small
+            # eigenvalues of XXᵀ drown in bf16 rounding, turn negative and grow with every polynomial.
+            gram, pending = polynomial @ gram @ polynomial, polynomial
+        else:
+            factor = polynomial if pending is None else polynomial @ pending
+            x, pending = x @ factor if tall else factor @ x, None
     return x
 
 
@@ -126,6 +117,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.85,
         momentum_start: float = 0.85,
         momentum_warmup_steps: int = 0,
+        polar_steps: int = 2,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ):
@@ -136,6 +128,7 @@ class Muon(torch.optim.Optimizer):
             "momentum": momentum,
             "momentum_start": momentum_start,
             "momentum_warmup_steps": momentum_warmup_steps,
+            "polar_steps": polar_steps,
             "step": 0,
             "transposed": False,
             "blocks": None,
@@ -208,7 +201,9 @@ class Muon(torch.optim.Optimizer):
                 chunk = blocks[start : start + together]
                 batch = torch.empty(len(chunk), *shape, dtype=dtype, device=updates[0].device)
                 torch._foreach_copy_(list(batch.unbind()), [block for block, _ in chunk])
-                for (block, scale), result in zip(chunk, orthogonalize(batch, dtype), strict=True):
+                for (block, scale), result in zip(
+                    chunk, orthogonalize(batch, group["polar_steps"], dtype), strict=True
+                ):
                     torch.mul(result, scale, out=block)
 
         if group["weight_decay"]:
@@ -299,7 +294,7 @@ def build_optimizer(
             embeddings' with Muon, whose own rates are on another scale, and `lr` with AdamW.
         weight_decay: of the matrices; with "adamw" also of embeddings and head. Norms and biases never decay.
         betas, eps: AdamW's.
-        muon: `momentum`, `momentum_start`, `momentum_warmup_steps` of `Muon`.
+        muon: `momentum`, `momentum_start`, `momentum_warmup_steps`, `polar_steps` of `Muon`.
 
     Raises:
         InputError: an unknown name, a rate that is not positive, or a Muon setting given to AdamW.

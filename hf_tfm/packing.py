@@ -34,6 +34,8 @@ Batch = dict[str, np.ndarray]
 # A mixture's sources take turns by a table of about this many entries, so shares are exact to 1 in 10,000.
 _TURNS = 1 << 14
 
+_PAGE = 256
+
 
 def assemble(
     tokens: np.ndarray,
@@ -130,6 +132,19 @@ def _round_keys(seed: tuple[int, ...]) -> list[tuple[np.uint64, np.uint64]]:
     return [tuple(pair) for pair in keys]
 
 
+@functools.lru_cache(maxsize=64)
+def _block_order(size: int, seed: tuple[int, ...], page: int) -> np.ndarray:
+    """The blocks of `_PAGE` consecutive running numbers, (_PAGE,): many at once cost hardly more than one."""
+    numbers = np.arange(_PAGE) + page * _PAGE
+    epochs = numbers // size
+    return np.concatenate(
+        [
+            permute(numbers[epochs == epoch] - epoch * size, size, (*seed, epoch))
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+    )
+
+
 class _StoreBlocks:
     """The blocks of one store, numbered on from epoch to epoch, each epoch in an order of its own."""
 
@@ -142,10 +157,10 @@ class _StoreBlocks:
 
     def rows(self, numbers: np.ndarray) -> Batch:
         """Blocks by their running numbers, (batch,), ascending."""
-        epochs = numbers // len(self)
+        pages = numbers // _PAGE
         blocks = [
-            permute(numbers[epochs == epoch] - epoch * len(self), len(self), (*self.seed, epoch))
-            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+            _block_order(len(self), self.seed, page)[numbers[pages == page] - page * _PAGE]
+            for page in range(int(pages[0]), int(pages[-1]) + 1)
         ]
         return assemble(self.store.tokens, self.plan, np.concatenate(blocks), **self.layout)
 
@@ -432,7 +447,7 @@ class StepBatches(Dataset):
             batch = shorten(batch, self.schedule.length(step / self.num_steps))
         if self.transform is not None:
             batch = self.transform(batch)
-        return {name: torch.as_tensor(rows) for name, rows in batch.items()}
+        return {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in batch.items()}
 
     def loader(self, start: int = 0, **kwargs) -> DataLoader:
         """

@@ -13,13 +13,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from .card import task_of
 from .configuration_tfm import SIZES, TfmConfig
 from .data import TokenStore, TokenStream, default_cache_dir, file_hash
 from .errors import InputError
 from .objectives import SentencePairs
 from .optim import build_optimizer, build_scheduler, describe_optimizer, zero_init_output_projections
 from .packing import PackedBlocks, StepBatches, iter_eval_blocks
-from .record import RECORD_FILE, RunRecord, write_model_folder
+from .record import RECORD_FILE, write_model_folder
 from .sources import list_files, parse_sources
 from .trainer import RunTrainer
 
@@ -301,6 +302,10 @@ class PretrainTrainer(RunTrainer):
         super().__init__(*args, **datasets, bytes_per_token=data.bytes_per_token, **kwargs)
         self.data = data
         self.script = script
+        if self.record is not None:
+            self.record["license"] = script.license
+            self.record["data"] = data.facts
+            self.record["tokens_per_step"] = data.tokens_per_step
 
     def get_train_dataloader(self) -> DataLoader:
         return self.train_dataset.loader()
@@ -400,22 +405,18 @@ def marked_example(inputs: dict[str, torch.Tensor], tokenizer: PreTrainedTokeniz
     return "".join(parts).replace("\n", "⏎")
 
 
-def report_end(
-    trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, record: RunRecord, results: dict[str, float]
-) -> None:
+def report_end(trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, results: dict[str, float]) -> None:
     """Write the model folder with its record and say where it is and how to load it."""
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    record["license"] = trainer.script.license
-    record["data"] = trainer.data.facts
+    args, record, model = trainer.args, trainer.record, trainer.accelerator.unwrap_model(trainer.model)
     record["tokens"] = trainer.data.tokens_per_step * args.max_steps
-    record["tokens_per_step"] = trainer.data.tokens_per_step
-    record["results"] = {name.removeprefix("eval_"): value for name, value in results.items() if "runtime" not in name}
+    measured = ("loss", "bits_per_byte", "predicted_tokens")
+    record["results"] = {name: results[f"eval_{name}"] for name in measured if f"eval_{name}" in results}
     record.add_model(model)
     record.add_training(trainer.state)
     if not trainer.is_world_process_zero():
         return
     write_model_folder(Path(args.output_dir), model, tokenizer, record)
-    auto_class = next(name for name, ref in model.config.auto_map.items() if ref.endswith(type(model).__name__))
     print("\nresult     " + ", ".join(f"{name} {value:.4g}" for name, value in record["results"].items()))
     print(f"model      {args.output_dir}")
-    print(f'load it    {auto_class}.from_pretrained("{args.output_dir}", trust_remote_code=True)')
+    trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
+    print(f'load it    {task_of(type(model).__name__)[0]}.from_pretrained("{args.output_dir}"{trust})')

@@ -56,7 +56,7 @@ class RunRecord:
             "class": type(model).__name__,
             "parameters": total,
             "parameters_without_embedding": total - embedding,
-            "config": model.config.to_diff_dict() if hasattr(model.config, "to_diff_dict") else model.config.to_dict(),
+            "config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"},
         }
 
     def add_training(self, state: TrainerState) -> None:
@@ -74,7 +74,7 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write `run_record.json`; `seconds` is the time since the record was begun."""
-        self.fields.setdefault("seconds", round(time.time() - self._started, 1))
+        self.fields["seconds"] = round(time.time() - self._started, 1)
         text = json.dumps(self.fields, indent=1, ensure_ascii=False, default=_plain)
         (Path(folder) / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -235,8 +235,8 @@ def _train_byte_level(
         )
     # Text is cut into words first, and no token crosses a cut: each digit stands alone, then GPT-2's rule sets apart
     # words with the space before them, runs of punctuation, runs of blanks, and 's 't 're 've 'm 'll 'd. llama.cpp
-    # knows a fixed list of such rules, and a model with any other cannot become a GGUF file. Those of the list that glue
-    # quotes to words and line ends to full stops (Llama 3's, Qwen's, GPT-4o's) put 4 % more bytes into a token, but a
+    # knows a fixed list of such rules, and a model with any other cannot become a GGUF file. Those that glue quotes
+    # to words and line ends to full stops (Llama 3's, Qwen's, GPT-4o's) put 4 % more bytes into a token, but a
     # small model then has more bits per byte left: it has to learn ` I`, `"I` and `-I` as words without kinship.
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -276,7 +276,8 @@ def _train_wordpiece(
         [words, pre_tokenizers.Metaspace(replacement=_WORD_START, prepend_scheme="always", split=False)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size + 1,  # the start mark itself does not stay
+        # Some to spare: the start mark does not stay, nor what joins it to a character that is a token already.
+        vocab_size=vocab_size + 1 + _MAX_WORDPIECE_CHARACTERS,
         min_frequency=min_frequency,
         special_tokens=specials,
         limit_alphabet=_MAX_WORDPIECE_CHARACTERS,

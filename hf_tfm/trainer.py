@@ -13,9 +13,12 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging as transformers_logging
 
+from .card import write_card
 from .checkpoints import atomic_folder, last_checkpoint, rotate, staging_folder
 from .errors import InputError
+from .record import RunRecord
 
 
 RECIPE_FILE = "recipe.json"
@@ -108,11 +111,12 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 class RunMixin:
     """
     For any Trainer: checkpoints are atomic, signals stop the run after a step, progress is one line, and the same
-    command goes on where the run stopped.
+    command goes on where the run stopped. With a `record` every checkpoint has a card.
     """
 
-    def __init__(self, *args, bytes_per_token: float | None = None, **kwargs):
+    def __init__(self, *args, record: RunRecord | None = None, bytes_per_token: float | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.record = record
         for noisy in (ProgressCallback, PrinterCallback):
             self.remove_callback(noisy)
         self.stop_on_signal = StopOnSignal()
@@ -153,6 +157,7 @@ class RunMixin:
             recipe_file.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
         if checkpoint is not None:
             print(f"resuming from {checkpoint}", flush=True)
+        transformers_logging.disable_progress_bar()  # there is one line already
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def _get_output_dir(self, trial) -> str:
@@ -186,6 +191,11 @@ class RunMixin:
         for path in written.iterdir():
             os.rename(path, written.parent / path.name)
         written.rmdir()
+        if self.record is not None:
+            self.record.add_model(self.accelerator.unwrap_model(self.model))
+            self.record.add_training(self.state)
+            self.record.write(written.parent)
+            write_card(written.parent)
 
 
 class RunTrainer(RunMixin, Trainer):

@@ -52,10 +52,8 @@ def trained(corpus):
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])
 def test_any_text_comes_back_unchanged(trained, kind, style):
     tokenizer = trained[kind, style]
-    anything = random.Random(0)
-    texts = NASTY + [
-        "".join(chr(anything.choice([*range(0xD800), *range(0xE000, 0x110000)])) for _ in range(50)) for _ in range(20)
-    ]
+    characters = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
+    texts = NASTY + ["".join(random.Random(seed).choices(characters, k=50)) for seed in range(20)]
     for text, ids in zip(texts, encode_text(tokenizer, texts), strict=True):
         assert tokenizer.decode(ids) == text
         assert tokenizer.unk_token_id not in ids
@@ -173,9 +171,10 @@ def test_a_document_cannot_place_special_tokens(trained, kind, style):
     tokenizer = trained[kind, style]
     specials = tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids)
     documents = [*specials, "".join(specials), *(f"a {token}b" for token in specials)]
-    if kind == "wordpiece":  # the characters of some markers are not in its alphabet
-        documents = [document for document in documents if "|" not in document]
-    assert documents and not any(set(ids) & set(tokenizer.all_special_ids) for ids in encode_text(tokenizer, documents))
+    forbidden = set(tokenizer.all_special_ids)
+    if kind == "wordpiece":  # "|" is not in its alphabet
+        forbidden.remove(tokenizer.unk_token_id)
+    assert not any(forbidden & set(ids) for ids in encode_text(tokenizer, documents))
     # The next ordinary call recognises them again.
     assert tokenizer(specials[0], add_special_tokens=False).input_ids == [tokenizer.all_special_ids[0]]
 
@@ -251,33 +250,36 @@ def test_malformed_conversations_are_refused(trained, roles, complaint):
 IN_A_CLEAN_PROCESS = """
 import json, sys
 from transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-assert "hf_tfm" not in sys.modules
-print(json.dumps({
-    "ids": tokenizer("It's 1 [MASK] <|eos|> a\\n\\nb", "pair").input_ids,
-    "template": tokenizer.chat_template,
-    "side": tokenizer.padding_side,
-    "special": tokenizer.all_special_ids,
-    "length": tokenizer.model_max_length,
-    "decoded": tokenizer.decode(tokenizer("a . b , c", add_special_tokens=False).input_ids),
-}))
-"""
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_the_saved_folder_loads_in_a_clean_process(corpus, tmp_path, style):
-    tokenizer = train_tokenizer(corpus, "bpe", 600, style, model_max_length=77)
-    tokenizer.save_pretrained(tmp_path)
-    command = [sys.executable, "-c", IN_A_CLEAN_PROCESS, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert json.loads(run.stdout.splitlines()[-1]) == {
-        "ids": tokenizer("It's 1 [MASK] <|eos|> a\n\nb", "pair").input_ids,
+for folder in sys.argv[1:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    print("loaded", json.dumps({
+        "ids": tokenizer("It's 1 [MASK] <|eos|> a\\n\\nb", "pair").input_ids,
         "template": tokenizer.chat_template,
         "side": tokenizer.padding_side,
         "special": tokenizer.all_special_ids,
-        "length": 77,
-        "decoded": "a . b , c",
-    }
+        "length": tokenizer.model_max_length,
+        "decoded": tokenizer.decode(tokenizer("a . b , c", add_special_tokens=False).input_ids),
+    }))
+assert "hf_tfm" not in sys.modules
+"""
+
+
+def test_the_saved_folders_load_in_a_clean_process(corpus, tmp_path):
+    tokenizers = {style: train_tokenizer(corpus, "bpe", 600, style, model_max_length=77) for style in STYLES}
+    for style, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(tmp_path / style)
+    command = [sys.executable, "-c", IN_A_CLEAN_PROCESS, *STYLES]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    loaded = [json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("loaded ")]
+    for result, tokenizer in zip(loaded, tokenizers.values(), strict=True):
+        assert result == {
+            "ids": tokenizer("It's 1 [MASK] <|eos|> a\n\nb", "pair").input_ids,
+            "template": tokenizer.chat_template,
+            "side": tokenizer.padding_side,
+            "special": tokenizer.all_special_ids,
+            "length": 77,
+            "decoded": "a . b , c",
+        }
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama", "gpt2", "bert", "modernbert"])
@@ -342,8 +344,8 @@ def test_the_script_writes_a_tokenizer_and_says_what_it_did(tmp_path, capsys, co
     options = ["--kind", kind, "--style", "encoder", "--vocab-size", "700", "--num-spare-tokens", "2"]
     assert script.main([*data, *options, "--output", str(output)]) == 0
     tokenizer = AutoTokenizer.from_pretrained(output)
-    held_out = documents[19::20]
-    expected = train_tokenizer([d for d in documents if d not in held_out], kind, 700, "encoder", num_spare_tokens=2)
+    held_out, rest = documents[19::20], [text for number, text in enumerate(documents, 1) if number % 20]
+    expected = train_tokenizer(rest, kind, 700, "encoder", num_spare_tokens=2)
     assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(expected)
 
     shown = capsys.readouterr().out

@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(script.tokenizer)
     model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
     data = prepare_data(script, args, tokenizer, model, objective=causal)
-    trainer = PretrainTrainer(model=model, args=args, processing_class=tokenizer, data=data, script=script)
+    trainer = PretrainTrainer(
+        model=model, args=args, processing_class=tokenizer, data=data, script=script, record=record
+    )
     report_start(trainer, is_new, tokenizer)
     trainer.train_or_resume({"script": vars(script), "max_steps": args.max_steps, "seed": args.seed})
     if trainer.stopped:
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     results = trainer.evaluate()
     model.generation_config.update(max_new_tokens=128, do_sample=True, temperature=0.8, top_p=0.95)
     record["samples"] = [continue_text(model, tokenizer, prompt, args.seed) for prompt in PROMPTS]
-    report_end(trainer, tokenizer, record, results)
+    report_end(trainer, tokenizer, results)
     print("\n".join(["", *record["samples"]]))
     return 0
 

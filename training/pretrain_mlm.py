@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     evaluation = Masked(tokenizer, 0.15, seed=0)
     prepare = prepare_pairs if pairs else prepare_data
     data = prepare(script, args, tokenizer, model, objective, evaluation)
-    trainer = PretrainTrainer(model=model, args=args, processing_class=tokenizer, data=data, script=script)
+    trainer = PretrainTrainer(
+        model=model, args=args, processing_class=tokenizer, data=data, script=script, record=record
+    )
     report_start(trainer, is_new, tokenizer)
     trainer.train_or_resume({"script": vars(script), "max_steps": args.max_steps, "seed": args.seed})
     if trainer.stopped:
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     results = trainer.evaluate()
     if not pairs:
         record["samples"] = [fill(model, tokenizer, sentence) for sentence in SENTENCES]
-    report_end(trainer, tokenizer, record, results)
+    report_end(trainer, tokenizer, results)
     print("\n".join(["", *record.fields.get("samples", [])]))
     return 0
 

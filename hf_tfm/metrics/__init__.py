@@ -1,8 +1,8 @@
 """
 Figures with their uncertainty, and `evaluate` metrics that need no network.
 
-`hf_tfm.metrics.load("f1")`, or `evaluate.load` with the path of one of the folders beside this file, gives a metric with
-the inputs and outputs of the one of that name on the Hub, computed by scikit-learn, scipy, seqeval or sacrebleu.
+`hf_tfm.metrics.load("f1")`, or `evaluate.load` with the path of one of the folders beside this file, gives a metric
+with the inputs and outputs of the one of that name on the Hub, computed by scikit-learn, scipy, seqeval or sacrebleu.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ From tokenised documents to training batches: transformers' recipe against hf_tf
     python training/benchmarks/bench_packing.py texts.jsonl.gz --tokenizer my-tokenizer
 
 The recipe is that of transformers' `run_clm.py`: `group_texts` in `Dataset.map`, then a shuffling DataLoader with
-`default_data_collator`. Both sides start from the same tokens and give batches of `--batch_size` rows as tensors for one
-epoch; both loaders run in this process. Tokenising is measured on its own. Best of `--repeats`.
+`default_data_collator`. Both sides start from the same tokens and give batches of `--batch_size` rows as tensors for
+one epoch, both loaders in this process. Tokenising is measured on its own. All times are of the CPU, so that other work
+on the machine counts less; best of `--repeats`.
 """
 
 import argparse
@@ -34,9 +35,9 @@ def group_texts(examples: dict[str, list], block_length: int) -> dict[str, list]
 
 
 def seconds(function, *args) -> tuple[float, object]:
-    started = time.perf_counter()
+    started = time.process_time()
     result = function(*args)
-    return time.perf_counter() - started, result
+    return time.process_time() - started, result
 
 
 def consume(loader) -> int:

@@ -4,8 +4,7 @@ import importlib
 
 import datasets
 import evaluate
-from seqeval.metrics import accuracy_score
-from seqeval.metrics import classification_report
+from seqeval.metrics import accuracy_score, classification_report
 
 
 class Seqeval(evaluate.Metric):

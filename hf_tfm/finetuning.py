@@ -1,0 +1,544 @@
+"""
+What all fine-tuning scripts share: fields of a recipe, loading model and tokenizer with checks, LoRA, the Trainer,
+and what a person sees before and after.
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import logging
+
+from .card import task_of
+from .errors import InputError
+from .metrics import Estimate
+from .record import RunRecord, write_model_folder
+from .records import Records, carve, read_records
+from .trainer import RECIPE_FILE, RunTrainer
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+LORA_VARIANTS = ("lora", "dora", "rslora")
+STOPPED = 130  # exit code of a run that a signal ended, as shells have it
+
+# Dropout on attention weights by the names it has in configurations; with it, attention leaves its fast kernels.
+_ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")
+# Tokens that are made for padding, or at least never stand in a text; the first that a vocabulary has is taken.
+_PAD_TOKENS = re.compile(
+    r"<\|?pad(ding)?\|?>|\[PAD\]|<\|finetune_right_pad_id\|>|<\|endoftext\|>|.*(reserved|spare|unused).*"
+)
+# Settings that decide what is learned; the others may change between the parts of one run.
+_DECISIVE = (
+    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "seed", "data_seed", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16",
+    "train_sampling_strategy", "neftune_noise_alpha", "world_size", "metric_for_best_model",
+)  # fmt: skip
+
+
+def best_dtype_arguments() -> dict[str, bool]:
+    """`use_cpu` and `bf16` of `TrainingArguments` for this machine: bf16 where products in it run in hardware."""
+    if torch.cuda.is_available():
+        return {"use_cpu": False, "bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
+    if torch.accelerator.is_available():
+        return {"use_cpu": False, "bf16": False}
+    return {"use_cpu": True, "bf16": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()}
+
+
+@dataclass
+class FinetuningArguments(TrainingArguments):
+    """transformers' TrainingArguments with defaults for fine-tuning."""
+
+    output_dir: str | None = field(default="runs/finetuned", metadata={"help": "Folder to write."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Highest learning rate; by default 5e-5, with --lora 5e-4."}
+    )
+    num_train_epochs: float = 3.0
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 64
+    warmup_steps: float = field(default=0.06, metadata={"help": "Steps, or a share of all steps if below 1."})
+    weight_decay: float = 0.01
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "How batches are drawn: group_by_length, random or sequential."}
+    )
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = field(
+        default="auto", metadata={"help": "What the best checkpoint is chosen by, on the validation records."}
+    )
+    logging_steps: float = field(default=0.02, metadata={"help": "Steps, or a share of all steps if below 1."})
+    include_num_input_tokens_seen: str | bool = True
+    use_cpu: bool = best_dtype_arguments()["use_cpu"]
+    bf16: bool = field(
+        default=best_dtype_arguments()["bf16"], metadata={"help": "bf16 autocast; on where the hardware has it."}
+    )
+
+
+@dataclass
+class FinetuningRecipe:
+    """Fields that every fine-tuning script has."""
+
+    model: str = field(metadata={"help": "A model's folder, or its name on the Hub."})
+    train_file: str = field(metadata={"help": "Records: .jsonl, .json, .csv, .tsv or .parquet, also compressed."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Records to choose the best checkpoint by; carved out of train by default."}
+    )
+    validation_fraction: float = field(default=0.1, metadata={"help": "The share of train that is carved out."})
+    test_file: str | None = field(default=None, metadata={"help": "Records that are measured once, at the end."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens a text is cut to; by default as many as the model can take, up to 512."}
+    )
+    tokenizer: str | None = field(default=None, metadata={"help": "Where the tokenizer is, if not with the model."})
+    base_model: str | None = field(
+        default=None, metadata={"help": "The model's name on the Hub, for the card; by default its folder's name."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the model's folder carries."})
+    attention_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on attention weights; more than 0 makes attention slow."}
+    )
+    lora: bool = field(default=False, metadata={"help": "Train a small adapter instead of all weights."})
+    lora_variant: str = field(default="lora", metadata={"help": "lora, dora or rslora."})
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices."})
+    lora_alpha: int = field(default=16, metadata={"help": "The adapter's share is alpha/rank (rslora: alpha/√rank)."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's inputs."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get an adapter; by default all linear ones but the head."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.lora_variant not in LORA_VARIANTS:
+            raise InputError(f"lora_variant {self.lora_variant!r} must be one of {', '.join(LORA_VARIANTS)}")
+        if self.lora_rank < 1:
+            raise InputError(f"lora_rank {self.lora_rank} must be 1 or more")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and tables, where the script says in a line of its own what matters."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def check_output_dir(args: TrainingArguments, recipe: FinetuningRecipe) -> None:
+    """Raise `InputError` rather than write over a model that this script did not make."""
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file; give the name of a folder")
+    if (folder / "config.json").exists() and not (folder / RECIPE_FILE).exists():
+        raise InputError(f"--output_dir {folder} holds another model: give a folder of its own")
+    if folder.is_dir() and Path(recipe.model).is_dir() and folder.samefile(recipe.model):
+        raise InputError(f"--output_dir {folder} is the folder of --model: give another one")
+
+
+def load_tokenizer(recipe: FinetuningRecipe) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises `InputError` if there is none."""
+    where = recipe.tokenizer or recipe.model
+    with quiet(), _readable_model(where, "tokenizer"):
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=recipe.trust_remote_code)
+
+
+def load_model(
+    auto_class: type, recipe: FinetuningRecipe, tokenizer: PreTrainedTokenizerBase, **config_fields: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """
+    A model with the head of `auto_class`, in fp32, padding as its tokenizer does.
+
+    Args:
+        config_fields: of the configuration, such as `num_labels`.
+
+    Returns: the model, and the names of the weights that are new because the folder has none for them.
+
+    Raises:
+        InputError: there is no such model, it lacks weights beside the head's, or the tokenizer is another model's.
+    """
+    options = {"trust_remote_code": recipe.trust_remote_code}
+    with quiet(), _readable_model(recipe.model, "model"):
+        config = AutoConfig.from_pretrained(recipe.model, **options, **config_fields)
+        for name in config_fields:
+            if not hasattr(config, name):
+                raise InputError(f"{recipe.model}: its {type(config).__name__} has no switch {name}; leave that out")
+        for name in _ATTENTION_DROPOUT:
+            if hasattr(config, name):
+                setattr(config, name, recipe.attention_dropout)
+        model, info = auto_class.from_pretrained(
+            recipe.model,
+            config=config,
+            # A checkpoint in bf16 would be trained in bf16, in which small steps are lost.
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    new = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
+    body = f"{model.base_model_prefix}."
+    lost = [name for name in new if name.startswith(body) and "pooler" not in name]
+    if lost:
+        raise InputError(
+            f"{recipe.model}: lacks {len(lost)} weights of {type(model).__name__} or has them in another shape, first "
+            f"{lost[0]}: they would be random; is config.json of this model?"
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise InputError(
+            f"{recipe.tokenizer or recipe.model}: the tokenizer has ids up to {highest}, the model {rows} embeddings: "
+            "they do not belong together"
+        )
+    ensure_pad_token(tokenizer, model)
+    return model, new
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """
+    Give the tokenizer a pad token that is not its end-of-text token, and the model the same one.
+
+    Where the vocabulary has no token for it, an embedding that no token uses is taken, and the end-of-text token only
+    as the last resort: the weights keep their shapes, so that adapters fit.
+    """
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        free = [token for token, number in vocabulary if number not in taken and _PAD_TOKENS.fullmatch(token)]
+        if free:
+            tokenizer.pad_token = min(free, key=lambda token: "pad" not in token.lower())
+        elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in taken:
+            tokenizer.pad_token = tokenizer.unk_token
+        elif vocabulary[-1][1] + 1 < model.get_input_embeddings().num_embeddings:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        elif tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or vocabulary[0][0]
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def longest_input(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model can take; None if its configuration does not say."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # their positions start behind the pad token's
+    return positions
+
+
+def settle_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The length that texts are cut to, in tokens. Raises `InputError` if the model cannot take the one asked for."""
+    positions = longest_input(model.config)
+    if positions is not None:
+        # So that whoever loads the folder and asks for truncation gets what the model can take.
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    if recipe.max_length is None:
+        return min(tokenizer.model_max_length, 512)
+    if recipe.max_length < 1 or (positions is not None and recipe.max_length > positions):
+        raise InputError(f"max_length {recipe.max_length}: {recipe.model} takes from 1 to {positions} tokens")
+    return recipe.max_length
+
+
+def carve_validation(
+    recipe: FinetuningRecipe, train: Records, seed: int, keys: Sequence[Any], strata: Sequence[Any] | None = None
+) -> tuple[Records, Records]:
+    """The training and the validation records: of their own file, or carved out of train as [`carve`] does."""
+    if recipe.validation_file:
+        return train, read_records(recipe.validation_file)
+    return carve(train, recipe.validation_fraction, seed, keys, strata)
+
+
+def encode_records(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, *columns: list[str], **more: list[Any]
+) -> list[dict[str, Any]]:
+    """
+    Inputs of a model from one or two columns of texts, cut to `max_length`, with `more` columns (labels) beside them.
+    """
+    inputs = tokenizer(*columns, truncation=True, max_length=max_length, verbose=False)
+    if tokenizer.is_fast:
+        # Truncation set by this call must not be saved as the tokenizer's own.
+        tokenizer.backend_tokenizer.no_truncation()
+    data = {**inputs, **more}
+    return [dict(zip(data, row)) for row in zip(*data.values())]
+
+
+def add_adapter(
+    model: PreTrainedModel, recipe: FinetuningRecipe, task_type: str, new: Sequence[str] = ()
+) -> "PeftModel":
+    """
+    Wrap a model with LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) or rsLoRA (Kalajdzievski 2023); the rest is frozen.
+
+    Args:
+        task_type: PEFT's name of the task, `SEQ_CLS` for instance; PEFT knows which heads to train with it.
+        new: names of new weights; the modules that hold them are trained as a whole and saved with the adapter.
+
+    Raises:
+        InputError: the model has no module of the names given.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    within = (name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new)
+    config = LoraConfig(
+        task_type=task_type,
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=recipe.lora_target_modules or "all-linear",
+        modules_to_save=sorted(set(within)) or None,
+        use_dora=recipe.lora_variant == "dora",
+        use_rslora=recipe.lora_variant == "rslora",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        linear = {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+        raise InputError(
+            f"lora_target_modules {recipe.lora_target_modules}: {str(error).split('.')[0]}; the model's linear modules "
+            f"are {', '.join(sorted(linear))}"
+        ) from error
+
+
+def merge_adapter(
+    model: "PeftModel", example: Mapping[str, torch.Tensor] | None = None, untie: bool = False
+) -> PreTrainedModel:
+    """
+    Fold an adapter into the weights. What comes out is a model without PEFT, and gives what the wrapped one gave.
+
+    Args:
+        model: the base with its adapter, in fp32; it is used up.
+        example: inputs to compare outputs on before and after; by default one row of some token ids.
+        untie: give the output layer a matrix of its own if the adapter changes one of two tied ones.
+
+    Raises:
+        InputError: the adapter changes a tied matrix, so that merging would change the other end too.
+        RuntimeError: outputs before and after differ.
+    """
+    base = model.get_base_model().eval()
+    embedding, output = base.get_input_embeddings(), base.get_output_embeddings()
+    ends = [_plain_layer(end) for end in (embedding, output) if end is not None]
+    if (
+        len(ends) == 2
+        and ends[0].weight is ends[1].weight
+        and any(e is not p for e, p in zip((embedding, output), ends))
+    ):
+        if not untie:
+            raise InputError(
+                "the adapter changes the embedding or the output layer, which share one matrix: merged, it would "
+                "change both; merge with untie (the output layer gets its own), or adapt other modules"
+            )
+        ends[1].weight = torch.nn.Parameter(ends[1].weight.detach().clone())
+    if example is None:
+        rows = ends[0].num_embeddings
+        ids = torch.arange(1, 17, device=ends[0].weight.device)[None] * 7 % rows
+        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        before = base(**example).logits
+        merged = model.merge_and_unload(safe_merge=True)
+        after = merged(**example).logits
+    if untie:
+        merged.config.tie_word_embeddings = False
+    difference = (before - after).abs().max().item()
+    if not difference <= 1e-4 * max(1.0, before.abs().max().item()):
+        raise RuntimeError(f"the merged model's outputs differ from the adapter's by up to {difference:.2g}")
+    return merged
+
+
+class _SeededLengthGroups(LengthGroupedSampler):
+    """Batches of similar length, drawn anew in every epoch as a function of the seed and the epoch alone."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(1_000_003 * self.seed + self.epoch)
+        return super().__iter__()
+
+
+class _TellEpoch(TrainerCallback):
+    def __init__(self, trainer: "FinetuningTrainer"):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.epoch = int(state.epoch or 0)
+
+
+class FinetuningTrainer(RunTrainer):
+    """
+    For lists of records of different lengths (`input_ids` lists): batches of similar length that a resumed run draws
+    again as they were (the stock sampler draws from the global generator, whose state at the epoch's start is gone),
+    and evaluation sorted by length.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sampler: _SeededLengthGroups | None = None
+        self.add_callback(_TellEpoch(self))
+
+    def predict_in_order(self, records: list[dict[str, Any]]) -> np.ndarray:
+        """Outputs for the records, in the records' order."""
+        predictions = self.predict(records).predictions
+        ordered = np.empty_like(predictions)
+        ordered[_longest_first(records)] = predictions
+        return ordered
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(record["input_ids"]) for record in train_dataset or self.train_dataset]
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        self.sampler = _SeededLengthGroups(together, lengths, self.args.data_seed or self.args.seed)
+        return self.sampler
+
+    def _get_eval_sampler(self, eval_dataset):
+        return _longest_first(eval_dataset)
+
+
+def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[dict[str, Any]]) -> dict[str, Any]:
+    """What must stay the same while a run is stopped and resumed; files count by their content."""
+    fields = {
+        name: Path(value).name if name in ("model", "tokenizer") and value else value
+        for name, value in dataclasses.asdict(recipe).items()
+        if not name.endswith("_file")
+    }
+    fields.update((name, getattr(args, name)) for name in _DECISIVE)
+    fields.update((f"{facts['split']} data", facts.get("sha256")) for facts in data)
+    return fields
+
+
+def say(name: str, text: Any) -> None:
+    """A line of the run's report, from the first process only."""
+    PartialState().print(f"{name:<12} {text}", flush=True)
+
+
+def say_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[str]) -> None:
+    """Class, size, how many weights are trained, and which are new."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    how = f", {recipe.lora_variant} of rank {recipe.lora_rank}" if recipe.lora else ""
+    base = model.get_base_model() if recipe.lora else model
+    say("model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})")
+    if new:
+        say("new weights", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
+
+
+def say_steps(args: TrainingArguments, records: list[dict[str, Any]], max_length: int) -> None:
+    """Steps, and how long the records are in tokens."""
+    batch = args.per_device_train_batch_size * max(args.world_size, 1)
+    per_epoch = math.ceil(math.ceil(len(records) / batch) / args.gradient_accumulation_steps)
+    total = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
+    size = batch * args.gradient_accumulation_steps
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    say("steps", f"{total:,} of {size} records, {per_epoch:,} an epoch, rate {args.learning_rate:g}, {precision}")
+    lengths = [len(record["input_ids"]) for record in records]
+    cut = sum(length >= max_length for length in lengths)
+    reach = f", {cut:,} of them cut or just fitting" if cut else ""
+    say("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}")
+
+
+def say_stopped(trainer: RunTrainer) -> int:
+    """What a person reads when a signal ended the run; returns the exit code."""
+    say("stopped", f"at step {trainer.state.global_step}; the same command goes on from there")
+    return STOPPED
+
+
+def say_results(
+    what: str, results: Mapping[str, Estimate], baselines: Mapping[str, Mapping[str, Estimate]] | None = None
+) -> None:
+    """A table of figures with 95 % intervals: this model, and the baselines beside it."""
+    columns = {"this model": results, **(baselines or {})}
+    n = next(iter(results.values())).n
+    widths = {
+        name: max(len(name), *(len(str(figure)) for figure in figures.values())) for name, figures in columns.items()
+    }
+    lines = [f"result on {what} ({n:,} records, 95 % intervals)"]
+    lines.append("  ".join([f"{'':<12}", *(f"{name:<{width}}" for name, width in widths.items())]).rstrip())
+    for metric in results:
+        cells = (f"{str(figures.get(metric, '')):<{widths[name]}}" for name, figures in columns.items())
+        lines.append("  ".join([f"{metric:<12}", *cells]).rstrip())
+    PartialState().print("\n".join(lines), flush=True)
+
+
+def write_results(trainer: RunTrainer, record: RunRecord) -> None:
+    """Write the folder of the best model, with card and record, and say how to load it."""
+    folder = Path(trainer.args.output_dir)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    record.add_training(trainer.state)
+    record["best"] = {
+        "step": trainer.state.best_global_step,
+        trainer.args.metric_for_best_model: trainer.state.best_metric,
+    }
+    if "adapter" in record.fields:
+        # With it the Auto classes load base and adapter in one call, with the right number of labels.
+        model.get_base_model().config.save_pretrained(folder)
+    write_model_folder(folder, model, trainer.processing_class, record)
+    say("model", f"{folder} (README.md is its card, run_record.json has every figure)")
+    auto_class = task_of(record["model"]["class"])[0]
+    say("load it", f'{auto_class}.from_pretrained("{folder}")')
+
+
+def as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Figures as the run record keeps them."""
+    return {name: estimate.as_dict() for name, estimate in estimates.items()}
+
+
+def base_model_name(recipe: FinetuningRecipe) -> str:
+    """The base model as a card can name it: its name on the Hub, or of its folder."""
+    if recipe.base_model:
+        return recipe.base_model
+    return Path(recipe.model).resolve().name if Path(recipe.model).exists() else recipe.model
+
+
+def adapter_facts(model: "PeftModel", recipe: FinetuningRecipe) -> dict[str, Any]:
+    """What the run record says about an adapter."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    facts = {"type": recipe.lora_variant, "rank": recipe.lora_rank, "alpha": recipe.lora_alpha, "parameters": trained}
+    return {**facts, "share": trained / sum(p.numel() for p in model.parameters())}
+
+
+@contextlib.contextmanager
+def _readable_model(where: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        missing = "" if Path(where).exists() else "there is no such folder, and "
+        reason = " ".join(str(error).split())[:240]
+        raise InputError(f"{where}: {missing}no {what} can be loaded from it ({reason})") from error
+
+
+def _plain_layer(layer: torch.nn.Module) -> torch.nn.Module:
+    """The layer itself, out of what PEFT has wrapped around it."""
+    if hasattr(layer, "base_layer"):
+        return layer.base_layer
+    return layer.original_module if hasattr(layer, "original_module") else layer
+
+
+def _longest_first(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Record numbers, the longest record first, so that what does not fit in memory fails at once."""
+    return sorted(range(len(records)), key=lambda number: -len(records[number]["input_ids"]))

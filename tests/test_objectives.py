@@ -1,0 +1,151 @@
+"""What is predicted: labels, masks and sentence pairs, each row a function of its number alone."""
+
+import numpy as np
+import pytest
+
+from hf_tfm import InputError
+from hf_tfm.data import TokenStore
+from hf_tfm.objectives import Masked, RateSchedule, SentencePairs, causal, uniform, word_starts
+from hf_tfm.packing import PackedBlocks
+from hf_tfm.tokenization import train_tokenizer
+
+
+TEXTS = [
+    " ".join(f"The {animal} number {i} went to the river. It drank! Did it see {animal}s there?" for i in range(12))
+    for animal in ("fox", "crow", "hare", "wolf")
+]
+
+
+@pytest.fixture(scope="module")
+def encoder_tokenizer():
+    return train_tokenizer(TEXTS * 5, vocab_size=300, style="encoder", num_spare_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def batch(encoder_tokenizer):
+    store = TokenStore.from_texts(TEXTS, encoder_tokenizer, wrap=False)
+    ids = (encoder_tokenizer.cls_token_id, encoder_tokenizer.sep_token_id)
+    return PackedBlocks(store, 64, pad_token_id=0, piece_ids=ids).rows(np.arange(12))
+
+
+def test_causal_predicts_all_but_first_tokens_and_padding():
+    batch = {
+        "input_ids": np.array([[5, 6, 7, 5, 8, 0, 0]]),
+        "position_ids": np.array([[0, 1, 2, 0, 1, 0, 1]]),
+        "sequence_ids": np.array([[1, 1, 1, 2, 2, 0, 0]]),
+    }
+    out = causal(batch)
+    assert out["labels"].tolist() == [[-100, 6, 7, -100, 8, -100, -100]]
+    assert out["input_ids"].tolist() == batch["input_ids"].tolist()
+
+
+def test_uniform_is_even_and_independent_over_rows_columns_streams_and_seeds():
+    u = uniform(0, np.arange(400), 300, stream=0)
+    assert 0 <= u.min() and u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.003 and abs(u.std() - 12**-0.5) < 0.003
+    for other in (
+        uniform(1, np.arange(400), 300, 0),
+        uniform(0, np.arange(400), 300, 1),
+        np.roll(u, 1, 0),
+        np.roll(u, 1, 1),
+    ):
+        assert abs(np.corrcoef(u.ravel(), other.ravel())[0, 1]) < 0.02
+    assert np.array_equal(u[7:9], uniform(0, np.array([7, 8]), 300, stream=0))
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_masked_share_fates_and_labels(encoder_tokenizer, batch, unit):
+    objective = Masked(encoder_tokenizer, 0.3, unit)
+    special = np.isin(batch["input_ids"], encoder_tokenizer.all_special_ids) | (batch["sequence_ids"] == 0)
+    shares, kept, replaced, total = [], 0, 0, 0
+    for round_ in range(40):
+        rows = {**batch, "rows": batch["rows"] + 100 * round_}
+        out = {name: tensor.numpy() for name, tensor in objective(rows).items()}
+        chosen = out["labels"] != -100
+        assert not (chosen & special).any()
+        assert (out["input_ids"][~chosen] == batch["input_ids"][~chosen]).all()
+        assert (out["labels"][chosen] == batch["input_ids"][chosen]).all()
+        shares.append(chosen.sum() / (~special).sum())
+        masked = out["input_ids"][chosen] == encoder_tokenizer.mask_token_id
+        same = out["input_ids"][chosen] == batch["input_ids"][chosen]
+        kept, replaced, total = kept + same.sum(), replaced + (~masked & ~same).sum(), total + chosen.sum()
+    assert abs(np.mean(shares) - 0.3) < 0.005
+    assert abs(kept / total - 0.1) < 0.02 and abs(replaced / total - 0.1) < 0.02
+
+
+def test_a_row_is_masked_alike_in_any_batch(encoder_tokenizer, batch):
+    objective = Masked(encoder_tokenizer, 0.15, "span", seed=3)
+    whole = objective(batch)
+    for part in (slice(0, 5), slice(5, 12)):
+        alone = objective({name: array[part] for name, array in batch.items()})
+        for name in alone:
+            assert (alone[name] == whole[name][part]).all()
+
+
+def test_words_are_masked_whole_and_spans_are_longer_than_words(encoder_tokenizer, batch):
+    starts = word_starts(encoder_tokenizer)[batch["input_ids"]] | (batch["position_ids"] == 0)
+    special = np.isin(batch["input_ids"], encoder_tokenizer.all_special_ids)
+    word = np.cumsum((starts | special).ravel()).reshape(starts.shape)
+    cut_words, runs = {}, {}
+    for unit in ("token", "word", "span"):
+        cut, lengths = 0, []
+        for round_ in range(20):
+            chosen = Masked(encoder_tokenizer, 0.2, unit, seed=round_).choose(batch)
+            of_words = [chosen[(word == w) & ~special] for w in np.unique(word)]
+            cut += sum(w.any() and not w.all() for w in of_words)
+            edges = np.diff(np.pad(chosen, ((0, 0), (1, 1))).astype(int), axis=1)
+            lengths += list(np.flatnonzero(edges.ravel() == -1) - np.flatnonzero(edges.ravel() == 1))
+        cut_words[unit], runs[unit] = cut, np.mean(lengths)
+    # At most the last unit of each row is taken in part.
+    assert cut_words["word"] <= 20 * len(batch["rows"]) < cut_words["token"]
+    assert runs["token"] < runs["word"] < runs["span"]
+
+
+def test_rate_schedule_falls_with_the_rows(encoder_tokenizer, batch):
+    rate = RateSchedule(0.4, 0.1, rows=1000)
+    assert rate(np.array([0, 500, 1000, 2000])).tolist() == pytest.approx([0.4, 0.25, 0.1, 0.1])
+    objective = Masked(encoder_tokenizer, rate)
+    early = objective(batch)["labels"].ne(-100).sum()
+    late = objective({**batch, "rows": batch["rows"] + 1000})["labels"].ne(-100).sum()
+    assert early > 3 * late
+
+
+def test_sentence_pairs(encoder_tokenizer):
+    tokenizer = encoder_tokenizer
+    store = TokenStore.from_texts(TEXTS, tokenizer, wrap=False)
+    pairs = SentencePairs(store, tokenizer, 48, seed=1)
+    batch = pairs.batch(np.arange(200))
+    assert batch["input_ids"].shape == (200, 48)
+    assert 70 < batch["next_sentence_label"].sum() < 130
+    documents = [tokenizer.decode(store[i]) for i in range(len(store))]
+    cuts_at_sentences = strangers = 0
+    for row, label in zip(batch["input_ids"], batch["next_sentence_label"]):
+        assert row[0] == tokenizer.cls_token_id and (row == tokenizer.sep_token_id).sum() == 2
+        first_sep = int(np.argmax(row == tokenizer.sep_token_id))
+        end = int(np.flatnonzero(row == tokenizer.sep_token_id)[1])
+        a, b = tokenizer.decode(row[1:first_sep]), tokenizer.decode(row[first_sep + 1 : end])
+        together = any(a + b in document for document in documents)
+        assert together or label == 1
+        strangers += label == 1 and not together
+        cuts_at_sentences += a.rstrip()[-1] in ".!?"
+    assert cuts_at_sentences > 150
+    assert strangers > 0.7 * batch["next_sentence_label"].sum()  # short segments may fit by chance
+    assert ((batch["token_type_ids"] == 1) <= (batch["sequence_ids"] == 1)).all()
+    for name, array in pairs.batch(np.array([150])).items():
+        assert (array[0] == batch[name][150]).all()
+
+    order = SentencePairs(store, tokenizer, 48, seed=1, task="sentence_order").batch(np.arange(40))
+    for row, label in zip(order["input_ids"], order["next_sentence_label"]):
+        first_sep, end = np.flatnonzero(row == tokenizer.sep_token_id)
+        a, b = tokenizer.decode(row[1:first_sep]), tokenizer.decode(row[first_sep + 1 : end])
+        assert any((b + a if label else a + b) in document for document in documents)
+
+
+def test_mistakes_are_named(encoder_tokenizer):
+    with pytest.raises(InputError, match="rate must lie between 0 and 1"):
+        Masked(encoder_tokenizer, 1.5)
+    with pytest.raises(InputError, match="unit must be"):
+        Masked(encoder_tokenizer, 0.15, "sentence")
+    store = TokenStore.from_texts(TEXTS[:1], encoder_tokenizer, wrap=False)
+    with pytest.raises(InputError, match="two documents"):
+        SentencePairs(store, encoder_tokenizer, 48)

@@ -1,0 +1,263 @@
+"""The pretraining scripts from the outside: what they write, that they go on exactly, what they say to mistakes."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+
+from hf_tfm.checkpoints import complete_checkpoints
+from hf_tfm.tokenization import train_tokenizer
+from hf_tfm.trainer import ProgressLine, RunMixin
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+import pretrain_clm  # noqa: E402
+import pretrain_mlm  # noqa: E402
+
+
+STORY = (
+    "Once there was a {a} who lived by the {b}. Every day the {a} asked the {b} for a story. The {b} told {n} of them."
+)
+WORDS = [("miller", "river"), ("fisher", "sea"), ("hunter", "forest"), ("widow", "well")]
+OVERRIDES = '{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}'
+TEXTS = [STORY.format(a=a, b=b, n=n) for n in range(2, 30) for a, b in WORDS]
+
+
+WHOLE_FOLDER = (
+    "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json", "README.md",
+    "run_record.json", "configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Texts and both tokenizers, as paths."""
+    root = tmp_path_factory.mktemp("pretraining")
+    for name, texts in (("train", TEXTS), ("held_out", TEXTS[:8])):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for style in ("decoder", "encoder"):
+        tokenizer = train_tokenizer(TEXTS, vocab_size=320, style=style, num_spare_tokens=0)
+        tokenizer.save_pretrained(root / style)
+    return root
+
+
+def arguments(files, out, style="decoder", **changes):
+    fields = {
+        "data": files / "train.jsonl",
+        "validation_data": files / "held_out.jsonl",
+        "tokenizer": files / style,
+        "model": "nano",
+        "model_overrides": OVERRIDES,
+        "block_length": 32,
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
+        "save_steps": 4,
+        "eval_steps": 4,
+        "logging_steps": 2,
+        "cache_dir": files / "cache",
+        "output_dir": out,
+        "bf16": "false",
+        **changes,
+    }
+    return [part for name, value in fields.items() for part in (f"--{name}", str(value))]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal_weights(one, other, **tolerance):
+    for name, tensor in weights(one).items():
+        if tolerance:
+            torch.testing.assert_close(weights(other)[name], tensor, **tolerance)
+        else:
+            assert torch.equal(weights(other)[name], tensor), name
+
+
+@pytest.fixture(scope="module")
+def whole_run(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    return out
+
+
+def test_run_writes_a_whole_folder_and_whole_checkpoints(whole_run):
+    assert [path.name for path in complete_checkpoints(whole_run)] == ["checkpoint-4", "checkpoint-8"]
+    for folder in (whole_run, whole_run / "checkpoint-4"):
+        for name in WHOLE_FOLDER:
+            assert (folder / name).is_file(), name
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=4).shape[1] >= 3
+    assert (whole_run / "loss_curve.png").stat().st_size > 1000
+    record = json.loads((whole_run / "run_record.json").read_text())
+    assert record["steps"] == 8 and record["tokens"] == 8 * 4 * 32 and len(record["curve"]) == 4
+    assert record["results"]["bits_per_byte"] < 8 and len(record["samples"]) == 3
+    assert record["data"][0]["documents"] == len(TEXTS)
+    assert str(whole_run.parent) not in json.dumps(record), "the record names folders of this machine"
+
+
+def test_a_finished_run_is_not_overwritten(files, whole_run, capsys):
+    before = (whole_run / "model.safetensors").stat().st_mtime_ns
+    assert pretrain_clm.main(arguments(files, whole_run)) == 2
+    assert "finished run already" in capsys.readouterr().err
+    assert (whole_run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_stopped_by_a_signal_and_resumed_equals_straight_through(files, whole_run, tmp_path, monkeypatch, capsys):
+    stop_at = 3
+    real = ProgressLine.on_step_end
+
+    def signalled(self, args, state, control, **kwargs):
+        if state.global_step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(ProgressLine, "on_step_end", signalled)
+    out = tmp_path / "run"
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not (out / "model.safetensors").exists()
+    stopped_at = int(complete_checkpoints(out)[-1].name.split("-")[1])
+    assert stop_at <= stopped_at <= stop_at + 1
+    monkeypatch.undo()
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    assert f"resuming from {out}/checkpoint-{stopped_at}" in capsys.readouterr().out
+    assert_equal_weights(whole_run, out)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        mine, theirs = (torch.load(run / "checkpoint-8" / name) for run in (out, whole_run))
+        assert str(mine) == str(theirs)
+
+
+def test_a_crash_during_a_save_loses_only_the_steps_since_the_last_one(files, whole_run, tmp_path, monkeypatch):
+    class Crash(BaseException):
+        pass
+
+    real = RunMixin._move_up
+
+    def crash(self, written, final):
+        if final.name == "checkpoint-8":
+            raise Crash
+        real(self, written, final)
+
+    monkeypatch.setattr(RunMixin, "_move_up", crash)
+    out = tmp_path / "run"
+    with pytest.raises(Crash):
+        pretrain_clm.main(arguments(files, out))
+    monkeypatch.undo()
+    assert [path.name for path in complete_checkpoints(out)] == ["checkpoint-4"]
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    assert_equal_weights(whole_run, out)
+
+
+def test_another_recipe_does_not_resume(files, whole_run, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.json").write_text((whole_run / "recipe.json").read_text())
+    (whole_run / "checkpoint-4").rename(out / "checkpoint-4")
+    try:
+        assert pretrain_clm.main(arguments(files, out, max_steps=9)) == 2
+        assert "another recipe (max_steps: 8, now 9)" in capsys.readouterr().err
+    finally:
+        (out / "checkpoint-4").rename(whole_run / "checkpoint-4")
+
+
+@pytest.mark.parametrize("script, style", [(pretrain_clm, "decoder"), (pretrain_mlm, "encoder")])
+def test_accumulated_batches_equal_whole_ones(files, tmp_path, script, style):
+    # AdamW from ordinary weights: Muon makes rounding in a zero gradient as large as a step.
+    plain = {"optimizer": "adamw", "zero_init": "false"}
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    runs = {"whole": plain, "halves": {**plain, **halves}}
+    curves = {}
+    for name, changes in runs.items():
+        assert script.main(arguments(files, tmp_path / name, style, **changes)) == 0
+        record = json.loads((tmp_path / name / "run_record.json").read_text())
+        curves[name] = [entry["loss"] for entry in record["curve"]] + [record["results"]["loss"]]
+    assert curves["halves"] == pytest.approx(curves["whole"], rel=1e-5)
+
+
+def test_masked_run(files, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert pretrain_mlm.main(arguments(files, out, "encoder", masking_unit="word", optimizer="adamw")) == 0
+    assert "[MASK] → " in capsys.readouterr().out
+    assert AutoModelForMaskedLM.from_pretrained(out).config.mask_token_id is not None
+    assert len(json.loads((out / "run_record.json").read_text())["samples"]) == 3
+
+
+@pytest.mark.parametrize("task", ["next_sentence", "sentence_order"])
+def test_masked_run_with_sentence_task(files, tmp_path, task):
+    out = tmp_path / "run"
+    switches = '{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "type_vocab_size": 2}'
+    changes = {"sentence_task": task, "model_overrides": switches, "block_length": 48}
+    assert pretrain_mlm.main(arguments(files, out, "encoder", **changes)) == 0
+    model = AutoModelForPreTraining.from_pretrained(out)
+    assert type(model).__name__ == "TfmEncoderForPreTraining" and model.model.embed_token_types is not None
+
+
+def test_any_architecture_trains_and_goes_on_from_a_folder(files, tmp_path):
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    first = tmp_path / "first"
+    fields = {"model": tmp_path / "config.json", "model_overrides": "{}"}
+    assert pretrain_clm.main(arguments(files, first, **fields)) == 0
+    assert json.loads((first / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    second = tmp_path / "second"
+    assert pretrain_clm.main(arguments(files, second, model=first, model_overrides="{}")) == 0
+    results = [json.loads((run / "run_record.json").read_text())["results"]["loss"] for run in (first, second)]
+    assert results[1] < results[0]
+
+
+def damage(files, tmp_path, what):
+    """Arguments with one mistake, and what the one line must say."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    if what == "missing file":
+        return {"data": broken / "none.jsonl"}, "none.jsonl"
+    if what == "empty file":
+        (broken / "empty.jsonl").write_text("")
+        return {"data": broken / "empty.jsonl"}, "empty.jsonl"
+    if what == "wrong field":
+        return {"text_field": "body"}, "body"
+    if what == "binary junk":
+        (broken / "junk.jsonl").write_bytes(bytes(range(256)) * 20)
+        return {"data": broken / "junk.jsonl"}, "junk.jsonl"
+    if what == "another tokenizer":
+        folder = broken / "small"
+        assert pretrain_clm.main(arguments(files, folder, max_steps=1)) == 0
+        other = train_tokenizer(TEXTS, vocab_size=400, num_spare_tokens=100)
+        other.save_pretrained(broken / "other")
+        return {"model": folder, "model_overrides": "{}", "tokenizer": broken / "other"}, "another model's"
+    if what == "too long":
+        return {"model_overrides": '{"max_position_embeddings": 16}'}, "16 positions"
+    if what == "unknown field":
+        return {"block_lenght": 32}, "did you mean block_length?"
+    if what == "unknown preset":
+        return {"model": "colossal"}, "unknown preset 'colossal'"
+    if what == "no tokenizer":
+        return {"tokenizer": broken}, "no tokenizer there"
+    if what == "bad override":
+        return {"model_overrides": '{"hidden_act": "swoosh"}'}, "hidden_act 'swoosh' is unknown"
+    return {"max_steps": "many"}, "max_steps"
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["missing file", "empty file", "wrong field", "binary junk", "another tokenizer", "too long", "unknown field",
+     "unknown preset", "no tokenizer", "bad override", "not a number"],
+)  # fmt: skip
+def test_mistakes_get_one_line_and_write_nothing(files, tmp_path, capsys, what):
+    changes, said = damage(files, tmp_path, what)
+    capsys.readouterr()
+    out = tmp_path / "run"
+    assert pretrain_clm.main(arguments(files, out, **changes)) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0], error
+    assert not out.exists()

@@ -1,0 +1,164 @@
+"""
+Fine-tunes a model to label texts: one label, several, or a number, for single texts or pairs.
+
+    python training/finetune_classification.py training/recipes/finetune_banking77.yaml
+
+    python training/finetune_classification.py --model my-encoder --train_file train.jsonl --test_file test.jsonl \
+        --text_field sentence1 --text_pair_field sentence2 --lora --output_dir runs/pairs
+
+Takes any model of the Auto classes, encoder or decoder. What the task is comes from the labels; what is chosen (the
+best checkpoint) is chosen on the validation records; the test records are measured once, beside two baselines. The
+same command goes on where a run was stopped.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
+
+from hf_tfm import finetuning
+from hf_tfm.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer, say
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.record import RunRecord
+from hf_tfm.records import Records, data_facts, read_records
+
+
+CONFUSION_FILE = "confusion_matrix.png"
+
+
+@dataclass
+class ClassificationRecipe(FinetuningRecipe):
+    text_field: str = field(default="text", metadata={"help": "Where a record has its text."})
+    text_pair_field: str | None = field(default=None, metadata={"help": "Where it has the second text, for pairs."})
+    label_field: str = field(default="label", metadata={"help": "Where it has its label, labels or number."})
+    problem_type: str | None = field(
+        default=None,
+        metadata={"help": "single_label_classification, multi_label_classification or regression; seen in the labels."},
+    )
+    class_weights: bool = field(default=False, metadata={"help": "Let rare labels count as much as frequent ones."})
+    pooling: str | None = field(
+        default=None, metadata={"help": "cls or mean, for encoders with a choice; by default as the model's."}
+    )
+    baselines: bool = field(default=True, metadata={"help": "Measure majority and TF-IDF baselines at the end."})
+
+
+def read_texts(records: Records, recipe: ClassificationRecipe) -> list[list[str]]:
+    """One column of texts, or two."""
+    columns = [records.texts(recipe.text_field, "text_field")]
+    if recipe.text_pair_field:
+        columns.append(records.texts(recipe.text_pair_field, "text_pair_field"))
+    return columns
+
+
+def read_splits(recipe: ClassificationRecipe, seed: int) -> tuple[dict[str, Records], Task]:
+    """The splits that there are, validation always among them, and the task that train poses."""
+    train = read_records(recipe.train_file)
+    keys = [tuple(text.casefold() for text in texts) for texts in zip(*read_texts(train, recipe))]
+    task = read_task(train, recipe.label_field, recipe.problem_type)
+    strata = task.encode(train) if task.problem_type == "single_label_classification" else None
+    train, validation = finetuning.carve_validation(recipe, train, seed, keys, strata)
+    splits = {"train": train, "validation": validation}
+    if recipe.test_file:
+        splits["test"] = read_records(recipe.test_file)
+    return splits, task
+
+
+def measure(
+    task: Task,
+    recipe: ClassificationRecipe,
+    texts: dict[str, Any],
+    labels: dict[str, Any],
+    logits: np.ndarray,
+    split: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of the model and of the baselines on one split."""
+    results = task.estimates(task.decide(logits), labels[split])
+    if not recipe.baselines:
+        return results, {}
+    joined = {name: ["\n".join(several) for several in zip(*columns)] for name, columns in texts.items()}
+    guesses = baselines(task, joined["train"], labels["train"], joined[split])
+    return results, {name: task.estimates(guess, labels[split]) for name, guess in guesses.items()}
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    recipe, args = parse_recipe(argv, ClassificationRecipe, FinetuningArguments, __doc__)
+    finetuning.check_output_dir(args, recipe)
+    set_seed(args.seed)
+
+    splits, task = read_splits(recipe, args.seed)
+    texts = {name: read_texts(records, recipe) for name, records in splits.items()}
+    labels = {"train": task.encode(splits["train"])}
+    known = task.occurring(labels["train"])
+    labels.update((name, task.encode(splits[name], known)) for name in splits if name != "train")
+
+    tokenizer = finetuning.load_tokenizer(recipe)
+    config_fields = task.config_fields()
+    if recipe.pooling:
+        config_fields["classifier_pooling"] = recipe.pooling
+    model, new = finetuning.load_model(AutoModelForSequenceClassification, recipe, tokenizer, **config_fields)
+    max_length = finetuning.settle_max_length(recipe, model, tokenizer)
+    data = {
+        name: finetuning.encode_records(tokenizer, max_length, *texts[name], labels=labels[name]) for name in splits
+    }
+    record = RunRecord("text classification", args.seed)
+    record.add_model(model)
+    record["base_model"] = finetuning.base_model_name(recipe)
+    record["data"] = [data_facts(name, records) for name, records in splits.items()]
+    if recipe.lora:
+        model = finetuning.add_adapter(model, recipe, "SEQ_CLS", new)
+        record["adapter"] = finetuning.adapter_facts(model, recipe)
+
+    args.learning_rate = args.learning_rate or (5e-4 if recipe.lora else 5e-5)
+    if args.metric_for_best_model == "auto":
+        args.metric_for_best_model = task.main_metric
+    weights = task.class_weights(labels["train"]) if recipe.class_weights else None
+
+    finetuning.say_model(model, recipe, new)
+    say("task", f"{task.problem_type}: {len(task.names)} label{'s' * (len(task.names) > 1)} in {recipe.label_field!r}")
+    for name, encoded in labels.items():
+        say(name, f"{len(encoded):,} records: {describe_counts(task.counts(encoded))}")
+    finetuning.say_steps(args, data["train"], max_length)
+    say("example", f"{tokenizer.decode(data['train'][0]['input_ids'])!r} → {task.name_of(labels['train'][0])}")
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        return task.figures(task.decide(prediction.predictions), prediction.label_ids)
+
+    trainer = FinetuningTrainer(
+        model=model,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+        compute_loss_func=task.loss(weights, args.label_smoothing_factor),
+        compute_metrics=compute_metrics,
+    )
+    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    if trainer.stopped:
+        return finetuning.say_stopped(trainer)
+
+    split = "test" if "test" in splits else "validation"
+    logits = trainer.predict_in_order(data[split])
+    if not trainer.is_world_process_zero():
+        return 0
+    results, beside = measure(task, recipe, texts, labels, logits, split)
+    finetuning.say_results(split, results, beside)
+    record["measured_on"] = split
+    record["results"] = finetuning.as_dicts(results)
+    record["baselines"] = {name: finetuning.as_dicts(figures) for name, figures in beside.items()}
+    if task.problem_type == "single_label_classification":
+        matrix = confusion_matrix(task.decide(logits), labels[split], len(task.names))
+        plot_confusion(matrix, task.names, Path(args.output_dir) / CONFUSION_FILE)
+        record["confusion_matrix"] = {"labels": task.names, "actual_by_predicted": matrix.tolist()}
+        record["pictures"] = {CONFUSION_FILE: f"Confusion matrix on the {split} records"}
+    finetuning.write_results(trainer, record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
