@@ -86,7 +86,8 @@ def _has_own_code(record: dict[str, Any]) -> bool:
     return bool(record["model"]["config"].get("auto_map"))
 
 
-def _loading(auto_class: str, custom_code: bool) -> str:
+def _loading(record: dict[str, Any]) -> str:
+    auto_class, custom_code = task_of(record["model"]["class"])[0], _has_own_code(record)
     trust = ", trust_remote_code=True" if custom_code else ""
     text = (
         "## How to load it\n\n"
@@ -95,6 +96,11 @@ def _loading(auto_class: str, custom_code: bool) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(path)\n"
         f"model = {auto_class}.from_pretrained(path{trust})\n```"
     )
+    if "adapter" in record:
+        text += (
+            "\n\nThis is an adapter: with PEFT installed, these lines load it on its base model, which "
+            "`adapter_config.json` names."
+        )
     return text + "\n\nWith `import hf_tfm` in front, `trust_remote_code` is not needed." if custom_code else text
 
 

@@ -248,7 +248,8 @@ def _to_native(model: PreTrainedModel, family: Family, weights: Weights, untie: 
     """Their model on our weights; tensors that need no rearranging are shared."""
     head = type(model).__name__.removeprefix("TfmDecoder").removeprefix("TfmEncoder").removeprefix("For")
     if model.config.model_type != f"tfm_{family.side}":
-        raise InputError(f"{type(model).__name__}: {family.title} is {_article(family.side)}")
+        article = "an" if family.side == "encoder" else "a"
+        raise InputError(f"{type(model).__name__}: {family.title} is {article} {family.side}")
     if head not in family.heads:
         raise InputError(f"{type(model).__name__}: {family.title} has no such head; it has {_classes(family)}")
     native_class = family.native_class(head)
@@ -280,10 +281,6 @@ def _to_native(model: PreTrainedModel, family: Family, weights: Weights, untie: 
 def _pooler_option(native_class: type[PreTrainedModel], model: PreTrainedModel) -> dict[str, bool]:
     """BERT's base model is told to come without its pooler, which sentence encoders are often published without."""
     return {"add_pooling_layer": False} if native_class.__name__ == "BertModel" and model.pooler is None else {}
-
-
-def _article(side: str) -> str:
-    return "a decoder" if side == "decoder" else "an encoder"
 
 
 def _module_names(family: Family, head: str, num_layers: int, prefix: str) -> dict[str, tuple[str, ...]]:
@@ -411,6 +408,12 @@ def _load_native(
 
 
 def load_tfm(folder: str | os.PathLike) -> PreTrainedModel:
+    """
+    A model of this package from its folder, by the class that the folder names.
+
+    Raises:
+        InputError: when it is another's, damaged, or lacks weights, which transformers would draw at random.
+    """
     config = read_config(folder)
     class_name = (config.get("architectures") or [""])[0]
     modules = {"tfm_decoder": modeling_tfm_decoder, "tfm_encoder": modeling_tfm_encoder}
@@ -428,6 +431,13 @@ def load_tfm(folder: str | os.PathLike) -> PreTrainedModel:
 
 
 def read_config(path: str | os.PathLike, **load_kwargs) -> dict:
+    """
+    What stands in `config.json` (or in a GGUF file) of a folder or a Hub repository.
+
+    Raises:
+        InputError: when there is no such folder or file, or it cannot be read.
+    """
+    _refuse_missing(path)
     if Path(path).is_dir() and "gguf_file" not in load_kwargs and not (Path(path) / "config.json").is_file():
         raise InputError(f"{path}: no config.json in this folder, so it is no model")
     with as_input_errors(path):
@@ -450,8 +460,16 @@ def as_input_errors(where: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"{where}: {textwrap.shorten(str(cause), 300, placeholder=' …')}") from error
 
 
+def _refuse_missing(path: str | os.PathLike) -> None:
+    """A path that is not there, unless it could be a name on the Hub: those are looked up for half a minute."""
+    looks_local = Path(path).is_absolute() or str(path).startswith((".", "~")) or len(Path(path).parts) > 2
+    if looks_local and not Path(path).exists():
+        raise InputError(f"{path}: no such folder")
+
+
 def _local_folder(source: str | os.PathLike, gguf_file: str | None) -> Path:
     """The folder itself, or a snapshot of a Hub repository without what is not needed."""
+    _refuse_missing(source)
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists():

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +33,9 @@ from transformers.utils import logging
 from .card import task_of
 from .errors import InputError
 from .metrics import Estimate
-from .record import RunRecord, write_model_folder
-from .records import Records, carve, read_records
+from .pretraining import fast_bf16, refuse_finished
+from .record import RECORD_FILE, RunRecord, write_model_folder
+from .records import Records, carve, data_facts, read_records
 from .trainer import RECIPE_FILE, RunTrainer
 
 
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LORA_VARIANTS = ("lora", "dora", "rslora")
-STOPPED = 130  # exit code of a run that a signal ended, as shells have it
 
 # Dropout on attention weights by the names it has in configurations; with it, attention leaves its fast kernels.
 _ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")
@@ -56,15 +57,6 @@ _DECISIVE = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16",
     "train_sampling_strategy", "neftune_noise_alpha", "world_size", "metric_for_best_model",
 )  # fmt: skip
-
-
-def best_dtype_arguments() -> dict[str, bool]:
-    """`use_cpu` and `bf16` of `TrainingArguments` for this machine: bf16 where products in it run in hardware."""
-    if torch.cuda.is_available():
-        return {"use_cpu": False, "bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
-    if torch.accelerator.is_available():
-        return {"use_cpu": False, "bf16": False}
-    return {"use_cpu": True, "bf16": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()}
 
 
 @dataclass
@@ -92,10 +84,9 @@ class FinetuningArguments(TrainingArguments):
     )
     logging_steps: float = field(default=0.02, metadata={"help": "Steps, or a share of all steps if below 1."})
     include_num_input_tokens_seen: str | bool = True
-    use_cpu: bool = best_dtype_arguments()["use_cpu"]
-    bf16: bool = field(
-        default=best_dtype_arguments()["bf16"], metadata={"help": "bf16 autocast; on where the hardware has it."}
-    )
+    bf16: bool = field(default=fast_bf16(), metadata={"help": "bf16 autocast; on where the hardware has it."})
+    use_cpu: bool = not torch.accelerator.is_available()
+    report_to: None | str | list[str] = "none"
 
 
 @dataclass
@@ -113,6 +104,7 @@ class FinetuningRecipe:
         default=None, metadata={"help": "Tokens a text is cut to; by default as many as the model can take, up to 512."}
     )
     tokenizer: str | None = field(default=None, metadata={"help": "Where the tokenizer is, if not with the model."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the model that comes out, for its card."})
     base_model: str | None = field(
         default=None, metadata={"help": "The model's name on the Hub, for the card; by default its folder's name."}
     )
@@ -150,8 +142,9 @@ def quiet() -> Iterator[None]:
 
 
 def check_output_dir(args: TrainingArguments, recipe: FinetuningRecipe) -> None:
-    """Raise `InputError` rather than write over a model that this script did not make."""
+    """Raise `InputError` rather than write over a finished run, or a model that no script made."""
     folder = Path(args.output_dir)
+    refuse_finished(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; give the name of a folder")
     if (folder / "config.json").exists() and not (folder / RECIPE_FILE).exists():
@@ -430,9 +423,31 @@ def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[d
     return fields
 
 
+def begin_record(
+    job: str, recipe: FinetuningRecipe, args: TrainingArguments, model: PreTrainedModel, splits: Mapping[str, Records]
+) -> RunRecord:
+    """The run's record with what is known before the training: base model, data, adapter."""
+    record = RunRecord(job, args.seed)
+    record["license"] = recipe.license
+    record["base_model"] = recipe.base_model or recipe.model
+    if recipe.base_model is None and Path(recipe.model).exists():
+        record["base_model"] = Path(recipe.model).resolve().name
+    record["data"] = [data_facts(name, records) for name, records in splits.items()]
+    if recipe.lora:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        record["adapter"] = {
+            "type": recipe.lora_variant,
+            "rank": recipe.lora_rank,
+            "alpha": recipe.lora_alpha,
+            "parameters": trained,
+            "share": trained / sum(p.numel() for p in model.parameters()),
+        }
+    return record
+
+
 def say(name: str, text: Any) -> None:
     """A line of the run's report, from the first process only."""
-    PartialState().print(f"{name:<12} {text}", flush=True)
+    PartialState().print(f"{name:<10} {text}", flush=True)
 
 
 def say_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[str]) -> None:
@@ -443,15 +458,20 @@ def say_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[st
     base = model.get_base_model() if recipe.lora else model
     say("model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})")
     if new:
-        say("new weights", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
+        say("new", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
+
+
+def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
+    """Steps of the run, and of an epoch."""
+    batches = math.ceil(records / (args.train_batch_size * args.world_size))
+    per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
 
 
 def say_steps(args: TrainingArguments, records: list[dict[str, Any]], max_length: int) -> None:
     """Steps, and how long the records are in tokens."""
-    batch = args.per_device_train_batch_size * max(args.world_size, 1)
-    per_epoch = math.ceil(math.ceil(len(records) / batch) / args.gradient_accumulation_steps)
-    total = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
-    size = batch * args.gradient_accumulation_steps
+    total, per_epoch = count_steps(args, len(records))
+    size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     say("steps", f"{total:,} of {size} records, {per_epoch:,} an epoch, rate {args.learning_rate:g}, {precision}")
     lengths = [len(record["input_ids"]) for record in records]
@@ -460,10 +480,29 @@ def say_steps(args: TrainingArguments, records: list[dict[str, Any]], max_length
     say("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}")
 
 
+def say_time(trainer: RunTrainer) -> None:
+    """How long the training will take, measured on records of middling length; nothing is changed by it."""
+    args, model, random_state = trainer.args, trainer.model, torch.get_rng_state()
+    records = sorted(trainer.train_dataset, key=lambda record: len(record["input_ids"]))
+    start = max(0, (len(records) - args.train_batch_size) // 2)
+    collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
+    inputs = trainer._prepare_inputs(collate(records[start : start + args.train_batch_size]))
+    model.train()
+    for _ in range(2):  # the first pays for allocations
+        started = time.time()
+        with trainer.compute_loss_context_manager():
+            trainer.compute_loss(model, dict(inputs)).backward()
+        model.zero_grad()
+    seconds = (time.time() - started) * args.gradient_accumulation_steps
+    torch.set_rng_state(random_state)
+    minutes = count_steps(args, len(records))[0] * seconds / 60
+    say("time", f"about {minutes:.1f} minutes at {seconds:.2f} s a step")
+
+
 def say_stopped(trainer: RunTrainer) -> int:
     """What a person reads when a signal ended the run; returns the exit code."""
-    say("stopped", f"at step {trainer.state.global_step}; the same command goes on from there")
-    return STOPPED
+    say("stopped", f"at step {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on there")
+    return 0
 
 
 def say_results(
@@ -483,10 +522,11 @@ def say_results(
     PartialState().print("\n".join(lines), flush=True)
 
 
-def write_results(trainer: RunTrainer, record: RunRecord) -> None:
+def write_results(trainer: RunTrainer) -> None:
     """Write the folder of the best model, with card and record, and say how to load it."""
-    folder = Path(trainer.args.output_dir)
+    folder, record = Path(trainer.args.output_dir), trainer.record
     model = trainer.accelerator.unwrap_model(trainer.model)
+    record.add_model(model)
     record.add_training(trainer.state)
     record["best"] = {
         "step": trainer.state.best_global_step,
@@ -496,28 +536,14 @@ def write_results(trainer: RunTrainer, record: RunRecord) -> None:
         # With it the Auto classes load base and adapter in one call, with the right number of labels.
         model.get_base_model().config.save_pretrained(folder)
     write_model_folder(folder, model, trainer.processing_class, record)
-    say("model", f"{folder} (README.md is its card, run_record.json has every figure)")
-    auto_class = task_of(record["model"]["class"])[0]
-    say("load it", f'{auto_class}.from_pretrained("{folder}")')
+    say("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
+    trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
+    say("load it", f'{task_of(record["model"]["class"])[0]}.from_pretrained("{folder}"{trust})')
 
 
 def as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
     """Figures as the run record keeps them."""
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
-
-
-def base_model_name(recipe: FinetuningRecipe) -> str:
-    """The base model as a card can name it: its name on the Hub, or of its folder."""
-    if recipe.base_model:
-        return recipe.base_model
-    return Path(recipe.model).resolve().name if Path(recipe.model).exists() else recipe.model
-
-
-def adapter_facts(model: "PeftModel", recipe: FinetuningRecipe) -> dict[str, Any]:
-    """What the run record says about an adapter."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    facts = {"type": recipe.lora_variant, "rank": recipe.lora_rank, "alpha": recipe.lora_alpha, "parameters": trained}
-    return {**facts, "share": trained / sum(p.numel() for p in model.parameters())}
 
 
 @contextlib.contextmanager

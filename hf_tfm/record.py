@@ -49,9 +49,15 @@ class RunRecord:
         return self.fields[name]
 
     def add_model(self, model: PreTrainedModel) -> None:
-        """Class, parameters and configuration; a tied matrix counts once."""
+        """Class, parameters and configuration; a tied matrix counts once, of an adapter only the base is counted."""
+        if hasattr(model, "peft_config"):
+            model = model.get_base_model()
         embedding = model.get_input_embeddings().weight.numel()
-        total = model.num_parameters()
+        total = sum(
+            parameter.numel()
+            for name, parameter in model.named_parameters()
+            if "lora_" not in name and ".modules_to_save." not in name
+        )
         self.fields["model"] = {
             "class": type(model).__name__,
             "parameters": total,

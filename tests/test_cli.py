@@ -128,7 +128,8 @@ def test_fill_mask_shows_candidates(models, capsys):
 
 
 WRONG = {
-    "missing folder": ("convert {models}/nowhere {out}", "nowhere is no folder"),
+    "missing folder": ("convert {models}/nowhere {out}", "nowhere: no such folder"),
+    "unknown name": ("convert nowhere {out}", "nowhere is no folder, and the Hub has no such model either"),
     "file instead of folder": ("convert {models}/llama/config.json {out}", "is a file; give the folder"),
     "folder without config": ("convert {models}/empty {out}", "no config.json"),
     "config that is not JSON": ("convert {models}/not_json {out}", "not_json"),
@@ -150,7 +151,7 @@ WRONG = {
     "no command": ("", "COMMAND"),
     "unknown command": ("dance", "invalid choice: 'dance'"),
     "encoder cannot generate": ("generate {models}/encoder hello", "encoder: "),
-    "no folder to generate from": ("generate {models}/nowhere hello", "nowhere"),
+    "no folder to generate from": ("generate {models}/nowhere hello", "nowhere: no such folder"),
     "number too small": ("generate {models}/decoder hello --max-new-tokens 0", "must be at least 1, not 0"),
     "not a number": ("generate {models}/decoder hello --temperature hot", "invalid float value: 'hot'"),
     "prompt too long": ("generate {models}/decoder " + "the" * 200, "leaves no room"),

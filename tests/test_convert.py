@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -179,7 +180,7 @@ def as_bin(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def rename(change) -> callable:
+def rename(change: Callable[[dict], dict]) -> Callable[[Path], None]:
     """A checkpoint of other names, tensors or both."""
 
     def edit(folder: Path) -> None:

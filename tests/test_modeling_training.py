@@ -18,7 +18,8 @@ CLOSE = dict(atol=1e-5, rtol=1e-4)
 def gradients(model: torch.nn.Module, inputs: dict, **kwargs) -> dict[str, torch.Tensor]:
     model.zero_grad()
     model(**inputs, **kwargs).loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    # A compiled model is a wrapper that puts its name in front.
+    return {name.removeprefix("_orig_mod."): value.grad.clone() for name, value in model.named_parameters()}
 
 
 def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerance) -> None:
@@ -202,6 +203,24 @@ def test_dropout_is_applied_where_configured():
     assert not torch.equal(model(random_ids(1, 6)).logits, model(random_ids(1, 6)).logits)
 
 
+def masked_inputs(name: str) -> dict[str, torch.Tensor]:
+    """A row padded on the right, one on the left, one full."""
+    inputs = inputs_for(name, batch=3, length=12)
+    inputs["attention_mask"][0, ..., 8:] = 0
+    inputs["attention_mask"][1, ..., :5] = 0
+    return inputs
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_training_is_one_graph(name):
+    """Forward and backward trace without a break, checked with the tracer alone; the compiler is too slow for here."""
+    torch._dynamo.reset()
+    model = build(name).train()
+    inputs = masked_inputs(name)
+    expected = gradients(model, inputs)
+    assert_same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), inputs), expected, **CLOSE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
@@ -210,40 +229,28 @@ def test_dropout_is_applied_where_configured():
         ("TfmDecoderForCausalLM", "qwen3"),
         ("TfmDecoderForCausalLM", "mixed"),
         ("TfmDecoderForCausalLM", "gpt2"),
-        ("TfmDecoderForSequenceClassification", "vaswani2017"),
         ("TfmEncoderForMaskedLM", "default"),
         ("TfmEncoderForPreTraining", "bert"),
         ("TfmEncoderForSequenceClassification", "modernbert"),
     ],
 )
 def test_compiled_gradients_equal_eager_ones(name, shape, autocast):
-    """The whole graph, without a break; in bf16 too, where compiled attention has been seen to give NaN gradients."""
+    """In bf16 too, where compiled attention has been seen to give NaN gradients; and compiled inference."""
     torch._dynamo.reset()
     model = build(name, shape).train()
-    inputs = inputs_for(name, batch=3, length=12)
-    inputs["attention_mask"][0, ..., 8:] = 0
-    inputs["attention_mask"][1, ..., :5] = 0
+    inputs = masked_inputs(name)
+    compiled = torch.compile(model, fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected = gradients(model, inputs)
-        compiled = torch.compile(model, fullgraph=True)
-        model.zero_grad()
-        compiled(**inputs).loss.backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad.isfinite().all(), key
-        error = (parameter.grad - expected[key]).norm() / expected[key].norm().clamp(min=1e-2)
+        got = gradients(compiled, inputs)
+    for key, value in expected.items():
+        assert got[key].isfinite().all(), key
+        error = (got[key] - value).norm() / value.norm().clamp(min=1e-2)
         assert error < (0.1 if autocast else 1e-4), (key, error)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-@torch.no_grad()
-def test_compiled_inference_equals_eager(name):
-    torch._dynamo.reset()
-    model = build(name)
-    inputs = inputs_for(name, length=12)
-    inputs["attention_mask"][0, ..., 8:] = 0
-    expected = logits_of(model(**inputs))
-    assert_close(logits_of(torch.compile(model, fullgraph=True)(**inputs)), expected, atol=1e-4, rtol=1e-4)
+    if not autocast:
+        model.eval()
+        with torch.no_grad():
+            assert_close(logits_of(compiled(**inputs)), logits_of(model(**inputs)), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -11,10 +11,17 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
 from hf_tfm import InputError
-from hf_tfm.tokenization import encode_chat, encode_text, tokenizer_fingerprint, train_tokenizer
+from hf_tfm.tokenization import (
+    GGUF_PRE_TOKENIZER,
+    encode_chat,
+    encode_text,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
 from training import train_tokenizer as script
 
 
@@ -145,6 +152,15 @@ def test_decoders_pad_left_and_encoders_right(trained):
 def test_digits_stand_alone_and_words_carry_their_space(trained):
     tokens = trained["bpe", "decoder"].tokenize(" the 2024 the")
     assert tokens == ["Ġthe", "Ġ", "2", "0", "2", "4", "Ġthe"]
+
+
+def test_text_is_cut_as_llama_cpp_cuts_it_under_the_name_we_give(trained):
+    assert GGUF_PRE_TOKENIZER == "smollm"
+    smollm = [r"\p{N}", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"]  # llama-vocab.cpp
+    theirs = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(rule), "isolated") for rule in smollm])
+    ours = trained["bpe", "decoder"].backend_tokenizer.pre_tokenizer
+    for text in [*NASTY, "  12  a  1 2\t3\n\n4 ²½Ⅷ x\n \n y  "]:
+        assert [span for _, span in ours.pre_tokenize_str(text)] == [span for _, span in theirs.pre_tokenize_str(text)]
 
 
 def test_the_mask_of_a_bpe_encoder_takes_its_space_along(trained, tmp_path):

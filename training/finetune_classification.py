@@ -23,8 +23,7 @@ from hf_tfm import finetuning
 from hf_tfm.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer, say
 from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.record import RunRecord
-from hf_tfm.records import Records, data_facts, read_records
+from hf_tfm.records import Records, read_records
 
 
 CONFUSION_FILE = "confusion_matrix.png"
@@ -105,13 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     data = {
         name: finetuning.encode_records(tokenizer, max_length, *texts[name], labels=labels[name]) for name in splits
     }
-    record = RunRecord("text classification", args.seed)
-    record.add_model(model)
-    record["base_model"] = finetuning.base_model_name(recipe)
-    record["data"] = [data_facts(name, records) for name, records in splits.items()]
     if recipe.lora:
         model = finetuning.add_adapter(model, recipe, "SEQ_CLS", new)
-        record["adapter"] = finetuning.adapter_facts(model, recipe)
+    record = finetuning.begin_record("finetune_classification", recipe, args, model, splits)
 
     args.learning_rate = args.learning_rate or (5e-4 if recipe.lora else 5e-5)
     if args.metric_for_best_model == "auto":
@@ -137,7 +132,9 @@ def main(argv: list[str] | None = None) -> int:
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
         compute_loss_func=task.loss(weights, args.label_smoothing_factor),
         compute_metrics=compute_metrics,
+        record=record,
     )
+    finetuning.say_time(trainer)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
         return finetuning.say_stopped(trainer)
@@ -156,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         plot_confusion(matrix, task.names, Path(args.output_dir) / CONFUSION_FILE)
         record["confusion_matrix"] = {"labels": task.names, "actual_by_predicted": matrix.tolist()}
         record["pictures"] = {CONFUSION_FILE: f"Confusion matrix on the {split} records"}
-    finetuning.write_results(trainer, record)
+    finetuning.write_results(trainer)
     return 0
 
 
