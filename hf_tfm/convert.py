@@ -325,7 +325,8 @@ def _our_config(native: PreTrainedConfig, family: Family, head: str) -> TfmConfi
     values |= {ours: getattr(native, theirs, None) for theirs, ours in family.fields}
     values |= family.to_ours(native)
     if family.side == "decoder":
-        values["classifier_dropout"] = getattr(native, "classifier_dropout", _decoder_classifier_dropout(head))
+        dropout = getattr(native, "classifier_dropout", None)
+        values["classifier_dropout"] = _decoder_classifier_dropout(head) if dropout is None else dropout
     with as_input_errors(family.title):
         # What is not set there keeps our default, which is None wherever that means something.
         return family.our_class(head).config_class(

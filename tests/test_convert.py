@@ -360,6 +360,11 @@ def test_classifier_dropout_of_decoders(dropout):
     assert back.dropout.p == native.dropout.p and config_of(back) == config_of(native)
 
 
+def test_classifier_dropout_that_is_null():
+    native = native_model("gpt2", "TokenClassification", classifier_dropout=None)
+    assert import_model(native).dropout.p == native.dropout.p == 0.1
+
+
 def test_generation_config_goes_through():
     native = native_model("llama", "CausalLM")
     native.generation_config.update(temperature=0.7, top_p=0.9, do_sample=True, eos_token_id=[2, 5])

@@ -52,7 +52,9 @@ def test_the_source_is_read_and_its_padding_is_not(translator):
     inputs, target = sentences(), random_ids(3, 5, seed=1)
     together = translator(**inputs, decoder_input_ids=target).logits
     for row, length in enumerate((9, 6, 2)):
-        alone = translator(input_ids=inputs["input_ids"][row : row + 1, :length], decoder_input_ids=target[row : row + 1])
+        alone = translator(
+            input_ids=inputs["input_ids"][row : row + 1, :length], decoder_input_ids=target[row : row + 1]
+        )
         assert_close(together[row : row + 1], alone.logits, **CLOSE)
     other = translator(input_ids=random_ids(3, 9, seed=7), decoder_input_ids=target).logits
     assert not torch.allclose(other, together, atol=1e-2)

@@ -71,7 +71,13 @@ def test_beams_with_and_without_cache(model):
 
 @pytest.mark.parametrize(
     "settings",
-    [dict(temperature=0.7), dict(top_k=5), dict(top_p=0.8), dict(min_p=0.1), dict(temperature=1.5, top_k=20, top_p=0.9)],
+    [
+        dict(temperature=0.7),
+        dict(top_k=5),
+        dict(top_p=0.8),
+        dict(min_p=0.1),
+        dict(temperature=1.5, top_k=20, top_p=0.9),
+    ],
     ids=str,
 )
 def test_sampling_draws_from_the_allowed_tokens(settings):
@@ -146,7 +152,9 @@ def test_continuous_batching_equals_generate(shape):
     assert len(outputs) == 3
     by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
     for prompt in prompts:
-        assert by_prompt[tuple(prompt)] == decode_plainly(model, torch.tensor([prompt]), new=8)[0, len(prompt) :].tolist()
+        assert (
+            by_prompt[tuple(prompt)] == decode_plainly(model, torch.tensor([prompt]), new=8)[0, len(prompt) :].tolist()
+        )
 
 
 def test_it_stops_at_the_end_token_and_pads_the_rest():

@@ -1,6 +1,5 @@
 """The models give the same numbers whatever the batch, the backend and the cache, and train in every precision."""
 
-import copy
 import math
 
 import pytest

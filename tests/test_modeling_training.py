@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from test_modeling import HEADS, SHAPES, logits_of
-from tiny import MODELS, build, inputs_for, random_ids
+from tiny import build, inputs_for, random_ids
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments, default_data_collator
@@ -211,7 +211,9 @@ def masked_inputs(name: str) -> dict[str, torch.Tensor]:
     return inputs
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in LM_HEADS.values() else [pytest.mark.slow]) for name in HEADS]
+)
 def test_training_is_one_graph(name):
     """Forward and backward trace without a break, checked with the tracer alone; the compiler is too slow for here."""
     torch._dynamo.reset()

@@ -52,11 +52,10 @@ def write(path: Path, texts=TEXTS, field="text") -> Path:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"])
-@pytest.mark.parametrize("packed", ["", ".gz", ".bz2", ".xz", ".zst"])
-def test_formats(tmp_path, kind, packed):
-    if kind == "parquet" and packed == ".zst":
-        pytest.skip("parquet is read from its end, a zstd stream from its start")
-    assert list(read_documents(write(tmp_path / f"a.{kind}{packed}"))) == TEXTS
+def test_formats(tmp_path, kind):
+    # A parquet file is read from its end, which a zstd stream cannot do.
+    for packed in ["", ".gz", ".bz2", ".xz"] + [".zst"] * (kind != "parquet"):
+        assert list(read_documents(write(tmp_path / f"a.{kind}{packed}"))) == TEXTS
 
 
 def test_json_lines_in_a_json_file_and_a_byte_order_mark(tmp_path):
