@@ -88,13 +88,16 @@ def _has_own_code(record: dict[str, Any]) -> bool:
 
 def _loading(record: dict[str, Any]) -> str:
     auto_class, custom_code = task_of(record["model"]["class"])[0], _has_own_code(record)
-    trust = ", trust_remote_code=True" if custom_code else ""
+    options = ", trust_remote_code=True" if custom_code else ""
+    if "adapter" in record and "id2label" in record["model"]["config"]:
+        labels = {int(number): name for number, name in record["model"]["config"]["id2label"].items()}
+        options = f", id2label={labels}{options}"  # the base model's configuration knows nothing of them
     text = (
         "## How to load it\n\n"
         f"```python\nfrom transformers import AutoTokenizer, {auto_class}\n\n"
         'path = "."  # this folder, or its name on the Hub\n'
         "tokenizer = AutoTokenizer.from_pretrained(path)\n"
-        f"model = {auto_class}.from_pretrained(path{trust})\n```"
+        f"model = {auto_class}.from_pretrained(path{options})\n```"
     )
     if "adapter" in record:
         text += (

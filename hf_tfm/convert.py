@@ -25,9 +25,11 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from . import modeling_tfm_decoder, modeling_tfm_encoder
+from .card import write_card
 from .configuration_tfm import TfmConfig
 from .errors import InputError
 from .families import FAMILIES, Family
+from .record import RECORD_FILE, model_facts, read_record
 
 
 Weights = dict[str, torch.Tensor]
@@ -156,6 +158,7 @@ def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: 
         del native
         _carry_over(Path(source), folder)
         written = native_class.from_pretrained(folder, **_pooler_option(native_class, model))
+        _retell_card(folder, written)
         error = max_difference(model, written)
     return Conversion(type(written).__name__, written.num_parameters(), error)
 
@@ -528,6 +531,14 @@ def _carry_over(source: Path, folder: Path, gguf_file: str | None = None) -> Non
         if name and Path(name).name == name and (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
     _carry_tokenizer(source, folder, gguf_file)
+
+
+def _retell_card(folder: Path, model: PreTrainedModel) -> None:
+    """A card made from a run record is made again for the class that the folder holds now."""
+    if (folder / RECORD_FILE).is_file():
+        record = {**read_record(folder), "model": model_facts(model)}
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_card(folder)
 
 
 def _carry_tokenizer(source: Path, folder: Path, gguf_file: str | None) -> None:

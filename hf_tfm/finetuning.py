@@ -9,6 +9,7 @@ import math
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +47,10 @@ LORA_VARIANTS = ("lora", "dora", "rslora")
 
 # Dropout on attention weights by the names it has in configurations; with it, attention leaves its fast kernels.
 _ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")
-# Tokens that are made for padding, or at least never stand in a text; the first that a vocabulary has is taken.
+# Tokens that are made for padding, or at least stand in no text; one with "pad" in its name is preferred.
 _PAD_TOKENS = re.compile(
-    r"<\|?pad(ding)?\|?>|\[PAD\]|<\|finetune_right_pad_id\|>|<\|endoftext\|>|.*(reserved|spare|unused).*"
+    r"<\|?pad(ding)?\|?>|\[PAD\]|<\|finetune_right_pad_id\|>|<\|endoftext\|>|"
+    r"<\|?(reserved|spare|unused)[^>]*>|\[unused\d+\]"
 )
 # Settings that decide what is learned; the others may change between the parts of one run.
 _DECISIVE = (
@@ -130,12 +132,14 @@ class FinetuningRecipe:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and tables, where the script says in a line of its own what matters."""
+    """Without transformers' bars, tables and warnings, where the script says in a line of its own what matters."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -292,19 +296,20 @@ def add_adapter(
     """
     from peft import LoraConfig, get_peft_model
 
-    within = (name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new)
+    within = {name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new}
     config = LoraConfig(
         task_type=task_type,
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=recipe.lora_target_modules or "all-linear",
-        modules_to_save=sorted(set(within)) or None,
+        modules_to_save=sorted(within - {"classifier", "score", "qa_outputs"}) or None,  # these PEFT adds by itself
         use_dora=recipe.lora_variant == "dora",
         use_rslora=recipe.lora_variant == "rslora",
     )
     try:
-        return get_peft_model(model, config)
+        with quiet():
+            return get_peft_model(model, config)
     except ValueError as error:
         linear = {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         raise InputError(
@@ -532,13 +537,11 @@ def write_results(trainer: RunTrainer) -> None:
         "step": trainer.state.best_global_step,
         trainer.args.metric_for_best_model: trainer.state.best_metric,
     }
-    if "adapter" in record.fields:
-        # With it the Auto classes load base and adapter in one call, with the right number of labels.
-        model.get_base_model().config.save_pretrained(folder)
     write_model_folder(folder, model, trainer.processing_class, record)
     say("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
-    trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
-    say("load it", f'{task_of(record["model"]["class"])[0]}.from_pretrained("{folder}"{trust})')
+    more = f", num_labels={model.config.num_labels}" if "adapter" in record.fields else ""
+    more += ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
+    say("load it", f'{task_of(record["model"]["class"])[0]}.from_pretrained("{folder}"{more})')
 
 
 def as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:

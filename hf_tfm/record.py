@@ -49,21 +49,8 @@ class RunRecord:
         return self.fields[name]
 
     def add_model(self, model: PreTrainedModel) -> None:
-        """Class, parameters and configuration; a tied matrix counts once, of an adapter only the base is counted."""
-        if hasattr(model, "peft_config"):
-            model = model.get_base_model()
-        embedding = model.get_input_embeddings().weight.numel()
-        total = sum(
-            parameter.numel()
-            for name, parameter in model.named_parameters()
-            if "lora_" not in name and ".modules_to_save." not in name
-        )
-        self.fields["model"] = {
-            "class": type(model).__name__,
-            "parameters": total,
-            "parameters_without_embedding": total - embedding,
-            "config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"},
-        }
+        """What the card tells about the model."""
+        self.fields["model"] = model_facts(model)
 
     def add_training(self, state: TrainerState) -> None:
         """Steps, curve of the training loss and of every evaluation, from the Trainer's log."""
@@ -83,6 +70,17 @@ class RunRecord:
         self.fields["seconds"] = round(time.time() - self._started, 1)
         text = json.dumps(self.fields, indent=1, ensure_ascii=False, default=_plain)
         (Path(folder) / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def model_facts(model: PreTrainedModel) -> dict[str, Any]:
+    """Class, parameters and configuration; a tied matrix counts once."""
+    total = model.num_parameters()
+    return {
+        "class": type(model).__name__,
+        "parameters": total,
+        "parameters_without_embedding": total - model.get_input_embeddings().weight.numel(),
+        "config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"},
+    }
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .errors import InputError
 from .record import RunRecord
 
 
-RECIPE_FILE = "recipe.json"
+RECIPE_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model
 
 
 class StopOnSignal(TrainerCallback):
@@ -134,7 +134,7 @@ class RunMixin:
         Train from the newest complete checkpoint of the output folder, or from the start.
 
         Args:
-            recipe: what must not change between the parts of one run; kept as `recipe.json` beside the checkpoints.
+            recipe: what must not change between the parts of one run; kept in `.recipe.json` beside the checkpoints.
 
         Raises:
             InputError: the folder holds checkpoints of another recipe.

@@ -159,7 +159,7 @@ def test_a_crash_during_a_save_loses_only_the_steps_since_the_last_one(files, wh
 def test_another_recipe_does_not_resume(files, whole_run, tmp_path, capsys):
     out = tmp_path / "run"
     out.mkdir()
-    (out / "recipe.json").write_text((whole_run / "recipe.json").read_text())
+    (out / ".recipe.json").write_text((whole_run / ".recipe.json").read_text())
     (whole_run / "checkpoint-4").rename(out / "checkpoint-4")
     try:
         assert pretrain_clm.main(arguments(files, out, max_steps=9)) == 2

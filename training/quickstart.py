@@ -17,6 +17,7 @@ import finetune_classification
 import pretrain_clm
 import pretrain_mlm
 import train_tokenizer
+
 from hf_tfm.cli import main as cli
 from hf_tfm.record import RECORD_FILE
 
@@ -25,10 +26,24 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT = "training/data/text/train.jsonl.gz"
 
 
+LOADING = """
+Done in {minutes:.1f} minutes. The models load in three ways:
+
+  with hf_tfm:            import hf_tfm; AutoModelForCausalLM.from_pretrained("{out}/decoder")
+  without it:             AutoModelForMaskedLM.from_pretrained("{out}/encoder", trust_remote_code=True)
+  as native classes:      AutoModelForCausalLM.from_pretrained("{out}/decoder-qwen3")
+
+Try them:
+
+  hf-tfm generate {out}/decoder "Once upon a time"
+  hf-tfm fill-mask {out}/encoder "The old [MASK] lived in the forest."
+"""
+
+
 def steps(out: str) -> list[tuple[str, object, list[str], str]]:
     """What is run, in order: title, function, arguments, and the file that says it is finished."""
     tokenizer = ["--data", TEXT, "--vocab-size", "4096"]
-    classes = "training/data/banking77"
+    recipes = {job: [f"training/recipes/quickstart_{job}.yaml"] for job in ("clm", "mlm", "classifier")}
     return [
         (
             "A tokenizer for the causal LM",
@@ -39,7 +54,7 @@ def steps(out: str) -> list[tuple[str, object, list[str], str]]:
         (
             "The causal LM",
             pretrain_clm.main,
-            ["training/recipes/quickstart_clm.yaml", "--tokenizer", f"{out}/tokenizer-decoder", "--output_dir", f"{out}/decoder"],
+            [*recipes["clm"], "--tokenizer", f"{out}/tokenizer-decoder", "--output_dir", f"{out}/decoder"],
             f"{out}/decoder/{RECORD_FILE}",
         ),
         (
@@ -51,14 +66,13 @@ def steps(out: str) -> list[tuple[str, object, list[str], str]]:
         (
             "The encoder",
             pretrain_mlm.main,
-            ["training/recipes/quickstart_mlm.yaml", "--tokenizer", f"{out}/tokenizer-encoder", "--output_dir", f"{out}/encoder"],
+            [*recipes["mlm"], "--tokenizer", f"{out}/tokenizer-encoder", "--output_dir", f"{out}/encoder"],
             f"{out}/encoder/{RECORD_FILE}",
         ),
         (
             "A classifier on the encoder: which of 77 questions does a bank's customer ask?",
             finetune_classification.main,
-            ["training/recipes/quickstart_classifier.yaml", "--model", f"{out}/encoder", "--output_dir", f"{out}/classifier",
-             "--train_file", f"{classes}/train.jsonl.gz", "--test_file", f"{classes}/test.jsonl"],
+            [*recipes["classifier"], "--model", f"{out}/encoder", "--output_dir", f"{out}/classifier"],
             f"{out}/classifier/{RECORD_FILE}",
         ),
         (
@@ -92,13 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             return code
         if not Path(finished).exists():  # stopped by a signal
             return 0
-    print(
-        f"\nDone in {(time.time() - started) / 60:.1f} minutes. Load the models in three ways:\n\n"
-        f'  import hf_tfm; AutoModelForCausalLM.from_pretrained("{out}/decoder")\n'
-        f'  AutoModelForMaskedLM.from_pretrained("{out}/encoder", trust_remote_code=True)   # without hf_tfm installed\n'
-        f'  AutoModelForCausalLM.from_pretrained("{out}/decoder-qwen3")                     # a native Qwen3, no code at all\n\n'
-        f'or try them: hf-tfm generate {out}/decoder "Once upon a time"; hf-tfm fill-mask {out}/encoder "The [MASK] was dark."'
-    )
+    print(LOADING.format(minutes=(time.time() - started) / 60, out=out))
     return 0
 
 

@@ -79,21 +79,14 @@ class Tester:
         return self.get_config(), self.suite.build_inputs((self.batch_size, self.seq_length), self.vocab_size)
 
 
-class ModelSuite(
-    # First, as its clean-up has to be the last.
-    MemoryCleanupMixin,
-    ModelTesterMixin,
-    TrainingTesterMixin,
-    FSDPTesterMixin,
-    TensorParallelTesterMixin,
-):
+class ModelSuite(MemoryCleanupMixin, ModelTesterMixin, TrainingTesterMixin, TensorParallelTesterMixin):
     """
-    All of transformers' common tests that need neither the Hub nor more than the model. (Its pipeline tests are not
-    among them: they load tiny models of known names from the Hub.)
+    All of transformers' common tests that need no more than the model. (Its pipeline tests are not among them: they load
+    tiny models of known names from the Hub, and the source distribution leaves them out.)
     """
 
     run_under_no_grad = False
-    # The suite goes by the year in the file's copyright line, which ours do not have.
+    # The suite goes by the year in a file's copyright line, which ours do not have.
     test_can_init_all_missing_weights_before_2023 = True
 
     config_class: type[PreTrainedConfig]
@@ -132,24 +125,21 @@ class ModelSuite(
                 self.assertTrue(outputs.loss.isfinite())
 
 
-class DecoderSuite(ModelSuite, GenerationTesterMixin):
+class DecoderSuite(ModelSuite, FSDPTesterMixin, GenerationTesterMixin):
     """The common tests of a causal LM."""
 
     def build_inputs(self, shape: tuple[int, int], vocab_size: int) -> dict[str, torch.Tensor]:
-        # Padded on the right, a different number of tokens in each row.
+        # Padded on the right, another number of tokens in each row.
         mask = torch.ones(shape, dtype=torch.long).tril()
         return {"input_ids": ids_tensor(shape, vocab_size), "attention_mask": mask}
 
 
 class EncoderSuite(ModelSuite):
-    """The common tests of an encoder."""
-
-    # No causal LM, which these two need.
-    tensor_parallel_size = 2
+    """The common tests of an encoder. (Those of FSDP load an `AutoModelForCausalLM`.)"""
 
     def build_inputs(self, shape: tuple[int, int], vocab_size: int) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": ids_tensor(shape, vocab_size), "attention_mask": random_attention_mask(shape)}
-        if getattr(self.model_tester.get_config(), "type_vocab_size", 0):
+        if self.model_tester.get_config().type_vocab_size:
             inputs["token_type_ids"] = ids_tensor(shape, 2)
         return inputs
 
@@ -159,6 +149,30 @@ class EncoderSuite(ModelSuite):
             inputs["labels"] = torch.zeros_like(inputs["input_ids"])
             inputs["next_sentence_label"] = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
         return inputs
+
+    def masked_lm_class(self) -> type:
+        return next(model for model in self.all_model_classes if model.__name__.endswith("ForMaskedLM"))
+
+    # Where the suites take a causal LM, a masked one has the same arguments.
+    _get_trainable_model_class = masked_lm_class
+    _get_tp_model_class = masked_lm_class
+
+    def test_tp_generation(self):
+        self.skipTest("an encoder does not generate")
+
+    test_tp_generation_quantized = test_tp_generation
+
+
+class TfmShape:
+    """A model of this package in its default shape or that of a preset."""
+
+    preset: str | None = None
+
+    def build_config(self, **fields) -> PreTrainedConfig:
+        if "sdpa_inference" in self._testMethodName:
+            # This test narrows the window of every configuration that has one, so here some layer has to slide.
+            fields.update(sliding_window=4, layer_types=["full_attention", "sliding_attention"])
+        return self.config_class(**fields) if self.preset is None else self.config_class.preset(self.preset, **fields)
 
 
 class WithoutRotaryPositions:

@@ -3,7 +3,7 @@
 import unittest
 
 import pytest
-from suites import DecoderSuite, WithoutRotaryPositions, reference
+from suites import DecoderSuite, TfmShape, WithoutRotaryPositions, reference
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -41,7 +41,7 @@ class LlamaTest(DecoderSuite, unittest.TestCase):
         return super().build_config(**fields, num_key_value_heads=2)
 
 
-class TfmDecoderSuite(DecoderSuite):
+class TfmDecoderSuite(TfmShape, DecoderSuite):
     config_class = TfmDecoderConfig
     all_model_classes = (
         TfmDecoderModel,
@@ -58,5 +58,4 @@ class TfmDecoderTest(TfmDecoderSuite, unittest.TestCase):
 
 
 class TfmDecoderAsGpt2Test(WithoutRotaryPositions, TfmDecoderSuite, unittest.TestCase):
-    def build_config(self, **fields):
-        return TfmDecoderConfig.preset("gpt2", **fields)
+    preset = "gpt2"

@@ -3,7 +3,7 @@
 import unittest
 
 import pytest
-from suites import EncoderSuite, WithoutRotaryPositions, reference
+from suites import EncoderSuite, TfmShape, WithoutRotaryPositions, reference
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -48,7 +48,7 @@ class BertTest(EncoderSuite, unittest.TestCase):
     )
 
 
-class TfmEncoderSuite(EncoderSuite):
+class TfmEncoderSuite(TfmShape, EncoderSuite):
     config_class = TfmEncoderConfig
     all_model_classes = (
         TfmEncoderModel,
@@ -67,10 +67,8 @@ class TfmEncoderTest(TfmEncoderSuite, unittest.TestCase):
 
 
 class TfmEncoderAsModernBertTest(TfmEncoderSuite, unittest.TestCase):
-    def build_config(self, **fields):
-        return TfmEncoderConfig.preset("modernbert", **fields)
+    preset = "modernbert"
 
 
 class TfmEncoderAsBertTest(WithoutRotaryPositions, TfmEncoderSuite, unittest.TestCase):
-    def build_config(self, **fields):
-        return TfmEncoderConfig.preset("bert", **fields)
+    preset = "bert"

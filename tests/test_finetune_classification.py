@@ -1,0 +1,584 @@
+"""Fine-tuning a classifier from the outside: each kind of task and model, exact resumption, what it says to mistakes."""
+
+import csv
+import gzip
+import json
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tokenizer
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tiny import build, encoder_config
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import hf_tfm
+from hf_tfm.checkpoints import complete_checkpoints
+from hf_tfm.classification import baselines, read_task
+from hf_tfm.errors import InputError
+from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, merge_adapter
+from hf_tfm.records import Records, carve, read_records
+from hf_tfm.trainer import ProgressLine
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+import finetune_classification  # noqa: E402
+
+
+SUBJECTS = {"animal": ["cat", "hen"], "ship": ["ships", "sail"], "weather": ["rain", "moon"]}
+FILLERS = ["the", "and", "a", "on", "of", "what", "small", "them"]
+
+
+def sentence(draw: random.Random, *subjects: str) -> str:
+    words = [draw.choice(SUBJECTS[subject]) for subject in subjects] + draw.choices(FILLERS, k=draw.randint(2, 8))
+    draw.shuffle(words)
+    return " ".join(words)
+
+
+def single(count: int, seed: int) -> list[dict]:
+    draw = random.Random(seed)
+    names = list(SUBJECTS)
+    labels = [draw.randrange(3) for _ in range(count)]
+    return [{"text": sentence(draw, names[i]), "label": i, "label_text": names[i]} for i in labels]
+
+
+def pairs(count: int, seed: int) -> list[dict]:
+    draw = random.Random(seed)
+    kinds = [draw.choice(["animal", "weather"]) for _ in range(count)]
+    return [{"first": sentence(draw, "ship"), "second": sentence(draw, kind), "label": kind} for kind in kinds]
+
+
+def several(count: int, seed: int) -> list[dict]:
+    draw = random.Random(seed)
+    sets = [draw.sample(list(SUBJECTS), draw.randint(0, 2)) for _ in range(count)]
+    return [{"text": sentence(draw, *names), "label": names} for names in sets]
+
+
+def scored(count: int, seed: int) -> list[dict]:
+    draw = random.Random(seed)
+    scores = [draw.randrange(4) for _ in range(count)]
+    return [{"text": sentence(draw, *["weather"] * score), "score": 0.5 * score} for score in scores]
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            rows = csv.DictWriter(file, records[0])
+            rows.writeheader()
+            rows.writerows(records)
+    else:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "wt") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of tiny pretrained models, each with a tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+    size = dict(vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    torch.manual_seed(0)
+    built = {
+        "encoder": build("TfmEncoderForMaskedLM", hidden_dropout=0.1, classifier_dropout=0.1, initializer_range=0.05),
+        "decoder": build("TfmDecoderForCausalLM", initializer_range=0.05),
+        "bert": BertModel(BertConfig(**size, max_position_embeddings=64, hidden_dropout_prob=0.0)),
+        "llama": LlamaForCausalLM(LlamaConfig(**size, max_position_embeddings=64, pad_token_id=None)),
+    }
+    for name, model in built.items():
+        model.save_pretrained(root / name)
+        tokenizer = build_tokenizer()
+        if name == "llama":
+            tokenizer.pad_token = None
+        if name == "decoder":
+            tokenizer.padding_side = "left"
+        tokenizer.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("records")
+    for name, make in (("single", single), ("pairs", pairs), ("several", several), ("scored", scored)):
+        suffix = ".csv" if name == "scored" else ".jsonl.gz" if name == "single" else ".jsonl"
+        write(root / name / f"train{suffix}", make(160, 1))
+        write(root / name / f"test{suffix}", make(40, 2))
+    return root
+
+
+def arguments(model: Path, train: Path, out: Path, **changes) -> list[str]:
+    fields = {
+        "model": model,
+        "train_file": train,
+        "output_dir": out,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 5e-3,
+        "bf16": "false",
+        "baselines": "false",
+        **changes,
+    }
+    return [part for name, value in fields.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def logits_one_by_one(folder: Path, columns: list[list[str]], model=None) -> np.ndarray:
+    """Outputs of the folder's model for each record alone, without padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = (model or AutoModelForSequenceClassification.from_pretrained(folder)).eval()
+    with torch.no_grad():
+        rows = [model(**tokenizer(*texts, return_tensors="pt")).logits[0].numpy() for texts in zip(*columns)]
+    return np.stack(rows)
+
+
+@pytest.fixture
+def in_memory(monkeypatch):
+    """The outputs that a run measured on its last split, before anything was saved."""
+    kept = []
+    real = FinetuningTrainer.predict_in_order
+    monkeypatch.setattr(
+        FinetuningTrainer, "predict_in_order", lambda *args: kept.append(real(*args)) or kept[-1], raising=True
+    )
+    return kept
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "run_record.json").read_text())
+
+
+def test_single_labels_with_an_encoder(models, files, tmp_path, in_memory, capsys):
+    train, test = files / "single" / "train.jsonl.gz", files / "single" / "test.jsonl.gz"
+    out = tmp_path / "run"
+    argv = arguments(models / "encoder", train, out, test_file=test, num_train_epochs=3, baselines="true")
+    assert finetune_classification.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "] [SEP]" not in shown and "→" in shown and "TF-IDF + logistic regression" in shown and "majority" in shown
+
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.config.id2label == {0: "animal", 1: "ship", 2: "weather"}
+    records = read_records(test)
+    logits = logits_one_by_one(out, [[r["text"] for r in records]])
+    np.testing.assert_allclose(in_memory[-1], logits, atol=1e-5)
+
+    record = record_of(out)
+    right = (logits.argmax(-1) == [r["label"] for r in records]).mean()
+    accuracy = record["results"]["accuracy"]
+    assert accuracy["value"] == pytest.approx(right) and accuracy["n"] == 40 and right > 0.8
+    assert accuracy["low"] < right and accuracy["high"] >= right
+    assert record["baselines"]["majority"]["accuracy"]["value"] < 0.6
+    assert [facts["records"] for facts in record["data"]] == [144, 16, 40]
+    assert sum(map(sum, record["confusion_matrix"]["actual_by_predicted"])) == 40
+
+    for folder in (out, *complete_checkpoints(out)):
+        for name in ("config.json", "tokenizer.json", "README.md", "modeling_tfm_encoder.py", "model.safetensors"):
+            assert (folder / name).is_file(), f"{folder.name} lacks {name}"
+    for name in ("confusion_matrix.png", "loss_curve.png"):
+        assert (out / name).stat().st_size > 1000
+    card = (out / "README.md").read_text()
+    assert f"{right:.3f} [" in card and "confusion_matrix.png" in card and "base_model: encoder" in card
+    for name in ("README.md", "run_record.json", "config.json", "tokenizer_config.json"):
+        assert str(tmp_path) not in (out / name).read_text(), f"{name} names folders of this machine"
+    # What truncates texts in training must not be what the tokenizer does by itself.
+    assert json.loads((out / "tokenizer.json").read_text())["truncation"] is None
+
+    assert finetune_classification.main(argv) == 2
+    assert "finished run already" in capsys.readouterr().err
+
+
+def test_best_checkpoint_is_what_is_kept(models, files, tmp_path):
+    out = tmp_path / "run"
+    train = files / "single" / "train.jsonl.gz"
+    assert finetune_classification.main(arguments(models / "bert", train, out, num_train_epochs=3)) == 0
+    record = record_of(out)
+    best = max(record["evaluations"], key=lambda entry: entry.get("eval_accuracy", -1))
+    assert record["best"] == {"step": best["step"], "accuracy": best["eval_accuracy"]}
+    kept = load_file(out / f"checkpoint-{best['step']}" / "model.safetensors")
+    for name, tensor in load_file(out / "model.safetensors").items():
+        assert torch.equal(tensor, kept[name]), name
+    assert record["measured_on"] == "validation" and "was chosen on these" in (out / "README.md").read_text()
+
+
+def test_pairs_with_a_decoder_and_class_weights(models, files, tmp_path, in_memory):
+    out, folder = tmp_path / "run", files / "pairs"
+    argv = arguments(
+        models / "decoder", folder / "train.jsonl", out, test_file=folder / "test.jsonl", text_field="first",
+        text_pair_field="second", class_weights="true", label_smoothing_factor=0.1, baselines="true", num_train_epochs=3,
+    )  # fmt: skip
+    assert finetune_classification.main(argv) == 0
+    records = read_records(folder / "test.jsonl")
+    logits = logits_one_by_one(out, [[r["first"] for r in records], [r["second"] for r in records]])
+    np.testing.assert_allclose(in_memory[-1], logits, atol=1e-5)
+    results = record_of(out)["results"]
+    assert results["accuracy"]["value"] > 0.8, "the label is in the second text"
+    assert (out / "modeling_tfm_decoder.py").is_file()
+
+
+def test_several_labels(models, files, tmp_path):
+    out, folder = tmp_path / "run", files / "several"
+    argv = arguments(
+        models / "encoder", folder / "train.jsonl", out, test_file=folder / "test.jsonl", num_train_epochs=4,
+        baselines="true",
+    )  # fmt: skip
+    assert finetune_classification.main(argv) == 0
+    record = record_of(out)
+    assert record["model"]["config"]["problem_type"] == "multi_label_classification"
+    assert record["results"]["micro_f1"]["value"] > 0.7
+    assert record["baselines"]["TF-IDF + logistic regression"]["micro_f1"]["value"] > 0.7
+    assert "pictures" not in record
+
+
+def test_numbers_from_csv_with_llama(models, files, tmp_path, in_memory, capsys):
+    out, folder = tmp_path / "run", files / "scored"
+    argv = arguments(
+        models / "llama", folder / "train.csv", out, test_file=folder / "test.csv", label_field="score",
+        num_train_epochs=4, baselines="true",
+    )  # fmt: skip
+    assert finetune_classification.main(argv) == 0
+    record = record_of(out)
+    assert record["model"]["config"]["problem_type"] == "regression" and set(record["baselines"]) == {
+        "mean",
+        "TF-IDF + ridge",
+    }
+    assert record["results"]["spearman"]["value"] > 0.6
+    records = read_records(folder / "test.csv")
+    # Llama's own classifier looks for the last token that is not padding: padding needs a token of its own.
+    assert AutoModelForSequenceClassification.from_pretrained(out).config.pad_token_id == 0
+    np.testing.assert_allclose(
+        in_memory[-1], logits_one_by_one(out, [[r["text"] for r in records]]), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("variant", "base"), [("lora", "encoder"), ("dora", "llama"), ("rslora", "bert")])
+def test_adapters(models, files, tmp_path, in_memory, variant, base):
+    out, folder = tmp_path / "run", files / "single"
+    argv = arguments(
+        models / base, folder / "train.jsonl.gz", out, test_file=folder / "test.jsonl.gz", lora="true",
+        lora_variant=variant, lora_rank=4, learning_rate=2e-2,
+    )  # fmt: skip
+    assert finetune_classification.main(argv) == 0
+    records = read_records(folder / "test.jsonl.gz")
+    texts = [[r["text"] for r in records]]
+    assert (in_memory[-1].argmax(-1) == [r["label"] for r in records]).mean() > 0.6
+
+    names = {0: "animal", 1: "ship", 2: "weather"}
+    ways = {
+        "AutoPeftModel": AutoPeftModelForSequenceClassification.from_pretrained(out, id2label=names),
+        "Auto class": AutoModelForSequenceClassification.from_pretrained(out, id2label=names),
+        "PeftModel": PeftModel.from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained(models / base, id2label=names, pad_token_id=0), out
+        ),
+    }
+    for way, model in ways.items():
+        model.config.pad_token_id = 0
+        np.testing.assert_allclose(in_memory[-1], logits_one_by_one(out, texts, model), atol=1e-4, err_msg=way)
+    assert not (out / "model.safetensors").exists()
+    record = record_of(out)
+    assert record["adapter"]["type"] == variant and f"id2label={names}" in (out / "README.md").read_text()
+    base_size = sum(p.numel() for p in AutoModelForSequenceClassification.from_pretrained(models / base, num_labels=3).parameters())
+    assert record["model"]["parameters"] == base_size, "the adapter's weights are not the model's"
+
+    merged = merge_adapter(ways["PeftModel"])
+    np.testing.assert_allclose(in_memory[-1], logits_one_by_one(out, texts, merged), atol=1e-4)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+
+
+def test_merging_keeps_tied_matrices_apart_or_refuses(tmp_path):
+    def adapted(targets):
+        model = build("TfmDecoderForCausalLM", tie_word_embeddings=True)
+        wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=targets))
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        return wrapped
+
+    ids = torch.arange(7, 17)[None]
+    with pytest.raises(InputError, match="share one matrix"):
+        merge_adapter(adapted(["lm_head", "q_proj"]))
+
+    wrapped = adapted(["lm_head", "q_proj"])
+    before = wrapped.eval()(input_ids=ids).logits
+    merge_adapter(wrapped, untie=True).save_pretrained(tmp_path / "untied")
+    again = hf_tfm.TfmDecoderForCausalLM.from_pretrained(tmp_path / "untied")
+    torch.testing.assert_close(again(input_ids=ids).logits, before, atol=1e-4, rtol=1e-4)
+
+    wrapped = adapted(["q_proj"])
+    before = wrapped.eval()(input_ids=ids).logits
+    merged = merge_adapter(wrapped)
+    torch.testing.assert_close(merged(input_ids=ids).logits, before, atol=1e-4, rtol=1e-4)
+    assert merged.lm_head.weight is merged.get_input_embeddings().weight, "an adapter elsewhere leaves the tie alone"
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": "true", "lora_dropout": 0.1}])
+def test_stopped_in_an_epoch_and_resumed_equals_straight_through(models, files, tmp_path, monkeypatch, capsys, changes):
+    train = files / "single" / "train.jsonl.gz"
+    weights = "adapter_model.safetensors" if changes else "model.safetensors"
+    for out in ("whole", "parts"):
+        argv = arguments(models / "encoder", train, tmp_path / out, num_train_epochs=3, max_steps=50, **changes)
+        with monkeypatch.context() as context:
+            if out == "parts":
+                stop_at = {23, 36}  # in the second epoch, and at the end of it
+                real = ProgressLine.on_step_end
+
+                def signalled(self, args, state, control, stop_at=stop_at, real=real, **kwargs):
+                    if state.global_step in stop_at:
+                        stop_at.remove(state.global_step)
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    return real(self, args, state, control, **kwargs)
+
+                context.setattr(ProgressLine, "on_step_end", signalled)
+                for step in (23, 36):
+                    assert finetune_classification.main(argv) == 0
+                    assert f"at step {step} of 50" in capsys.readouterr().out
+                    assert not (tmp_path / out / "run_record.json").exists()
+            assert finetune_classification.main(argv) == 0
+    whole, parts = load_file(tmp_path / "whole" / weights), load_file(tmp_path / "parts" / weights)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+    one, other = record_of(tmp_path / "whole"), record_of(tmp_path / "parts")
+    assert one["results"] == other["results"] and one["best"] == other["best"]
+
+
+def test_another_recipe_does_not_go_on_from_a_stopped_run(models, files, tmp_path, capsys):
+    train, out = files / "single" / "train.jsonl.gz", tmp_path / "run"
+    assert finetune_classification.main(arguments(models / "bert", train, out, num_train_epochs=1)) == 0
+    (out / "run_record.json").unlink()  # as if it had been killed before the end
+    assert finetune_classification.main(arguments(models / "bert", train, out, num_train_epochs=1, learning_rate=1)) == 2
+    assert "learning_rate: 0.005, now 1.0" in capsys.readouterr().err
+    assert finetune_classification.main(arguments(models / "bert", train, out, num_train_epochs=1)) == 0
+
+
+@pytest.mark.parametrize("kind", ["single", "several", "scored"])
+def test_accumulated_batches_train_as_one_large_batch(models, files, tmp_path, kind):
+    # BERT's own loss, which does not look at num_items_in_batch, would be as many times too large.
+    train = next((files / kind).glob("train*"))
+    field = "score" if kind == "scored" else "label"
+    for accumulated in (1, 4):
+        argv = arguments(
+            models / "bert", train, tmp_path / str(accumulated), label_field=field, max_steps=3, max_grad_norm=0,
+            optim="sgd", per_device_train_batch_size=16 // accumulated, gradient_accumulation_steps=accumulated,
+            learning_rate=0.5, save_strategy="no", load_best_model_at_end="false",
+        )  # fmt: skip
+        assert finetune_classification.main(argv) == 0
+    one, four = (load_file(tmp_path / name / "model.safetensors") for name in "14")
+    for name, tensor in one.items():
+        torch.testing.assert_close(four[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_baselines_are_scikit_learns():
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    def features(train, test):
+        matrices = []
+        for options in (dict(ngram_range=(1, 2)), dict(analyzer="char", ngram_range=(2, 4))):
+            vectorizer = TfidfVectorizer(sublinear_tf=True, **options)
+            matrices.append((vectorizer.fit_transform(train), vectorizer.transform(test)))
+        return [hstack(part) for part in zip(*matrices)]
+
+    for make, field in ((single, "label"), (scored, "score")):
+        train, test = make(120, 1), [r["text"] for r in make(40, 2)]
+        texts = [r["text"] for r in train]
+        task = read_task(Records(train, ["here"] * len(train), "nowhere"), field)
+        labels = task.encode(Records(train, ["here"] * len(train), "nowhere"))
+        guesses = baselines(task, texts, labels, test)
+        seen, unseen = features(texts, test)
+        if field == "label":
+            direct = LogisticRegression(C=10, max_iter=1000).fit(seen, labels).predict(unseen)
+            assert (guesses["TF-IDF + logistic regression"] == direct).all()
+            assert (guesses["majority"] == np.bincount(labels).argmax()).all()
+        else:
+            direct = Ridge().fit(seen, labels).predict(unseen)
+            np.testing.assert_allclose(guesses["TF-IDF + ridge"], direct, rtol=1e-6)
+            np.testing.assert_allclose(guesses["mean"], np.mean(labels))
+
+
+def records_of(*labels, **more) -> Records:
+    rows = [{"text": f"text {n}", "label": label, **{k: v[n] for k, v in more.items()}} for n, label in enumerate(labels)]
+    return Records(rows, [f"train.jsonl, line {n + 1}" for n in range(len(rows))], "nowhere/train.jsonl")
+
+
+def test_names_of_labels_and_their_order(tmp_path):
+    assert read_task(records_of("b", "a", "c")).names == ["a", "b", "c"]
+    assert read_task(records_of(10, 9, 9)).names == ["9", "10"]
+    assert read_task(records_of("10", "9", "9")).names == ["9", "10"]
+    assert read_task(records_of(True, False)).names == ["False", "True"]
+    assert read_task(records_of(1, 0, label_text=["yes", "no"])).names == ["no", "yes"]
+    assert read_task(records_of(1.0, 0.0)).problem_type == "single_label_classification"
+    assert read_task(records_of(1.5, 0.0)).problem_type == "regression"
+    assert read_task(records_of(["b"], ["a", "b"], [])).encode(records_of(["a"], [])) == [[1.0, 0.0], [0.0, 0.0]]
+    assert read_task(records_of(3, 5)).encode(records_of("5", 3.0)) == [1, 0], "JSON and CSV write the same label"
+
+    (tmp_path / "labels.json").write_text('{"label": ["zero", "one", "two"]}')
+    listed = records_of(2, "zero")
+    listed.path = str(tmp_path / "train.jsonl")
+    task = read_task(listed)
+    assert task.names == ["zero", "one", "two"] and task.encode(listed) == [2, 0]
+
+
+def test_carving_takes_its_share_of_every_label_and_keeps_copies_together():
+    labels = ["rare"] * 2 + ["some"] * 20 + ["many"] * 200
+    records = records_of(*labels)
+    keys = [n // 2 for n in range(len(labels))]  # every text stands there twice
+    stays, carved = carve(records, 0.1, 7, keys, labels)
+    assert [r["label"] for r in carved].count("many") == 20 and [r["label"] for r in carved].count("some") == 2
+    assert {r["label"] for r in stays} == {"rare", "some", "many"}
+    taken = {int(r["text"].split()[1]) // 2 for r in carved}
+    assert not taken & {int(r["text"].split()[1]) // 2 for r in stays}
+    assert carved == carve(records, 0.1, 7, keys, labels)[1] != carve(records, 0.1, 8, keys, labels)[1]
+
+
+def test_records_are_the_same_from_every_format(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"text": 'a "b", c', "label": "x"}, {"text": "zwei\nlines", "label": "ü"}]
+    paths = [write(tmp_path / "r.jsonl", rows), write(tmp_path / "r.jsonl.gz", rows), write(tmp_path / "r.csv", rows)]
+    (tmp_path / "r.json").write_text(json.dumps(rows, indent=1))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    for path in [*paths, tmp_path / "r.json", tmp_path / "r.parquet"]:
+        records = read_records(path)
+        assert list(records) == rows and all(str(path) in place for place in records.places)
+
+
+def test_pad_tokens():
+    model = build("TfmDecoderForCausalLM")
+    for changes, expected in (
+        ({}, "[PAD]"),
+        ({"pad_token": None}, "[PAD]"),
+        ({"pad_token": "[EOS]"}, "[PAD]"),
+        ({"pad_token": None, "eos_token": "[PAD]"}, "[UNK]"),
+        ({"pad_token": None, "eos_token": "[PAD]", "unk_token": None}, "[PAD]"),  # nothing else is left
+    ):
+        tokenizer = build_tokenizer()
+        for name, token in changes.items():
+            setattr(tokenizer, name, token)
+        ensure_pad_token(tokenizer, model)
+        assert tokenizer.pad_token == expected, changes
+        assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def _drop(name):
+    return lambda rows: [row.pop(name) for row in rows[2:3]]
+
+
+def _set(name, value, which=slice(2, 3)):
+    return lambda rows: [row.__setitem__(name, value) for row in rows[which]]
+
+
+BAD_RECORDS = {
+    "no text": (_drop("text"), "train.jsonl, line 3: no field 'text', there are label, label_text"),
+    "null text": (_set("text", None), "train.jsonl, line 3: field 'text' is null"),
+    "a number as text": (_set("text", 5), "train.jsonl, line 3: field 'text' is a int"),
+    "blank text": (_set("text", " \n"), "train.jsonl, line 3: field 'text' is blank"),
+    "no label": (_drop("label"), "train.jsonl, line 3: no field 'label', there are text, label_text"),
+    "null label": (_set("label", None), "train.jsonl, line 3: field 'label' is null"),
+    "NaN label": (_set("label", float("nan")), "train.jsonl, line 3: field 'label' is nan"),
+    "one class": (_set("label", 0, slice(None)), "all 30 records have the label"),
+    "two names": (_set("label_text", "elephant"), "but 'ship' before; mend 'label_text'"),
+    "half a character": (_set("text", "a \ud800"), "line 3: field 'text' has half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RECORDS)
+def test_bad_records_stop_it_in_one_line(models, tmp_path, capsys, case):
+    spoil, complaint = BAD_RECORDS[case]
+    rows = single(30, 1)
+    rows[1]["label"] = rows[2]["label"] = 1
+    rows[1]["label_text"] = rows[2]["label_text"] = "ship"
+    spoil(rows)
+    if case == "one class":
+        for row in rows:
+            row["label_text"] = "animal"
+    assert_refused(models / "bert", write(tmp_path / "train.jsonl", rows), tmp_path, capsys, complaint)
+
+
+def assert_refused(model, train, tmp_path, capsys, complaint, **changes):
+    assert finetune_classification.main(arguments(model, train, tmp_path / "out", **changes)) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_files_and_settings_stop_it_in_one_line(models, files, tmp_path, capsys):
+    train = files / "single" / "train.jsonl.gz"
+    refused = [
+        (dict(train_file=tmp_path / "none.jsonl"), "none.jsonl: no such file"),
+        (dict(model=tmp_path / "none"), "there is no such folder"),
+        (dict(model="nobody/nothing-at-all"), "no tokenizer can be loaded"),
+        (dict(max_length=65), "max_length 65"),
+        (dict(text_field="body"), "--text_field"),
+        (dict(text_pair_field="second"), "--text_pair_field"),
+        (dict(label_field="kind"), "--label_field"),
+        (dict(problem_type="regression", label_field="label_text"), "not a number"),
+        (dict(problem_type="guess"), "must be one of"),
+        (dict(pooling="mean"), "has no switch classifier_pooling"),
+        (dict(lora="true", lora_variant="qlora"), "lora, dora, rslora"),
+        (dict(lora="true", lora_target_modules="q_proj"), "the model's linear modules are"),
+        (dict(output_dir=models / "bert"), "holds another model"),
+        (dict(validation_fraction=0), "between 0 and 1"),
+        (dict(num_train_epoch=3), "did you mean num_train_epochs"),
+    ]
+    spoiled = {
+        "empty.jsonl": (b"", "holds no records"),
+        "junk.jsonl": (os.urandom(300) + b"\xff\xfe\n", "junk.jsonl"),
+        "junk.parquet": (b"\x00\x01" * 200, "junk.parquet: cannot be read"),
+        "junk.jsonl.gz": (b"not gzip at all", "junk.jsonl.gz"),
+        "broken.jsonl": (b'{"text": "a", "label": 0}\n{"text": "b"', "broken.jsonl, line 2: broken JSON"),
+        "list.jsonl": (b'{"text": "a", "label": 0}\n[1, 2]\n', "list.jsonl, line 2: is a list"),
+        "wide.csv": (b"text,label\na,0\nb, c,1\n", "wide.csv, line 3: has more cells"),
+        "plain.txt": (b"text\n", "plain text has no fields"),
+        "tiny.jsonl": (b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', "too few to carve"),
+    }
+    for name, (content, complaint) in spoiled.items():
+        (tmp_path / name).write_bytes(content)
+        refused.append((dict(train_file=tmp_path / name), complaint))
+    unseen = write(tmp_path / "unseen.jsonl", [{"text": "a", "label": 0}, {"text": "b", "label": 7}])
+    refused += [(dict([(split, unseen)]), "unseen.jsonl, line 2: label 7") for split in ("test_file", "validation_file")]
+    before = sorted(models.rglob("*"))
+    for changes, complaint in refused:
+        changes = {"model": models / "bert", "train_file": train, **changes}
+        assert_refused(changes.pop("model"), changes.pop("train_file"), tmp_path, capsys, complaint, **changes)
+    assert sorted(models.rglob("*")) == before
+
+
+def test_models_that_do_not_fit_are_refused(models, files, tmp_path, capsys):
+    train = files / "single" / "train.jsonl.gz"
+    small = hf_tfm.TfmEncoderForMaskedLM(encoder_config(vocab_size=100))
+    small.save_pretrained(tmp_path / "small")
+    build_tokenizer().save_pretrained(tmp_path / "small")
+    assert_refused(tmp_path / "small", train, tmp_path, capsys, "the tokenizer has ids up to 319, the model 100 embeddings")
+
+    shutil_copy = tmp_path / "other"
+    BertModel(BertConfig(vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)).save_pretrained(shutil_copy)  # fmt: skip
+    build_tokenizer().save_pretrained(shutil_copy)
+    config = json.loads((shutil_copy / "config.json").read_text())
+    (shutil_copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    assert_refused(shutil_copy, train, tmp_path, capsys, "they would be random")
+    (shutil_copy / "model.safetensors").write_bytes(b"\x00" * 64)
+    assert_refused(shutil_copy, train, tmp_path, capsys, "no model can be loaded")
+
+
+def test_recipes_name_fields_that_there_are():
+    from hf_tfm.recipe import parse_recipe
+
+    recipes = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("finetune_*.yaml"))
+    names = {path.stem: path for path in recipes}
+    for name in ("finetune_sst2", "finetune_trec", "finetune_banking77"):
+        recipe, args = parse_recipe(
+            [str(names[name])], finetune_classification.ClassificationRecipe, finetune_classification.FinetuningArguments
+        )
+        assert isinstance(recipe, FinetuningRecipe) and recipe.test_file and args.output_dir
