@@ -314,7 +314,8 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
             next_sentence_label: `(batch,)`, 0 where the second segment follows the first, 1 where it is from elsewhere.
             num_items_in_batch: tokens to predict over all accumulated batches.
 
-        Returns: [`TfmEncoderForPreTrainingOutput`]; there is a loss if both kinds of labels are given.
+        Returns: [`TfmEncoderForPreTrainingOutput`]; there is a loss if both kinds of labels are given: the mean over
+        the tokens to predict, plus the mean over the pairs, each weighted by its number of tokens to predict.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -341,12 +342,10 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
             sentence_losses = F.cross_entropy(
                 seq_relationship_logits.float(), next_sentence_label.view(-1), reduction="none"
             )
-            if num_items_in_batch is None:
-                sentence_loss = sentence_losses.mean()
-            else:
-                # A pair counts by its share of the tokens: the one weight that adds up however a batch is split.
-                sentence_loss = (sentence_losses * (labels != -100).sum(-1)).sum() / num_items_in_batch
-            loss = masked_loss + sentence_loss
+            # A pair counts by its number of tokens to predict: the one weight that adds up however a batch is split.
+            weights = (labels != -100).sum(-1)
+            total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+            loss = masked_loss + (sentence_losses * weights).sum() / total
         return TfmEncoderForPreTrainingOutput(
             loss=loss,
             prediction_logits=prediction_logits,
