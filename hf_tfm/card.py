@@ -88,22 +88,26 @@ def _has_own_code(record: dict[str, Any]) -> bool:
 
 def _loading(record: dict[str, Any]) -> str:
     auto_class, custom_code = task_of(record["model"]["class"])[0], _has_own_code(record)
-    options = ", trust_remote_code=True" if custom_code else ""
-    if "adapter" in record and "id2label" in record["model"]["config"]:
-        labels = {int(number): name for number, name in record["model"]["config"]["id2label"].items()}
-        options = f", id2label={labels}{options}"  # the base model's configuration knows nothing of them
-    text = (
-        "## How to load it\n\n"
-        f"```python\nfrom transformers import AutoTokenizer, {auto_class}\n\n"
-        'path = "."  # this folder, or its name on the Hub\n'
-        "tokenizer = AutoTokenizer.from_pretrained(path)\n"
-        f"model = {auto_class}.from_pretrained(path{options})\n```"
-    )
+    trust = ", trust_remote_code=True" if custom_code else ""
+    lines = [
+        f"from transformers import AutoTokenizer, {auto_class}",
+        "",
+        'path = "."  # this folder, or its name on the Hub',
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+    ]
     if "adapter" in record:
-        text += (
-            "\n\nThis is an adapter: with PEFT installed, these lines load it on its base model, which "
-            "`adapter_config.json` names."
-        )
+        # What the base model's configuration knows nothing of.
+        own = ", pad_token_id=tokenizer.pad_token_id"
+        if record["model"]["class"].endswith("Classification"):
+            labels = {int(number): name for number, name in record["model"]["config"]["id2label"].items()}
+            own += f", id2label={labels}"
+        lines.insert(0, "from peft import PeftConfig, PeftModel")
+        lines.append("base = PeftConfig.from_pretrained(path).base_model_name_or_path  # or where you have it")
+        lines.append(f"model = {auto_class}.from_pretrained(base{own}{trust})")
+        lines.append("model = PeftModel.from_pretrained(model, path)")
+    else:
+        lines.append(f"model = {auto_class}.from_pretrained(path{trust})")
+    text = "## How to load it\n\n```python\n" + "\n".join(lines) + "\n```"
     return text + "\n\nWith `import hf_tfm` in front, `trust_remote_code` is not needed." if custom_code else text
 
 

@@ -143,6 +143,40 @@ def fill_mask(args: argparse.Namespace) -> None:
             print(f"{value:6.1%}  {tokenizer.decode([token_id])}")
 
 
+@command(
+    argument("preset", help="a preset of the causal LM: nano to large, or a look-alike such as qwen3"),
+    argument("--gpu", required=True, help="t4, l4, rtx4090, a100-40, a100, h100 or h200"),
+    argument("--gpus", type=_number(int, 1), default=1, help="how many (default 1)"),
+    argument("--tokens", type=_number(float, 1), help="to train on; default 20 for each parameter"),
+    argument("--size", help="with a look-alike: nano to large instead of the published size"),
+    argument("--vocab-size", type=_number(int, 1), default=32_000, help="default 32000"),
+    argument("--rows", type=_number(int, 1), default=8, help="rows that a GPU computes at once (default 8)"),
+    argument("--length", type=_number(int, 1), default=1024, help="tokens of a row (default 1024)"),
+    argument("--optimizer", default="muon", help="muon (default) or adamw"),
+    argument("--shard", action="store_true", help="FSDP2 instead of a copy on each GPU"),
+    argument("--checkpointing", action="store_true", help="compute activations again in the backward pass"),
+    argument("--utilisation", type=float, default=0.35, help="share of the peak that is reached (default 0.35)"),
+    examples=(
+        "hf-tfm plan base --gpu a100 --gpus 8 --tokens 10e9",
+        "hf-tfm plan llama --gpu h100 --gpus 16 --shard --checkpointing",
+    ),
+)
+def plan(args: argparse.Namespace) -> None:
+    """Tell what a pretraining run costs in compute, memory and hours before anything is rented."""
+    from . import planning
+    from .configuration_tfm import TfmDecoderConfig
+
+    try:
+        config = TfmDecoderConfig.preset(args.preset, args.size, vocab_size=args.vocab_size)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    found = planning.plan(
+        config, args.gpu, args.tokens, args.gpus, args.rows, args.length, args.optimizer, args.shard,
+        args.checkpointing, args.utilisation,
+    )  # fmt: skip
+    print(found)
+
+
 def _print_conversion(target: str, result: Any) -> None:
     print(
         f"wrote {target}: {result.model_class}, {result.num_parameters:,} parameters; "

@@ -539,9 +539,9 @@ def write_results(trainer: RunTrainer) -> None:
     }
     write_model_folder(folder, model, trainer.processing_class, record)
     say("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
-    more = f", num_labels={model.config.num_labels}" if "adapter" in record.fields else ""
-    more += ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
-    say("load it", f'{task_of(record["model"]["class"])[0]}.from_pretrained("{folder}"{more})')
+    trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
+    way = f'{task_of(record["model"]["class"])[0]}.from_pretrained("{folder}"{trust})'
+    say("load it", "on its base model, as the card shows" if "adapter" in record.fields else way)
 
 
 def as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ from transformers.masking_utils import packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder
 
@@ -471,17 +472,36 @@ def packed_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | 
     return documents
 
 
-def packed_mask_kwargs(
-    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, batch_size: int
-) -> dict[str, Callable]:
-    """The argument that makes transformers' mask functions keep packed documents apart, with padding or without."""
+def packing_arguments(
+    config: TfmConfig, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, batch_size: int
+) -> tuple[dict, dict]:
+    """
+    What keeps packed documents apart, with padding or without: arguments for transformers' mask functions, and
+    arguments for the attention itself. Both are empty where no row holds two documents.
+    """
     if position_ids is None:
-        return {}
+        return {}, {}
     if attention_mask is not None:
         if not marks_padding(attention_mask) or attention_mask.shape[-1] != position_ids.shape[-1]:
-            return {}
+            return {}, {}
     documents = packed_documents(position_ids.expand(batch_size, -1), attention_mask)
-    return {} if documents is None else {"and_mask_function": packed_sequence_mask_function(documents)}
+    if documents is None:
+        return {}, {}
+    if is_flash_attention_requested(config):
+        # It takes no mask but the places where documents start, and alone looks for them in single rows only.
+        return {"attention_mask": None}, flash_attention_boundaries(documents, attention_mask)
+    return {"and_mask_function": packed_sequence_mask_function(documents)}, {}
+
+
+def flash_attention_boundaries(documents: torch.Tensor, attention_mask: torch.Tensor | None) -> dict:
+    """Where each document of `documents` `(batch, length)` starts, rows in line; padding is a document of its own."""
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    if attention_mask is not None:
+        starts[:, 1:] |= attention_mask[:, 1:] != attention_mask[:, :-1]
+    boundaries = F.pad(starts.flatten().nonzero().flatten(), (0, 1), value=starts.numel()).to(torch.int32)
+    longest = int(boundaries.diff().max())
+    return dict(cu_seq_lens_q=boundaries, cu_seq_lens_k=boundaries, max_length_q=longest, max_length_k=longest)
 
 
 def sequence_classification_loss(

@@ -25,7 +25,7 @@ from .modeling_tfm import (
     TfmModel,
     TfmPreTrainedModel,
     marks_padding,
-    packed_mask_kwargs,
+    packing_arguments,
     sequence_classification_loss,
 )
 
@@ -79,9 +79,9 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             inputs_embeds = self.embed_tokens(input_ids)
 
         # Packing is looked for before there is a cache, which hides it from transformers' mask functions.
-        packing = {}
-        if past_key_values is None and (attention_mask is not None or use_cache):
-            packing = packed_mask_kwargs(position_ids, attention_mask, inputs_embeds.shape[0])
+        packing, boundaries = {}, {}
+        if past_key_values is None:
+            packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if use_cache and self.config.add_cross_attention:
@@ -101,9 +101,8 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
-                position_ids=position_ids,
-                **packing,
             )
+            mask_arguments.update(packing)
             create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
             masks = {name: create[name](**mask_arguments) for name in sorted(set(self.config.layer_types))}
         if encoder_hidden_states is not None and encoder_attention_mask is not None:
@@ -122,7 +121,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            **kwargs,
+            **{**boundaries, **kwargs},
         )
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None

@@ -27,7 +27,7 @@ from .modeling_tfm import (
     TfmPreTrainedModel,
     build_norm,
     marks_padding,
-    packed_mask_kwargs,
+    packing_arguments,
     sequence_classification_loss,
 )
 
@@ -113,14 +113,11 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
+        packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
         masks = attention_mask
         if not isinstance(masks, dict):
-            mask_arguments = dict(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                **packed_mask_kwargs(position_ids, attention_mask, inputs_embeds.shape[0]),
-            )
+            mask_arguments = dict(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+            mask_arguments.update(packing)
             create = {
                 "full_attention": create_bidirectional_mask,
                 "sliding_attention": create_bidirectional_sliding_window_mask,
@@ -130,7 +127,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
             position_ids = self.positions(inputs_embeds, attention_mask, 0)
 
         hidden_states = self.run_blocks(
-            self.embed(inputs_embeds, position_ids, token_type_ids), position_ids, masks, **kwargs
+            self.embed(inputs_embeds, position_ids, token_type_ids), position_ids, masks, **{**boundaries, **kwargs}
         )
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,

@@ -19,7 +19,7 @@ from .data import TokenStore, TokenStream, default_cache_dir, file_hash
 from .errors import InputError
 from .objectives import SentencePairs
 from .optim import build_optimizer, build_scheduler, describe_optimizer, zero_init_output_projections
-from .packing import PackedBlocks, StepBatches, iter_eval_blocks
+from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .record import RECORD_FILE, write_model_folder
 from .sources import list_files, parse_sources
 from .trainer import RunTrainer
@@ -52,6 +52,10 @@ class PretrainArguments:
     text_field: str = field(default="text", metadata={"help": "the field or column that holds the text"})
     streaming: bool = field(default=False, metadata={"help": "tokenise while training, for text that fits on no disk"})
     block_length: int = field(default=256, metadata={"help": "tokens in a row"})
+    length_schedule: str = field(
+        default="",
+        metadata={"help": "short rows first: 0:64,0.3:128,0.6:256 as share of the run and length; decoders only"},
+    )
     validation_tokens: int = field(default=200_000, metadata={"help": "at most this many tokens are measured"})
     optimizer: str = field(default="muon", metadata={"help": "muon (with AdamW for embeddings and norms) or adamw"})
     embedding_learning_rate: float | None = field(default=None, metadata={"help": "of the embeddings; by optimizer"})
@@ -210,7 +214,8 @@ def prepare_data(
     rows = args.per_device_train_batch_size * args.world_size
     micro_steps = args.max_steps * args.gradient_accumulation_steps
     shares = {"rank": args.process_index, "world_size": args.world_size}
-    batches = StepBatches(blocks.rows, rows, micro_steps, transform=objective, **shares)
+    schedule = parse_length_schedule(script.length_schedule, script.block_length) if script.length_schedule else None
+    batches = StepBatches(blocks.rows, rows, micro_steps, schedule=schedule, transform=objective, **shares)
 
     evaluation, measured = [], 0
     packing = dict(pad_token_id=tokenizer.pad_token_id, piece_ids=piece_ids)
@@ -231,6 +236,17 @@ def prepare_data(
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
         bytes_per_token=validation.num_bytes / validation.num_tokens,
     )
+
+
+def parse_length_schedule(text: str, block_length: int) -> LengthSchedule:
+    """`0:64,0.5:128` as a schedule. Raises `InputError` if it is not one."""
+    try:
+        phases = [(float(start), int(length)) for start, length in (phase.split(":") for phase in text.split(","))]
+    except ValueError as error:
+        raise InputError(
+            f"length_schedule {text!r}: write it as SHARE:LENGTH,SHARE:LENGTH, as in 0:64,0.5:128"
+        ) from error
+    return LengthSchedule(phases, block_length)
 
 
 def prepare_pairs(

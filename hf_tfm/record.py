@@ -73,8 +73,11 @@ class RunRecord:
 
 
 def model_facts(model: PreTrainedModel) -> dict[str, Any]:
-    """Class, parameters and configuration; a tied matrix counts once."""
-    total = model.num_parameters()
+    """Class, parameters and configuration; a tied matrix counts once, and of an adapter only its base is counted."""
+    if hasattr(model, "peft_config"):
+        model = model.get_base_model()
+    added = ("lora_", ".modules_to_save.")
+    total = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in added))
     return {
         "class": type(model).__name__,
         "parameters": total,

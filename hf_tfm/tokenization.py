@@ -236,8 +236,8 @@ def _train_byte_level(
     # Text is cut into words first, and no token crosses a cut: each digit stands alone, then GPT-2's rule sets apart
     # words with the space before them, runs of punctuation, runs of blanks, and 's 't 're 've 'm 'll 'd. llama.cpp
     # knows a fixed list of such rules, and a model with any other cannot become a GGUF file. Those that glue quotes
-    # to words and line ends to full stops (Llama 3's, Qwen's, GPT-4o's) put 4 % more bytes into a token, but a
-    # small model then has more bits per byte left: it has to learn ` I`, `"I` and `-I` as words without kinship.
+    # to words and line ends to full stops (Llama 3's, Qwen's, GPT-4o's) put 4 % more bytes into a token, but a small
+    # model trained for a short time has more bits per byte left: to it ` I`, `"I` and `-I` are words without kinship.
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -42,6 +42,12 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # Trainer comes here from the middle of an epoch too. An evaluation now would be one that a run without a stop
+        # does not have, and could choose its best checkpoint.
+        if self.stopped_by is not None and not float(state.epoch).is_integer():
+            control.should_evaluate = control.should_save = control.should_log = False
+
     def on_train_end(self, args, state, control, **kwargs):
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -89,9 +89,12 @@ def test_an_adapter_trains_saves_loads_and_merges(name, tmp_path):
     inputs = inputs_for(name)
     inputs.pop("labels", None)
     before = build(name)
-    adapted = get_peft_model(build(name), LoraConfig(r=2, target_modules="all-linear", task_type=task))
+    # Of these two tasks PEFT does not know that the head is trained whole (nor with BERT): it wants to be told.
+    exclude = ["score", "classifier", "qa_outputs"] if task in ("TOKEN_CLS", "QUESTION_ANS") else None
+    config = LoraConfig(r=2, target_modules="all-linear", task_type=task, exclude_modules=exclude)
+    adapted = get_peft_model(build(name), config)
     head = {"score", "classifier", "qa_outputs", "lm_head", "decoder"}
-    targets = {target.rpartition(".")[2] for target in adapted.peft_config["default"].target_modules}
+    targets = {target.rpartition(".")[2] for target in adapted.targeted_module_names}
     assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} <= targets
     assert not targets & head
 

@@ -1,0 +1,104 @@
+"""
+What flash attention would compute from the arguments it gets. Its kernels need a GPU; here its two functions are
+written out in PyTorch, by its documentation, and stand behind transformers' own code for it.
+"""
+
+import pytest
+import torch
+from test_modeling import LENGTHS, SHAPES, padded
+from tiny import DECODER_SHAPES, PAD, build, random_ids
+from torch.testing import assert_close
+from transformers import modeling_flash_attention_utils
+
+
+CLOSE = dict(atol=2e-5, rtol=1e-4)
+
+
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), deterministic=False):
+    """`(batch, length, heads, head_dim)`; causal and windows count from the last key."""
+    group = q.shape[2] // k.shape[2]
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(group, 2)) * softmax_scale
+    distance = torch.arange(k.shape[1])[None] - torch.arange(q.shape[1])[:, None] - (k.shape[1] - q.shape[1])
+    left, right = window_size
+    right = 0 if causal else right
+    hidden = torch.zeros_like(distance, dtype=torch.bool)
+    hidden |= (distance < -left) if left >= 0 else False
+    hidden |= (distance > right) if right >= 0 else False
+    probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", probabilities, v.repeat_interleave(group, 2))
+
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
+    window_size=(-1, -1), deterministic=False,
+):  # fmt: skip
+    """`(tokens, heads, head_dim)`, each sequence between two of the cumulated lengths."""
+    lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()
+    assert (max_seqlen_q, max_seqlen_k) == (lengths_q.max(), lengths_k.max())
+    assert cu_seqlens_q.dtype == torch.int32 and cu_seqlens_q[-1] == len(q) and cu_seqlens_k[-1] == len(k)
+    parts = zip(q.split(lengths_q.tolist()), k.split(lengths_k.tolist()), v.split(lengths_k.tolist()))
+    arguments = dict(softmax_scale=softmax_scale, causal=causal, window_size=window_size)
+    return torch.cat([flash_attn_func(a[None], b[None], c[None], **arguments)[0] for a, b, c in parts])
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """A function that switches a model over."""
+    utils = modeling_flash_attention_utils
+    functions = (flash_attn_func, flash_attn_varlen_func, None, utils._pad_input, utils._unpad_input)
+    monkeypatch.setattr(utils, "_lazy_imports", lambda *args, **kwargs: functions)
+    monkeypatch.setattr(utils, "_loaded_implementation", None)
+
+    def switch(model: torch.nn.Module) -> torch.nn.Module:
+        # Past the setter, which asks for a GPU.
+        model.config._attn_implementation_internal = "flash_attention_2"
+        return model
+
+    return switch
+
+
+@pytest.mark.parametrize("family, shape", SHAPES)
+@torch.no_grad()
+def test_padding_and_windows(family, shape, flash):
+    model = build(f"Tfm{family}Model", shape)
+    ids, mask = random_ids(3, 12), torch.ones(3, 12, dtype=torch.long)
+    mask[1, 8:] = mask[2, :5] = 0
+    expected, expected_full = model(ids, attention_mask=mask)[0], model(ids)[0]
+    flash(model)
+    real = mask.bool()
+    assert_close(model(ids, attention_mask=mask)[0][real], expected[real], **CLOSE)
+    assert_close(model(ids)[0], expected_full, **CLOSE)
+
+
+@pytest.mark.parametrize("rows, side", [([LENGTHS], None), ([LENGTHS, LENGTHS[::-1]], None),
+                                        ([LENGTHS, LENGTHS[:2], LENGTHS[:1]], "left"),
+                                        ([LENGTHS, LENGTHS[:2], LENGTHS[:1]], "right")])  # fmt: skip
+@pytest.mark.parametrize("family, shape", SHAPES)
+@torch.no_grad()
+def test_packed_documents_never_see_one_another(family, shape, rows, side, flash):
+    """One row, several rows, several rows with padding; with a cache and without, with a mask and without."""
+    model = build(f"Tfm{family}Model", shape)
+    documents = {length: random_ids(length, seed=length) for length in LENGTHS}
+    alone = {length: model(ids[None])[0][0] for length, ids in documents.items()}
+    flash(model)
+
+    width = sum(LENGTHS)
+    ids = padded([torch.cat([documents[length] for length in row]) for row in rows], side, width, PAD)
+    positions = padded([torch.cat([torch.arange(length) for length in row]) for row in rows], side, width, 0)
+    mask = padded([torch.ones(sum(row), dtype=torch.long) for row in rows], side, width, 0)
+    for attention_mask in [mask] if side else [mask, None]:
+        for extra in [dict(use_cache=True), dict(use_cache=False)] if family == "Decoder" else [{}]:
+            outputs = model(ids, position_ids=positions, attention_mask=attention_mask, **extra)[0]
+            for row, row_mask, states in zip(rows, mask.bool(), outputs):
+                for length, got in zip(row, states[row_mask].split(row)):
+                    assert_close(got, alone[length], **CLOSE)
+
+
+@pytest.mark.parametrize("shape", DECODER_SHAPES)
+def test_generation(shape, flash):
+    model = build("TfmDecoderForCausalLM", shape, tie_word_embeddings=False)
+    model.generation_config.eos_token_id = None
+    ids = padded([random_ids(10), random_ids(4, seed=1)], "left", 10, PAD)
+    settings = dict(attention_mask=(ids != PAD).long(), max_new_tokens=8, do_sample=False)
+    expected = model.generate(ids, **settings)
+    assert torch.equal(flash(model).generate(ids, **settings), expected)
