@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ from .records import Records
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 _SINGLE, _MULTI, _REGRESSION = PROBLEM_TYPES
-_MAIN_METRIC = {_SINGLE: "accuracy", _MULTI: "micro_f1", _REGRESSION: "spearman"}
+_METRICS = {
+    _SINGLE: ("accuracy", "macro_f1", "matthews"),
+    _MULTI: ("micro_f1", "macro_f1", "exact_match"),
+    _REGRESSION: ("spearman", "pearson", "rmse"),
+}
 _SHOWN_CELLS = 20  # a confusion matrix of more labels than this is drawn without figures in its cells
 
 
@@ -32,17 +36,19 @@ class Task:
         names: the labels in the order of their ids; for regression the name of the field.
         field: where a record has its label.
         ids: a label as a record may write it (as text) to its id.
+        known: ids that occur in the training records; others cannot be learned and are refused.
     """
 
     problem_type: str
     names: list[str]
     field: str
     ids: dict[str, int]
+    known: frozenset[int] | None = None
 
     @property
-    def main_metric(self) -> str:
-        """What the best checkpoint is chosen by, on the validation records."""
-        return _MAIN_METRIC[self.problem_type]
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the figures; by the first one the best checkpoint is chosen, on the validation records."""
+        return _METRICS[self.problem_type]
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of a model's configuration."""
@@ -53,28 +59,25 @@ class Task:
             "label2id": {name: number for number, name in enumerate(self.names)},
         }
 
-    def encode(self, records: Records, known: set[int] | None = None) -> list[Any]:
+    def encode(self, records: Records) -> list[Any]:
         """
         Labels as the models take them: ids, rows of 0.0 and 1.0, or numbers.
 
-        Args:
-            known: the ids that occur in the training records; others cannot be learned and are refused.
-
         Raises:
-            InputError: a label is missing, of the wrong kind, or not one of `known`.
+            InputError: a label is missing, of the wrong kind, or not known from training.
         """
         labels = []
         for value, place in zip(records.values(self.field, "label_field"), records.places):
             if self.problem_type == _REGRESSION:
                 labels.append(_number(value, place, self.field))
                 continue
-            ids = [self._id(one, place, known) for one in (_several(value) if self.problem_type == _MULTI else [value])]
+            ids = [self._id(one, place) for one in (_several(value) if self.problem_type == _MULTI else [value])]
             labels.append([float(i in ids) for i in range(len(self.names))] if self.problem_type == _MULTI else ids[0])
         return labels
 
-    def _id(self, value: Any, place: str, known: set[int] | None) -> int:
+    def _id(self, value: Any, place: str) -> int:
         number = self.ids.get(_written(value))
-        if number is None or (known is not None and number not in known):
+        if number is None or (self.known is not None and number not in self.known):
             there = ", ".join(self.names[:8]) + (" …" if len(self.names) > 8 else "")
             raise InputError(
                 f"{place}: label {value!r} in field {self.field!r} is not among those that training knows: {there}"
@@ -214,7 +217,7 @@ def read_task(train: Records, field: str = "label", problem_type: str | None = N
             f"all {len(train)} records have the label {names[min(occurring)]!r}" if occurring else "no record has any"
         )
         raise InputError(f"{train.path}: {only} in field {field!r}; a classifier needs two to tell apart")
-    return task
+    return replace(task, known=frozenset(occurring))
 
 
 def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:

@@ -187,6 +187,7 @@ class TfmConfig(PreTrainedConfig):
         if self.layer_types is None:
             layer_type = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [layer_type] * self.num_hidden_layers
+        self.base_model_tp_plan = _tensor_parallel_plan(self)
         super().__post_init__(**kwargs)
 
     def convert_rope_params_to_dict(self, **kwargs):
@@ -423,10 +424,6 @@ class TfmDecoderConfig(TfmConfig):
         if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
             raise ValueError(f"final_logit_softcapping must be above 0 or None, not {self.final_logit_softcapping}")
 
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
-        return _tensor_parallel_plan(self)
-
     @classmethod
     def _size_defaults(cls, size: str) -> dict:
         # Grouped queries: two query heads to a key/value head, three or four once the cache is worth saving.
@@ -527,10 +524,6 @@ class TfmEncoderConfig(TfmConfig):
         """The prediction head's activation must exist."""
         if self.head_act not in ACTIVATIONS:
             raise ValueError(f"head_act {self.head_act!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
-
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
-        return _tensor_parallel_plan(self)
 
 
 def _tensor_parallel_plan(config: TfmConfig) -> dict[str, str]:

@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
+from tokenizers import processors
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -31,6 +32,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 
+from .adapters import LORA_VARIANTS
 from .card import task_of
 from .errors import InputError
 from .metrics import Estimate
@@ -39,11 +41,6 @@ from .record import RECORD_FILE, RunRecord, write_model_folder
 from .records import Records, carve, data_facts, read_records
 from .trainer import RECIPE_FILE, RunTrainer
 
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-LORA_VARIANTS = ("lora", "dora", "rslora")
 
 # Dropout on attention weights by the names it has in configurations; with it, attention leaves its fast kernels.
 _ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")
@@ -59,6 +56,7 @@ _DECISIVE = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16",
     "train_sampling_strategy", "neftune_noise_alpha", "world_size", "metric_for_best_model",
 )  # fmt: skip
+_INDIFFERENT = {"license", "base_model", "trust_remote_code", "baselines"}
 
 
 @dataclass
@@ -67,7 +65,8 @@ class FinetuningArguments(TrainingArguments):
 
     output_dir: str | None = field(default="runs/finetuned", metadata={"help": "Folder to write."})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Highest learning rate; by default 5e-5, with --lora 5e-4."}
+        default=None,
+        metadata={"help": "Highest learning rate; by default 2e-4 · (384 / width)^1.5, ten times that with --lora."},
     )
     num_train_epochs: float = 3.0
     per_device_train_batch_size: int = 32
@@ -133,7 +132,7 @@ class FinetuningRecipe:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' bars, tables and warnings, where the script says in a line of its own what matters."""
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -142,7 +141,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 
 def check_output_dir(args: TrainingArguments, recipe: FinetuningRecipe) -> None:
@@ -237,6 +237,23 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
+def separate_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Put the end-of-text token between the two texts of a pair where a tokenizer puts nothing, as many decoders' do.
+
+    It becomes part of the tokenizer, so that pipelines and servers separate pairs as the training did.
+    """
+    mark = tokenizer.sep_token or tokenizer.eos_token
+    if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add() or not mark:
+        return
+    backend = tokenizer.backend_tokenizer
+    between = processors.TemplateProcessing(
+        single="$A", pair=f"$A {mark} $B", special_tokens=[(mark, tokenizer.convert_tokens_to_ids(mark))]
+    )
+    before = [backend.post_processor] if backend.post_processor is not None else []
+    backend.post_processor = processors.Sequence([*before, between])
+
+
 def longest_input(config: PreTrainedConfig) -> int | None:
     """How many tokens a model can take; None if its configuration does not say."""
     positions = getattr(config, "max_position_embeddings", None)
@@ -254,7 +271,8 @@ def settle_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenize
     if recipe.max_length is None:
         return min(tokenizer.model_max_length, 512)
     if recipe.max_length < 1 or (positions is not None and recipe.max_length > positions):
-        raise InputError(f"max_length {recipe.max_length}: {recipe.model} takes from 1 to {positions} tokens")
+        most = "any number of" if positions is None else f"at most {positions}"
+        raise InputError(f"max_length {recipe.max_length}: {recipe.model} takes {most} tokens, and 1 at least")
     return recipe.max_length
 
 
@@ -279,88 +297,6 @@ def encode_records(
         tokenizer.backend_tokenizer.no_truncation()
     data = {**inputs, **more}
     return [dict(zip(data, row)) for row in zip(*data.values())]
-
-
-def add_adapter(
-    model: PreTrainedModel, recipe: FinetuningRecipe, task_type: str, new: Sequence[str] = ()
-) -> "PeftModel":
-    """
-    Wrap a model with LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) or rsLoRA (Kalajdzievski 2023); the rest is frozen.
-
-    Args:
-        task_type: PEFT's name of the task, `SEQ_CLS` for instance; PEFT knows which heads to train with it.
-        new: names of new weights; the modules that hold them are trained as a whole and saved with the adapter.
-
-    Raises:
-        InputError: the model has no module of the names given.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    within = {name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new}
-    config = LoraConfig(
-        task_type=task_type,
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=recipe.lora_target_modules or "all-linear",
-        modules_to_save=sorted(within - {"classifier", "score", "qa_outputs"}) or None,  # these PEFT adds by itself
-        use_dora=recipe.lora_variant == "dora",
-        use_rslora=recipe.lora_variant == "rslora",
-    )
-    try:
-        with quiet():
-            return get_peft_model(model, config)
-    except ValueError as error:
-        linear = {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        raise InputError(
-            f"lora_target_modules {recipe.lora_target_modules}: {str(error).split('.')[0]}; the model's linear modules "
-            f"are {', '.join(sorted(linear))}"
-        ) from error
-
-
-def merge_adapter(
-    model: "PeftModel", example: Mapping[str, torch.Tensor] | None = None, untie: bool = False
-) -> PreTrainedModel:
-    """
-    Fold an adapter into the weights. What comes out is a model without PEFT, and gives what the wrapped one gave.
-
-    Args:
-        model: the base with its adapter, in fp32; it is used up.
-        example: inputs to compare outputs on before and after; by default one row of some token ids.
-        untie: give the output layer a matrix of its own if the adapter changes one of two tied ones.
-
-    Raises:
-        InputError: the adapter changes a tied matrix, so that merging would change the other end too.
-        RuntimeError: outputs before and after differ.
-    """
-    base = model.get_base_model().eval()
-    embedding, output = base.get_input_embeddings(), base.get_output_embeddings()
-    ends = [_plain_layer(end) for end in (embedding, output) if end is not None]
-    if (
-        len(ends) == 2
-        and ends[0].weight is ends[1].weight
-        and any(e is not p for e, p in zip((embedding, output), ends))
-    ):
-        if not untie:
-            raise InputError(
-                "the adapter changes the embedding or the output layer, which share one matrix: merged, it would "
-                "change both; merge with untie (the output layer gets its own), or adapt other modules"
-            )
-        ends[1].weight = torch.nn.Parameter(ends[1].weight.detach().clone())
-    if example is None:
-        rows = ends[0].num_embeddings
-        ids = torch.arange(1, 17, device=ends[0].weight.device)[None] * 7 % rows
-        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with torch.no_grad():
-        before = base(**example).logits
-        merged = model.merge_and_unload(safe_merge=True)
-        after = merged(**example).logits
-    if untie:
-        merged.config.tie_word_embeddings = False
-    difference = (before - after).abs().max().item()
-    if not difference <= 1e-4 * max(1.0, before.abs().max().item()):
-        raise RuntimeError(f"the merged model's outputs differ from the adapter's by up to {difference:.2g}")
-    return merged
 
 
 class _SeededLengthGroups(LengthGroupedSampler):
@@ -398,7 +334,11 @@ class FinetuningTrainer(RunTrainer):
         self.add_callback(_TellEpoch(self))
 
     def predict_in_order(self, records: list[dict[str, Any]]) -> np.ndarray:
-        """Outputs for the records, in the records' order."""
+        """
+        Outputs for the records, in the records' order. Computed without autocast, which the trained model is wrapped
+        in: what is measured is what the folder gives when it is loaded.
+        """
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         predictions = self.predict(records).predictions
         ordered = np.empty_like(predictions)
         ordered[_longest_first(records)] = predictions
@@ -409,11 +349,34 @@ class FinetuningTrainer(RunTrainer):
             return super()._get_train_sampler(train_dataset)
         lengths = [len(record["input_ids"]) for record in train_dataset or self.train_dataset]
         together = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        self.sampler = _SeededLengthGroups(together, lengths, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.sampler = _SeededLengthGroups(together, lengths, seed)
         return self.sampler
 
     def _get_eval_sampler(self, eval_dataset):
         return _longest_first(eval_dataset)
+
+
+def settle_arguments(
+    args: TrainingArguments, recipe: FinetuningRecipe, model: PreTrainedModel, metrics: Sequence[str]
+) -> None:
+    """
+    Fill in what depends on model and task: the learning rate, and the metric that the best checkpoint is chosen by.
+
+    Args:
+        metrics: names of the task's metrics; the first is taken if none was asked for.
+
+    Raises:
+        InputError: the metric asked for is none of these.
+    """
+    if args.learning_rate is None:
+        width = getattr(model.config.get_text_config(), "hidden_size", 768)
+        args.learning_rate = 2e-4 * (384 / width) ** 1.5 * (10 if recipe.lora else 1)
+    asked = (args.metric_for_best_model or "auto").removeprefix("eval_")
+    asked = metrics[0] if asked == "auto" else asked
+    if asked not in (*metrics, "loss"):
+        raise InputError(f"metric_for_best_model {asked!r} must be one of {', '.join(metrics)}, loss")
+    args.metric_for_best_model, args.greater_is_better = asked, asked not in ("loss", "rmse")
 
 
 def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -421,7 +384,7 @@ def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[d
     fields = {
         name: Path(value).name if name in ("model", "tokenizer") and value else value
         for name, value in dataclasses.asdict(recipe).items()
-        if not name.endswith("_file")
+        if not name.endswith("_file") and name not in _INDIFFERENT
     }
     fields.update((name, getattr(args, name)) for name in _DECISIVE)
     fields.update((f"{facts['split']} data", facts.get("sha256")) for facts in data)
@@ -438,6 +401,8 @@ def begin_record(
     if recipe.base_model is None and Path(recipe.model).exists():
         record["base_model"] = Path(recipe.model).resolve().name
     record["data"] = [data_facts(name, records) for name, records in splits.items()]
+    if recipe.validation_file is None:
+        record["data"][1]["name"] += " (carved out)"
     if recipe.lora:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         record["adapter"] = {
@@ -478,11 +443,27 @@ def say_steps(args: TrainingArguments, records: list[dict[str, Any]], max_length
     total, per_epoch = count_steps(args, len(records))
     size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-    say("steps", f"{total:,} of {size} records, {per_epoch:,} an epoch, rate {args.learning_rate:g}, {precision}")
+    say("steps", f"{total:,} of {size} records, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}, {precision}")
     lengths = [len(record["input_ids"]) for record in records]
     cut = sum(length >= max_length for length in lengths)
     reach = f", {cut:,} of them cut or just fitting" if cut else ""
     say("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}")
+
+
+def say_example(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], label: str) -> None:
+    """A record as the model gets it, from its tokens back to text, and what it is to say."""
+    ids = record["input_ids"]
+    say("example", f"{tokenizer.decode(ids[:64])}{' …' if len(ids) > 64 else ''} → {label}")
+
+
+def say_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+    """How many records of the other splits have a text that train has too; returned for the run record."""
+    seen = set(keys["train"])
+    overlap = {name: sum(key in seen for key in several) for name, several in keys.items() if name != "train"}
+    for name, count in overlap.items():
+        if count:
+            say("note", f"{count:,} of {len(keys[name]):,} {name} records have a text that train has too")
+    return overlap
 
 
 def say_time(trainer: RunTrainer) -> None:
@@ -495,7 +476,7 @@ def say_time(trainer: RunTrainer) -> None:
     model.train()
     for _ in range(2):  # the first pays for allocations
         started = time.time()
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():
             trainer.compute_loss(model, dict(inputs)).backward()
         model.zero_grad()
     seconds = (time.time() - started) * args.gradient_accumulation_steps
@@ -558,14 +539,9 @@ def _readable_model(where: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         missing = "" if Path(where).exists() else "there is no such folder, and "
         reason = " ".join(str(error).split())[:240]
+        if "contains custom code" in reason:
+            raise InputError(f"{where}: carries code of its own: look at it and add --trust_remote_code") from error
         raise InputError(f"{where}: {missing}no {what} can be loaded from it ({reason})") from error
-
-
-def _plain_layer(layer: torch.nn.Module) -> torch.nn.Module:
-    """The layer itself, out of what PEFT has wrapped around it."""
-    if hasattr(layer, "base_layer"):
-        return layer.base_layer
-    return layer.original_module if hasattr(layer, "original_module") else layer
 
 
 def _longest_first(records: Sequence[Mapping[str, Any]]) -> list[int]:

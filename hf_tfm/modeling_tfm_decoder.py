@@ -16,7 +16,6 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -28,6 +27,26 @@ from .modeling_tfm import (
     packing_arguments,
     sequence_classification_loss,
 )
+
+
+def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """
+    Some positions of `hidden_states` `(batch, length, hidden)`, so that no others are projected to the vocabulary.
+
+    Args:
+        logits_to_keep: how many of the last ones, 0 for all; or which ones, `(kept,)`, or for each row `(batch, kept)`;
+            or a boolean mask `(batch, length)`.
+
+    Returns: `(batch, kept, hidden)`; for a mask `(kept, hidden)`, rows in line.
+    """
+    # transformers' own `slice_logits_to_keep` came after 5.19, which vLLM still uses.
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return hidden_states.take_along_dim(logits_to_keep.unsqueeze(-1), dim=1)
 
 
 class TfmDecoderPreTrainedModel(TfmPreTrainedModel):
@@ -162,9 +181,9 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
         Args as in [`TfmDecoderModel`], and
 
             labels: `(batch, length)`, the input ids themselves: they are shifted here. -100 is not predicted.
-            logits_to_keep: how many of the last positions to compute logits for (0: all), or which positions.
+            logits_to_keep: where to compute logits, see [`kept_positions`].
 
-        Returns: logits `(batch, length kept, vocab_size)`, and the mean cross-entropy in nats if there are labels.
+        Returns: logits `(batch, kept, vocab_size)`, and the mean cross-entropy in nats if there are labels.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -178,7 +197,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(kept_positions(outputs.last_hidden_state, logits_to_keep))
         if (softcap := self.config.final_logit_softcapping) is not None:
             logits = torch.tanh(logits / softcap) * softcap
 

@@ -48,6 +48,11 @@ def mean_of_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor | N
     return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
+def at_positions(hidden_states: torch.Tensor, positions: torch.LongTensor | None) -> torch.Tensor:
+    """States `(batch, length, hidden)` at flat positions, `(positions, hidden)`; all as they are without positions."""
+    return hidden_states if positions is None else hidden_states.flatten(0, 1)[positions]
+
+
 class TfmPooler(nn.Module):
     """BERT's summary of a sequence: a dense tanh layer over the first token."""
 
@@ -164,12 +169,15 @@ class TfmEncoderForMaskedLM(TfmEncoderPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        masked_positions: torch.LongTensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         """
         Args as in [`TfmEncoderModel`], and
 
             labels: `(batch, length)`, the tokens to predict, -100 elsewhere.
+            masked_positions: `(predicted,)`, where to predict, as `row * length + column`; labels and logits are then
+                `(predicted,)` and `(predicted, vocab_size)`. In training this saves most of the output layer's work.
 
         Returns: logits `(batch, length, vocab_size)`, and the mean cross-entropy in nats if there are labels.
         """
@@ -181,7 +189,7 @@ class TfmEncoderForMaskedLM(TfmEncoderPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.decoder(self.head(outputs.last_hidden_state))
+        logits = self.decoder(self.head(at_positions(outputs.last_hidden_state, masked_positions)))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -301,13 +309,14 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         next_sentence_label: torch.LongTensor | None = None,
+        masked_positions: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> TfmEncoderForPreTrainingOutput:
         """
         Args as in [`TfmEncoderModel`], and
 
-            labels: `(batch, length)`, the tokens to predict, -100 elsewhere.
+            labels, masked_positions: as in [`TfmEncoderForMaskedLM`].
             next_sentence_label: `(batch,)`, 0 where the second segment follows the first, 1 where it is from elsewhere.
             num_items_in_batch: tokens to predict over all accumulated batches.
 
@@ -322,7 +331,7 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        prediction_logits = self.decoder(self.head(outputs.last_hidden_state))
+        prediction_logits = self.decoder(self.head(at_positions(outputs.last_hidden_state, masked_positions)))
         if self.config.use_pooler:
             pooled = outputs.pooler_output
         else:
@@ -340,7 +349,11 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
                 seq_relationship_logits.float(), next_sentence_label.view(-1), reduction="none"
             )
             # A pair counts by its number of tokens to predict: the one weight that adds up however a batch is split.
-            weights = (labels != -100).sum(-1)
+            if masked_positions is None:
+                weights = (labels != -100).sum(-1)
+            else:
+                rows = masked_positions // outputs.last_hidden_state.shape[1]
+                weights = torch.zeros_like(next_sentence_label.view(-1)).index_add(0, rows, (labels != -100).long())
             total = weights.sum() if num_items_in_batch is None else num_items_in_batch
             loss = masked_loss + (sentence_losses * weights).sum() / total
         return TfmEncoderForPreTrainingOutput(

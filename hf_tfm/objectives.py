@@ -43,6 +43,8 @@ class Masked:
         unit: `token`; `word`, all pieces of a word at once; or `span`, runs of words whose number is drawn from a
             geometric distribution with mean 3.8, at most 10 (Joshi et al. 2020, https://huggingface.co/papers/1907.10529).
         seed: What is chosen in row `r` depends on `(seed, r)` alone.
+        compact: Give the labels of the chosen tokens alone, and where they stand as `masked_positions`, for models that
+            take these (ours): the output layer then computes nothing that is not predicted.
 
     Raises:
         InputError: the tokenizer has no mask token, or the rate is not between 0 and 1.
@@ -52,6 +54,7 @@ class Masked:
     rate: float | Callable[[np.ndarray], np.ndarray] = 0.15
     unit: Literal["token", "word", "span"] = "token"
     seed: int = 0
+    compact: bool = False
     _special: np.ndarray = field(init=False, repr=False)
     _starts_word: np.ndarray = field(init=False, repr=False)
     _ordinary: np.ndarray = field(init=False, repr=False)
@@ -69,7 +72,7 @@ class Masked:
         self._ordinary = np.flatnonzero(~self._special)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels` (-100 where nothing was chosen) and what else the batch has for the model."""
+        """`input_ids`, `labels` (-100 where nothing is predicted) and what else the batch has for the model."""
         input_ids, rows = batch["input_ids"], batch["rows"]
         chosen = self.choose(batch)
         fate = uniform(self.seed, rows, input_ids.shape[1], stream=0)
@@ -82,6 +85,12 @@ class Masked:
         extra = {
             name: batch[name] for name in ("attention_mask", "token_type_ids", "next_sentence_label") if name in batch
         }
+        if self.compact:
+            # Filled up to a multiple of 64, so that compiled code meets few shapes.
+            extra["masked_positions"] = np.flatnonzero(chosen)
+            missing = -len(extra["masked_positions"]) % 64
+            labels = np.pad(labels.ravel()[extra["masked_positions"]], (0, missing), constant_values=IGNORED)
+            extra["masked_positions"] = np.pad(extra["masked_positions"], (0, missing))
         return _tensors(input_ids=masked, position_ids=batch["position_ids"], labels=labels, **extra)
 
     def choose(self, batch: dict[str, np.ndarray]) -> np.ndarray:

@@ -17,7 +17,7 @@ from .card import task_of
 from .configuration_tfm import SIZES, TfmConfig
 from .data import TokenStore, TokenStream, default_cache_dir, file_hash
 from .errors import InputError
-from .objectives import SentencePairs
+from .objectives import SentencePairs, causal
 from .optim import build_optimizer, build_scheduler, describe_optimizer, zero_init_output_projections
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .record import RECORD_FILE, write_model_folder
@@ -168,13 +168,16 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length
 
 @dataclass
 class PretrainData:
-    """What a run reads: training batches by number, evaluation batches, and the facts about both for the record."""
+    """
+    What a run reads: training batches by number, evaluation batches, and the facts about both for the record. Bytes per
+    token only where all tokens are predicted, so that a loss has bits per byte.
+    """
 
     train: Dataset
     evaluation: list[dict[str, Any]]
     facts: list[dict[str, Any]]
     tokens_per_step: int
-    bytes_per_token: float
+    bytes_per_token: float | None
 
 
 def prepare_data(
@@ -234,7 +237,7 @@ def prepare_data(
             *describe_text("validation", script.validation_data, [validation], script),
         ],
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
-        bytes_per_token=validation.num_bytes / validation.num_tokens,
+        bytes_per_token=validation.num_bytes / validation.num_tokens if objective is causal else None,
     )
 
 
@@ -279,7 +282,7 @@ def prepare_pairs(
             *describe_text("validation", script.validation_data, stores[1:], script),
         ],
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
-        bytes_per_token=stores[0].num_bytes / stores[0].num_tokens,
+        bytes_per_token=None,
     )
 
 
@@ -407,7 +410,12 @@ def time_step(trainer: PretrainTrainer) -> float:
 
 def marked_example(inputs: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase, tokens: int = 48) -> str:
     """The start of a batch's first row; ⟦what is predicted⟧, or ⟦what stands there → what is predicted⟧."""
-    ids, labels = inputs["input_ids"][0, :tokens].tolist(), inputs["labels"][0, :tokens].tolist()
+    labels = inputs["labels"]
+    if (positions := inputs.get("masked_positions")) is not None:
+        where, labels = positions[labels != -100], labels[labels != -100]
+        labels = torch.full((inputs["input_ids"].numel(),), -100).index_copy(0, where, labels)
+        labels = labels.view_as(inputs["input_ids"])
+    ids, labels = inputs["input_ids"][0, :tokens].tolist(), labels[0, :tokens].tolist()
     parts, start = [], 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or (labels[end] == -100) != (labels[start] == -100):

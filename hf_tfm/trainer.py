@@ -182,18 +182,19 @@ class RunMixin:
             finally:
                 self._staged_run = None
             self.accelerator.wait_for_everyone()
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best).name == name:
+                # Every process loads the best weights at the end, from where they will be.
+                self.state.best_model_checkpoint = str(run / name)
             if first:
-                self._move_up(staging / name, run / name)
+                self._move_up(staging / name)
         if first:
             rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
-    def _move_up(self, written: Path, final: Path) -> None:
-        """The stock method makes a folder of its own inside the one it is given."""
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best).name == final.name:
-            self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+    def _move_up(self, written: Path) -> None:
+        """The stock method makes a folder of its own inside the one it is given, and names that as the best one."""
+        self.state.save_to_json(str(written / TRAINER_STATE_NAME))
         for path in written.iterdir():
             os.rename(path, written.parent / path.name)
         written.rmdir()

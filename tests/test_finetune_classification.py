@@ -15,8 +15,9 @@ import pytest
 import torch
 from conftest import build_tokenizer
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from tiny import build, encoder_config
+from safetensors.torch import load_file, save_file
+from tiny import SEP, build, encoder_config
+from tokenizers import processors
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -27,10 +28,11 @@ from transformers import (
 )
 
 import hf_tfm
+from hf_tfm.adapters import merge_adapter
 from hf_tfm.checkpoints import complete_checkpoints
 from hf_tfm.classification import baselines, read_task
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, merge_adapter
+from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token
 from hf_tfm.records import Records, carve, read_records
 from hf_tfm.trainer import ProgressLine
 
@@ -105,6 +107,7 @@ def models(tmp_path_factory):
         tokenizer = build_tokenizer()
         if name == "llama":
             tokenizer.pad_token = None
+            tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds no token
         if name == "decoder":
             tokenizer.padding_side = "left"
         tokenizer.save_pretrained(root / name)
@@ -199,6 +202,56 @@ def test_single_labels_with_an_encoder(models, files, tmp_path, in_memory, capsy
     assert "finished run already" in capsys.readouterr().err
 
 
+REMOTE_CODE = """
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+class BagConfig(PreTrainedConfig):
+    model_type = "bag_of_words_for_a_test"
+    vocab_size: int = 320
+    hidden_size: int = 16
+    pad_token_id: int | None = 0
+
+class BagForSequenceClassification(PreTrainedModel):
+    config_class = BagConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.score = torch.nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.words
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        words = self.words(input_ids) * attention_mask[..., None]
+        return SequenceClassifierOutput(logits=self.score(words.sum(1)))
+"""
+
+
+def test_a_model_with_its_own_code_keeps_it(files, tmp_path, capsys):
+    base, out = tmp_path / "bag", tmp_path / "run"
+    build_tokenizer().save_pretrained(base)
+    (base / "modeling_bag.py").write_text(REMOTE_CODE)
+    auto_map = {"AutoConfig": "modeling_bag.BagConfig"}
+    auto_map["AutoModelForSequenceClassification"] = "modeling_bag.BagForSequenceClassification"
+    (base / "config.json").write_text(json.dumps({"model_type": "bag_of_words_for_a_test", "auto_map": auto_map}))
+    save_file({"words.weight": torch.randn(320, 16)}, base / "model.safetensors", metadata={"format": "pt"})
+    train = files / "single" / "train.jsonl.gz"
+    assert_refused(base, train, tmp_path, capsys, "look at it and add --trust_remote_code")
+    argv = arguments(base, train, out, test_file=train, trust_remote_code="true", num_train_epochs=4)
+    assert finetune_classification.main(argv) == 0
+    for folder in (out, *complete_checkpoints(out)):
+        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+        assert type(model).__name__ == "BagForSequenceClassification" and (folder / "modeling_bag.py").is_file()
+    record = record_of(out)
+    assert record["results"]["accuracy"]["value"] > 0.8
+    assert record["overlap_with_train"] == {"validation": 0, "test": 145}, "what was carved out is not in train"
+    assert "145 of 160 test records have a text that train has too" in capsys.readouterr().out
+
+
 def test_best_checkpoint_is_what_is_kept(models, files, tmp_path):
     out = tmp_path / "run"
     train = files / "single" / "train.jsonl.gz"
@@ -212,33 +265,39 @@ def test_best_checkpoint_is_what_is_kept(models, files, tmp_path):
     assert record["measured_on"] == "validation" and "was chosen on these" in (out / "README.md").read_text()
 
 
-def test_pairs_with_a_decoder_and_class_weights(models, files, tmp_path, in_memory):
+@pytest.mark.parametrize("base", ["decoder", "llama"])
+def test_pairs_with_decoders_and_class_weights(models, files, tmp_path, in_memory, base):
     out, folder = tmp_path / "run", files / "pairs"
     argv = arguments(
-        models / "decoder", folder / "train.jsonl", out, test_file=folder / "test.jsonl", text_field="first",
+        models / base, folder / "train.jsonl", out, test_file=folder / "test.jsonl", text_field="first",
         text_pair_field="second", class_weights="true", label_smoothing_factor=0.1, num_train_epochs=3,
     )  # fmt: skip
     assert finetune_classification.main(argv) == 0
     records = read_records(folder / "test.jsonl")
     logits = logits_one_by_one(out, [[r["first"] for r in records], [r["second"] for r in records]])
-    np.testing.assert_allclose(in_memory[-1], logits, atol=1e-5)
-    results = record_of(out)["results"]
-    assert results["accuracy"]["value"] > 0.8, "the label is in the second text"
-    assert (out / "modeling_tfm_decoder.py").is_file()
+    np.testing.assert_allclose(in_memory[-1], logits, atol=1e-4)
+    assert record_of(out)["results"]["accuracy"]["value"] > 0.8, "the label is in the second text"
+    if base == "llama":
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        apart = [*tokenizer("a cat")["input_ids"], SEP, *tokenizer("rain")["input_ids"]]
+        assert tokenizer("a cat", "rain")["input_ids"] == apart, "the folder separates pairs as the training did"
 
 
-def test_several_labels(models, files, tmp_path):
+def test_several_labels_in_bf16(models, files, tmp_path, in_memory):
     out, folder = tmp_path / "run", files / "several"
     argv = arguments(
         models / "encoder", folder / "train.jsonl", out, test_file=folder / "test.jsonl", num_train_epochs=4,
-        baselines="true",
+        baselines="true", pooling="mean", bf16="true",
     )  # fmt: skip
     assert finetune_classification.main(argv) == 0
     record = record_of(out)
+    assert record["model"]["config"]["classifier_pooling"] == "mean"
     assert record["model"]["config"]["problem_type"] == "multi_label_classification"
     assert record["results"]["micro_f1"]["value"] > 0.7
     assert record["baselines"]["TF-IDF + logistic regression"]["micro_f1"]["value"] > 0.7
     assert "pictures" not in record
+    texts = [[r["text"] for r in read_records(folder / "test.jsonl")]]
+    np.testing.assert_allclose(in_memory[-1], logits_one_by_one(out, texts), atol=1e-5)
 
 
 def test_numbers_from_csv_with_llama(models, files, tmp_path, in_memory, capsys):
@@ -534,6 +593,7 @@ def test_bad_files_and_settings_stop_it_in_one_line(models, files, tmp_path, cap
         (dict(output_dir=models / "bert"), "holds another model"),
         (dict(validation_fraction=0), "between 0 and 1"),
         (dict(num_train_epoch=3), "did you mean num_train_epochs"),
+        (dict(metric_for_best_model="f1"), "must be one of accuracy, macro_f1, matthews, loss"),
     ]
     spoiled = {
         "empty.jsonl": (b"", "holds no records"),

@@ -270,6 +270,9 @@ def test_logits_to_keep():
     every = model(input_ids=ids).logits
     assert_close(model(input_ids=ids, logits_to_keep=3).logits, every[:, -3:])
     assert_close(model(input_ids=ids, logits_to_keep=torch.tensor([1, 4])).logits, every[:, [1, 4]])
+    for_each_row = model(input_ids=ids, logits_to_keep=torch.tensor([[1, 4], [0, 7]])).logits
+    assert_close(for_each_row, torch.stack([every[0, [1, 4]], every[1, [0, 7]]]))
+    assert_close(model(input_ids=ids, logits_to_keep=ids > 100).logits, every[ids > 100])
     assert every.abs().max() < model.config.final_logit_softcapping
 
 
@@ -358,10 +361,11 @@ def test_loading_leaves_no_buffer_behind(family, switches, tmp_path):
     """Models are loaded on the meta device, where a buffer that nothing fills again holds whatever was in memory."""
     model = build(f"Tfm{family}Model", **switches)
     model.save_pretrained(tmp_path)
+    expected = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for low_precision in (False, True):
         dtype = torch.bfloat16 if low_precision else torch.float32
         loaded = type(model).from_pretrained(tmp_path, dtype=dtype)
-        buffers, expected = dict(loaded.named_buffers()), dict(model.named_buffers())
+        buffers = dict(loaded.named_buffers())
         assert buffers.keys() == expected.keys()
         assert bool(buffers) == (model.config.position_embedding_type == "rope")
         for name, buffer in buffers.items():

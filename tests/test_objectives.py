@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
-from hf_tfm import InputError
+import hf_tfm
+from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.data import TokenStore
 from hf_tfm.objectives import Masked, RateSchedule, SentencePairs, causal, uniform, word_starts
 from hf_tfm.packing import PackedBlocks
@@ -71,6 +74,17 @@ def test_masked_share_fates_and_labels(encoder_tokenizer, batch, unit):
         kept, replaced, total = kept + same.sum(), replaced + (~masked & ~same).sum(), total + chosen.sum()
     assert abs(np.mean(shares) - 0.3) < 0.005
     assert abs(kept / total - 0.1) < 0.02 and abs(replaced / total - 0.1) < 0.02
+
+
+def test_compact_labels_say_the_same(encoder_tokenizer, batch):
+    full = Masked(encoder_tokenizer, 0.3)(batch)
+    compact = Masked(encoder_tokenizer, 0.3, compact=True)(batch)
+    assert (compact["input_ids"] == full["input_ids"]).all()
+    predicted = compact["labels"] != -100
+    assert compact["labels"].shape == compact["masked_positions"].shape and len(predicted) % 64 == 0
+    where = compact["masked_positions"][predicted]
+    assert (where == (full["labels"].flatten() != -100).nonzero().flatten()).all()
+    assert (full["labels"].flatten()[where] == compact["labels"][predicted]).all()
 
 
 def test_a_row_is_masked_alike_in_any_batch(encoder_tokenizer, batch):
@@ -149,3 +163,17 @@ def test_mistakes_are_named(encoder_tokenizer):
     store = TokenStore.from_texts(TEXTS[:1], encoder_tokenizer, wrap=False)
     with pytest.raises(InputError, match="two documents"):
         SentencePairs(store, encoder_tokenizer, 48)
+
+
+@pytest.mark.parametrize("head", ["TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
+def test_models_give_the_same_loss_for_compact_labels(head):
+    model = getattr(hf_tfm, head)(TfmEncoderConfig.preset("nano", vocab_size=100)).eval()
+    input_ids = torch.randint(100, (3, 20))
+    positions = torch.tensor([1, 5, 22, 41, 59])
+    labels = torch.full((60,), -100).index_copy(0, positions, input_ids.flatten()[positions]).view(3, 20)
+    pairs = {"next_sentence_label": torch.tensor([0, 1, 0])} if head.endswith("PreTraining") else {}
+    full = model(input_ids, labels=labels, **pairs)
+    labels = F.pad(input_ids.flatten()[positions], (0, 2), value=-100)
+    compact = model(input_ids, labels=labels, masked_positions=F.pad(positions, (0, 2)), **pairs)
+    torch.testing.assert_close(compact.loss, full.loss)
+    assert compact[1].shape == (7, 100)

@@ -20,6 +20,7 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
 
 from hf_tfm import finetuning
+from hf_tfm.adapters import add_adapter
 from hf_tfm.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer, say
 from hf_tfm.recipe import one_line_errors, parse_recipe
@@ -53,10 +54,15 @@ def read_texts(records: Records, recipe: ClassificationRecipe) -> list[list[str]
     return columns
 
 
+def text_keys(columns: list[list[str]]) -> list[tuple[str, ...]]:
+    """What two records have in common that say the same."""
+    return [tuple(" ".join(text.casefold().split()) for text in texts) for texts in zip(*columns)]
+
+
 def read_splits(recipe: ClassificationRecipe, seed: int) -> tuple[dict[str, Records], Task]:
     """The splits that there are, validation always among them, and the task that train poses."""
     train = read_records(recipe.train_file)
-    keys = [tuple(text.casefold() for text in texts) for texts in zip(*read_texts(train, recipe))]
+    keys = text_keys(read_texts(train, recipe))
     task = read_task(train, recipe.label_field, recipe.problem_type)
     strata = task.encode(train) if task.problem_type == "single_label_classification" else None
     train, validation = finetuning.carve_validation(recipe, train, seed, keys, strata)
@@ -91,9 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
     splits, task = read_splits(recipe, args.seed)
     texts = {name: read_texts(records, recipe) for name, records in splits.items()}
-    labels = {"train": task.encode(splits["train"])}
-    known = task.occurring(labels["train"])
-    labels.update((name, task.encode(splits[name], known)) for name in splits if name != "train")
+    labels = {name: task.encode(records) for name, records in splits.items()}
 
     tokenizer = finetuning.load_tokenizer(recipe)
     config_fields = task.config_fields()
@@ -101,16 +105,16 @@ def main(argv: list[str] | None = None) -> int:
         config_fields["classifier_pooling"] = recipe.pooling
     model, new = finetuning.load_model(AutoModelForSequenceClassification, recipe, tokenizer, **config_fields)
     max_length = finetuning.settle_max_length(recipe, model, tokenizer)
+    if recipe.text_pair_field:
+        finetuning.separate_pairs(tokenizer)
     data = {
         name: finetuning.encode_records(tokenizer, max_length, *texts[name], labels=labels[name]) for name in splits
     }
     if recipe.lora:
-        model = finetuning.add_adapter(model, recipe, "SEQ_CLS", new)
+        model = add_adapter(model, recipe, "SEQ_CLS", new)
     record = finetuning.begin_record("finetune_classification", recipe, args, model, splits)
 
-    args.learning_rate = args.learning_rate or (5e-4 if recipe.lora else 5e-5)
-    if args.metric_for_best_model == "auto":
-        args.metric_for_best_model = task.main_metric
+    finetuning.settle_arguments(args, recipe, model, task.metrics)
     weights = task.class_weights(labels["train"]) if recipe.class_weights else None
 
     finetuning.say_model(model, recipe, new)
@@ -118,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, encoded in labels.items():
         say(name, f"{len(encoded):,} records: {describe_counts(task.counts(encoded))}")
     finetuning.say_steps(args, data["train"], max_length)
-    say("example", f"{tokenizer.decode(data['train'][0]['input_ids'])!r} → {task.name_of(labels['train'][0])}")
+    finetuning.say_example(tokenizer, data["train"][0], task.name_of(labels["train"][0]))
+    record["overlap_with_train"] = finetuning.say_overlap({name: text_keys(texts[name]) for name in splits})
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return task.figures(task.decide(prediction.predictions), prediction.label_ids)

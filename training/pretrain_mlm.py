@@ -8,6 +8,7 @@ Stop it with Ctrl-C at any time; the same command goes on from there. The output
 `AutoModelForMaskedLM.from_pretrained` loads (with a sentence task: `AutoModelForPreTraining`).
 """
 
+import inspect
 import sys
 from dataclasses import dataclass, field
 
@@ -65,8 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
     rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows)
-    objective = Masked(tokenizer, rate, script.masking_unit, seed=args.seed)
-    evaluation = Masked(tokenizer, 0.15, seed=0)
+    compact = "masked_positions" in inspect.signature(model.forward).parameters
+    objective = Masked(tokenizer, rate, script.masking_unit, seed=args.seed, compact=compact)
+    evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
     prepare = prepare_pairs if pairs else prepare_data
     data = prepare(script, args, tokenizer, model, objective, evaluation)
     trainer = PretrainTrainer(
