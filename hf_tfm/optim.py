@@ -305,10 +305,14 @@ def build_optimizer(
         raise InputError(f"{', '.join(muon)} belongs to the optimizer muon: leave it out or choose muon, not adamw")
     default = DEFAULTS[name]
     lr = default["lr"] if lr is None else lr
-    embedding_lr = embedding_lr or default["embedding_lr"] or lr
-    rates = {"matrices": lr, "embeddings": embedding_lr}
-    rates["head"] = head_lr or (embedding_lr if name == "muon" else lr)
-    rates["scalars"] = scalar_lr or (embedding_lr if name == "muon" else lr)
+    embedding_lr = (default["embedding_lr"] or lr) if embedding_lr is None else embedding_lr
+    other = embedding_lr if name == "muon" else lr
+    rates = {
+        "matrices": lr,
+        "embeddings": embedding_lr,
+        "head": other if head_lr is None else head_lr,
+        "scalars": other if scalar_lr is None else scalar_lr,
+    }
     for kind, rate in rates.items():
         if rate <= 0:
             raise InputError(f"the learning rate of the {kind} is {rate}: it must be above 0")

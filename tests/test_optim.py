@@ -329,6 +329,7 @@ def test_learns_with_the_recipe():
         (dict(name="adamw", momentum=0.9), "momentum"),
         (dict(lr=0.0), "matrices"),
         (dict(head_lr=-1.0), "head"),
+        (dict(embedding_lr=0.0), "embeddings"),
     ],
 )
 def test_wrong_settings_are_named(arguments, part):
