@@ -126,8 +126,8 @@ def test_problem_types(name, problem_type, num_labels, labels, reference):
         outputs = model(**inputs)
         assert_close(outputs.loss, reference(outputs.logits, labels))
         assert model.config.problem_type == problem_type
-        summed = model(**inputs, num_items_in_batch=labels.numel()).loss
-        assert_close(summed, outputs.loss)
+        of_twice_as_many = model(**inputs, num_items_in_batch=2 * labels.numel()).loss
+        assert_close(2 * of_twice_as_many, outputs.loss)
 
 
 def test_losses_by_their_definition():
@@ -153,6 +153,7 @@ def test_losses_by_their_definition():
     start = F.cross_entropy(outputs.start_logits, inputs["start_positions"])
     end = F.cross_entropy(outputs.end_logits[1:], inputs["end_positions"][1:])
     assert_close(outputs.loss, (start + end) / 2)
+    assert_close(answering(**inputs, num_items_in_batch=4).loss, (2 * start + end) / 4 / 2)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
