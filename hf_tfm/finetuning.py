@@ -396,6 +396,7 @@ def begin_record(
 ) -> RunRecord:
     """The run's record with what is known before the training: base model, data, adapter."""
     record = RunRecord(job, args.seed)
+    record["loss_name"] = "loss"
     record["license"] = recipe.license
     record["base_model"] = recipe.base_model or recipe.model
     if recipe.base_model is None and Path(recipe.model).exists():

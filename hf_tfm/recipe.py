@@ -1,5 +1,6 @@
 """How a script in `training/` is told what to do: `recipe.yaml`, then `--field value`, into dataclasses."""
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -13,6 +14,10 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .errors import InputError
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the fields, and the description with its line breaks."""
 
 
 class _RecipeParser(HfArgumentParser):
@@ -40,7 +45,10 @@ def parse_recipe(
     argv = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):
         help_parser = HfArgumentParser(
-            script_class, description=description, usage="%(prog)s [recipe.yaml] [--field value …]"
+            script_class,
+            description=description,
+            usage="%(prog)s [recipe.yaml] [--field value …]",
+            formatter_class=_HelpFormatter,
         )
         help_parser.epilog = "Every field of transformers' TrainingArguments works as well, by its stock name."
         help_parser.print_help()

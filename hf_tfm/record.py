@@ -127,7 +127,7 @@ def plot_curve(record: dict[str, Any], path: Path) -> None:
     points = [(e["step"], e["eval_loss"]) for e in record.get("evaluations", []) if "eval_loss" in e]
     if points:
         axes.plot(*zip(*points), "o-", ms=3, label="validation")
-    axes.set(xlabel="step", ylabel="loss (nats per predicted token)", title=record["job"])
+    axes.set(xlabel="step", ylabel=record.get("loss_name", "loss (nats per predicted token)"), title=record["job"])
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})

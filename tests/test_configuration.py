@@ -98,6 +98,14 @@ def test_save_and_load_are_inverse(config, tmp_path):
     assert all((tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
 
 
+def test_a_configuration_from_the_hub_maps_to_its_own_folder():
+    """Loaded from there, entries carry the repository's name; saved with it, a copy would run code from elsewhere."""
+    for config_class in FAMILIES:
+        expected = config_class().auto_map
+        from_hub = {auto: f"someone/model--{reference}" for auto, reference in expected.items()}
+        assert config_class(auto_map=from_hub).auto_map == expected
+
+
 def test_derived_widths():
     config = TfmDecoderConfig(hidden_size=512, num_attention_heads=8)
     assert (config.head_dim, config.num_key_value_heads, config.intermediate_size) == (64, 8, 1408)

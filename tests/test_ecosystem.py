@@ -141,6 +141,19 @@ def test_adapting_tied_embeddings_merges_without_loss(tmp_path):
         assert_close(again(ids).logits, trained, **CLOSE)
 
 
+def test_an_adapter_on_untied_embeddings_merges_without_loss():
+    """Both ends adapted on their own; tied they would share one matrix, which a merge can give to one end only."""
+    from peft import LoraConfig, get_peft_model
+
+    model = build(FOR_CAUSAL_LM, tie_word_embeddings=False)
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens", "lm_head"], init_lora_weights=False)
+    adapted = get_peft_model(model, config).eval()
+    ids = random_ids(2, 8)
+    with torch.no_grad():
+        expected = adapted(ids).logits
+        assert_close(adapted.merge_and_unload()(ids).logits, expected, **CLOSE)
+
+
 # TRL
 
 

@@ -14,7 +14,9 @@ from transformers import modeling_flash_attention_utils
 CLOSE = dict(atol=2e-5, rtol=1e-4)
 
 
-def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), deterministic=False):
+def flash_attn_func(
+    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), deterministic=False
+):
     """`(batch, length, heads, head_dim)`; causal and windows count from the last key."""
     group = q.shape[2] // k.shape[2]
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(group, 2)) * softmax_scale
