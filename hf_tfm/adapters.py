@@ -72,28 +72,26 @@ def merge_adapter(
         RuntimeError: outputs before and after differ.
     """
     base = model.get_base_model().eval()
-    embedding, output = base.get_input_embeddings(), base.get_output_embeddings()
-    ends = [_plain_layer(end) for end in (embedding, output) if end is not None]
-    if (
-        len(ends) == 2
-        and ends[0].weight is ends[1].weight
-        and any(e is not p for e, p in zip((embedding, output), ends))
-    ):
+    ends = [end for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None]
+    plain = [_plain_layer(end) for end in ends]
+    tied = len(plain) == 2 and plain[0].weight is plain[1].weight
+    changes_tied = tied and any(end is not layer for end, layer in zip(ends, plain))
+    if changes_tied:
         if not untie:
             raise InputError(
                 "the adapter changes the embedding or the output layer, which share one matrix: merged, it would "
                 "change both; merge with untie (the output layer gets its own), or adapt other modules"
             )
-        ends[1].weight = torch.nn.Parameter(ends[1].weight.detach().clone())
+        plain[1].weight = torch.nn.Parameter(plain[1].weight.detach().clone())
     if example is None:
-        rows = ends[0].num_embeddings
-        ids = torch.arange(1, 17, device=ends[0].weight.device)[None] * 7 % rows
+        rows = plain[0].num_embeddings
+        ids = torch.arange(1, 17, device=plain[0].weight.device)[None] * 7 % rows
         example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         before = base(**example).logits
         merged = model.merge_and_unload(safe_merge=True)
         after = merged(**example).logits
-    if untie:
+    if changes_tied:
         merged.config.tie_word_embeddings = False
     difference = (before - after).abs().max().item()
     if not difference <= 1e-4 * max(1.0, before.abs().max().item()):

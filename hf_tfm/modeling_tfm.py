@@ -396,17 +396,36 @@ class TfmModel(TfmPreTrainedModel):
         self.gradient_checkpointing = False
 
     def positions(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_length: int | torch.Tensor
+        self,
+        position_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_length: int | torch.Tensor = 0,
     ) -> torch.Tensor:
         """
-        Position of each new token, `(1 or batch, length)`. Rotary positions count from the row's first column: only
-        distances matter to them. Absolute ones count the tokens that are not padding, so that a row means the same
-        whichever side is padded.
+        Position of each new token, `(1 or batch, length)`: as given, or counted. Rotary positions count from the row's
+        first column: only distances matter to them. Absolute ones count the tokens that are not padding, so that a row
+        means the same whichever side is padded.
+
+        Raises:
+            ValueError: a row has more tokens than there are learned positions.
         """
         length = inputs_embeds.shape[1]
-        if self.embed_positions is not None and marks_padding(attention_mask):
-            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        return (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+        if position_ids is None:
+            if self.embed_positions is not None and marks_padding(attention_mask):
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+            else:
+                position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+        if isinstance(self.embed_positions, nn.Embedding) and not is_tracing(position_ids):
+            # The width comes first: to look at the positions themselves, a GPU has to be waited for.
+            width = attention_mask.shape[1] if marks_padding(attention_mask) else past_length + length
+            limit = self.embed_positions.num_embeddings
+            if width > limit and position_ids.max() >= limit:
+                raise ValueError(
+                    f"a row of {int(position_ids.max()) + 1} tokens is too long for this model: its learned positions "
+                    f"end at max_position_embeddings={limit}; cut the text or the number of new tokens"
+                )
+        return position_ids
 
     def embed(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, token_type_ids: torch.Tensor | None

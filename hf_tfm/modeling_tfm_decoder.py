@@ -109,9 +109,8 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             elif self.config.sliding_window is not None and not past_key_values.is_updated.get(0):
                 # `generate` cuts both of its caches to the window, which the encoder's states do not have.
                 past_key_values.cross_attention_cache = DynamicCache()
-        if position_ids is None:
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = self.positions(inputs_embeds, attention_mask, past_length)
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        position_ids = self.positions(position_ids, inputs_embeds, attention_mask, past_length)
 
         masks = attention_mask
         if not isinstance(masks, dict):

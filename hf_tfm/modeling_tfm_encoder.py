@@ -128,8 +128,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
                 "sliding_attention": create_bidirectional_sliding_window_mask,
             }
             masks = {name: create[name](**mask_arguments) for name in sorted(set(self.config.layer_types))}
-        if position_ids is None:
-            position_ids = self.positions(inputs_embeds, attention_mask, 0)
+        position_ids = self.positions(position_ids, inputs_embeds, attention_mask)
 
         hidden_states = self.run_blocks(
             self.embed(inputs_embeds, position_ids, token_type_ids), position_ids, masks, **{**boundaries, **kwargs}

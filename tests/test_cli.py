@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-from conftest import build_tokenizer
 from parity_table import native_model
 from test_convert import edit_config
+from tiny import build_tokenizer
 
 from hf_tfm import cli
 from hf_tfm.cli import main

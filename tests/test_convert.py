@@ -14,9 +14,9 @@ import pytest
 import tiny
 import torch
 import transformers
-from conftest import SHARED
 from parity_table import SHAPES, difference, native_model, padded_inputs
 from safetensors.torch import load_file, save_file
+from tiny import SHARED
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
 
 import hf_tfm

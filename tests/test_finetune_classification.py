@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_tokenizer
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import SEP, build, encoder_config
+from tiny import SEP, build, build_tokenizer, encoder_config
 from tokenizers import processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -373,8 +372,11 @@ def test_merging_keeps_tied_matrices_apart_or_refuses(tmp_path):
 
     wrapped = adapted(["q_proj"])
     before = wrapped.eval()(input_ids=ids).logits
-    merged = merge_adapter(wrapped)
-    torch.testing.assert_close(merged(input_ids=ids).logits, before, atol=1e-4, rtol=1e-4)
+    merged = merge_adapter(wrapped, untie=True)
+    merged.save_pretrained(tmp_path / "tied")
+    again = hf_tfm.TfmDecoderForCausalLM.from_pretrained(tmp_path / "tied")
+    for model in (merged, again):
+        torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-4, rtol=1e-4)
     assert merged.lm_head.weight is merged.get_input_embeddings().weight, "an adapter elsewhere leaves the tie alone"
 
 

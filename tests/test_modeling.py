@@ -293,6 +293,23 @@ def test_resizing_the_vocabulary_keeps_the_old_tokens(name, tied, tmp_path):
     assert_close(logits_of(type(model).from_pretrained(tmp_path)(**inputs)), after)
 
 
+def test_more_tokens_than_learned_positions_is_a_clear_error():
+    for name in ("TfmDecoderForCausalLM", "TfmEncoderForMaskedLM"):
+        model = build(name, "gpt2" if "Decoder" in name else "bert")
+        ids, mask = random_ids(1, 65), torch.ones(1, 65, dtype=torch.long)
+        for kwargs in ({}, dict(attention_mask=mask)):
+            with pytest.raises(ValueError, match="65 tokens.*max_position_embeddings=64"):
+                model(ids, **kwargs)
+        # What counts is tokens, not columns.
+        mask[0, 0] = 0
+        model(ids, attention_mask=mask)
+        build(name)(ids)  # rotary positions have no end
+    model = build("TfmDecoderForCausalLM", "gpt2")
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="65 tokens"):
+        model.generate(random_ids(1, 60), max_new_tokens=8)
+
+
 # Saving and loading
 
 

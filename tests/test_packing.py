@@ -318,7 +318,7 @@ def test_from_sources(text_file, tokenizer, tmp_path):
 
 
 def test_from_shared_text(tokenizer, tmp_path):
-    from conftest import SHARED
+    from tiny import SHARED
 
     file = SHARED / "data" / "text_mix" / "validation.jsonl.gz"
     if not file.exists():

@@ -1,10 +1,26 @@
 """Models small enough to build in a test, in every shape the block has, and inputs for each of their heads."""
 
+from pathlib import Path
+
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 import hf_tfm
 from hf_tfm import TfmConfig, TfmDecoderConfig, TfmEncoderConfig
 
+
+# Larger data lives beside the checkout where there is some; tests that want it skip without.
+SHARED = Path(__file__).parents[2] / "shared"
+
+CORPUS = [
+    "the cat sat on the mat and looked at the moon",
+    "a small model learns what a small text can teach",
+    "who reads the last page first knows how it ends",
+    "rain fell on the roof while the kettle sang",
+    "seven ships sailed south and six of them came home",
+    "every answer in the book begins with a question",
+] * 4
 
 PAD, BOS, EOS, UNK, CLS, SEP, MASK = range(7)
 VOCAB_SIZE = 320
@@ -136,3 +152,26 @@ def inputs_for(name: str, batch: int = 2, length: int = 10, seed: int = 0) -> di
     if name.endswith("ForPreTraining"):
         inputs["next_sentence_label"] = draw(2, batch)
     return inputs
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 320 tokens that frames a text as `[CLS] text [SEP]`, the ids as in `tiny.py`."""
+    special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", special.index("[CLS]")), ("[SEP]", special.index("[SEP]"))],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        **{f"{name.strip('[]').lower()}_token": name for name in special},
+    )

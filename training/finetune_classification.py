@@ -3,7 +3,7 @@ Fine-tunes a model to label texts: one label, several, or a number, for single t
 
     python training/finetune_classification.py training/recipes/finetune_banking77.yaml
 
-    python training/finetune_classification.py --model my-encoder --train_file train.jsonl --test_file test.jsonl \
+    python training/finetune_classification.py --model my-encoder --train_file train.jsonl --test_file test.jsonl \\
         --text_field sentence1 --text_pair_field sentence2 --lora --output_dir runs/pairs
 
 Takes any model of the Auto classes, encoder or decoder. What the task is comes from the labels; what is chosen (the
