@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from zipfile import ZipFile
 
 from .errors import InputError
-from .sources import _DECOMPRESS, _READERS, Source, TextFile, list_files, readable
+from .sources import DECOMPRESS, READERS, Source, TextFile, list_files, readable
 
 
 class Records(list):
@@ -91,13 +91,13 @@ def _read(file: TextFile) -> Iterator[tuple[str, Any]]:
         else:
             stream = stack.enter_context(stack.enter_context(ZipFile(file.path)).open(file.member))
         if packed:
-            stream = io.BufferedReader(stack.enter_context(_DECOMPRESS[packed](stream)), 1 << 20)
+            stream = io.BufferedReader(stack.enter_context(DECOMPRESS[packed](stream)), 1 << 20)
         if suffix == ".txt":
             raise InputError(f"{file}: plain text has no fields; give .jsonl, .json, .csv, .tsv or .parquet")
         if suffix == ".parquet":
             yield from _read_parquet(stream, file)
         else:
-            yield from _READERS[suffix](stream, file, "")
+            yield from READERS[suffix](stream, file, "")
 
 
 def _read_parquet(stream: BinaryIO, file: TextFile) -> Iterator[tuple[str, Any]]:

@@ -135,7 +135,7 @@ class TextFile(NamedTuple):
     def suffixes(self) -> tuple[str, str]:
         """The suffix that tells the format, and that of the compression ("" if there is none)."""
         suffixes = Path(self.member or self.path).suffixes[-2:]
-        packed = suffixes.pop().lower() if suffixes and suffixes[-1].lower() in _DECOMPRESS else ""
+        packed = suffixes.pop().lower() if suffixes and suffixes[-1].lower() in DECOMPRESS else ""
         return (suffixes[-1].lower() if suffixes else ""), packed
 
 
@@ -161,8 +161,8 @@ def list_files(source: Source) -> list[TextFile]:
         if path.suffix.lower() == ".zip":
             with readable(path), zipfile.ZipFile(path) as archive:
                 names = [name for name in sorted(archive.namelist()) if _belongs(Path(name), source.split)]
-            files += [file for name in names if (file := TextFile(path, name)).suffixes[0] in _READERS]
-        elif TextFile(path).suffixes[0] in _READERS:
+            files += [file for name in names if (file := TextFile(path, name)).suffixes[0] in READERS]
+        elif TextFile(path).suffixes[0] in READERS:
             files.append(TextFile(path))
         elif explicit:
             raise InputError(f"{path}: unknown kind of file; the name must end in {_known_suffixes()}")
@@ -188,7 +188,7 @@ def _belongs(path: Path, split: str) -> bool:
 
 
 def _known_suffixes() -> str:
-    return ", ".join(_READERS) + f" (also with {', '.join(_DECOMPRESS)}) or .zip"
+    return ", ".join(READERS) + f" (also with {', '.join(DECOMPRESS)}) or .zip"
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def _zstd(stream: BinaryIO) -> BinaryIO:
     return pyarrow.CompressedInputStream(stream, "zstd")
 
 
-_DECOMPRESS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
+DECOMPRESS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
 
 
 def read_file(file: TextFile, source: Source) -> Iterator[str]:
@@ -225,11 +225,11 @@ def read_file(file: TextFile, source: Source) -> Iterator[str]:
         else:
             stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(file.path)).open(file.member))
         if packed:
-            stream = io.BufferedReader(stack.enter_context(_DECOMPRESS[packed](stream)), 1 << 20)
+            stream = io.BufferedReader(stack.enter_context(DECOMPRESS[packed](stream)), 1 << 20)
         if suffix == ".txt":
             yield from _read_txt(stream, file, source.sample_by)
         else:
-            for place, record in _READERS[suffix](stream, file, source.text_field):
+            for place, record in READERS[suffix](stream, file, source.text_field):
                 yield _text_of(record, source.text_field, place)
 
 
@@ -348,7 +348,7 @@ def cut_text(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-_READERS = {
+READERS = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,

@@ -25,7 +25,7 @@ def write(path: Path, texts=TEXTS, field="text") -> Path:
     """The texts in the format that the name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [{"id": i, field: text} for i, text in enumerate(texts)]
-    kind = [suffix for suffix in path.suffixes if suffix in sources._READERS][0]
+    kind = [suffix for suffix in path.suffixes if suffix in sources.READERS][0]
     if kind == ".parquet":
         table = pa.table({"id": range(len(texts)), field: texts})
         sink = pa.BufferOutputStream()
