@@ -81,8 +81,8 @@ class Tester:
 
 class ModelSuite(MemoryCleanupMixin, ModelTesterMixin, TrainingTesterMixin, TensorParallelTesterMixin):
     """
-    All of transformers' common tests that need no more than the model. (Not its pipeline tests: they load tiny models of
-    known names from the Hub, and the source distribution leaves them out.)
+    All of transformers' common tests that need only the model. (Not its pipeline tests: they load tiny models of known
+    names from the Hub, and the source distribution leaves them out.)
     """
 
     run_under_no_grad = False
