@@ -16,6 +16,8 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -80,7 +82,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
@@ -174,7 +176,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """
         Args as in [`TfmDecoderModel`], and
@@ -235,7 +237,7 @@ class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """
         Args as in [`TfmDecoderModel`], and
@@ -298,7 +300,7 @@ class TfmDecoderForTokenClassification(TfmDecoderPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """
         Args as in [`TfmDecoderModel`], and
@@ -344,7 +346,7 @@ class TfmDecoderForQuestionAnswering(TfmDecoderPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
         """
         Args as in [`TfmDecoderModel`], and

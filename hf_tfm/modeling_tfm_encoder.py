@@ -17,7 +17,8 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -104,7 +105,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         token_type_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -169,7 +170,7 @@ class TfmEncoderForMaskedLM(TfmEncoderPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         masked_positions: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
         Args as in [`TfmEncoderModel`], and
@@ -237,7 +238,7 @@ class TfmEncoderForNextSentencePrediction(TfmSentenceHead):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> NextSentencePredictorOutput:
         """
         Args as in [`TfmEncoderModel`], and
@@ -310,7 +311,7 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
         next_sentence_label: torch.LongTensor | None = None,
         masked_positions: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TfmEncoderForPreTrainingOutput:
         """
         Args as in [`TfmEncoderModel`], and
@@ -382,7 +383,7 @@ class TfmEncoderForSequenceClassification(TfmSentenceHead):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """
         Args as in [`TfmEncoderModel`], and
@@ -425,7 +426,7 @@ class TfmEncoderForMultipleChoice(TfmSentenceHead):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
         """
         Args as in [`TfmEncoderModel`], each with the choices as a second dimension, `(batch, choices, length)`, and
@@ -483,7 +484,7 @@ class TfmEncoderForTokenClassification(TfmTokenHead):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """
         Args as in [`TfmEncoderModel`], and
@@ -525,7 +526,7 @@ class TfmEncoderForQuestionAnswering(TfmTokenHead):
         inputs_embeds: torch.Tensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
         """
         Args as in [`TfmEncoderModel`], and
