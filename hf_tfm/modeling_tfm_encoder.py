@@ -27,6 +27,7 @@ from .modeling_tfm import (
     TfmModel,
     TfmPreTrainedModel,
     build_norm,
+    linear_cross_entropy,
     marks_padding,
     packing_arguments,
     sequence_classification_loss,
@@ -170,6 +171,7 @@ class TfmEncoderForMaskedLM(TfmEncoderPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         masked_positions: torch.LongTensor | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
@@ -178,6 +180,7 @@ class TfmEncoderForMaskedLM(TfmEncoderPreTrainedModel):
             labels: `(batch, length)`, the tokens to predict, -100 elsewhere.
             masked_positions: `(predicted,)`, where to predict, as `row * length + column`; labels and logits are then
                 `(predicted,)` and `(predicted, vocab_size)`. In training this saves most of the output layer's work.
+            skip_logits: return the loss alone, which takes less time and memory, see [`linear_cross_entropy`].
 
         Returns: logits `(batch, length, vocab_size)`, and the mean cross-entropy in nats if there are labels.
         """
@@ -189,9 +192,13 @@ class TfmEncoderForMaskedLM(TfmEncoderPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.decoder(self.head(at_positions(outputs.last_hidden_state, masked_positions)))
-        loss = None
-        if labels is not None:
+        states = self.head(at_positions(outputs.last_hidden_state, masked_positions))
+        logits, loss = None, None
+        if skip_logits:
+            loss = linear_cross_entropy(states, self.decoder, labels, kwargs.get("num_items_in_batch"))
+        else:
+            logits = self.decoder(states)
+        if labels is not None and not skip_logits:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -311,12 +318,13 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
         next_sentence_label: torch.LongTensor | None = None,
         masked_positions: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TfmEncoderForPreTrainingOutput:
         """
         Args as in [`TfmEncoderModel`], and
 
-            labels, masked_positions: as in [`TfmEncoderForMaskedLM`].
+            labels, masked_positions, skip_logits: as in [`TfmEncoderForMaskedLM`].
             next_sentence_label: `(batch,)`, 0 where the second segment follows the first, 1 where it is from elsewhere.
             num_items_in_batch: tokens to predict over all accumulated batches.
 
@@ -331,7 +339,8 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        prediction_logits = self.decoder(self.head(at_positions(outputs.last_hidden_state, masked_positions)))
+        states = self.head(at_positions(outputs.last_hidden_state, masked_positions))
+        prediction_logits = None if skip_logits else self.decoder(states)
         if self.config.use_pooler:
             pooled = outputs.pooler_output
         else:
@@ -342,9 +351,12 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
 
         loss = None
         if labels is not None and next_sentence_label is not None:
-            masked_loss = fixed_cross_entropy(
-                prediction_logits.view(-1, self.config.vocab_size).float(), labels.view(-1), num_items_in_batch
-            )
+            if skip_logits:
+                masked_loss = linear_cross_entropy(states, self.decoder, labels, num_items_in_batch)
+            else:
+                masked_loss = fixed_cross_entropy(
+                    prediction_logits.view(-1, self.config.vocab_size).float(), labels.view(-1), num_items_in_batch
+                )
             sentence_losses = F.cross_entropy(
                 seq_relationship_logits.float(), next_sentence_label.view(-1), reduction="none"
             )

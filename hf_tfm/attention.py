@@ -1,0 +1,153 @@
+"""
+Attention for training on a processor, for any model that takes its attention from transformers' interface.
+
+torch's `scaled_dot_product_attention` has a fast forward pass on a CPU and a slow backward pass. At the lengths that
+small models are trained at, both are matrix products over blocks that fit into the cache. `training/LOG.md` has the
+figures. `use_blockwise_attention(model)` turns it on.
+"""
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+
+NAME = "blockwise"
+
+# Beyond this length the probabilities, which are kept for the backward pass, take too much memory.
+MAX_LENGTH = 1024
+
+# Queries in a block, and attention scores worked on together: 2 MB of them in bf16.
+BLOCK = 128
+SCORES = 2**20
+
+
+class BlockwiseAttention(torch.autograd.Function):
+    """
+    Softmax attention in bf16, block of queries after block of queries, causal blocks above the diagonal left out.
+
+    Inputs `(batch, heads, length, head_dim)` and a boolean mask `(batch or 1, heads or 1, length, length)`, True where
+    a query may look, or None; `is_causal` says that nothing above the diagonal is seen, with a mask or without.
+    Returns `(batch, heads, length, head_dim)`.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, is_causal, scaling):
+        with torch.autocast("cpu", enabled=False):
+            batch, heads, length, width = query.shape
+            query, key, value = (x.to(torch.bfloat16).reshape(-1, length, width) for x in (query, key, value))
+            output = torch.empty_like(query)
+            probabilities = []
+            above = query.new_full((BLOCK, BLOCK), float("-inf")).triu(1) if is_causal and mask is None else None
+            hidden = None if mask is None else ~mask.expand(batch, -1, -1, -1)
+            for rows, start, end, seen in _blocks(batch, heads, length, is_causal):
+                some = slice(rows.start * heads, rows.stop * heads)
+                scores = torch.bmm(query[some, start:end], key[some, :seen].mT).mul_(scaling)
+                if hidden is not None:
+                    # The lowest number instead of -inf: a row that sees nothing (padding) stays a number.
+                    lowest = torch.finfo(scores.dtype).min
+                    by_row = scores.view(-1, heads, end - start, seen)
+                    by_row.masked_fill_(hidden[rows, :, start:end, :seen], lowest)
+                elif above is not None:
+                    scores[:, :, start:] += above[: end - start, : end - start]
+                weights = F.softmax(scores, dim=-1)
+                output[some, start:end] = torch.bmm(weights, value[some, :seen])
+                probabilities.append(weights)
+        ctx.save_for_backward(query, key, value, output, *probabilities)
+        ctx.settings = (batch, heads, length, is_causal, scaling)
+        return output.view(batch, heads, length, width)
+
+    @staticmethod
+    def backward(ctx, output_grad):
+        query, key, value, output, *probabilities = ctx.saved_tensors
+        batch, heads, length, is_causal, scaling = ctx.settings
+        output_grad = output_grad.to(output.dtype).reshape(output.shape)
+        mean_grad = (output_grad.float() * output).sum(-1, keepdim=True).to(output.dtype)
+        query_grad, key_grad, value_grad = (torch.empty_like(x) for x in (query, key, value))
+        blocks = zip(_blocks(batch, heads, length, is_causal), probabilities, strict=True)
+        # Backwards, so that the last block, which sees all keys, writes their gradients, and the others add to them.
+        for (rows, start, end, seen), weights in reversed(list(blocks)):
+            some = slice(rows.start * heads, rows.stop * heads)
+            gradient = output_grad[some, start:end]
+            scores_grad = torch.bmm(gradient, value[some, :seen].mT).sub_(mean_grad[some, start:end])
+            scores_grad.mul_(weights).mul_(scaling)
+            query_grad[some, start:end] = torch.bmm(scores_grad, key[some, :seen])
+            for total, part in (
+                (value_grad[some, :seen], torch.bmm(weights.mT, gradient)),
+                (key_grad[some, :seen], torch.bmm(scores_grad.mT, query[some, start:end])),
+            ):
+                total.copy_(part) if end == length else total.add_(part)
+        shape = (batch, heads, length, -1)
+        return query_grad.view(shape), key_grad.view(shape), value_grad.view(shape), None, None, None
+
+
+def _blocks(batch: int, heads: int, length: int, is_causal: bool):
+    """Rows of the batch, first and last query, and number of keys these see; for each row the last queries last."""
+    together = max(1, SCORES // (heads * min(BLOCK, length) * length))
+    for first in range(0, batch, together):
+        for start in range(0, length, BLOCK):
+            end = min(start + BLOCK, length)
+            yield slice(first, min(first + together, batch)), start, end, end if is_causal else length
+
+
+def blockwise_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """
+    transformers' attention interface: `BlockwiseAttention` where it is the faster one (training in bf16 on a CPU, whole
+    sequences of at most `MAX_LENGTH` tokens, no dropout), else `scaled_dot_product_attention`.
+
+    Returns the states `(batch, length, heads, head_dim)`.
+    """
+    length = query.shape[2]
+    in_bf16 = query.dtype == torch.bfloat16 or (
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
+    serves = (
+        in_bf16
+        and query.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and query.requires_grad
+        and dropout == 0.0
+        and length == key.shape[2]
+        and length <= MAX_LENGTH
+        and (attention_mask is None or attention_mask.dtype == torch.bool)
+    )
+    if not serves:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = BlockwiseAttention.apply(query, key, value, attention_mask, bool(is_causal), scaling)
+    return output.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, blockwise_attention_forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_blockwise_attention(model: torch.nn.Module) -> bool:
+    """
+    Let a model (or the one inside a PEFT model) use it where it would use `scaled_dot_product_attention` on a CPU;
+    whether it does now. Nothing of it is saved with the model.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(model, PreTrainedModel) or not model._supports_attention_backend:
+        return False
+    if next(model.parameters()).device.type != "cpu" or model.config._attn_implementation not in ("sdpa", NAME):
+        return False
+    model.set_attn_implementation(NAME)
+    return True

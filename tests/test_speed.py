@@ -1,0 +1,180 @@
+"""Kernels for training on a processor give the numbers of the plain ones."""
+
+import copy
+
+import pytest
+import torch
+from tiny import VOCAB_SIZE, build, inputs_for
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_tfm.attention import BLOCK, MAX_LENGTH, use_blockwise_attention
+from hf_tfm.modeling_tfm import linear_cross_entropy
+from hf_tfm.speed import compile_blocks, pays_to_compile, repeated_blocks
+
+
+def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((ours.float() - reference.float()).norm() / reference.float().norm())
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("items", [None, 1000])
+def test_linear_cross_entropy_equals_logits_and_softmax(bias, softcap, items):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(16, 97, bias=bias)
+    states = torch.randn(3, 200, 16)
+    labels = torch.randint(0, 97, (3, 200)).masked_fill(torch.rand(3, 200) < 0.3, -100)
+
+    def gradients(loss_of):
+        own, inputs = copy.deepcopy(layer), states.clone().requires_grad_()
+        loss = loss_of(own, inputs)
+        (3 * loss).backward()
+        return [loss.detach(), inputs.grad, *(p.grad for p in own.parameters())]
+
+    def plain(own, inputs):
+        logits = own(inputs)
+        logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
+        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        return total / (items or (labels != -100).sum())
+
+    ours = gradients(lambda own, inputs: linear_cross_entropy(inputs, own, labels, items, softcap))
+    for mine, reference in zip(ours, gradients(plain), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_linear_cross_entropy_leaves_a_frozen_layer_alone():
+    layer = torch.nn.Linear(8, 11).requires_grad_(False)
+    states = torch.randn(4, 8, requires_grad=True)
+    linear_cross_entropy(states, layer, torch.tensor([1, 2, -100, 3])).backward()
+    assert layer.weight.grad is None and states.grad[2].abs().sum() == 0 and states.grad[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["TfmDecoderForCausalLM", "TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
+@pytest.mark.parametrize("items", [None, 100])
+def test_the_loss_alone_is_the_loss_with_logits(name, items):
+    model, inputs = build(name).train(), inputs_for(name)
+    inputs["num_items_in_batch"] = items
+    whole = model(**inputs)
+    alone = model(**inputs, skip_logits=True)
+    assert "logits" not in alone and "prediction_logits" not in alone
+    torch.testing.assert_close(alone.loss, whole.loss)
+
+
+def attention_gradients(length, is_causal, mask, blockwise, dtype=torch.bfloat16):
+    from hf_tfm.attention import BlockwiseAttention
+
+    torch.manual_seed(0)
+    inputs = [torch.randn(3, 2, length, 16).to(dtype).requires_grad_() for _ in range(3)]
+    output_grad = torch.randn(3, 2, length, 16).to(dtype)
+    if blockwise:
+        output = BlockwiseAttention.apply(*inputs, mask, is_causal, 0.25)
+    else:
+        causal_alone = is_causal and mask is None
+        output = F.scaled_dot_product_attention(*inputs, attn_mask=mask, is_causal=causal_alone, scale=0.25)
+    output.backward(output_grad)
+    return [output.detach(), *(x.grad for x in inputs)]
+
+
+@pytest.mark.parametrize("length", [7, BLOCK, BLOCK + 1, 3 * BLOCK - 5])
+@pytest.mark.parametrize("masked", ["none", "causal", "documents"])
+def test_blockwise_attention_is_as_exact_as_torchs(length, masked):
+    mask, is_causal = None, masked != "none"
+    if masked == "documents":
+        documents = torch.arange(length) // 5
+        mask = (documents[:, None] == documents[None, :]).tril().expand(3, 1, -1, -1)
+    ours = attention_gradients(length, is_causal, mask, blockwise=True)
+    torchs = attention_gradients(length, is_causal, mask, blockwise=False)
+    exact = attention_gradients(length, is_causal, mask, blockwise=False, dtype=torch.float32)
+    for mine, other, reference in zip(ours, torchs, exact, strict=True):
+        assert relative_error(mine, reference) < max(2.5 * relative_error(other, reference), 0.01)
+
+
+def test_a_row_that_sees_nothing_stays_finite():
+    mask = torch.ones(3, 1, 20, 20, dtype=torch.bool).tril()
+    mask[1, :, :4] = False
+    for result in attention_gradients(20, True, mask, blockwise=True):
+        assert result.isfinite().all()
+
+
+def bf16_step(model, inputs):
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_models_train_alike_with_it():
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(config)
+    causal, masked = inputs_for("TfmDecoderForCausalLM"), inputs_for("TfmEncoderForMaskedLM")
+    models = [(build("TfmDecoderForCausalLM"), causal), (build("TfmEncoderForMaskedLM"), masked), (llama, causal)]
+    for model, inputs in models:
+        plain, other = copy.deepcopy(model).train(), model.train()
+        assert use_blockwise_attention(other)
+        (loss, gradient), (expected_loss, expected) = bf16_step(other, inputs), bf16_step(plain, inputs)
+        torch.testing.assert_close(loss, expected_loss, rtol=5e-3, atol=0)
+        assert relative_error(gradient, expected) < 0.05
+
+
+def test_documents_stay_apart_with_it():
+    """A change in one document of a packed row changes no gradient that comes from the other."""
+    model = build("TfmDecoderForCausalLM").train()
+    use_blockwise_attention(model)
+    ids = torch.randint(5, VOCAB_SIZE, (1, 20))
+    positions = torch.cat([torch.arange(12), torch.arange(8)]).unsqueeze(0)
+    labels = ids.masked_fill(torch.arange(20) <= 12, -100)  # the first token of a document has nothing before it
+    results = []
+    for first_token in (5, 6):
+        ids = ids.clone()
+        ids[0, 3] = first_token
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(model(input_ids=ids, position_ids=positions, labels=labels).loss)
+    assert results[0] == results[1]
+
+
+def test_what_it_does_not_serve_goes_to_torch():
+    """Generation with a cache, fp32 and rows beyond its length give exactly what they gave before."""
+    model = build("TfmDecoderForCausalLM").eval()
+    ids = torch.randint(5, VOCAB_SIZE, (2, 9))
+    expected = model.generate(ids, max_new_tokens=5, do_sample=False), model(ids).logits
+    use_blockwise_attention(model)
+    assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False), expected[0])
+    assert torch.equal(model(ids).logits, expected[1])
+    long = torch.randint(5, VOCAB_SIZE, (1, MAX_LENGTH + 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(long, labels=long, use_cache=False).loss.isfinite()
+
+
+def test_it_is_not_saved(tmp_path):
+    model = build("TfmDecoderForCausalLM")
+    use_blockwise_attention(model)
+    model.save_pretrained(tmp_path)
+    assert "blockwise" not in (tmp_path / "config.json").read_text()
+
+
+def test_attention_of_another_kind_is_kept():
+    model = build("TfmDecoderForCausalLM")
+    model.set_attn_implementation("eager")
+    assert not use_blockwise_attention(model) and model.config._attn_implementation == "eager"
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_the_eager_ones():
+    eager = build("TfmDecoderForCausalLM").train()
+    use_blockwise_attention(eager)
+    compiled = copy.deepcopy(eager)
+    assert compile_blocks(compiled) == len(repeated_blocks(compiled)) == eager.config.num_hidden_layers
+    inputs = inputs_for("TfmDecoderForCausalLM")
+    (loss, gradient), (expected_loss, expected) = bf16_step(compiled, inputs), bf16_step(eager, inputs)
+    torch.testing.assert_close(loss, expected_loss, rtol=5e-3, atol=0)
+    assert gradient.isfinite().all() and relative_error(gradient, expected) < 0.05
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+
+
+def test_only_long_runs_are_compiled():
+    assert pays_to_compile(3600) and not pays_to_compile(120) and not pays_to_compile(1000, shapes=4)
