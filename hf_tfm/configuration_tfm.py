@@ -413,6 +413,7 @@ class TfmDecoderConfig(TfmConfig):
             "AutoConfig": "configuration_tfm.TfmDecoderConfig",
             "AutoModel": "modeling_tfm_decoder.TfmDecoderModel",
             "AutoModelForCausalLM": "modeling_tfm_decoder.TfmDecoderForCausalLM",
+            "AutoModelForMaskedLM": "modeling_tfm_decoder.TfmDecoderForMaskedLM",
             "AutoModelForSequenceClassification": "modeling_tfm_decoder.TfmDecoderForSequenceClassification",
             "AutoModelForTokenClassification": "modeling_tfm_decoder.TfmDecoderForTokenClassification",
             "AutoModelForQuestionAnswering": "modeling_tfm_decoder.TfmDecoderForQuestionAnswering",

@@ -2,16 +2,18 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
     create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
     create_causal_mask,
     create_sliding_window_causal_mask,
 )
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
@@ -25,10 +27,12 @@ from .configuration_tfm import TfmDecoderConfig
 from .modeling_tfm import (
     TfmModel,
     TfmPreTrainedModel,
+    linear_cross_entropy,
     marks_padding,
     packing_arguments,
     sequence_classification_loss,
 )
+from .modeling_tfm_generation import TfmGenerationMixin
 
 
 def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -82,6 +86,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        is_causal: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
@@ -93,6 +98,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             token_type_ids: `(batch, length)` segments, read if `type_vocab_size` is set.
             encoder_hidden_states: `(batch, encoder length, hidden)` for cross-attention.
             encoder_attention_mask: `(batch, encoder length)`.
+            is_causal: False lets every token see the whole document, for masked-token prediction; without a cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -103,6 +109,10 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         packing, boundaries = {}, {}
         if past_key_values is None:
             packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
+        if not is_causal:
+            if past_key_values is not None:
+                raise ValueError("is_causal=False reads a text as a whole: past_key_values must be None")
+            use_cache, kwargs["is_causal"] = False, False
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if use_cache and self.config.add_cross_attention:
@@ -116,14 +126,16 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
 
         masks = attention_mask
         if not isinstance(masks, dict):
-            mask_arguments = dict(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-            )
+            mask_arguments = dict(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+            if is_causal:
+                mask_arguments["past_key_values"] = past_key_values
+                create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+            else:
+                create = {
+                    "full_attention": create_bidirectional_mask,
+                    "sliding_attention": create_bidirectional_sliding_window_mask,
+                }
             mask_arguments.update(packing)
-            create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
             masks = {name: create[name](**mask_arguments) for name in sorted(set(self.config.layer_types))}
         if encoder_hidden_states is not None and encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
@@ -148,7 +160,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         )
 
 
-class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
+class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin):
     """Decoder that predicts the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -176,6 +188,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """
@@ -183,6 +196,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
 
             labels: `(batch, length)`, the input ids themselves: they are shifted here. -100 is not predicted.
             logits_to_keep: where to compute logits, see [`kept_positions`].
+            skip_logits: return the loss alone, which takes less time and memory, see [`linear_cross_entropy`].
 
         Returns: logits `(batch, kept, vocab_size)`, and the mean cross-entropy in nats if there are labels.
         """
@@ -198,12 +212,16 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(kept_positions(outputs.last_hidden_state, logits_to_keep))
-        if (softcap := self.config.final_logit_softcapping) is not None:
-            logits = torch.tanh(logits / softcap) * softcap
-
-        loss = None
-        if labels is not None:
+        logits, loss, softcap = None, None, self.config.final_logit_softcapping
+        if skip_logits:
+            following = F.pad(labels[:, 1:], (0, 1), value=-100)
+            items = kwargs.get("num_items_in_batch")
+            loss = linear_cross_entropy(outputs.last_hidden_state, self.lm_head, following, items, softcap)
+        else:
+            logits = self.lm_head(kept_positions(outputs.last_hidden_state, logits_to_keep))
+            if softcap is not None:
+                logits = torch.tanh(logits / softcap) * softcap
+        if labels is not None and not skip_logits:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
@@ -212,6 +230,69 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
+        )
+
+
+class TfmDecoderForMaskedLM(TfmDecoderPreTrainedModel):
+    """
+    The causal LM's weights as a masked LM: every token sees the whole text, and what a masked token was is predicted at
+    the token before it, as the causal LM predicts (GPT-BERT, https://huggingface.co/papers/2410.24159). For models
+    trained on both objectives, as `pretrain_clm.py --masked_share 0.5` does.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: TfmDecoderConfig):
+        super().__init__(config)
+        self.model = TfmDecoderModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """
+        Args as in [`TfmDecoderModel`], and
+
+            labels: `(batch, length)`, the tokens to predict, -100 elsewhere; not shifted.
+
+        Returns: logits `(batch, length, vocab_size)` of the token at each place, from the one before it (a document's
+        first token: from itself); and the mean cross-entropy in nats if there are labels.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            is_causal=False,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        follows = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        follows[:, 0] = False
+        if marks_padding(attention_mask):
+            follows[:, 1:] &= attention_mask[:, :-1].bool()
+        if position_ids is not None:
+            follows &= position_ids != 0
+        logits = self.lm_head(torch.where(follows.unsqueeze(-1), states.roll(1, dims=1), states))
+        if (softcap := self.config.final_logit_softcapping) is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 
@@ -380,6 +461,7 @@ class TfmDecoderForQuestionAnswering(TfmDecoderPreTrainedModel):
 
 __all__ = [
     "TfmDecoderForCausalLM",
+    "TfmDecoderForMaskedLM",
     "TfmDecoderForQuestionAnswering",
     "TfmDecoderForSequenceClassification",
     "TfmDecoderForTokenClassification",

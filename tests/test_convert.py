@@ -397,7 +397,11 @@ def test_sliding_layers_as_qwen3(layer_types, expected):
 # The shapes that this package trains
 
 
-DEFAULTS = [("TfmDecoder" + head.removeprefix("TfmDecoder"), "qwen3") for head in tiny.MODELS if "Decoder" in head] + [
+DEFAULTS = [
+    ("TfmDecoder" + head.removeprefix("TfmDecoder"), "qwen3")
+    for head in tiny.MODELS
+    if "Decoder" in head and not head.endswith("ForMaskedLM")
+] + [
     (name, "modernbert")
     for name in tiny.MODELS
     if "Encoder" in name and not name.endswith(("ForPreTraining", "ForNextSentencePrediction"))
@@ -413,6 +417,11 @@ def test_default_shapes_are_native_shapes(name, family):
     for side in (None, "right", "left"):
         assert difference(native, model, **padded_inputs(head, side)) < 1e-5
     assert same_weights(model, import_model(native))
+
+
+def test_a_masked_decoder_has_no_native_class():
+    with pytest.raises(InputError, match="Qwen3 has no such head"):
+        export_model(tiny.build("TfmDecoderForMaskedLM"), "qwen3")
 
 
 LOOKALIKES = [("Decoder", "CausalLM", name) for name in DECODERS] + [

@@ -24,7 +24,7 @@ PIPELINES = [
     ("feature-extraction", "TfmEncoderModel", dict()),
 ]
 CODE = {
-    "Decoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py"},
+    "Decoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py", "modeling_tfm_generation.py"},
     "Encoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_encoder.py"},
 }
 

@@ -75,7 +75,13 @@ ENCODER_SHAPES = {
     "none": dict(position_embedding_type="none", norm_type="rmsnorm", qk_norm=True, num_key_value_heads=2),
 }
 
-DECODER_HEADS = ["ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+DECODER_HEADS = [
+    "ForCausalLM",
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+]
 ENCODER_HEADS = [
     "ForMaskedLM",
     "ForPreTraining",
