@@ -127,6 +127,41 @@ class Masked:
         return starts & np.take_along_axis(firsts, np.maximum(words, 0), axis=1)
 
 
+@dataclass
+class Hybrid:
+    """
+    Next tokens in some batches, masked tokens in the others, by one set of weights: what was masked is predicted at the
+    token before it, with the whole text in sight (GPT-BERT, https://huggingface.co/papers/2410.24159).
+
+    Args:
+        masked: What is masked and how.
+        share: Of the batches that are masked ones, spread evenly over the run.
+        world_size: Over how many processes a batch is shared: all of them know its number by its rows.
+    """
+
+    masked: Masked
+    share: float
+    world_size: int = 1
+
+    def __post_init__(self):
+        if not 0 < self.share < 1:
+            raise InputError(f"the share of masked batches must lie between 0 and 1, not {self.share}")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor | bool]:
+        """What [`causal`] gives, or masked `input_ids` with their `labels` and `is_causal=False`."""
+        number = int(batch["rows"].min()) // (len(batch["rows"]) * self.world_size)
+        if int((number + 1) * self.share) == int(number * self.share):
+            return causal(batch)
+        return masked_next_token(self.masked, batch)
+
+
+def masked_next_token(masked: Masked, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor | bool]:
+    """A masked batch for a causal LM, whose loss reads each label at the token before it."""
+    inputs = masked(batch)
+    labels = inputs["labels"].masked_fill(inputs["position_ids"] == 0, IGNORED)  # nothing stands before these
+    return {**inputs, "labels": labels, "is_causal": False}
+
+
 def uniform(seed: int, rows: np.ndarray, columns: int, stream: int) -> np.ndarray:
     """
     Random numbers in [0, 1), `(rows, columns)`, each a function of `(seed, row, column, stream)`: SplitMix64's mixing

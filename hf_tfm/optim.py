@@ -488,6 +488,10 @@ class EMA:
         finally:
             self._load(own)
 
+    def leave_in_model(self) -> None:
+        """The model carries the averages from now on."""
+        self._load(self.averages)
+
     @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
@@ -504,7 +508,9 @@ class EMA:
             average.copy_(state[name])
 
 
-def z_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+def z_loss(
+    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, ignore_index: int = -100
+) -> Tensor:
     """Mean squared log of the softmax's normaliser over predicted positions (https://arxiv.org/abs/2204.02311).
 
     Added to the loss with a small weight (1e-4) it keeps logits from drifting. It does not shift labels: for a causal
@@ -512,6 +518,7 @@ def z_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
 
     Args:
         logits: (..., vocabulary); labels: (...).
+        num_items_in_batch: what the sum is divided by, the number of predicted positions by default.
     """
     normalisers = torch.logsumexp(logits[labels != ignore_index].float(), dim=-1)
-    return normalisers.square().mean()
+    return normalisers.square().sum() / (len(normalisers) if num_items_in_batch is None else num_items_in_batch)

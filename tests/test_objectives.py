@@ -6,9 +6,18 @@ import torch
 from torch.nn import functional as F
 
 import hf_tfm
-from hf_tfm import InputError, TfmEncoderConfig
+from hf_tfm import InputError, TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.data import TokenStore
-from hf_tfm.objectives import Masked, RateSchedule, SentencePairs, causal, uniform, word_starts
+from hf_tfm.objectives import (
+    Hybrid,
+    Masked,
+    RateSchedule,
+    SentencePairs,
+    causal,
+    masked_next_token,
+    uniform,
+    word_starts,
+)
 from hf_tfm.packing import PackedBlocks
 from hf_tfm.tokenization import train_tokenizer
 
@@ -163,6 +172,42 @@ def test_mistakes_are_named(encoder_tokenizer):
     store = TokenStore.from_texts(TEXTS[:1], encoder_tokenizer, wrap=False)
     with pytest.raises(InputError, match="two documents"):
         SentencePairs(store, encoder_tokenizer, 48)
+
+
+def test_hybrid_masks_its_share_of_the_batches(encoder_tokenizer, batch):
+    """The same ones whatever the number of processes, and rows that a schedule cut into pieces."""
+
+    def kinds(rows, world_size=1):
+        objective = Hybrid(Masked(encoder_tokenizer), 0.25, world_size)
+        steps = []
+        for step in range(12):
+            inputs = objective({**batch, "rows": np.arange(rows) + step * rows * world_size})
+            steps.append("is_causal" in inputs)
+        return steps
+
+    rows = len(batch["input_ids"])
+    assert kinds(rows) == [False, False, False, True] * 3 == kinds(rows, world_size=2)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        Hybrid(Masked(encoder_tokenizer), 1.0)
+
+
+def test_masked_next_tokens_are_the_masked_lms(encoder_tokenizer, batch):
+    """The causal LM's shifted loss on a masked batch is the loss of its weights as a masked LM."""
+    inputs = masked_next_token(Masked(encoder_tokenizer), batch)
+    config = TfmDecoderConfig(vocab_size=len(encoder_tokenizer), hidden_size=32, num_hidden_layers=2,
+                              num_attention_heads=2)  # fmt: skip
+    torch.manual_seed(0)
+    causal_lm = hf_tfm.TfmDecoderForCausalLM(config).eval()
+    masked_lm = hf_tfm.TfmDecoderForMaskedLM(config).eval()
+    masked_lm.load_state_dict(causal_lm.state_dict())
+    expected = causal_lm(**inputs).loss
+    inputs.pop("is_causal")
+    torch.testing.assert_close(masked_lm(**inputs).loss, expected)
+    # What follows is in sight: another last token changes the logits at the start.
+    ids = inputs["input_ids"][:1, :8].clone()
+    before = masked_lm(ids).logits[:, 1]
+    ids[:, -1] += 1
+    assert not torch.allclose(masked_lm(ids).logits[:, 1], before)
 
 
 @pytest.mark.parametrize("head", ["TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
