@@ -1,0 +1,96 @@
+"""
+Encoding many texts: this project's encoder against BERT and ModernBERT of equal size.
+
+    python training/benchmarks/bench_encoder.py
+    python training/benchmarks/bench_encoder.py --shape s --texts 1024 --threads 2
+
+Texts have 8 to 128 tokens, in the proportions of sentences and short paragraphs. Every model gets the same batches,
+sorted by length and padded to the longest of each. Opponents run in fp32, in bf16 and in bf16 autocast, and the fastest
+way counts; this project's model does what `hf-tfm predict` does.
+"""
+
+import argparse
+import copy
+import sys
+
+import numpy as np
+import torch
+from side_by_side import SHAPES, interleaved, masked_configs, parameters, spread, write_result
+from transformers import AutoModel
+
+from hf_tfm.attention import use_blockwise_attention
+from hf_tfm.pretraining import fast_bf16
+
+
+def sorted_batches(texts: int, rows: int, vocab_size: int) -> list[dict[str, torch.Tensor]]:
+    """Rows of random tokens with the lengths of texts (log-normal, median 28), shortest first."""
+    draw = np.random.default_rng(0)
+    lengths = np.sort(np.clip(np.exp(draw.normal(np.log(28), 0.7, texts)), 8, 128).astype(int))
+    batches = []
+    for first in range(0, texts, rows):
+        some = torch.from_numpy(lengths[first : first + rows])
+        columns = torch.arange(int(some.max()))
+        mask = (columns < some[:, None]).long()
+        batches.append({"input_ids": torch.randint(5, vocab_size, mask.shape) * mask, "attention_mask": mask})
+    return batches
+
+
+def encoder(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], autocast: bool):
+    @torch.inference_mode()
+    def encode() -> None:
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                model(**batch).last_hidden_state  # noqa: B018
+
+    return encode
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="s")
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    batches = sorted_batches(args.texts, args.rows, args.vocab)
+    functions, sizes = {}, {}
+    ways = {"fp32": (torch.float32, False), "bf16": (torch.bfloat16, False), "autocast": (torch.float32, True)}
+    for name, config in masked_configs(SHAPES[args.shape], args.vocab, 128).items():
+        for way, (dtype, autocast) in ways.items():
+            if way != "fp32" and not fast_bf16():
+                continue
+            model = AutoModel.from_config(copy.deepcopy(config)).eval().to(dtype)
+            sizes[name] = parameters(model)
+            if name == "hf_tfm":
+                use_blockwise_attention(model)
+            functions[f"{name} {way}"] = encoder(model, batches, autocast)
+    seconds = {name: spread(samples) for name, samples in interleaved(functions, args.repeats, warmups=1).items()}
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    for name, value in seconds.items():
+        print(f"  {name:20} {value['median'] * 1e3:7.1f} ms  {tokens / value['median']:9,.0f} tokens/s   "
+              f"{sizes[name.split()[0]]}")  # fmt: skip
+    best = {who: min(s["median"] for n, s in seconds.items() if n.split()[0] == who) for who in sizes}
+    ratios = {
+        "encoder_inference": best["bert"] / best["hf_tfm"],
+        "encoder_inference_against_modernbert": best["modernbert"] / best["hf_tfm"],
+    }
+    print("  " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
+    if not args.dry_run:
+        write_result(
+            "encoder_inference",
+            ratios,
+            "python training/benchmarks/bench_encoder.py " + " ".join(sys.argv[1:]),
+            opponent="BERT, the fastest of fp32, bf16 and autocast",
+            settings={**vars(args), "tokens": tokens, "models": sizes},
+            seconds=seconds,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""
+A training step of both models against transformers' own of equal size.
+
+    python training/benchmarks/bench_step.py
+    python training/benchmarks/bench_step.py --kind masked --shape s --rows 32 --length 128 --threads 2
+
+One step is forward, backward, clipping and AdamW on both sides, in bf16 autocast where the processor multiplies bf16
+(`--fp32` for the other), on tokens drawn at random. Each model runs eagerly and compiled; every process holds all of
+them and they take turns. The ratio in the summary sets this project's faster way against the opponents' fastest.
+"""
+
+import argparse
+import copy
+import sys
+import time
+
+import torch
+from side_by_side import (
+    SHAPES,
+    causal_configs,
+    interleaved,
+    masked_configs,
+    parameters,
+    spread,
+    write_result,
+)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from hf_tfm.attention import use_blockwise_attention
+from hf_tfm.optim import build_optimizer
+from hf_tfm.pretraining import fast_bf16
+from hf_tfm.speed import compile_blocks
+
+
+def causal_batch(rows: int, length: int, vocab_size: int) -> dict[str, dict[str, torch.Tensor]]:
+    ids = torch.randint(5, vocab_size, (rows, length))
+    batch = {"input_ids": ids, "labels": ids}
+    return {"hf_tfm": {**batch, "skip_logits": True}, "llama": batch, "gpt2": batch}
+
+
+def masked_batch(rows: int, length: int, vocab_size: int) -> dict[str, dict[str, torch.Tensor]]:
+    """The same rows with 15 % to predict, for this project also as positions, which its objective gives."""
+    ids = torch.randint(5, vocab_size, (rows, length))
+    chosen = torch.rand(rows, length).argsort().argsort() < round(0.15 * length)
+    labels = torch.where(chosen, ids, -100)
+    inputs = torch.where(chosen, 3, ids)
+    positions = chosen.flatten().nonzero().flatten()
+    compact = {"input_ids": inputs, "labels": ids.flatten()[positions], "masked_positions": positions}
+    dense = {"input_ids": inputs, "labels": labels}
+    return {"hf_tfm": {**compact, "skip_logits": True}, "modernbert": dense, "bert": dense}
+
+
+def make_step(model: torch.nn.Module, batch: dict[str, torch.Tensor], bf16: bool):
+    optimizer = build_optimizer(model, "adamw")
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def measure(kind: str, args: argparse.Namespace) -> None:
+    configs = {"causal": causal_configs, "masked": masked_configs}[kind](SHAPES[args.shape], args.vocab, args.length)
+    batches = {"causal": causal_batch, "masked": masked_batch}[kind](args.rows, args.length, args.vocab)
+    auto = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}[kind]
+    bf16 = fast_bf16() and not args.fp32
+    steps, sizes, compiling = {}, {}, {}
+    for name, config in configs.items():
+        for way in ("eager", "compiled"):
+            torch.manual_seed(0)
+            model = auto.from_config(copy.deepcopy(config)).train()
+            sizes[name] = parameters(model)
+            if name == "hf_tfm":
+                use_blockwise_attention(model)
+            if way == "compiled":
+                if name == "hf_tfm":
+                    compile_blocks(model)
+                else:
+                    model.compile()
+            steps[f"{name} {way}"] = make_step(model, batches[name], bf16)
+            started = time.perf_counter()
+            steps[f"{name} {way}"]()
+            compiling[f"{name} {way}"] = time.perf_counter() - started
+    seconds = {name: spread(samples) for name, samples in interleaved(steps, args.repeats).items()}
+    print(f"{kind}, {args.rows} rows of {args.length}, {'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} threads")
+    fastest = {way: min(s["median"] for n, s in seconds.items() if n.split()[0] != "hf_tfm" and way in n)
+               for way in ("eager", "compiled")}  # fmt: skip
+    for name, value in seconds.items():
+        low, high = value["quartiles"]
+        print(f"  {name:20} {value['median'] * 1e3:7.1f} ms  [{low * 1e3:.1f}, {high * 1e3:.1f}]   first "
+              f"{compiling[name]:5.1f} s   {sizes[name.split()[0]]}")  # fmt: skip
+    ours = min(seconds["hf_tfm eager"]["median"], seconds["hf_tfm compiled"]["median"])
+    ratios = {
+        f"{kind}_step": min(fastest.values()) / ours,
+        f"{kind}_step_against_eager": fastest["eager"] / ours,
+        f"{kind}_step_eager": fastest["eager"] / seconds["hf_tfm eager"]["median"],
+    }
+    print("  " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
+    if not args.dry_run:
+        write_result(
+            f"{kind}_step",
+            ratios,
+            "python training/benchmarks/bench_step.py " + " ".join(sys.argv[1:]),
+            opponent="the faster of eager and compiled among " + ", ".join(n for n in configs if n != "hf_tfm"),
+            settings={**vars(args), "bf16": bf16, "models": sizes},
+            seconds=seconds,
+            first_step_seconds=compiling,
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
+    parser.add_argument("--kind", choices=("causal", "masked", "both"), default="both")
+    parser.add_argument("--shape", choices=SHAPES, default="xs")
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--fp32", action="store_true")
+    parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    for kind in ("causal", "masked") if args.kind == "both" else (args.kind,):
+        measure(kind, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""
+All benchmarks, one after the other, and their summary as a table and a picture.
+
+    python training/benchmarks/run_all.py
+    python training/benchmarks/run_all.py --train texts.jsonl.gz --validation held_out.jsonl.gz --threads 2
+    python training/benchmarks/run_all.py --only step decode
+
+Leave the machine alone meanwhile: hours, most of them for the time to loss (`--only` chooses). Results stand in
+`training/benchmarks/results/`: a file for each benchmark with opponent, settings, spread and commit, `summary.json`
+with the ratios by name, `summary.md` and `summary.png`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from side_by_side import RESULTS
+
+
+HERE = Path(__file__).parent
+TEXT = HERE.parent / "data" / "text"
+
+# What the README's table shows, in its order.
+SHOWN = {
+    "causal_time_to_loss": "time to the tuned opponent's loss, next token",
+    "causal_time_to_loss_long": "the same at ten times the tokens",
+    "masked_time_to_loss": "time to the tuned opponent's loss, masked tokens",
+    "causal_step": "training step, next token",
+    "masked_step": "training step, masked tokens",
+    "decode_1": "writing text, one row",
+    "decode_16": "writing text, sixteen rows",
+    "encoder_inference": "encoding texts",
+    "packing": "packing and batching",
+}
+
+
+def commands(args: argparse.Namespace, folder: str) -> dict[str, list[list[str]]]:
+    """The command lines of each benchmark by name."""
+    text, threads = [args.train, args.validation], ["--threads", str(args.threads)]
+    tokenizer = str(Path(folder) / "tokenizer")
+    masked = ["--kind", "masked", "--rows", "32", "--length", "128"]
+    return {
+        "step": [
+            ["bench_step.py", "--kind", "causal", *threads],
+            ["bench_step.py", *masked, *threads],
+        ],
+        "decode": [["bench_decode.py", *threads]],
+        "encoder": [["bench_encoder.py", *threads]],
+        "packing": [
+            ["../train_tokenizer.py", "--data", args.train, "--output", tokenizer],
+            ["bench_packing.py", args.train, "--tokenizer", tokenizer],
+        ],
+        "kill": [["bench_kill.py"]],
+        "time_to_loss": [
+            ["bench_time_to_loss.py", *text, "--kind", "causal", *threads],
+            ["bench_time_to_loss.py", *text, "--kind", "masked", *threads],
+            ["bench_time_to_loss.py", *text, "--kind", "causal", "--long", *threads],
+        ],
+    }
+
+
+def summarise() -> None:
+    """Write the table and the picture of what `summary.json` holds."""
+    from matplotlib.figure import Figure
+
+    ratios = json.loads((RESULTS / "summary.json").read_text())
+    shown = {name: label for name, label in SHOWN.items() if name in ratios}
+    lines = ["| what | times as fast | against |", "|---|---|---|"]
+    for name, label in shown.items():
+        file = next(f for f in RESULTS.glob("*.json") if name in json.loads(f.read_text()).get("ratios", {}))
+        opponent = json.loads(file.read_text())["opponent"]
+        opponent = opponent if isinstance(opponent, str) else opponent["model"]
+        lines.append(f"| {label} | {ratios[name]:.2f} | {opponent} |")
+    (RESULTS / "summary.md").write_text("\n".join(lines) + "\n")
+
+    figure = Figure(figsize=(8, 0.5 * len(shown) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    values = [ratios[name] for name in shown]
+    bars = axes.barh(list(shown.values()), values, color="#4c72b0")
+    axes.bar_label(bars, labels=[f"{value:.1f}×" for value in values], padding=3)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlim(0.7, max(values) * 1.6)
+    axes.set_xlabel("times as fast as the best of transformers' models of equal size (1 = the same)")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "summary.png", dpi=120)
+    print("\n".join(lines))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
+    parser.add_argument("--train", default=str(TEXT / "train.jsonl.gz"))
+    parser.add_argument("--validation", default=str(TEXT / "validation.jsonl.gz"))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="step, decode, encoder, packing, kill, time_to_loss")
+    parser.add_argument("--summary", action="store_true", help="run nothing, only write the table and the picture anew")
+    args = parser.parse_args(argv)
+    # Threads that wait asleep: spinning ones take the processor from whatever else runs.
+    environment = {**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    with tempfile.TemporaryDirectory() as folder:
+        known = commands(args, folder)
+        if unknown := set(args.only or ()) - known.keys():
+            parser.error(f"--only knows {', '.join(known)}, not {', '.join(sorted(unknown))}")
+        for name in () if args.summary else args.only or known:
+            for command in known[name]:
+                print(f"\n$ python {' '.join(command)}", flush=True)
+                status = subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], env=environment)
+                if status.returncode:
+                    return status.returncode
+    summarise()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

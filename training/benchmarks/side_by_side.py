@@ -1,0 +1,141 @@
+"""What the benchmarks share: opponents of equal size, interleaved timing, the result files."""
+
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, PretrainedConfig, PreTrainedModel
+
+from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+
+
+RESULTS = Path(__file__).parent / "results"
+
+# Depth, width, heads of 64. With a vocabulary of 8,192 tied tokens: 5.3, 6.9 and 13.8 million parameters.
+SHAPES = {
+    "xs": dict(num_hidden_layers=4, hidden_size=256, num_attention_heads=4),
+    "tiny": dict(num_hidden_layers=6, hidden_size=256, num_attention_heads=4),
+    "s": dict(num_hidden_layers=6, hidden_size=384, num_attention_heads=6),
+}
+
+
+def gated_width(hidden_size: int) -> int:
+    """Width of a gated feed-forward layer: 8/3 of the model's, in whole 64s."""
+    return 64 * -(-8 * hidden_size // (3 * 64))
+
+
+def causal_configs(shape: dict[str, int], vocab_size: int, length: int) -> dict[str, PretrainedConfig]:
+    """This project's default decoder, Llama and GPT-2, each as its users run it: tied, without dropout."""
+    common = dict(vocab_size=vocab_size, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True)
+    width = gated_width(shape["hidden_size"])
+    gpt2 = dict(n_layer=shape["num_hidden_layers"], n_embd=shape["hidden_size"], n_head=shape["num_attention_heads"])
+    no_dropout = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return {
+        "hf_tfm": TfmDecoderConfig(**common, **shape, qk_norm=True, max_position_embeddings=max(length, 1024)),
+        "llama": LlamaConfig(**common, **shape, intermediate_size=width, max_position_embeddings=max(length, 1024)),
+        "gpt2": GPT2Config(**common, **gpt2, **no_dropout, n_positions=max(length, 1024)),
+    }
+
+
+def masked_configs(shape: dict[str, int], vocab_size: int, length: int) -> dict[str, PretrainedConfig]:
+    """This project's default encoder, ModernBERT and BERT, without dropout."""
+    common = dict(vocab_size=vocab_size, pad_token_id=0, cls_token_id=1, sep_token_id=2, tie_word_embeddings=True)
+    marks = dict(bos_token_id=1, eos_token_id=2)
+    gated = gated_width(shape["hidden_size"])
+    positions = max(length, 512)
+    ours = TfmEncoderConfig.preset("tiny", **common, **shape, max_position_embeddings=positions, mask_token_id=3)
+    no_dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return {
+        "hf_tfm": ours,
+        "modernbert": ModernBertConfig(
+            **common, **marks, **shape, intermediate_size=gated, max_position_embeddings=positions
+        ),
+        "bert": BertConfig(
+            **common,
+            **shape,
+            **no_dropout,
+            intermediate_size=4 * shape["hidden_size"],
+            max_position_embeddings=positions,
+        ),
+    }
+
+
+def parameters(model: PreTrainedModel) -> str:
+    """The size of a model in words."""
+    return f"{model.num_parameters() / 1e6:.2f} million parameters"
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], repeats: int, warmups: int = 2) -> dict[str, list[float]]:
+    """
+    Seconds of each call, `repeats` of them a function, one call of each in a round, in an order that changes: whatever
+    else the machine does falls on all alike.
+    """
+    for function in functions.values():
+        for _ in range(warmups):
+            function()
+    order, seconds = random.Random(0), {name: [] for name in functions}
+    for _ in range(repeats):
+        for name in order.sample(list(functions), len(functions)):
+            started = time.perf_counter()
+            functions[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def spread(samples: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
+    return {"median": quartiles[1], "quartiles": [quartiles[0], quartiles[2]], "samples": len(samples)}
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a figure was measured."""
+    repository = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", "hf_tfm", "training"], cwd=repository.parents[1], capture_output=True
+    ).stdout
+    return {
+        "commit": commit + ("+" if changed else ""),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "bf16_in_hardware": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "python": platform.python_version(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def write_result(name: str, ratios: dict[str, float], command: str, **facts: Any) -> None:
+    """
+    Write `results/<name>.json` and put its ratios into `results/summary.json`.
+
+    Args:
+        ratios: how many times as fast this project is as the opponent named in `facts`, by name.
+        facts: opponent, settings, samples and their spread, and whatever else a reader needs.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    result = {"ratios": ratios, "command": command, "date": time.strftime("%Y-%m-%d"), **facts, "machine": machine()}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    summary_file = RESULTS / "summary.json"
+    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
+    summary.update({ratio: round(value, 3) for ratio, value in ratios.items()})
+    summary_file.write_text(json.dumps(dict(sorted(summary.items())), indent=1) + "\n")
