@@ -1,0 +1,429 @@
+"""
+The promises of a saved model, checked: any folder or Hub name, of this package or another.
+
+Each check is one function from a `Subject` to a sentence about what was found; it raises `Broken` where the promise
+does not hold, and `NotApplicable` where there is nothing to check. `verify` runs them all.
+"""
+
+import copy
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .configuration_tfm import TfmConfig
+from .convert import outputs_of
+from .loading import auto_class_of, open_model
+
+
+TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller
+
+CLEAN_PROCESS = """
+import importlib.abc, sys
+
+class NotInstalled(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_tfm":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+import torch, transformers
+folder, auto_class, case = sys.argv[1:]
+inputs = torch.load(case, weights_only=True)
+opener = getattr(transformers, auto_class)
+model = opener.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+with torch.no_grad():
+    outputs = model(**inputs)
+torch.save({k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and k != "loss"}, case)
+"""
+
+
+class Broken(Exception):
+    """A promise that does not hold; the message says how far."""
+
+
+class NotApplicable(Exception):
+    """There is nothing to check; the message says why."""
+
+
+@dataclass
+class Subject:
+    """What is verified: where it is, and the model as it was opened, in fp32 and in evaluation mode."""
+
+    path: str
+    auto_class: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    trust_remote_code: bool
+
+    @property
+    def head(self) -> str:
+        return self.auto_class.removeprefix("AutoModel").removeprefix("For")
+
+    @property
+    def by_token(self) -> bool:
+        """Whether outputs are by token, not by row."""
+        return self.head in ("", "CausalLM", "MaskedLM", "PreTraining", "TokenClassification", "QuestionAnswering")
+
+    def copy(self) -> PreTrainedModel:
+        return copy.deepcopy(self.model)
+
+    def ids(self, rows: int, length: int, seed: int = 0) -> torch.Tensor:
+        """Random tokens, none of them special; `(rows, 2, length)` for multiple choice."""
+        config = self.model.config.get_text_config()
+        special = {i for i in self.tokenizer.all_special_ids if i is not None} | {config.pad_token_id}
+        ordinary = torch.tensor([i for i in range(config.vocab_size) if i not in special])
+        shape = (rows, 2, length) if self.head == "MultipleChoice" else (rows, length)
+        drawn = torch.randint(len(ordinary), shape, generator=torch.Generator().manual_seed(seed))
+        return ordinary[drawn]
+
+    def labels(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Labels for `ids`, a different number of them in each row where they are by token."""
+        rows, length = ids.shape[0], ids.shape[-1]
+        draw = torch.Generator().manual_seed(5)
+        if self.head in ("CausalLM", "MaskedLM", "PreTraining", "TokenClassification"):
+            classes = self.model.config.num_labels if self.head == "TokenClassification" else None
+            labels = ids if classes is None else torch.randint(classes, ids.shape, generator=draw)
+            columns = torch.arange(length).expand(rows, -1)
+            labels = labels.masked_fill(columns > length - 1 - torch.arange(rows)[:, None] * 2, -100)
+            extra = {}
+            if self.head == "PreTraining":
+                extra["next_sentence_label"] = torch.randint(2, (rows,), generator=draw)
+            return {"labels": labels, **extra}
+        if self.head == "QuestionAnswering":
+            starts = torch.randint(length, (rows,), generator=draw)
+            return {"start_positions": starts, "end_positions": torch.full((rows,), length - 1)}
+        if self.head in ("SequenceClassification", "NextSentencePrediction", "MultipleChoice"):
+            config = self.model.config
+            if self.head == "SequenceClassification" and config.num_labels == 1:
+                return {"labels": torch.randn(rows, generator=draw)}
+            if getattr(config, "problem_type", None) == "multi_label_classification":
+                return {"labels": torch.randint(2, (rows, config.num_labels), generator=draw).float()}
+            classes = {"NextSentencePrediction": 2, "MultipleChoice": 2}.get(self.head, config.num_labels)
+            return {"labels": torch.randint(classes, (rows,), generator=draw)}
+        raise NotApplicable("a model without a head has no loss")
+
+
+def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: str) -> float:
+    """The largest difference. Raises `Broken` if it is more than rounding, or something is not a number."""
+    worst = 0.0
+    for name, reference in expected.items():
+        difference = (found[name].float() - reference.float()).abs().max().item()
+        size = max(1.0, reference.abs().max().item())
+        if not difference <= TOLERANCE * size:
+            raise Broken(f"{name} differ by {difference:.1e} {what}")
+        worst = max(worst, difference)
+    return worst
+
+
+def check_loading(subject: Subject) -> str:
+    """Every weight comes from the checkpoint, is a number, and buffers are what a new model of this shape has."""
+    model = subject.model
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise Broken(f"{name} holds values that are not numbers")
+    fresh = type(model)(copy.deepcopy(model.config))
+    saved = model.state_dict().keys()
+    for name, buffer in fresh.named_buffers():
+        if name not in saved and not torch.equal(buffer, model.get_buffer(name)):
+            raise Broken(f"the buffer {name} is not what its configuration says: it was not set when loading")
+    return f"{sum(p.numel() for p in model.parameters()):,} weights, all from the checkpoint"
+
+
+def check_saving(subject: Subject) -> str:
+    """Saved and opened again it is bit for bit the same."""
+    inputs = {"input_ids": subject.ids(2, 12)}
+    with tempfile.TemporaryDirectory() as folder:
+        subject.model.save_pretrained(folder)
+        subject.tokenizer.save_pretrained(folder)
+        again, _ = open_model(folder, subject.auto_class, trust_remote_code=subject.trust_remote_code)
+    for name, tensor in subject.model.state_dict().items():
+        if not torch.equal(again.state_dict()[name], tensor):
+            raise Broken(f"{name} is another after saving and loading")
+    found, expected = outputs_of(again, **inputs), outputs_of(subject.model, **inputs)
+    if any(not torch.equal(found[name], expected[name]) for name in expected):
+        raise Broken("outputs are others after saving and loading, with the same weights")
+    return "weights and outputs bit-equal"
+
+
+def check_tied_weights(subject: Subject) -> str:
+    """What the configuration calls tied is one matrix, also after loading."""
+    model = subject.model
+    output, config = model.get_output_embeddings(), model.config.get_text_config()
+    if output is None:
+        raise NotApplicable("no output projection")
+    tied = output.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    if tied != bool(config.tie_word_embeddings):
+        said = "tied" if config.tie_word_embeddings else "separate"
+        raise Broken(f"tie_word_embeddings says {said}, the weights are {'tied' if tied else 'separate'}")
+    return "tied" if tied else "separate, as configured"
+
+
+def check_batches(subject: Subject) -> str:
+    """A row gives the same alone and among others."""
+    ids = subject.ids(4, 12)
+    together = outputs_of(subject.model, input_ids=ids)
+    worst = 0.0
+    for row in range(len(ids)):
+        alone = outputs_of(subject.model, input_ids=ids[row : row + 1])
+        expected = {name: value[row : row + 1] for name, value in together.items()}
+        worst = max(worst, compare(alone, expected, "between a row alone and in a batch of 4"))
+    return f"largest difference {worst:.0e}"
+
+
+def check_padding(subject: Subject) -> str:
+    """A row gives the same without padding and with it, on the right; for this package's models on the left too."""
+    ids, pad = subject.ids(2, 9), 5
+    filler = subject.model.config.get_text_config().pad_token_id
+    filler = (filler if filler is not None else 0) or 0
+    plain, worst = outputs_of(subject.model, input_ids=ids), 0.0
+    sides = ["right", *(["left"] if isinstance(subject.model.config, TfmConfig) or subject.head == "CausalLM" else [])]
+    for side in sides:
+        amount = (0, pad) if side == "right" else (pad, 0)
+        padded = nn.functional.pad(ids, amount, value=filler)
+        mask = nn.functional.pad(torch.ones_like(ids), amount)
+        inputs = {"input_ids": padded, "attention_mask": mask}
+        if side == "left" and not isinstance(subject.model.config, TfmConfig):
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` gives them
+        found = outputs_of(subject.model, **inputs)
+        if subject.by_token:
+            columns = slice(0, 9) if side == "right" else slice(pad, None)
+            rows = ("pooler_output", "seq_relationship_logits")
+            found = {name: value if name in rows else value[:, columns] for name, value in found.items()}
+        worst = max(worst, compare(found, plain, f"with padding on the {side}"))
+    return f"{' and '.join(sides)}; largest difference {worst:.0e}"
+
+
+def check_cache(subject: Subject) -> str:
+    """Token after token with the cache gives the logits of one pass."""
+    if subject.head != "CausalLM":
+        raise NotApplicable("only a causal LM has a cache")
+    ids = subject.ids(2, 12)
+    whole, cache, parts = outputs_of(subject.model, input_ids=ids)["logits"], None, []
+    with torch.no_grad():
+        for piece in (ids[:, :5], *ids[:, 5:].split(1, dim=1)):
+            outputs = subject.model(input_ids=piece, past_key_values=cache, use_cache=True)
+            cache = outputs.past_key_values
+            parts.append(outputs.logits)
+        stepwise = torch.cat(parts, dim=1)
+        written = subject.model.generate(
+            ids[:, :5], attention_mask=torch.ones_like(ids[:, :5]), max_new_tokens=6, do_sample=False, eos_token_id=None
+        )
+        slowly = subject.model.generate(
+            ids[:, :5], attention_mask=torch.ones_like(ids[:, :5]), max_new_tokens=6, do_sample=False,
+            eos_token_id=None, use_cache=False,
+        )  # fmt: skip
+    worst = compare({"logits": stepwise}, {"logits": whole}, "between one pass and the cache")
+    if not torch.equal(written, slowly):
+        raise Broken("greedy text is another with the cache than without")
+    return f"largest difference {worst:.0e}; same greedy text"
+
+
+def check_packing(subject: Subject) -> str:
+    """Documents packed into one row, their positions starting again, do not see each other."""
+    if not isinstance(subject.model.config, TfmConfig) and subject.head != "CausalLM":
+        raise NotApplicable("this architecture does not tell packed documents apart by their positions")
+    if not subject.by_token:
+        raise NotApplicable("a head by row does not read packed documents")
+    one, other = subject.ids(1, 7, seed=1), subject.ids(1, 9, seed=2)
+    positions = torch.cat([torch.arange(7), torch.arange(9)]).unsqueeze(0)
+    inputs = {"input_ids": torch.cat([one, other], dim=1), "position_ids": positions}
+    if subject.head == "CausalLM":
+        inputs["use_cache"] = False
+    packed = outputs_of(subject.model, **inputs)
+    rows = ("pooler_output", "seq_relationship_logits")
+    packed = {name: value for name, value in packed.items() if name not in rows}
+    worst = 0.0
+    for ids, columns in ((one, slice(0, 7)), (other, slice(7, 16))):
+        alone = outputs_of(subject.model, input_ids=ids)
+        found = {name: value[:, columns] for name, value in packed.items()}
+        expected = {name: alone[name] for name in found}
+        worst = max(worst, compare(found, expected, "between a document alone and packed"))
+    return f"largest difference {worst:.0e}"
+
+
+def _gradients(model: PreTrainedModel, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    for batch in batches:
+        model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_accumulation(subject: Subject) -> str:
+    """Four rows at once and one after the other give the same gradient, each row with another number of labels."""
+    ids = subject.ids(4, 12)
+    labels, model = subject.labels(ids), subject.copy().eval()
+    takes = inspect.signature(model.forward).parameters.values()
+    if not any(p.name == "num_items_in_batch" or p.kind == p.VAR_KEYWORD for p in takes):
+        raise NotApplicable("its loss takes no num_items_in_batch")
+    if subject.head == "QuestionAnswering":
+        raise NotApplicable("its loss is a mean over rows, which Trainer divides itself")
+    shifted = labels["labels"][..., 1:] if subject.head == "CausalLM" else labels["labels"]
+    items = (shifted != -100).sum() if not shifted.is_floating_point() else torch.tensor(shifted.shape[0])
+    whole = _gradients(model, [{"input_ids": ids, **labels, "num_items_in_batch": items}])
+    rows = [
+        {"input_ids": ids[i : i + 1], **{n: v[i : i + 1] for n, v in labels.items()}, "num_items_in_batch": items}
+        for i in range(4)
+    ]
+    parts = _gradients(model, rows)
+    largest = max(value.abs().max().item() for value in whole.values())
+    worst = max((whole[name] - parts[name]).abs().max().item() for name in whole)
+    if not worst <= 1e-4 * max(largest, 1e-6):
+        raise Broken(f"gradients differ by {worst / largest:.0%} of the largest between one batch and four")
+    return f"largest difference {worst:.0e} of {largest:.0e}"
+
+
+def check_gradients(subject: Subject) -> str:
+    """A gradient reaches every weight."""
+    model, ids = subject.copy().train(), subject.ids(4, 12)
+    inputs = {"input_ids": ids, **subject.labels(ids)}
+    if getattr(model.config, "type_vocab_size", 0):
+        inputs["token_type_ids"] = torch.randint_like(ids, model.config.type_vocab_size)
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    without = [name for name, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A pooler that nothing reads, or embeddings of positions beyond the row, do not count.
+    without = [name for name in without if ".pooler." not in f".{name}" or model.config.model_type.startswith("tfm")]
+    if without:
+        raise Broken(f"no gradient reaches {without[0]}" + (f" and {len(without) - 1} more" if without[1:] else ""))
+    return f"all {len(trained)} tensors"
+
+
+def check_bf16(subject: Subject) -> str:
+    """In bf16 outputs and gradients are numbers, in a row that is mostly padding too."""
+    model, ids = subject.copy().to(torch.bfloat16).eval(), subject.ids(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, ..., 2:] = 0
+    for name, value in outputs_of(model, input_ids=ids, attention_mask=mask).items():
+        if not value.isfinite().all():
+            raise Broken(f"{name} in bf16 are not numbers")
+    try:
+        labels = subject.labels(ids)
+    except NotApplicable:
+        return "outputs are numbers"
+    model = subject.copy().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=ids, attention_mask=mask, **labels).loss
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise Broken(f"the gradient of {name} under bf16 autocast is not a number")
+    return "outputs and gradients are numbers"
+
+
+def check_lora(subject: Subject) -> str:
+    """An adapter merged into the weights gives the outputs of the adapter beside them."""
+    from peft import LoraConfig, get_peft_model
+
+    model = subject.copy()
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    output = model.get_output_embeddings()
+    inner = {name.rpartition(".")[2] for name in layers if output is None or model.get_submodule(name) is not output}
+    heads = ("classifier", "score", "qa_outputs", "decoder", "lm_head", "seq_relationship")
+    targets = sorted(inner - set(heads))
+    if not targets:
+        raise NotApplicable("no linear layers that an adapter could stand beside")
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
+    inputs = {"input_ids": subject.ids(2, 12)}
+    beside = outputs_of(adapted, **inputs)
+    plain = outputs_of(subject.model, **inputs)
+    if all(torch.equal(beside[name], plain[name]) for name in plain):
+        raise Broken("an adapter with random weights changes nothing")
+    worst = compare(outputs_of(adapted.merge_and_unload(), **inputs), beside, "between a merged adapter and one beside")
+    return f"largest difference {worst:.0e}"
+
+
+def check_clean_process(subject: Subject) -> str:
+    """In a new process, this package not installed, it loads with the code it carries and gives the same outputs."""
+    inputs = {"input_ids": subject.ids(2, 12)}
+    with tempfile.TemporaryDirectory() as folder:
+        case = Path(folder) / "case.pt"
+        torch.save(inputs, case)
+        command = [sys.executable, "-c", CLEAN_PROCESS, str(subject.path), subject.auto_class, str(case)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise Broken(f"does not load without this package: {done.stderr.strip().splitlines()[-1]}")
+        found = torch.load(case, weights_only=True)
+    worst = compare(found, outputs_of(subject.model, **inputs), "in a clean process")
+    return f"largest difference {worst:.0e}"
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "loading": check_loading,
+    "saving": check_saving,
+    "tied weights": check_tied_weights,
+    "batches": check_batches,
+    "padding": check_padding,
+    "cache": check_cache,
+    "packing": check_packing,
+    "accumulation": check_accumulation,
+    "gradients": check_gradients,
+    "bf16": check_bf16,
+    "LoRA": check_lora,
+    "clean process": check_clean_process,
+}
+
+
+@dataclass
+class Verdict:
+    """One check's outcome: `passed`, `failed` or `skipped`, and what was found."""
+
+    check: str
+    outcome: str
+    found: str
+
+
+def verify(
+    path: str, only: list[str] | None = None, trust_remote_code: bool = False, subject: Subject | None = None
+) -> list[Verdict]:
+    """
+    Check the promises of a saved model.
+
+    Args:
+        path: folder, or name on the Hub.
+        only: names of some `CHECKS`.
+        subject: the model, where it is open already.
+
+    Raises:
+        InputError: there is no model that can be opened.
+    """
+    if subject is None:
+        auto_class = auto_class_of(path, trust_remote_code)
+        model, tokenizer = open_model(path, auto_class, trust_remote_code=trust_remote_code)
+        subject = Subject(path, auto_class, model, tokenizer, trust_remote_code)
+    verdicts = []
+    for name, check in CHECKS.items():
+        if only and name not in only:
+            continue
+        torch.manual_seed(0)
+        try:
+            verdicts.append(Verdict(name, "passed", check(subject)))
+        except NotApplicable as reason:
+            verdicts.append(Verdict(name, "skipped", str(reason)))
+        except Broken as reason:
+            verdicts.append(Verdict(name, "failed", str(reason)))
+        except Exception as error:  # whatever breaks in a model that is not ours is its fault, and said
+            verdicts.append(Verdict(name, "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"))
+    return verdicts
+
+
+def as_table(verdicts: list[Verdict]) -> str:
+    """One line a check."""
+    marks = {"passed": "ok", "failed": "FAILED", "skipped": "–"}
+    return "\n".join(f"{v.check:14} {marks[v.outcome]:7} {v.found}" for v in verdicts)
+
+
+def as_json(path: str, verdicts: list[Verdict]) -> str:
+    counts = {outcome: sum(v.outcome == outcome for v in verdicts) for outcome in ("passed", "failed", "skipped")}
+    return json.dumps({"model": path, **counts, "checks": [asdict(v) for v in verdicts]}, indent=1)

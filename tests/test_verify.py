@@ -1,0 +1,176 @@
+"""`hf-tfm verify` passes sound models of every head and catches each fault that is planted."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny import MODELS, build, build_tokenizer
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_tfm import cli, modeling_tfm_decoder, verify
+from hf_tfm.verify import CHECKS, Subject
+
+
+IN_PROCESS = [name for name in CHECKS if name != "clean process"]
+
+
+def subject_of(name: str = "TfmDecoderForCausalLM", **switches) -> Subject:
+    return Subject("planted", MODELS[name], build(name, **switches), build_tokenizer(), trust_remote_code=False)
+
+
+def outcomes(subject: Subject, *only: str) -> dict[str, str]:
+    return {v.check: v.outcome for v in verify.verify("planted", list(only) or IN_PROCESS, subject=subject)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sound_models_pass(name):
+    verdicts = verify.verify("planted", IN_PROCESS, subject=subject_of(name))
+    assert not [v for v in verdicts if v.outcome == "failed"]
+    assert {"loading", "saving", "batches", "padding", "bf16", "LoRA"} <= {
+        v.check for v in verdicts if v.outcome == "passed"
+    }
+
+
+def test_models_of_other_packages_are_checked_too():
+    config = LlamaConfig(vocab_size=70, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, pad_token_id=0)  # fmt: skip
+    torch.manual_seed(0)
+    subject = subject_of()
+    subject.model = LlamaForCausalLM(config).eval()
+    found = outcomes(subject)
+    assert set(found.values()) == {"passed"}, found
+
+
+def leaking_pack(subject, monkeypatch):
+    monkeypatch.setattr(modeling_tfm_decoder, "packing_arguments", lambda *args: ({}, {}))
+
+
+def ignored_mask(subject, monkeypatch):
+    forward = type(subject.model.model).forward
+
+    def without_mask(self, *args, attention_mask=None, **kwargs):
+        return forward(self, *args, attention_mask=None, **kwargs)
+
+    monkeypatch.setattr(type(subject.model.model), "forward", without_mask)
+
+
+def looks_at_the_batch(subject, monkeypatch):
+    norm = subject.model.model.norm
+    norm.register_forward_hook(lambda module, args, output: output + output.mean(0, keepdim=True) * (len(output) > 1))
+
+
+def unset_buffer(subject, monkeypatch):
+    subject.model.model.rotary_emb.inv_freq.fill_(0.5)
+
+
+def not_a_number(subject, monkeypatch):
+    with torch.no_grad():
+        subject.model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+
+
+def mean_of_means(subject, monkeypatch):
+    def loss(logits, labels, vocab_size, num_items_in_batch=None, **kwargs):
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    monkeypatch.setattr(type(subject.model), "loss_function", staticmethod(loss))
+
+
+def cut_gradient(subject, monkeypatch):
+    mlp = type(subject.model.model.layers[1].mlp)
+    forward = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda self, states: forward(self, states).detach())
+
+
+def untied(subject, monkeypatch):
+    subject.model.lm_head.weight = nn.Parameter(subject.model.lm_head.weight.detach().clone())
+
+
+def forgetful_cache(subject, monkeypatch):
+    from transformers.cache_utils import DynamicLayer
+
+    update = DynamicLayer.update
+
+    def forget(self, key, value, *args, **kwargs):
+        keys, values = update(self, key, value, *args, **kwargs)
+        return (keys * 0.9, values) if key.shape[2] == 1 else (keys, values)
+
+    monkeypatch.setattr(DynamicLayer, "update", forget)
+
+
+def overflow_in_bf16(subject, monkeypatch):
+    head = subject.model.lm_head
+    head.register_forward_hook(
+        lambda module, args, output: output * float("inf") if output.dtype == torch.bfloat16 else output
+    )
+
+
+def changed_by_saving(subject, monkeypatch):
+    save = type(subject.model).save_pretrained
+
+    def halved(self, *args, **kwargs):
+        state = {name: value * 0.5 for name, value in self.state_dict().items() if name != "lm_head.weight"}
+        return save(self, *args, state_dict=state, **kwargs)
+
+    monkeypatch.setattr(type(subject.model), "save_pretrained", halved)
+
+
+def merged_twice(subject, monkeypatch):
+    from peft.tuners.lora.layer import Linear
+
+    delta = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 2 * delta(self, adapter))
+
+
+FAULTS = {
+    leaking_pack: "packing",
+    ignored_mask: "padding",
+    looks_at_the_batch: "batches",
+    unset_buffer: "loading",
+    not_a_number: "loading",
+    mean_of_means: "accumulation",
+    cut_gradient: "gradients",
+    untied: "tied weights",
+    forgetful_cache: "cache",
+    overflow_in_bf16: "bf16",
+    changed_by_saving: "saving",
+    merged_twice: "LoRA",
+}
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+def test_planted_faults_are_caught(plant, monkeypatch):
+    subject = subject_of()
+    plant(subject, monkeypatch)
+    found = verify.verify("planted", [FAULTS[plant]], subject=subject)
+    assert [v.outcome for v in found] == ["failed"], found
+    assert len(found[0].found.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify") / "model"
+    build("TfmDecoderForCausalLM").save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_command(folder, tmp_path, capsys):
+    report = tmp_path / "checks.json"
+    assert cli.main(["verify", str(folder), "--json", str(report)]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in CHECKS) and "FAILED" not in shown
+    written = json.loads(report.read_text())
+    assert written["failed"] == 0 and written["passed"] == len(CHECKS)
+    assert cli.main(["verify", str(folder), "--only", "colour"]) == 2
+    assert "--only knows loading" in capsys.readouterr().err
+    assert cli.main(["verify", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_folder_without_its_code_fails(folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "modeling_tfm_decoder.py").unlink()
+    assert cli.main(["verify", str(broken), "--only", "clean process"]) == 1
+    assert "FAILED" in capsys.readouterr().out
