@@ -1,11 +1,14 @@
 """Adapters: small trained matrices beside frozen weights, put on with PEFT and merged back."""
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
+import transformers
+from transformers import GenerationConfig, PreTrainedModel
 
 from .errors import InputError
 
@@ -16,38 +19,56 @@ if TYPE_CHECKING:
     from .finetuning import FinetuningRecipe
 
 LORA_VARIANTS = ("lora", "dora", "rslora")
+_HEADS = ("classifier", "score", "qa_outputs")
 
 
 def add_adapter(
-    model: PreTrainedModel, recipe: "FinetuningRecipe", task_type: str, new: Sequence[str] = ()
-) -> "PeftModel":
+    model: PreTrainedModel,
+    recipe: "FinetuningRecipe",
+    task_type: str | None,
+    new: Sequence[str] = (),
+    inside: bool = False,
+    new_tokens: Sequence[int] = (),
+) -> "PeftModel | PreTrainedModel":
     """
     Wrap a model with LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) or rsLoRA (Kalajdzievski 2023); the rest is frozen.
 
     Args:
-        task_type: PEFT's name of the task, `SEQ_CLS` for instance; PEFT knows which heads to train with it.
+        task_type: PEFT's name of the task, `SEQ_CLS` for instance, or None if it has none. The head is always trained
+            as a whole and saved with the adapter.
         new: names of new weights; the modules that hold them are trained as a whole and saved with the adapter.
+        inside: put the adapter into the model's modules and leave its class, as sentence-transformers wants it.
+        new_tokens: ids whose embeddings, at both ends of the model, are trained and saved with the adapter.
 
     Raises:
         InputError: the model has no module of the names given.
     """
     from peft import LoraConfig, get_peft_model
 
-    within = {name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new}
+    # All of "all-linear" but these: PEFT leaves the head of SEQ_CLS out by itself, those of other tasks it would wrap.
+    heads = {name for name in _HEADS if hasattr(model, name)} if task_type != "CAUSAL_LM" else set()
+    whole = {name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new} | heads
+    if task_type in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"):
+        whole -= heads  # these PEFT adds by itself
     config = LoraConfig(
         task_type=task_type,
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=recipe.lora_target_modules or "all-linear",
-        modules_to_save=sorted(within - {"classifier", "score", "qa_outputs"}) or None,  # these PEFT adds by itself
+        exclude_modules=sorted(heads) or None,
+        modules_to_save=sorted(whole) or None,
+        trainable_token_indices=_ends_of(model, new_tokens) if new_tokens else None,
         use_dora=recipe.lora_variant == "dora",
         use_rslora=recipe.lora_variant == "rslora",
     )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return get_peft_model(model, config)
+            if not inside:
+                return get_peft_model(model, config)
+            model.add_adapter(config)
+            return model
     except ValueError as error:
         linear = {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         raise InputError(
@@ -75,7 +96,9 @@ def merge_adapter(
     ends = [end for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None]
     plain = [_plain_layer(end) for end in ends]
     tied = len(plain) == 2 and plain[0].weight is plain[1].weight
-    changes_tied = tied and any(end is not layer for end, layer in zip(ends, plain))
+    # Embeddings of single tokens are the one thing that PEFT changes at both ends alike.
+    tokens = sorted({token for end in ends if hasattr(end, "token_adapter") for token in _token_indices(end)})
+    changes_tied = tied and any(end is not layer for end, layer in zip(ends, plain)) and not tokens
     if changes_tied:
         if not untie:
             raise InputError(
@@ -85,18 +108,106 @@ def merge_adapter(
         plain[1].weight = torch.nn.Parameter(plain[1].weight.detach().clone())
     if example is None:
         rows = plain[0].num_embeddings
-        ids = torch.arange(1, 17, device=plain[0].weight.device)[None] * 7 % rows
+        ids = torch.tensor([[*(7 * place % rows for place in range(1, 17)), *tokens]], device=plain[0].weight.device)
         example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        before = base(**example).logits
+        before = _outputs(base, example)
         merged = model.merge_and_unload(safe_merge=True)
-        after = merged(**example).logits
+        after = _outputs(merged, example)
     if changes_tied:
         merged.config.tie_word_embeddings = False
     difference = (before - after).abs().max().item()
     if not difference <= 1e-4 * max(1.0, before.abs().max().item()):
         raise RuntimeError(f"the merged model's outputs differ from the adapter's by up to {difference:.2g}")
     return merged
+
+
+def merge_folder(
+    adapter: str | Path,
+    target: str | Path,
+    base: str | None = None,
+    untie: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[float, PreTrainedModel]:
+    """
+    Write a whole model folder with an adapter folded in: weights, code, tokenizer, generation settings, record, card.
+
+    Args:
+        base: where the base model is, if not where the adapter says.
+        untie: as in [`merge_adapter`].
+
+    Returns: the largest difference between outputs of the folder, read again, and of the adapter on its base; and the
+        model that was read.
+
+    Raises:
+        InputError: there is no adapter, its base is not there, `target` holds something, or as [`merge_adapter`].
+    """
+    from .card import write_card
+    from .checkpoints import MARKER, atomic_folder
+    from .loading import ADAPTER_FILE, auto_class_of, open_model
+    from .record import RECORD_FILE
+
+    adapter, target = Path(adapter), Path(target)
+    if not (adapter / ADAPTER_FILE).is_file():
+        raise InputError(f"{adapter}: no {ADAPTER_FILE} there, so no adapter to merge; it is what --lora writes")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not an empty folder; remove it or choose another name")
+    model, tokenizer = open_model(str(adapter), base=base, trust_remote_code=trust_remote_code)
+    ids = torch.arange(1, 33)[None] * 11 % len(tokenizer)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        expected = _outputs(model.get_base_model(), inputs)
+    merged = merge_adapter(model, untie=untie)
+    if merged.can_generate() and (adapter / "generation_config.json").is_file():
+        merged.generation_config = GenerationConfig.from_pretrained(adapter)
+    with atomic_folder(target) as folder:
+        merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if (adapter / RECORD_FILE).is_file():
+            record = json.loads((adapter / RECORD_FILE).read_text(encoding="utf-8"))
+            if "adapter" in record:
+                record["adapter"]["merged"] = True
+            (folder / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+            write_card(folder)
+    (target / MARKER).unlink()
+    auto_class = getattr(transformers, auto_class_of(str(target), trust_remote_code))
+    again = auto_class.from_pretrained(target, trust_remote_code=trust_remote_code).eval()
+    with torch.no_grad():
+        return (_outputs(again, inputs) - expected).abs().max().item(), again
+
+
+def merge_inside(model: PreTrainedModel) -> None:
+    """Fold an adapter that was put inside a model into its weights; what is left is the plain model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge(safe_merge=True)
+            model.set_submodule(name, layer.get_base_layer())
+    model.requires_grad_(True)
+    model._hf_peft_config_loaded = False  # or saving would save the adapter
+    del model.peft_config
+
+
+def _outputs(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        inputs = {name: tensor[:, None] if tensor.ndim == 2 else tensor for name, tensor in inputs.items()}
+    outputs = model(**inputs)
+    return outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
+
+
+def _ends_of(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]]:
+    """The ids by name of the embedding, and of the output layer where that has a matrix of its own."""
+    ends = [model.get_input_embeddings()]
+    if (output := model.get_output_embeddings()) is not None and output.weight is not ends[0].weight:
+        ends.append(output)
+    return {
+        name.split(".")[-1]: list(tokens) for name, part in model.named_modules() if any(part is end for end in ends)
+    }
+
+
+def _token_indices(wrapper: torch.nn.Module) -> list[int]:
+    return [token for several in wrapper.token_adapter.token_indices.values() for token in several]
 
 
 def _plain_layer(layer: torch.nn.Module) -> torch.nn.Module:

@@ -1,0 +1,174 @@
+"""
+Fine-tunes a causal LM to answer: instructions, prompts with responses, conversations of several turns.
+
+    python training/finetune_instruct.py training/recipes/finetune_instruct.yaml
+
+    python training/finetune_instruct.py --model my-decoder --train_file chats.jsonl --lora --output_dir runs/chat
+
+Takes any causal LM of the Auto classes. Records have `instruction`, `input` and `output`, or `prompt` and `response`,
+or `messages`. The loss is on what the assistant says, the token that ends an answer included, so the model learns to
+stop. Conversations are packed into rows of `max_length` tokens and do not see one another. The best checkpoint has the
+lowest loss on the validation records; test records are measured once. The same command goes on where a run was stopped.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoModelForCausalLM, set_seed
+
+from hf_tfm import answers, conversations, finetuning
+from hf_tfm.adapters import add_adapter
+from hf_tfm.conversations import ChatEncoder, ConversationCollator
+from hf_tfm.errors import InputError
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, say
+from hf_tfm.metrics import proportion
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.records import Records, read_records
+
+
+@dataclass
+class InstructRecipe(FinetuningRecipe):
+    packing: bool = field(default=True, metadata={"help": "Put several conversations into a row of max_length tokens."})
+    train_on_prompts: bool = field(default=False, metadata={"help": "Predict all tokens, not the assistant's alone."})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "File with a chat template; by default the tokenizer's, or one that suits it."}
+    )
+    new_tokens: list[str] | None = field(
+        default=None,
+        metadata={"help": "Tokens that the records hold and the tokenizer does not have, or has as spare ones."},
+    )
+    max_new_tokens: int = field(default=128, metadata={"help": "Where answers to measured prompts are cut."})
+    answers: int = field(default=100, metadata={"help": "How many prompts of the measured split are answered."})
+    baselines: bool = field(default=True, metadata={"help": "Measure the model as it was before, too."})
+
+
+@dataclass
+class InstructArguments(FinetuningArguments):
+    per_device_train_batch_size: int = 8
+    metric_for_best_model: str | None = "loss"
+
+
+def read_splits(recipe: InstructRecipe, seed: int) -> tuple[dict[str, Records], dict[str, list[Any]]]:
+    """The splits that there are, validation always among them, and their conversations."""
+    train = read_records(recipe.train_file)
+    keys = [what_is_asked(messages) for messages in conversations.read_conversations(train)]
+    train, validation = finetuning.carve_validation(recipe, train, seed, keys)
+    splits = {"train": train, "validation": validation}
+    if recipe.test_file:
+        splits["test"] = read_records(recipe.test_file)
+    return splits, {name: conversations.read_conversations(records) for name, records in splits.items()}
+
+
+def what_is_asked(messages: list[dict[str, str]]) -> str:
+    """What two records have in common that ask the same."""
+    asked = (message["content"] for message in messages if message["role"] != "assistant")
+    return " ".join("\n".join(asked).casefold().split())
+
+
+def encode_splits(
+    encoder: ChatEncoder, recipe: InstructRecipe, splits: dict[str, Records], chats: dict[str, list[Any]], length: int
+) -> dict[str, conversations.Encoded]:
+    """Rows of each split, with a line on what they hold and what did not fit."""
+    encoded = {}
+    for name, records in splits.items():
+        found = conversations.encode_conversations(
+            encoder, chats[name], records.places, length, recipe.train_on_prompts
+        )
+        say(name, f"{len(found.rows):,} conversations, {found.tokens:,} tokens, {found.trained:,} of them trained")
+        for count, what in ((found.shortened, "lost their last turns"), (found.left_out, "are left out")):
+            if count:
+                say("note", f"{count:,} {name} conversations {what}: they are longer than {length} tokens")
+        encoded[name] = found
+    return encoded
+
+
+def measure(
+    model: Any, encoder: ChatEncoder, recipe: InstructRecipe, rows: list[Any], prompts: list[list[int]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Loss, and how many answers end by themselves; and the answers."""
+    with finetuning.quiet():
+        results = {"loss": answers.loss_estimate(*answers.nats_and_tokens(model, encoder.tokenizer, rows))}
+        said = answers.answer(model, encoder.tokenizer, prompts, recipe.max_new_tokens)
+    if said:
+        results["stops_by_itself"] = proportion(sum(answer.stopped for answer in said), len(said))
+    return results, [answer.text + ("" if answer.stopped else " …") for answer in said]
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    recipe, args = parse_recipe(argv, InstructRecipe, InstructArguments, __doc__)
+    finetuning.check_output_dir(args, recipe)
+    args.remove_unused_columns = False  # the collator knows what the model is to get
+    set_seed(args.seed)
+
+    splits, chats = read_splits(recipe, args.seed)
+    tokenizer = finetuning.load_tokenizer(recipe)
+    model, new = finetuning.load_model(AutoModelForCausalLM, recipe, tokenizer)
+    if new:
+        raise InputError(f"{recipe.model}: is no causal LM, it lacks {new[0]}")
+    new_tokens = conversations.add_tokens(tokenizer, model, recipe.new_tokens or [], recipe.lora)
+    conversations.ensure_chat_template(tokenizer, recipe.chat_template)
+    length = finetuning.settle_max_length(recipe, model, tokenizer)
+    encoder = ChatEncoder(tokenizer)
+
+    encoded = encode_splits(encoder, recipe, splits, chats, length)
+    conversations.stop_at(model, tokenizer, encoder.ends)
+    if recipe.lora:
+        model = add_adapter(model, recipe, "CAUSAL_LM", new_tokens=new_tokens)
+    record = finetuning.begin_record("finetune_instruct", recipe, args, model, splits)
+    record["loss_name"] = "loss (nats per trained token)"
+    finetuning.settle_arguments(args, recipe, model, ["loss"])
+
+    train = encoded["train"].rows
+    if recipe.packing:
+        train = conversations.pack(train, length, tokenizer.pad_token_id)
+        filled = encoded["train"].tokens / (length * len(train))
+        say("packing", f"{len(train):,} rows of {length} tokens, {filled:.1%} full, no conversation sees another")
+    finetuning.say_model(model, recipe, new)
+    finetuning.say_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
+    say("example", conversations.show(tokenizer, encoded["train"].rows[0]))
+    record["overlap_with_train"] = finetuning.say_overlap(
+        {name: [what_is_asked(messages) for messages in chats[name]] for name in splits}
+    )
+
+    trainer = answers.LossTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=encoded["validation"].rows,
+        processing_class=tokenizer,
+        data_collator=ConversationCollator(tokenizer.pad_token_id),
+        record=record,
+    )
+    if recipe.packing:
+        conversations.check_packing(trainer.model, train)
+    finetuning.say_time(trainer)
+
+    split = "test" if "test" in splits else "validation"
+    held_out = encoded[split]
+    prompts = [conversations.up_to_answer(chats[split][number]) for number in held_out.numbers[: recipe.answers]]
+    asked = [encoder.prompt(prompt, split) for prompt in prompts]
+    before, said_before = {}, []
+    if recipe.baselines:
+        before, said_before = measure(trainer.model, encoder, recipe, held_out.rows, asked)
+    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    if trainer.stopped:
+        return finetuning.say_stopped(trainer)
+
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    results, said = measure(model, encoder, recipe, held_out.rows, asked)
+    if not trainer.is_world_process_zero():
+        return 0
+    finetuning.say_results(split, results, {"before": before} if before else None)
+    record["measured_on"], record["results"] = split, finetuning.as_dicts(results)
+    record["baselines"] = {"before": finetuning.as_dicts(before)} if before else {}
+    record["samples"] = answers.dialogues(prompts, {"before": said_before, "after": said})
+    print("\n\n".join(["", *record["samples"]]))
+    record["chat"] = prompts[0][-1]["content"] if prompts else None
+    finetuning.write_results(trainer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""
+Fine-tunes a causal LM on pairs of answers of which one is preferred: by DPO, or into a reward model.
+
+    python training/finetune_preference.py training/recipes/finetune_preference.yaml
+
+    python training/finetune_preference.py --mode reward --model my-decoder --train_file pairs.jsonl --output_dir runs/r
+
+Records have `prompt` (a text, or messages), `chosen` and `rejected`. DPO (Rafailov et al. 2023) makes the chosen
+answers likelier than the rejected ones, compared with the model as it was; a reward model gives a conversation a
+number, higher for the better answer (Bradley & Terry 1952). TRL's trainers do both. The best checkpoint has the lowest
+loss on the validation records; test records are measured once. The same command goes on where a run was stopped.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+from hf_tfm import answers, conversations, finetuning
+from hf_tfm.adapters import add_adapter
+from hf_tfm.conversations import ChatEncoder
+from hf_tfm.errors import InputError
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, say
+from hf_tfm.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.records import Records, read_records
+from hf_tfm.trainer import RunMixin
+
+
+@dataclass
+class PreferenceRecipe(FinetuningRecipe):
+    mode: str = field(default="dpo", metadata={"help": "dpo, or reward for a reward model."})
+    beta: float = field(default=0.1, metadata={"help": "dpo: the higher, the nearer the model stays to what it was."})
+    trl: str = field(default="{}", metadata={"help": "Other fields of TRL's DPOConfig or RewardConfig, as JSON."})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "File with a chat template; by default the tokenizer's, or one that suits it."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in ("dpo", "reward"):
+            raise InputError(f"mode {self.mode!r} must be dpo or reward")
+
+
+@dataclass
+class PreferenceArguments(FinetuningArguments):
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 8
+    train_sampling_strategy: str = "random"
+    metric_for_best_model: str | None = "loss"
+
+
+class _PairTrainer(RunMixin):
+    """The pairs are tokens already, and the card is this package's."""
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+    def create_model_card(self, *_, **__):
+        pass
+
+
+class PairDPOTrainer(_PairTrainer, DPOTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if "ref" in getattr(self.model, "peft_config", {}):
+            # TRL's copy of a new adapter; without it, the reference is the model with its adapter switched off.
+            self.model.delete_adapter("ref")
+
+
+class PairRewardTrainer(_PairTrainer, RewardTrainer):
+    pass
+
+
+def pair_dataset(found: EncodedPairs, mode: str) -> Dataset:
+    """Columns as TRL's collator takes them; a reward model reads the prompt as a part of each answer."""
+    if mode == "dpo":
+        return Dataset.from_list(found.rows)
+    return Dataset.from_list(
+        [{f"{which}_ids": r["prompt_ids"] + r[f"{which}_ids"] for which in ("chosen", "rejected")} for r in found.rows]
+    )
+
+
+def scores(model: Any, tokenizer: Any, found: EncodedPairs, mode: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the model gives chosen and rejected answers, and the tokens of the chosen: log-likelihoods, or rewards."""
+    with finetuning.quiet():
+        if mode == "dpo":
+            (chosen, tokens), (rejected, _) = (
+                answers.nats_and_tokens(model, tokenizer, found.answered(which)) for which in ("chosen", "rejected")
+            )
+            return -chosen, -rejected, tokens
+        rows = {which: found.answered(which) for which in ("chosen", "rejected")}
+        chosen, rejected = (rewards(model, tokenizer, several) for several in rows.values())
+        return chosen, rejected, np.array([len(row["chosen_ids"]) for row in found.rows])
+
+
+def figures(now: tuple[np.ndarray, ...], before: tuple[np.ndarray, ...] | None, mode: str) -> dict[str, Any]:
+    """How many pairs a model agrees with; of a language model also by its change, and its loss on chosen answers."""
+    chosen, rejected, tokens = now
+    if mode == "reward":
+        return {"accuracy": agreement(chosen, rejected)}
+    results = {"likelier": agreement(chosen, rejected), "chosen_loss": answers.loss_estimate(-chosen, tokens)}
+    if before is not None:
+        results = {"accuracy": agreement(chosen - before[0], rejected - before[1]), **results}
+    return results
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    recipe, args = parse_recipe(argv, PreferenceRecipe, PreferenceArguments, __doc__)
+    finetuning.check_output_dir(args, recipe)
+    set_seed(args.seed)
+
+    train = read_records(recipe.train_file)
+    keys = [str(pair.prompt).casefold() for pair in read_pairs(train)]
+    train, validation = finetuning.carve_validation(recipe, train, args.seed, keys)
+    splits: dict[str, Records] = {"train": train, "validation": validation}
+    if recipe.test_file:
+        splits["test"] = read_records(recipe.test_file)
+    pairs = {name: read_pairs(records) for name, records in splits.items()}
+
+    tokenizer = finetuning.load_tokenizer(recipe)
+    head = (
+        (AutoModelForCausalLM, {}) if recipe.mode == "dpo" else (AutoModelForSequenceClassification, {"num_labels": 1})
+    )
+    model, new = finetuning.load_model(head[0], recipe, tokenizer, **head[1])
+    conversations.ensure_chat_template(tokenizer, recipe.chat_template)
+    length = finetuning.settle_max_length(recipe, model, tokenizer)
+    encoder = ChatEncoder(tokenizer)
+    found = {name: encode_pairs(encoder, pairs[name], splits[name].places, length) for name in splits}
+    if recipe.mode == "dpo":
+        conversations.stop_at(model, tokenizer, encoder.ends)
+    if recipe.lora:
+        model = add_adapter(model, recipe, "CAUSAL_LM" if recipe.mode == "dpo" else "SEQ_CLS", new)
+    record = finetuning.begin_record("finetune_preference", recipe, args, model, splits)
+    # Preferences are a small change to a model that can speak already.
+    finetuning.settle_arguments(args, recipe, model, ["loss"], pace=0.1 if recipe.mode == "dpo" else 0.5)
+
+    finetuning.say_model(model, recipe, new)
+    for name, encoded in found.items():
+        say(name, f"{len(encoded.rows):,} pairs")
+        for count, what in ((encoded.alike, "have the same answer twice"), (encoded.left_out, "are too long")):
+            if count:
+                say("note", f"{count:,} {name} pairs {what}, they are left out (max_length {length})")
+    total, per_epoch = finetuning.count_steps(args, len(found["train"].rows))
+    say("steps", f"{total:,}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}")
+    for which in ("chosen", "rejected"):
+        say(which, conversations.show(tokenizer, found["train"].answered(which)[0]))
+
+    datasets = {name: pair_dataset(encoded, recipe.mode) for name, encoded in found.items()}
+    fields = {"max_length": None, "disable_dropout": recipe.lora_dropout == 0}
+    if recipe.mode == "dpo":
+        # The model as it was is asked once, before the training, and need not be kept beside the one that is trained.
+        fields |= {"beta": recipe.beta, "precompute_ref_log_probs": True}
+    config_class, trainer_class = (
+        (DPOConfig, PairDPOTrainer) if recipe.mode == "dpo" else (RewardConfig, PairRewardTrainer)
+    )
+    trainer = trainer_class(
+        model=model,
+        args=finetuning.trl_arguments(config_class, args, recipe.trl, **fields),
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        processing_class=tokenizer,
+        record=record,
+    )
+    split = "test" if "test" in splits else "validation"
+    before = scores(trainer.model, tokenizer, found[split], recipe.mode)
+    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    if trainer.stopped:
+        return finetuning.say_stopped(trainer)
+
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    results = figures(scores(model, tokenizer, found[split], recipe.mode), before, recipe.mode)
+    if not trainer.is_world_process_zero():
+        return 0
+    beside = {"before": figures(before, None, recipe.mode)}
+    finetuning.say_results(split, results, beside)
+    record["measured_on"], record["results"] = split, finetuning.as_dicts(results)
+    record["baselines"] = {name: finetuning.as_dicts(columns) for name, columns in beside.items()}
+    finetuning.write_results(trainer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

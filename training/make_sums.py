@@ -1,0 +1,68 @@
+"""
+Writes sums to learn: text to pretrain on, questions with answers, and questions that neither of them has.
+
+    python training/make_sums.py --output sums --digits 2
+
+`pretrain.jsonl` has lines such as `17 + 25 = 42` (field `text`); `train.jsonl`, `validation.jsonl` and `test.jsonl`
+have `prompt`, `response` and `answer`, for finetune_instruct.py and finetune_rlvr.py alike. All pairs of numbers are
+dealt out to the splits, a + b together with b + a: no test sum stands anywhere else in either order. A tokenizer that
+sees each digit by itself learns sums best; all that train_tokenizer.py makes do so.
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+
+SHARES = {"validation": 0.03, "test": 0.05}
+
+
+def deal(digits: int, seed: int) -> dict[str, list[tuple[int, int]]]:
+    """All pairs of numbers of at most so many digits, dealt out to train, validation and test."""
+    draw = random.Random(seed)
+    pairs = [(a, b) for a in range(10**digits) for b in range(a + 1)]
+    draw.shuffle(pairs)
+    splits, start = {}, 0
+    for name, share in SHARES.items():
+        end = start + round(share * len(pairs))
+        splits[name] = [(a, b) if draw.random() < 0.5 else (b, a) for a, b in pairs[start:end]]
+        start = end
+    splits["train"] = [pair for a, b in pairs[start:] for pair in {(a, b), (b, a)}]
+    draw.shuffle(splits["train"])
+    return splits
+
+
+def question(a: int, b: int) -> dict[str, str]:
+    """A record: what is asked, in the words of the text to pretrain on; the answer as said, and as it is checked."""
+    return {"prompt": f"{a} + {b} =", "response": str(a + b), "answer": str(a + b)}
+
+
+def write(path: Path, records: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    print(f"{path}: {len(records):,} records")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--digits", type=int, default=2, choices=(1, 2, 3), help="of the numbers (default 2)")
+    parser.add_argument("--lines", type=int, default=20, help="sums in a document to pretrain on (default 20)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = deal(args.digits, args.seed)
+    lines = [f"{a} + {b} = {a + b}" for a, b in splits["train"]]
+    documents = ["\n".join(lines[first : first + args.lines]) for first in range(0, len(lines), args.lines)]
+    held_out = max(1, len(documents) // 50)
+    write(folder / "pretrain.jsonl", [{"text": text} for text in documents[held_out:]])
+    write(folder / "pretrain_validation.jsonl", [{"text": text} for text in documents[:held_out]])
+    for name, pairs in splits.items():
+        write(folder / f"{name}.jsonl", [question(a, b) for a, b in pairs])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
