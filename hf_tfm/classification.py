@@ -76,7 +76,7 @@ class Task:
         return labels
 
     def _id(self, value: Any, place: str) -> int:
-        number = self.ids.get(_written(value))
+        number = self.ids.get(written_label(value))
         if number is None or (self.known is not None and number not in self.known):
             there = ", ".join(self.names[:8]) + (" …" if len(self.names) > 8 else "")
             raise InputError(
@@ -197,9 +197,9 @@ def read_task(train: Records, field: str = "label", problem_type: str | None = N
         return Task(problem_type, [field], field, {})
 
     written = {
-        _written(one): None for value in values for one in (_several(value) if problem_type == _MULTI else [value])
+        written_label(one): None for value in values for one in (_several(value) if problem_type == _MULTI else [value])
     }
-    listed = _listed_names(Path(train.path).parent / "labels.json", field)
+    listed = listed_names(Path(train.path).parent / "labels.json", field)
     told = None if listed or problem_type == _MULTI else _told_names(train, field)
     if listed:
         names, ids = listed, {str(number): number for number in range(len(listed))}
@@ -292,7 +292,7 @@ def _guess(values: list[Any]) -> str:
     return _SINGLE if all(number.is_integer() for number in numbers) else _REGRESSION
 
 
-def _written(value: Any) -> str:
+def written_label(value: Any) -> str:
     """A label as text, the same from JSON (1, 1.0) and CSV ("1")."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
@@ -322,7 +322,7 @@ def _order(written: dict[str, None]) -> Callable[[str], Any]:
     return numbers.__getitem__
 
 
-def _listed_names(path: Path, field: str) -> list[str] | None:
+def listed_names(path: Path, field: str) -> list[str] | None:
     """Names from a `labels.json`, if there is one that names this field."""
     if not path.is_file():
         return None
@@ -343,7 +343,7 @@ def _told_names(train: Records, field: str) -> dict[str, str] | None:
         return None
     told: dict[str, str] = {}
     for record, place in zip(train, train.places):
-        value, name = _written(record[field]), record[beside]
+        value, name = written_label(record[field]), record[beside]
         if told.setdefault(value, name) != name:
             raise InputError(f"{place}: label {value} is {name!r} here but {told[value]!r} before; mend {beside!r}")
     return told

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import random
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,18 +19,22 @@ class Records(list):
     The records of one split as dictionaries.
 
     Attributes:
-        path: where they were read from.
+        path: where they were read from, the first place of several.
+        more_paths: the other places.
         places: where each stands, `file, line 3`, for messages.
     """
 
-    def __init__(self, records: Iterable[dict[str, Any]], places: Iterable[str], path: str):
+    def __init__(
+        self, records: Iterable[dict[str, Any]], places: Iterable[str], path: str, more_paths: Iterable[str] = ()
+    ):
         super().__init__(records)
         self.places = list(places)
         self.path = path
+        self.more_paths = list(more_paths)
 
     def subset(self, numbers: Iterable[int]) -> "Records":
         numbers = list(numbers)
-        return Records([self[n] for n in numbers], [self.places[n] for n in numbers], self.path)
+        return Records([self[n] for n in numbers], [self.places[n] for n in numbers], self.path, self.more_paths)
 
     def values(self, field: str, option: str) -> list[Any]:
         """
@@ -62,25 +67,35 @@ class Records(list):
         return texts
 
 
-def read_records(path: str | Path) -> Records:
+def read_records(path: str | Path | Sequence[str | Path]) -> Records:
     """
-    All records of a file: .jsonl, .json (an array or lines), .csv, .tsv or .parquet, also compressed or in a .zip.
+    All records of one file or several: .jsonl, .json (an array or lines), .csv, .tsv or .parquet, also compressed or in
+    a .zip.
 
     Raises:
-        InputError: the file is missing, damaged, of an unknown kind or without records; the message names the line.
+        InputError: a file is missing, damaged, of an unknown kind or without records; the message names the line.
     """
+    paths = [path] if isinstance(path, str | Path) else list(path)
     records, places = [], []
+    for one in paths:
+        before = len(records)
+        for place, record in iter_records(one):
+            records.append(record)
+            places.append(place)
+        if len(records) == before:
+            raise InputError(f"{one}: holds no records")
+    return Records(records, places, str(paths[0]), map(str, paths[1:]))
+
+
+def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and record of what [`read_records`] reads, one at a time. Raises `InputError` as it does."""
     for file in list_files(Source(str(path))):
         for place, record in _read(file):
             if not isinstance(record, Mapping):
                 raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
             if None in record:
                 raise InputError(f"{place}: has more cells than the header names; quote cells that hold the separator")
-            records.append(dict(record))
-            places.append(place)
-    if not records:
-        raise InputError(f"{path}: holds no records")
-    return Records(records, places, str(path))
+            yield place, dict(record)
 
 
 def _read(file: TextFile) -> Iterator[tuple[str, Any]]:
@@ -105,11 +120,24 @@ def _read_parquet(stream: BinaryIO, file: TextFile) -> Iterator[tuple[str, Any]]
     from pyarrow import parquet
 
     try:
-        rows = parquet.read_table(stream).to_pylist()
+        rows = (row for batch in parquet.ParquetFile(stream).iter_batches(256) for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"{file}, record {number}", row
     except pyarrow.ArrowException as error:
         raise OSError(error) from None
-    for number, row in enumerate(rows, 1):
-        yield f"{file}, record {number}", row
+
+
+def split_list(value: Any) -> Any:
+    """A list that a cell of CSV holds, as JSON or with blanks between its entries; anything but text as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            if isinstance(several := json.loads(value), list):
+                return several
+        except ValueError:
+            pass  # words of which the first is a bracket
+    return value.split()
 
 
 def carve(
@@ -150,13 +178,15 @@ def carve(
 
 
 def data_facts(split: str, records: Records) -> dict[str, Any]:
-    """What the run record says about a split: the file's name with its folder's, records, SHA-256 of the file."""
-    path = Path(records.path)
-    facts = {"name": "/".join(path.absolute().parts[-2:]), "split": split, "records": len(records)}
-    if path.is_file():
-        with open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+    """What the run record says about a split: files' names with their folders', records, SHA-256 of what they hold."""
+    paths = [Path(path) for path in (records.path, *records.more_paths)]
+    names = ["/".join(path.absolute().parts[-2:]) for path in paths]
+    facts = {"name": " + ".join(names), "split": split, "records": len(records)}
+    if all(path.is_file() for path in paths):
+        digest = hashlib.sha256()
+        for path in paths:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
         facts["sha256"] = digest.hexdigest()
     return facts

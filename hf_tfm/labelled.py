@@ -1,0 +1,160 @@
+"""Figures of a model with a head on a file of labelled records: classifiers, taggers, question answering."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from . import question_answering, tagging
+from .batches import RightPadding, length_of
+from .classification import Task
+from .errors import InputError
+from .finetuning import encode_records, longest_input
+from .metrics import Estimate
+from .records import Records
+
+
+def task_of_model(model: PreTrainedModel, field: str) -> Task:
+    """The classification task that a model was trained for; records may name labels or give their numbers."""
+    config = model.config
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    problem_type = config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
+    ids = {str(number): number for number in range(len(names))} | {name: i for i, name in enumerate(names)}
+    return Task(problem_type, [field] if problem_type == "regression" else names, field, ids)
+
+
+def measure_classifier(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Records,
+    text_fields: Sequence[str],
+    label_field: str,
+    **batching: Any,
+) -> dict[str, Estimate]:
+    """Figures of a model for sequence classification; `batching` is for [`predict_rows`]."""
+    task = task_of_model(model, label_field)
+    labels = task.encode(records)
+    columns = [records.texts(field, "text_field") for field in text_fields]
+    rows = encode_records(tokenizer, _most_tokens(model, tokenizer), *columns)
+    logits = predict_rows(model, tokenizer, rows, lambda outputs: outputs.logits, **batching)
+    return task.estimates(task.decide(np.stack(logits)), labels)
+
+
+def measure_tagger(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Records,
+    words_field: str,
+    tags_field: str,
+    **batching: Any,
+) -> dict[str, Estimate]:
+    """Figures of a model for token classification."""
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    ids = {str(number): number for number in range(len(names))} | {name: i for i, name in enumerate(names)}
+    task = tagging.TagTask(names, tags_field, ids, ids.get("O", 0))
+    words = tagging.read_words(records, words_field)
+    tags = task.encode(records, words)
+    rows, windows = tagging.encode_words(tokenizer, _most_tokens(model, tokenizer), words)
+    best = predict_rows(model, tokenizer, rows, lambda outputs: outputs.logits.argmax(-1), True, **batching)
+    return task.estimates(tagging.tags_of_words(best, windows, words, task.default), tags)
+
+
+def measure_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Records,
+    fields: tuple[str, str, str],
+    threshold: float | None = None,
+    **batching: Any,
+) -> dict[str, Estimate]:
+    """
+    Figures of a model for extractive question answering; a context too long for it is read through windows.
+
+    Args:
+        threshold: "no answer" is said where it is better than the best span by more than this, never by default.
+    """
+    records, questions = question_answering.read_questions(records, fields)
+    longest = _most_tokens(model, tokenizer)
+    rows, windows = question_answering.encode_questions(tokenizer, model, questions, longest, min(128, longest // 4))
+    ends = predict_rows(
+        *(model, tokenizer, rows),
+        lambda outputs: torch.stack([outputs.start_logits, outputs.end_logits], -1),
+        per_token=True,
+        **batching,
+    )
+    contexts = [question.context for question in questions]
+    answers = question_answering.find_answers(ends, windows, contexts)
+    return question_answering.estimates([answer.text(threshold) for answer in answers], questions)
+
+
+def measure_head(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    auto_class: str,
+    records: Records,
+    text_fields: Sequence[str] = ("text",),
+    label_field: str | None = None,
+    threshold: float | None = None,
+    **batching: Any,
+) -> dict[str, Estimate]:
+    """
+    Figures of a model by its head. Texts, words or question and context stand in `text_fields`, what is right in
+    `label_field`, by default `label`, `tags` or `answers`.
+
+    Raises:
+        InputError: the model has no such head, or the records do not go with it.
+    """
+    if auto_class == "AutoModelForSequenceClassification":
+        return measure_classifier(model, tokenizer, records, text_fields, label_field or "label", **batching)
+    if auto_class == "AutoModelForTokenClassification":
+        return measure_tagger(model, tokenizer, records, text_fields[0], label_field or "tags", **batching)
+    if auto_class == "AutoModelForQuestionAnswering":
+        fields = (*text_fields, "question", "context") if len(text_fields) == 2 else ("question", "context")
+        return measure_answers(
+            model, tokenizer, records, (*fields[:2], label_field or "answers"), threshold, **batching
+        )
+    raise InputError(f"a model for {auto_class.removeprefix('AutoModel') or 'no task'} cannot be measured on labels")
+
+
+@torch.inference_mode()
+def predict_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Sequence[int]]],
+    take: Callable[[Any], torch.Tensor],
+    per_token: bool = False,
+    batch_tokens: int = 2048,
+    bf16: bool = False,
+) -> list[np.ndarray]:
+    """
+    Outputs for rows of different lengths, in their order; rows of similar length are computed together.
+
+    Args:
+        take: what is wanted of a model's outputs, `(batch, …)`.
+        per_token: it is `(batch, length, …)`; what stands at padding is cut off.
+    """
+    results: list[np.ndarray] = [np.empty(0)] * len(rows)
+    order = sorted(range(len(rows)), key=lambda number: length_of(rows[number]))
+    device, collate, start = next(model.parameters()).device, RightPadding(tokenizer), 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * length_of(rows[order[end]]) <= batch_tokens:
+            end += 1
+        batch = order[start:end]
+        start = end
+        inputs = {name: column.to(device) for name, column in collate([rows[number] for number in batch]).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            taken = take(model(**inputs))
+        taken = (taken.float() if taken.is_floating_point() else taken).cpu().numpy()
+        for number, output in zip(batch, taken, strict=True):
+            results[number] = output[: len(rows[number]["input_ids"])] if per_token else output
+    return results
+
+
+def _most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    most = min(tokenizer.model_max_length, longest_input(model.config) or 512)
+    if most < 8:
+        raise InputError(f"this model takes {most} tokens: too few for texts")
+    return min(most, 512)

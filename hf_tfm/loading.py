@@ -1,0 +1,136 @@
+"""Open any saved model to use it: a folder of ours, a native one, a name on the Hub, or an adapter on its base."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .card import task_of
+from .convert import as_input_errors, read_config
+from .errors import InputError
+from .finetuning import quiet
+from .record import RECORD_FILE, read_record
+from .tokenization import tokenizer_fingerprint
+
+
+ADAPTER_FILE = "adapter_config.json"
+LANGUAGE_MODELS = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForPreTraining")
+_ADAPTER_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
+
+
+def auto_class_of(path: str, trust_remote_code: bool = False) -> str:
+    """
+    Name of the Auto class that opens a model as what it was saved as.
+
+    Raises:
+        InputError: there is no model, or nothing says what it is.
+    """
+    if (adapter := _adapter_config(path)) is not None:
+        kind = adapter.get("task_type")
+        if kind is None and (Path(path) / RECORD_FILE).is_file():  # PEFT has no name for multiple choice
+            return task_of(read_record(Path(path))["model"]["class"])[0]
+        if kind not in _ADAPTER_CLASSES:
+            raise InputError(f"{path}: {ADAPTER_FILE} has task_type {kind!r}; known are {', '.join(_ADAPTER_CLASSES)}")
+        return _ADAPTER_CLASSES[kind]
+    architectures = read_config(path, trust_remote_code=trust_remote_code).get("architectures")
+    if not architectures:
+        raise InputError(f"{path}: config.json does not say in `architectures` what the model is")
+    name = architectures[0]
+    return "AutoModelForCausalLM" if name.endswith("LMHeadModel") and "Double" not in name else task_of(name)[0]
+
+
+def open_model(
+    path: str,
+    auto_class: str | None = None,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    A model in evaluation mode, all of whose weights come from the checkpoint, and its tokenizer.
+
+    Args:
+        path: folder or Hub name of a model, or folder of an adapter.
+        auto_class: how to open it; by default as what it was saved as.
+        base: where an adapter's base model is, if not where the adapter says.
+        options: for `from_pretrained`, such as `attn_implementation`.
+
+    Raises:
+        InputError: there is no such model, or it lacks weights that the class needs.
+    """
+    adapter = _adapter_config(path)
+    auto_class = auto_class or auto_class_of(path, trust_remote_code)
+    options |= {"trust_remote_code": trust_remote_code}
+    source = path
+    if adapter is not None:
+        source = base or adapter.get("base_model_name_or_path") or ""
+        if not source or (not Path(source).exists() and Path(source).is_absolute()):
+            raise InputError(f"{path}: its base model {source!r} is not there; say with --base_model where it is")
+        options |= _head_of_adapter(path)
+    read_config(source, trust_remote_code=trust_remote_code)
+    with as_input_errors(path):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with quiet(), as_input_errors(source):
+        model, report = getattr(transformers, auto_class).from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=adapter is not None, **options
+        )
+    if adapter is not None:
+        # New heads come with the adapter.
+        from peft import PeftModel
+
+        with as_input_errors(path):
+            return PeftModel.from_pretrained(model, path).eval(), tokenizer
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{path}: no weights for {missing[0]}, which {type(model).__name__} needs: another kind of model"
+        )
+    return model.eval(), tokenizer
+
+
+def recorded(path: str, name: str) -> Any:
+    """What the run record of a model's folder says about something; None if there is no record or it does not."""
+    folder = Path(path)
+    return read_record(folder).get(name) if (folder / RECORD_FILE).is_file() else None
+
+
+def fingerprint(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A sha256 in hex over weights, configuration and tokenizer: what decides which figures come out."""
+    digest = hashlib.sha256(tokenizer_fingerprint(tokenizer).encode())
+    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _adapter_config(path: str) -> dict[str, Any] | None:
+    file = Path(path) / ADAPTER_FILE
+    if not file.is_file():
+        return None
+    with as_input_errors(file):
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _head_of_adapter(path: str) -> dict[str, Any]:
+    """What an adapter's head is like, which the base's configuration does not know: its labels, from the run record."""
+    model = recorded(path, "model")
+    if model is None:
+        return {}
+    config = model["config"]
+    fields = {name: config[name] for name in ("problem_type", "pad_token_id") if config.get(name) is not None}
+    if labels := config.get("id2label"):
+        fields["id2label"] = {int(number): name for number, name in labels.items()}
+        fields["label2id"] = {name: number for number, name in fields["id2label"].items()}
+    return fields

@@ -1,0 +1,113 @@
+"""What every fine-tuning script promises, as checks that the tests of each one call."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.torch import load_file
+
+from hf_tfm.trainer import ProgressLine
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "run_record.json").read_text())
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def arguments(model: Path, train: Path, out: Path, **changes) -> list[str]:
+    """A short run in fp32; None leaves a field out."""
+    fields = {
+        "model": model, "train_file": train, "output_dir": out, "num_train_epochs": 2, "per_device_train_batch_size": 8,
+        "learning_rate": 5e-3, "bf16": "false", "baselines": "false", **changes,
+    }  # fmt: skip
+    return [part for name, value in fields.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def check_whole_folder(folder: Path, weights: str = "model.safetensors") -> None:
+    for name in ("tokenizer.json", "README.md", weights):
+        assert (folder / name).is_file(), f"{folder.name} lacks {name}"
+    # What truncates texts in training must not be what the tokenizer does by itself.
+    assert json.loads((folder / "tokenizer.json").read_text())["truncation"] is None
+
+
+def check_resumption(
+    script: ModuleType, run: Callable[..., list[str]], tmp_path: Path, monkeypatch, capsys, steps: int = 30, **changes
+) -> None:
+    """Stopped by SIGTERM in an epoch and at the end of one, each time with exit code 0, a run ends in the same bits."""
+    weights = "adapter_model.safetensors" if changes.get("lora") else "model.safetensors"
+    per_epoch = 10
+    for out in ("whole", "parts"):
+        argv = run(tmp_path / out, max_steps=steps, num_train_epochs=3, **changes)
+        with monkeypatch.context() as context:
+            if out == "parts":
+                stop_at = {per_epoch + 2, 2 * per_epoch - 1}  # the step under way is the last
+                real = ProgressLine.on_step_end
+
+                def signalled(self, args, state, control, stop_at=stop_at, real=real, **kwargs):
+                    if state.global_step in stop_at:
+                        stop_at.remove(state.global_step)
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    return real(self, args, state, control, **kwargs)
+
+                context.setattr(ProgressLine, "on_step_end", signalled)
+                for _ in range(2):
+                    assert script.main(argv) == 0
+                    assert f"of {steps}; the same command goes on there" in capsys.readouterr().out
+                    assert not (tmp_path / out / "run_record.json").exists()
+            assert script.main(argv) == 0
+    # The last checkpoint: the best one may be older than the stops.
+    whole, parts = (load_file(tmp_path / out / f"checkpoint-{steps}" / weights) for out in ("whole", "parts"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+    one, other = record_of(tmp_path / "whole"), record_of(tmp_path / "parts")
+    assert one["results"] == other["results"] and one["best"] == other["best"]
+
+
+def check_equal_training(
+    script: ModuleType, runs: dict[str, list[str]], tmp_path: Path, weights: str = "model.safetensors"
+) -> None:
+    """Two ways to say the same (accumulated batches, the other padding side) end in the same weights."""
+    loaded = []
+    for name, argv in runs.items():
+        assert script.main(argv) == 0
+        loaded.append(load_file(tmp_path / name / weights))
+    for name, tensor in loaded[0].items():
+        torch.testing.assert_close(loaded[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def few_steps(rows: int, accumulated: int = 1) -> dict:
+    """Fields of a run of three steps of `rows` records whose weights show by how much the loss is scaled."""
+    return dict(
+        max_steps=3, max_grad_norm=0, optim="sgd", learning_rate=0.5, save_strategy="no",
+        load_best_model_at_end="false", per_device_train_batch_size=rows // accumulated,
+        gradient_accumulation_steps=accumulated,
+    )  # fmt: skip
+
+
+def check_refusal(script: ModuleType, argv: list[str], complaint: str, out: Path, capsys) -> None:
+    """One line on standard error, exit code 2, nothing written."""
+    capsys.readouterr()
+    assert script.main(argv) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1, error
+    assert not out.exists()
+
+
+def check_adapter(folder: Path, head: str) -> dict[str, torch.Tensor]:
+    """The head is saved whole, without an adapter on it; all other weights are the adapter's. Returns them."""
+    assert not (folder / "model.safetensors").exists()
+    weights = load_file(folder / "adapter_model.safetensors")
+    of_head = [name for name in weights if f".{head}." in name]
+    assert f"base_model.model.{head}.weight" in of_head, sorted(weights)[:4]
+    assert not any("lora" in name for name in of_head), of_head
+    assert any("lora_A" in name for name in weights)
+    return weights
