@@ -7,6 +7,8 @@ from typing import Any
 from .record import CURVE_FILE, read_record
 
 
+EVALUATION_FILE = "evaluation.json"
+
 # What a card calls the model's use: Auto class, pipeline tag.
 _TASKS = {
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
@@ -16,6 +18,7 @@ _TASKS = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
     "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
     "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
+    "EncoderDecoderModel": ("AutoModelForSeq2SeqLM", "translation"),
     "ForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
 }
 
@@ -28,22 +31,39 @@ def task_of(model_class: str) -> tuple[str, str | None]:
     return "AutoModel", "feature-extraction"
 
 
+def is_adapter(record: dict[str, Any]) -> bool:
+    """Whether the folder holds an adapter rather than a whole model."""
+    return "adapter" in record and not record["adapter"].get("merged")
+
+
+def opening(record: dict[str, Any], folder: Path | str) -> str:
+    """The call that opens a whole model's folder."""
+    trust = ", trust_remote_code=True" if _has_own_code(record) else ""
+    if record.get("library") == "sentence-transformers":
+        return f'SentenceTransformer("{folder}"{trust})'
+    return f'{task_of(record["model"]["class"])[0]}.from_pretrained("{folder}"{trust})'
+
+
 def write_card(folder: Path) -> None:
-    """Write `README.md` beside the run record of a model folder."""
+    """Write `README.md` beside the run record of a model folder, from it and from `evaluation.json` if there is one."""
     folder = Path(folder)
     record = read_record(folder)
-    (folder / "README.md").write_text(render_card(record, (folder / CURVE_FILE).exists()), encoding="utf-8")
+    measured = folder / EVALUATION_FILE
+    evaluation = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
+    card = render_card(record, (folder / CURVE_FILE).exists(), evaluation)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def render_card(record: dict[str, Any], has_curve: bool = False) -> str:
-    """The card's text, metadata in front, from a run record."""
+def render_card(record: dict[str, Any], has_curve: bool = False, evaluation: dict[str, Any] | None = None) -> str:
+    """The card's text, metadata in front, from a run record and what was measured afterwards."""
     from huggingface_hub import ModelCard, ModelCardData
 
     pipeline_tag = task_of(record["model"]["class"])[1]
-    adapter = "adapter" in record
+    adapter = is_adapter(record)
+    library = record.get("library", "transformers")
     metadata = ModelCardData(
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag=pipeline_tag,
+        library_name="peft" if adapter else library,
+        pipeline_tag="sentence-similarity" if library == "sentence-transformers" else pipeline_tag,
         license=record.get("license"),
         language=record.get("language"),
         base_model=record.get("base_model"),
@@ -52,7 +72,8 @@ def render_card(record: dict[str, Any], has_curve: bool = False) -> str:
     )
     name = record.get("name", record["model"]["class"])
     sections = [f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n\n{_summary(record)}", _loading(record)]
-    sections += [section for section in (_data(record), _results(record), _training(record, has_curve)) if section]
+    measured = _evaluation(evaluation) if evaluation else ""
+    sections += [part for part in (_data(record), _results(record), measured, _training(record, has_curve)) if part]
     if record.get("samples"):
         quoted = "\n\n".join(f"```text\n{sample}\n```" for sample in record["samples"])
         sections.append(f"## Samples\n\nChosen by nobody, with the settings in the record:\n\n{quoted}")
@@ -74,7 +95,10 @@ def _summary(record: dict[str, Any]) -> str:
         "feed-forward width": config.get("intermediate_size"),
         "vocabulary": config.get("vocab_size"),
         "longest sequence": config.get("max_position_embeddings"),
-        "adapter": f"{adapter['type']} of rank {adapter['rank']}, alpha {adapter['alpha']}" if adapter else None,
+        "adapter": f"{adapter['type']} of rank {adapter['rank']}, alpha {adapter['alpha']}"
+        f"{', merged' if adapter.get('merged') else ''}"
+        if adapter
+        else None,
         "adapter's weights, with the head's": f"{adapter['parameters']:,} ({adapter['share']:.2%})"
         if adapter
         else None,
@@ -89,13 +113,23 @@ def _has_own_code(record: dict[str, Any]) -> bool:
 def _loading(record: dict[str, Any]) -> str:
     auto_class, custom_code = task_of(record["model"]["class"])[0], _has_own_code(record)
     trust = ", trust_remote_code=True" if custom_code else ""
+    if record.get("library") == "sentence-transformers":
+        code = [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            'path = "."  # this folder, or its name on the Hub',
+            f"embedder = SentenceTransformer(path{trust})",
+            'embeddings = embedder.encode(["A cat sat on the mat.", "A cat was sitting there."])',
+            "print(embedder.similarity(embeddings, embeddings))",
+        ]
+        return _python(code, custom_code)
     lines = [
         f"from transformers import AutoTokenizer, {auto_class}",
         "",
         'path = "."  # this folder, or its name on the Hub',
         "tokenizer = AutoTokenizer.from_pretrained(path)",
     ]
-    if "adapter" in record:
+    if is_adapter(record):
         # What the base model's configuration knows nothing of.
         own = ", pad_token_id=tokenizer.pad_token_id"
         if record["model"]["class"].endswith("Classification"):
@@ -105,8 +139,24 @@ def _loading(record: dict[str, Any]) -> str:
         lines.append("base = PeftConfig.from_pretrained(path).base_model_name_or_path  # or where you have it")
         lines.append(f"model = {auto_class}.from_pretrained(base{own}{trust})")
         lines.append("model = PeftModel.from_pretrained(model, path)")
+        if auto_class == "AutoModelForCausalLM":
+            lines[1] = lines[1].replace("import ", "import GenerationConfig, ")
+            lines.append("model.generation_config = GenerationConfig.from_pretrained(path)")
     else:
         lines.append(f"model = {auto_class}.from_pretrained(path{trust})")
+    if record.get("chat"):
+        lines += [
+            "",
+            f'chat = [{{"role": "user", "content": {record["chat"]!r}}}]',
+            "inputs = tokenizer.apply_chat_template("
+            'chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+            "output = model.generate(**inputs, max_new_tokens=128, do_sample=False)",
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+        ]
+    return _python(lines, custom_code)
+
+
+def _python(lines: list[str], custom_code: bool) -> str:
     text = "## How to load it\n\n```python\n" + "\n".join(lines) + "\n```"
     return text + "\n\nWith `import hf_tfm` in front, `trust_remote_code` is not needed." if custom_code else text
 
@@ -138,6 +188,18 @@ def _results(record: dict[str, Any]) -> str:
         text += " The best checkpoint was chosen on these records, so the figures are somewhat too good."
     pictures = [f"![{caption}]({name})" for name, caption in record.get("pictures", {}).items()]
     return "\n\n".join([text, _table(("", *columns), rows), *pictures])
+
+
+def _evaluation(evaluation: dict[str, Any]) -> str:
+    rows = [
+        (task["task"], task["data"], name, _estimate(figure), f"{figure['n']:,}")
+        for task in evaluation["tasks"]
+        for name, figure in task["results"].items()
+    ]
+    table = _table(("task", "data", "figure", "with its 95 % interval", "records"), rows)
+    samples = [sample for task in evaluation["tasks"] for sample in task.get("samples", [])]
+    quoted = "".join(f"\n\n```text\n{sample}\n```" for sample in samples)
+    return f"## Evaluation\n\n```bash\n{evaluation['command']}\n```\n\n{table}{quoted}"
 
 
 def _estimate(figure: dict[str, float]) -> str:

@@ -35,8 +35,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield staging
         _seal(staging)
     except BaseException as error:
+        full = isinstance(error, Exception) and _is_disk_full(error, staging)
         shutil.rmtree(staging, ignore_errors=True)
-        if _is_disk_full(error):
+        if full:
             raise InputError(
                 f"{target}: the disk is full, so this was not saved (earlier checkpoints are kept): free some space "
                 "and run the same command again"
@@ -112,8 +113,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Torch and safetensors wrap the operating system's error in their own, with its text."""
+def _is_disk_full(error: BaseException | None, folder: Path) -> bool:
+    """Whether an error came of a full disk: torch and safetensors wrap it in their own, which may not say so."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free < 1 << 16:
+            return True
     while error is not None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         text = str(error)

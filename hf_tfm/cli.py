@@ -84,6 +84,29 @@ def export(args: argparse.Namespace) -> None:
 
 
 @command(
+    argument(
+        "adapter", metavar="ADAPTER", help="folder of an adapter, as the fine-tuning scripts write it with --lora"
+    ),
+    argument("target", metavar="OUT", help="folder to write; must not exist or be empty"),
+    argument("--base", metavar="FOLDER", help="its base model, if that is not where the adapter says"),
+    argument("--untie", action="store_true", help="let the output projection differ from the embedding if it has to"),
+    argument("--trust-remote-code", action="store_true", help="run the code that the base model's folder carries"),
+    examples=("hf-tfm merge runs/adapter runs/merged", "hf-tfm merge runs/adapter runs/merged --base my-decoder"),
+)
+def merge(args: argparse.Namespace) -> None:
+    """Fold an adapter into its base model: one folder, with equal outputs, that needs no PEFT."""
+    from .adapters import merge_folder
+
+    difference, model = merge_folder(
+        args.adapter, args.target, base=args.base, untie=args.untie, trust_remote_code=args.trust_remote_code
+    )
+    print(
+        f"wrote {args.target}: {type(model).__name__}, {model.num_parameters():,} parameters; "
+        f"read again, its outputs equal the adapter's within {difference:.1e}"
+    )
+
+
+@command(
     argument("model", help="folder of a causal LM, or its name on the Hub"),
     argument("prompt", help="text to continue"),
     argument("--max-new-tokens", type=_number(int, 1), default=50, help="default 50"),
@@ -115,6 +138,65 @@ def generate(args: argparse.Namespace) -> None:
 
 
 @command(
+    argument("model", help="folder of a causal LM or of an adapter, or a name on the Hub"),
+    argument("--system", metavar="TEXT", help="what stands in front of the conversation"),
+    argument("--max-new-tokens", type=_number(int, 1), default=256, help="of an answer (default 256)"),
+    argument("--temperature", type=_number(float, 0.0), help="0 takes the likeliest token; the model's own by default"),
+    argument("--top-p", type=_number(float, 0.0), help="draw from the likeliest tokens that have this share together"),
+    argument("--top-k", type=_number(int, 0), help="draw from so many of the likeliest tokens"),
+    argument("--min-p", type=_number(float, 0.0), help="draw from tokens at least this share as likely as the first"),
+    argument("--repetition-penalty", type=_number(float, 0.01), help="above 1: what was said becomes less likely"),
+    argument("--seed", type=int, default=0, help="of the draws (default 0)"),
+    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
+    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+    examples=("hf-tfm chat runs/instruct", 'hf-tfm chat runs/instruct --system "Answer in one sentence." --top-p 0.9'),
+)
+def chat(args: argparse.Namespace) -> None:
+    """Talk with a model on the terminal; its answers are shown as they are made."""
+    from .chat import Chat, talk
+    from .loading import open_model
+
+    model, tokenizer = open_model(args.model, "AutoModelForCausalLM", args.base, args.trust_remote_code)
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    sampling = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.temperature is not None:
+        sampling["do_sample"] = args.temperature > 0
+        if args.temperature == 0:
+            del sampling["temperature"]
+    elif sampling.keys() - {"repetition_penalty"}:
+        sampling["do_sample"] = True
+    talk(Chat(model, tokenizer, args.system, args.max_new_tokens, **sampling), args.seed)
+
+
+@command(
+    argument("model", help="folder of any model or adapter, or a name on the Hub"),
+    argument("--length", type=_number(int, 1), help="tokens of context to count for; by default the longest"),
+    argument("--picture", metavar="DIR", help="folder to write pictures of attention and embeddings to"),
+    argument("--text", help="what the pictures are drawn for"),
+    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
+    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+    examples=("hf-tfm inspect my-decoder", "hf-tfm inspect my-encoder --picture pictures --text 'The cat sat down.'"),
+)
+def inspect(args: argparse.Namespace) -> None:
+    """Show what a model is: architecture, parameters by part, memory, operations; on request pictures."""
+    from . import inspection
+    from .loading import open_model
+
+    eager = {"attn_implementation": "eager"} if args.picture else {}
+    model, tokenizer = open_model(args.model, None, args.base, args.trust_remote_code, **eager)
+    print(inspection.inspect_model(model, args.length))
+    if args.picture:
+        from pathlib import Path
+
+        folder, text = Path(args.picture), args.text or inspection.EXAMPLE
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--picture {folder} is a file; give the name of a folder")
+        inspection.draw_attention(model, tokenizer, text, folder / inspection.ATTENTION_FILE)
+        inspection.draw_neighbours(model, tokenizer, text, folder / inspection.NEIGHBOURS_FILE)
+        print(f"\nwrote {folder / inspection.ATTENTION_FILE} and {inspection.NEIGHBOURS_FILE}")
+
+
+@command(
     argument("model", help="folder of a masked LM, or its name on the Hub"),
     argument("text", help="text with the tokenizer's mask, mostly [MASK]"),
     argument("--top", type=_number(int, 1), default=5, help="how many candidates (default 5)"),
@@ -141,6 +223,75 @@ def fill_mask(args: argparse.Namespace) -> None:
             print(f"{tokenizer.mask_token} {number}")
         for value, token_id in zip(values, ids, strict=True):
             print(f"{value:6.1%}  {tokenizer.decode([token_id])}")
+
+
+@command(
+    argument("model", help="folder of a model or an adapter, or a name on the Hub"),
+    argument("file", help="records: .jsonl, .json, .csv, .tsv or .parquet, also compressed"),
+    argument(
+        "--out", metavar="FILE", help=".jsonl or .csv to write, also with .gz; by default lines of JSON are shown"
+    ),
+    argument("--text-field", metavar="NAME", help="where a record has its text"),
+    argument("--text-pair-field", metavar="NAME", help="where it has the second text of a pair"),
+    argument(
+        "--words-field", metavar="NAME", help="where it has words to tag; a text of --text-field is cut into words"
+    ),
+    argument("--question-field", metavar="NAME", help="where it has a question"),
+    argument("--context-field", metavar="NAME", help="where it has the text that the question is about"),
+    argument("--options-fields", metavar="NAME", nargs="+", help="where it has options: a list, or a field for each"),
+    argument("--top", type=_number(int, 1), help="how many labels or answers to list with their scores (default 3)"),
+    argument("--threshold", type=float, help="how much better than the best answer no answer must be to be given"),
+    argument(
+        "--pooling", choices=("mean", "cls", "last"), help="how embeddings are made; by default as the folder says"
+    ),
+    argument("--max-length", type=_number(int, 1), help="tokens to cut texts to; by default as in training"),
+    argument("--batch-tokens", type=_number(int, 1), default=4096, help="tokens computed at once (default 4096)"),
+    argument("--bf16", action="store_true", help="compute in bf16: faster on hardware that has it, and less exact"),
+    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
+    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+    examples=(
+        "hf-tfm predict runs/banking77 questions.csv --out labelled.csv --text-field question",
+        "hf-tfm predict runs/fairytaleqa questions.jsonl.gz --top 5",
+    ),
+)
+def predict(args: argparse.Namespace) -> None:
+    """Label, tag, answer, choose, score or embed the records of a file, whatever the model's head is for."""
+    from .prediction import open_predictor, predict_file
+
+    fields = {name: value for name, value in vars(args).items() if name.endswith(("_field", "_fields")) and value}
+    predictor = open_predictor(
+        args.model,
+        base=args.base,
+        trust_remote_code=args.trust_remote_code,
+        fields=fields,
+        **{name: getattr(args, name) for name in ("max_length", "threshold", "top", "pooling")},
+        batching={"batch_tokens": args.batch_tokens, "bf16": args.bf16},
+    )
+    count = predict_file(predictor, args.file, args.out)
+    if args.out:
+        print(f"wrote {args.out}: {count:,} records")
+
+
+@command(
+    argument("model", metavar="MODEL", help="folder or Hub name of any model"),
+    argument("--only", nargs="+", metavar="CHECK", help="some of the checks, by name"),
+    argument("--json", metavar="FILE", help="write the result there too"),
+    argument("--trust-remote-code", action="store_true", help="run code that a Hub repository brings"),
+    examples=("hf-tfm verify my-model", "hf-tfm verify my-model --only padding packing --json checks.json"),
+)
+def verify(args: argparse.Namespace) -> int:
+    """Check what a saved model promises: saving, padding, packing, gradients, …; exit code 1 where it does not hold."""
+    from .verify import CHECKS, as_json, as_table
+    from .verify import verify as run
+
+    if unknown := set(args.only or ()) - CHECKS.keys():
+        raise InputError(f"--only knows {', '.join(CHECKS)}, not {', '.join(sorted(unknown))}")
+    verdicts = run(args.model, args.only, args.trust_remote_code)
+    print(as_table(verdicts))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            file.write(as_json(args.model, verdicts) + "\n")
+    return int(any(verdict.outcome == "failed" for verdict in verdicts))
 
 
 @command(
@@ -228,22 +379,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the arguments; help and mistakes end the program."""
+    return _parser().parse_args(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; the exit code is 0, or 2 where the input was wrong, with one line that says how."""
-    args = _parser().parse_args(argv)
+    """
+    Runs one command; the exit code is 0, or what the command returns, or 2 where the input was wrong, with one line
+    that says how.
+    """
+    args = parse(argv)
 
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        args.run(args)
+        return args.run(args) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130  # as shells report it
-    return 0
 
 
 if __name__ == "__main__":

@@ -539,8 +539,6 @@ class LinearCrossEntropy(torch.autograd.Function):
     and their gradient is taken while their logits are still in the processor's cache.
     """
 
-    rows = 256
-
     @staticmethod
     def forward(ctx, hidden_states, weight, bias, labels, divisor, softcap, dtype):
         device_type = hidden_states.device.type
@@ -552,8 +550,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
             bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
             loss = torch.zeros((), dtype=torch.float32, device=states.device)
-            for start in range(0, len(states), LinearCrossEntropy.rows):
-                some = slice(start, start + LinearCrossEntropy.rows)
+            rows = 256 if device_type == "cpu" else 4096
+            for start in range(0, len(states), rows):
+                some = slice(start, start + rows)
                 logits = F.linear(states[some], matrix, offset)
                 if softcap is not None:
                     logits = torch.tanh(logits / softcap).mul_(softcap)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_bidirectional_sliding_window_mask,
@@ -160,7 +161,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         )
 
 
-class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin):
+class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, GenerationMixin):
     """Decoder that predicts the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
-from transformers.generation import GenerationMixin
 
 
 class TfmDecodingLinear:
@@ -146,10 +145,10 @@ def _rms_norm(weight: torch.Tensor, eps: float) -> Callable[[torch.Tensor], torc
     return norm
 
 
-class TfmGenerationMixin(GenerationMixin):
+class TfmGenerationMixin:
     """
-    `generate` as transformers has it. Where nothing is asked for but tokens, greedy search and sampling on a processor
-    run a loop of their own, which gives the same ones.
+    Stands before transformers' `GenerationMixin`, whose `generate` calls it. Where nothing is asked for but tokens,
+    greedy search and sampling on a processor run a loop of their own, which gives the same ones.
     """
 
     # Joined weights are a copy, and spare little time where the products take long.

@@ -1,5 +1,6 @@
 """What the pretraining scripts share: the model to train, the Trainer with its data and optimizer, what is shown."""
 
+import inspect
 import json
 import math
 import time
@@ -13,16 +14,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from .averaging import AveragingMixin
 from .card import task_of
 from .configuration_tfm import SIZES, TfmConfig
 from .data import TokenStore, TokenStream, default_cache_dir, file_hash
 from .errors import InputError
-from .objectives import SentencePairs, causal
-from .optim import build_optimizer, build_scheduler, describe_optimizer, zero_init_output_projections
+from .objectives import Masked, SentencePairs, causal, masked_next_token
+from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .record import RECORD_FILE, write_model_folder
 from .sources import list_files, parse_sources
-from .trainer import RunTrainer
+from .speed import compile_blocks, compiler_found, pays_to_compile
+from .trainer import RunTrainer, recipe_before
 
 
 def fast_bf16() -> bool:
@@ -62,6 +65,16 @@ class PretrainArguments:
     schedule: str = field(default="wsd", metadata={"help": "wsd (warm-up, stable, decay), cosine or constant"})
     warmup: float = field(default=0.05, metadata={"help": "share of the run (below 1) or steps"})
     decay: float = field(default=0.5, metadata={"help": "share of the run at its end over which wsd decays"})
+    compile: str = field(
+        default="auto", metadata={"help": "torch.compile: on, off, or auto: where the run is long enough to repay it"}
+    )
+    z_loss: float = field(
+        default=0.0,
+        metadata={"help": "weight of the squared log-normaliser, 1e-4 keeps logits small; costs the logits"},
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "end with a moving average of the weights, 0.98 or so; 0 for none"}
+    )
     zero_init: bool = field(default=True, metadata={"help": "start with zero output projections (new models only)"})
     cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
     license: str | None = field(default=None, metadata={"help": "licence of the model, for its card"})
@@ -86,6 +99,7 @@ class PretrainTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 2
     include_num_input_tokens_seen: str | bool = True
     bf16: bool = fast_bf16()
+    ddp_find_unused_parameters: bool | None = False
     use_cpu: bool = not torch.cuda.is_available()
     disable_tqdm: bool | None = True
     report_to: None | str | list[str] = "none"
@@ -237,8 +251,28 @@ def prepare_data(
             *describe_text("validation", script.validation_data, [validation], script),
         ],
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
-        bytes_per_token=validation.num_bytes / validation.num_tokens if objective is causal else None,
+        bytes_per_token=validation.num_bytes / validation.num_tokens
+        if (evaluation_objective or objective) is causal
+        else None,
     )
+
+
+def masked_evaluation(data: PretrainData, masked: Masked) -> list[dict[str, Any]]:
+    """The evaluation batches of a causal LM as masked ones, for a model trained on both."""
+    batches = []
+    for number, batch in enumerate(data.evaluation):
+        arrays = {name: batch[name].numpy() for name in ("input_ids", "position_ids")}
+        arrays["sequence_ids"] = ((batch["labels"].numpy() != -100) | (arrays["position_ids"] == 0)).astype(int)
+        arrays["rows"] = number * len(arrays["input_ids"]) + np.arange(len(arrays["input_ids"]))
+        batches.append({**masked_next_token(masked, arrays), "num_bytes": 0})
+    return batches
+
+
+def script_lengths(script: PretrainArguments) -> set[int]:
+    """The lengths of rows that a run will have."""
+    if not script.length_schedule:
+        return {script.block_length}
+    return {length for _, length in parse_length_schedule(script.length_schedule, script.block_length).phases}
 
 
 def parse_length_schedule(text: str, block_length: int) -> LengthSchedule:
@@ -307,7 +341,7 @@ def describe_text(
     return [facts]
 
 
-class PretrainTrainer(RunTrainer):
+class PretrainTrainer(AveragingMixin, RunTrainer):
     """
     Trainer over batches that are a pure function of their number.
 
@@ -318,16 +352,56 @@ class PretrainTrainer(RunTrainer):
 
     def __init__(self, *args, data: PretrainData, script: PretrainArguments, **kwargs):
         datasets = {"train_dataset": data.train, "eval_dataset": data.evaluation}
-        super().__init__(*args, **datasets, bytes_per_token=data.bytes_per_token, **kwargs)
+        run = {"bytes_per_token": data.bytes_per_token, "ema_decay": script.ema_decay}
+        super().__init__(*args, **datasets, **run, **kwargs)
         self.data = data
         self.script = script
+        self._skips_logits = "skip_logits" in inspect.signature(self.model.forward).parameters and not script.z_loss
         if self.record is not None:
             self.record["license"] = script.license
+            self.record["block_length"] = script.block_length
             self.record["data"] = data.facts
             self.record["tokens_per_step"] = data.tokens_per_step
 
     def get_train_dataloader(self) -> DataLoader:
         return self.train_dataset.loader()
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        return {**inputs, "skip_logits": True} if self._skips_logits else inputs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self.script.z_loss:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        logits, labels = outputs["logits" if "logits" in outputs else "prediction_logits"], inputs["labels"]
+        if self._loss_shifts_labels:
+            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        loss = loss + self.script.z_loss * z_loss(logits, labels, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def settle_compile(self, seconds: float) -> str:
+        """
+        Compile the model if that was asked for, or if it is repaid by a run of `seconds`; which of them, in words. A
+        run that goes on does as it began: compiled kernels round differently.
+        """
+        script, shapes = self.script, len(script_lengths(self.script))
+        if script.compile not in ("auto", "on", "off"):
+            raise InputError(f"compile {script.compile!r}: choose auto, on or off")
+        before = (recipe_before(self.args.output_dir) or {}).get("script", {}).get("compile")
+        reason = "asked for"
+        if script.compile == "auto" and before is not None:
+            script.compile, reason = before, "as the run began"
+        elif script.compile == "auto":
+            reason = "the run is long enough to repay it"
+            if not pays_to_compile(seconds, shapes):
+                reason = "the run is too short to repay it"
+            elif not compiler_found():
+                reason = "there is no C++ compiler"
+            script.compile = "on" if reason == "the run is long enough to repay it" else "off"
+        if script.compile == "on":
+            return f"{compile_blocks(self.model)} layers ({reason})"
+        return f"no ({reason})"
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -350,7 +424,7 @@ class PretrainTrainer(RunTrainer):
         """Mean loss over the predicted tokens of all batches, and bits per byte where every token is predicted."""
         self.model.eval()
         started, nats, predicted, text_bytes = time.time(), 0.0, 0, 0
-        for batch in self.data.evaluation:
+        for batch in eval_dataset or self.data.evaluation:
             inputs = self._prepare_inputs({name: value for name, value in batch.items() if name != "num_bytes"})
             labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
             count = int((labels != -100).sum())
@@ -359,7 +433,7 @@ class PretrainTrainer(RunTrainer):
             predicted += count
             text_bytes += batch["num_bytes"]
         metrics = {f"{metric_key_prefix}_loss": nats / predicted}
-        if self._loss_shifts_labels:
+        if self._loss_shifts_labels and text_bytes:
             metrics[f"{metric_key_prefix}_bits_per_byte"] = nats / text_bytes / math.log(2)
         metrics[f"{metric_key_prefix}_predicted_tokens"] = predicted
         metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - started, 2)
@@ -377,20 +451,22 @@ def refuse_finished(output_dir: str) -> None:
 
 def report_start(trainer: PretrainTrainer, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     """Say what will be trained, and show the first row with what is predicted in it."""
-    model, data, args = trainer.model, trainer.data, trainer.args
+    model, data, args, say = trainer.model, trainer.data, trainer.args, trainer.accelerator.print
     embedding = model.get_input_embeddings().weight.numel()
     steps, tokens = args.max_steps, data.tokens_per_step * args.max_steps
-    print(f"model      {type(model).__name__}, {model.num_parameters():,} parameters, {embedding:,} of them embeddings")
-    print(f"weights    {'new' if is_new else f'from {trainer.script.model}'}")
+    say(f"model      {type(model).__name__}, {model.num_parameters():,} parameters, {embedding:,} of them embeddings")
+    say(f"weights    {'new' if is_new else f'from {trainer.script.model}'}")
     for fact in data.facts:
         counts = [f"{fact[unit]:,} {unit}" for unit in ("documents", "tokens", "bytes") if unit in fact]
-        print(f"{fact['split']:10} {', '.join(counts or [fact['name']])}")
-    print(f"steps      {steps:,} of {data.tokens_per_step:,} tokens: {tokens:,}")
-    print("optimizer  " + describe_optimizer(trainer.create_optimizer()).replace("\n", "\n           "))
-    seconds = time_step(trainer)
+        say(f"{fact['split']:10} {', '.join(counts or [fact['name']])}")
+    say(f"steps      {steps:,} of {data.tokens_per_step:,} tokens: {tokens:,}")
+    say("optimizer  " + describe_optimizer(trainer.create_optimizer()).replace("\n", "\n           "))
+    # One figure for all processes, which must decide the same by it.
+    seconds = trainer.accelerator.gather(torch.tensor([time_step(trainer)], device=args.device)).max().item()
     precision = "bf16" if args.bf16 else "fp32"
-    print(f"time       about {steps * seconds / 60:.1f} minutes at {seconds:.2f} s a step in {precision}")
-    print("example    " + marked_example(data.train[0], tokenizer), flush=True)
+    say(f"compiled   {trainer.settle_compile(steps * seconds)}")
+    say(f"time       about {steps * seconds / 60:.1f} minutes at {seconds:.2f} s a step in {precision}")
+    say("example    " + marked_example(data.train[0], tokenizer), flush=True)
 
 
 def time_step(trainer: PretrainTrainer) -> float:
@@ -429,16 +505,16 @@ def marked_example(inputs: dict[str, torch.Tensor], tokenizer: PreTrainedTokeniz
     return "".join(parts).replace("\n", "⏎")
 
 
-def report_end(trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, results: dict[str, float]) -> None:
-    """Write the model folder with its record and say where it is and how to load it."""
-    args, record, model = trainer.args, trainer.record, trainer.accelerator.unwrap_model(trainer.model)
+def report_end(
+    trainer: PretrainTrainer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, float]
+) -> None:
+    """Write the folder of the finished model with its record, and say where it is and how to load it."""
+    args, record = trainer.args, trainer.record
     record["tokens"] = trainer.data.tokens_per_step * args.max_steps
-    measured = ("loss", "bits_per_byte", "predicted_tokens")
+    measured = ("loss", "bits_per_byte", "predicted_tokens", "masked_loss")
     record["results"] = {name: results[f"eval_{name}"] for name in measured if f"eval_{name}" in results}
     record.add_model(model)
     record.add_training(trainer.state)
-    if not trainer.is_world_process_zero():
-        return
     write_model_folder(Path(args.output_dir), model, tokenizer, record)
     print("\nresult     " + ", ".join(f"{name} {value:.4g}" for name, value in record["results"].items()))
     print(f"model      {args.output_dir}")

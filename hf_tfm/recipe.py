@@ -26,23 +26,28 @@ class _RecipeParser(HfArgumentParser):
 
 
 def parse_recipe(
-    argv: list[str] | None, script_class: type, training_class: type[TrainingArguments], description: str | None = None
-) -> tuple[Any, TrainingArguments]:
+    argv: list[str] | None,
+    script_class: type,
+    training_class: type[TrainingArguments] | None,
+    description: str | None = None,
+) -> tuple[Any, TrainingArguments | None]:
     """
     Read `[recipe.yaml] [--field value …]`; what stands on the command line wins over the recipe.
 
     Args:
         argv: arguments after the script's name, `sys.argv[1:]` by default.
         script_class: dataclass of the script's own fields, each with `metadata={"help": ...}`.
-        training_class: `TrainingArguments` or a subclass with other defaults; all stock names work.
+        training_class: `TrainingArguments` or a subclass with other defaults, all stock names work; None for a script
+            that trains nothing.
         description: the script's docstring, shown by `--help`.
 
-    Returns: an instance of either class.
+    Returns: an instance of either class; None in place of the one that is not there.
 
     Raises:
         InputError: the recipe cannot be read, a field is unknown or has a value of the wrong kind.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    classes = (script_class,) if training_class is None else (script_class, training_class)
     if {"-h", "--help"} & set(argv):
         help_parser = HfArgumentParser(
             script_class,
@@ -50,10 +55,11 @@ def parse_recipe(
             usage="%(prog)s [recipe.yaml] [--field value …]",
             formatter_class=_HelpFormatter,
         )
-        help_parser.epilog = "Every field of transformers' TrainingArguments works as well, by its stock name."
+        if training_class is not None:
+            help_parser.epilog = "Every field of transformers' TrainingArguments works as well, by its stock name."
         help_parser.print_help()
         raise SystemExit(0)
-    fields = {f.name for cls in (script_class, training_class) for f in dataclasses.fields(cls) if f.init}
+    fields = {f.name for cls in classes for f in dataclasses.fields(cls) if f.init}
     given = []
     if argv and not argv[0].startswith("-"):
         given = _recipe_arguments(Path(argv.pop(0)), fields)
@@ -61,14 +67,14 @@ def parse_recipe(
         if argument.startswith("--"):
             _check_field(argument[2:].split("=")[0], fields, "the command line")
 
-    parser = _RecipeParser((script_class, training_class), allow_abbrev=False)
+    parser = _RecipeParser(classes, allow_abbrev=False)
     try:
-        script, training = parser.parse_args_into_dataclasses([*given, *argv], look_for_args_file=False)
+        script, *training = parser.parse_args_into_dataclasses([*given, *argv], look_for_args_file=False)
     except InputError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    return script, training
+    return script, training[0] if training else None
 
 
 def _recipe_arguments(path: Path, fields: set[str]) -> list[str]:

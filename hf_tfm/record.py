@@ -1,5 +1,6 @@
 """The run record: what was run on what, how long, and what came out; the model card's only source of figures."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -8,13 +9,14 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
-from .checkpoints import MARKER, atomic_folder
+from .checkpoints import MARKER, atomic_folder, discard
 
 
 RECORD_FILE = "run_record.json"
@@ -38,7 +40,7 @@ class RunRecord:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
             "seed": seed,
             "commit": _commit(),
-            "versions": _versions(),
+            "versions": versions(),
             "hardware": _hardware(),
         }
 
@@ -73,13 +75,17 @@ class RunRecord:
 
 
 def model_facts(model: PreTrainedModel) -> dict[str, Any]:
-    """Class, parameters and configuration; a tied matrix counts once, and of an adapter only its base is counted."""
-    if hasattr(model, "peft_config"):
+    """
+    Class, parameters and configuration; a tied matrix counts once, of an adapter only its base is counted, and of a
+    SentenceTransformer the model in it.
+    """
+    model = getattr(model, "transformers_model", model)
+    if hasattr(model, "get_base_model"):
         model = model.get_base_model()
-    added = ("lora_", ".modules_to_save.")
+    added = ("lora_", ".modules_to_save.", ".trainable_tokens_")
     total = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in added))
     return {
-        "class": type(model).__name__,
+        "class": type(model).__name__.removeprefix("FSDP"),  # which sharding puts in front
         "parameters": total,
         "parameters_without_embedding": total - model.get_input_embeddings().weight.numel(),
         "config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"},
@@ -101,8 +107,9 @@ def write_model_folder(
     from .card import write_card
 
     folder = Path(folder)
-    with atomic_folder(folder / "finished") as staging:
+    with atomic_folder(folder / "finished") as staging, with_cache(model):
         model.save_pretrained(staging)
+        save_generation(model, staging)
         tokenizer.save_pretrained(staging)
         if record.fields.get("curve"):
             plot_curve(record.fields, staging / CURVE_FILE)
@@ -111,8 +118,34 @@ def write_model_folder(
     finished = folder / "finished"
     (finished / MARKER).unlink()
     for path in sorted(finished.iterdir(), key=lambda path: path.name == RECORD_FILE):
+        if path.is_dir():
+            discard(folder / path.name)  # what an interrupted move left
         os.replace(path, folder / path.name)
     finished.rmdir()
+
+
+@contextlib.contextmanager
+def with_cache(model: PreTrainedModel) -> Iterator[None]:
+    """
+    Saved like this, a model that generates uses its cache: Trainer switches `use_cache` off in the configuration while
+    it trains, and whoever loads such a folder would compute every token's past anew.
+    """
+    model = getattr(model, "transformers_model", model)
+    config = getattr(model, "config", None)
+    off = getattr(config, "use_cache", None) is False and model.can_generate()
+    if off:
+        config.use_cache = True
+    try:
+        yield
+    finally:
+        if off:
+            config.use_cache = False
+
+
+def save_generation(model: PreTrainedModel, folder: Path) -> None:
+    """Beside an adapter, which is saved without them, the generation settings: what its answers end with."""
+    if hasattr(model, "peft_config") and model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
 
 def plot_curve(record: dict[str, Any], path: Path) -> None:
@@ -160,14 +193,15 @@ def _commit() -> str | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what comes out."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return found
 
 
 def _hardware() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """transformers' Trainer with whole checkpoints, a clean stop on a signal, and a progress line a person can read."""
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -10,15 +11,16 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
+from .attention import use_blockwise_attention
 from .card import write_card
 from .checkpoints import atomic_folder, last_checkpoint, rotate, staging_folder
 from .errors import InputError
-from .record import RunRecord
+from .record import RunRecord, save_generation, with_cache
 
 
 RECIPE_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model
@@ -92,7 +94,7 @@ class ProgressLine(TrainerCallback):
         if self.bar is None or not logs:
             return
         if "loss" in logs:
-            shown = {"loss": f"{logs['loss']:.3f}"}
+            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "reward") if logs.get(name) is not None}
             if self.bytes_per_token:
                 shown["bits/byte"] = f"{bits_per_byte(logs['loss'], self.bytes_per_token):.3f}"
             if "train_tokens_per_second" in logs:
@@ -104,9 +106,19 @@ class ProgressLine(TrainerCallback):
             self.bar.write(f"step {state.global_step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """End the line; what is printed next has one of its own."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def recipe_before(run: str | Path) -> dict | None:
+    """What [`RunMixin.train_or_resume`] was given when a run began, or None if none did in that folder."""
+    file = Path(run) / RECIPE_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
@@ -123,11 +135,14 @@ class RunMixin:
     def __init__(self, *args, record: RunRecord | None = None, bytes_per_token: float | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.record = record
+        if self.args.bf16:
+            use_blockwise_attention(self.model)
         for noisy in (ProgressCallback, PrinterCallback):
             self.remove_callback(noisy)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
-        self.add_callback(ProgressLine(bytes_per_token))
+        self.progress_line = ProgressLine(bytes_per_token)
+        self.add_callback(self.progress_line)
         self._staged_run: str | None = None
 
     @property
@@ -148,9 +163,8 @@ class RunMixin:
         run = Path(self.args.output_dir)
         checkpoint = self.args.resume_from_checkpoint or last_checkpoint(run)
         recipe = json.loads(json.dumps(recipe, default=str))
-        recipe_file = run / RECIPE_FILE
-        if checkpoint is not None and recipe_file.exists():
-            before = json.loads(recipe_file.read_text(encoding="utf-8"))
+        before = recipe_before(run)
+        if checkpoint is not None and before is not None:
             changed = sorted(name for name in recipe.keys() | before.keys() if recipe.get(name) != before.get(name))
             if changed:
                 name = changed[0]
@@ -158,16 +172,66 @@ class RunMixin:
                     f"{run}: its checkpoints come from another recipe ({name}: {before.get(name)!r}, now "
                     f"{recipe.get(name)!r}): choose another --output_dir or delete it"
                 )
+        self.accelerator.wait_for_everyone()  # all have read it
         if self.args.should_save:
-            run.mkdir(parents=True, exist_ok=True)
-            recipe_file.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+            partial = run / f"{RECIPE_FILE}.partial"
+            try:
+                run.mkdir(parents=True, exist_ok=True)
+                partial.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+                os.replace(partial, run / RECIPE_FILE)  # killed in the middle, the old one stands
+            except OSError as error:
+                raise InputError(f"--output_dir {run}: cannot be written ({error.strerror}); mend that") from None
         if checkpoint is not None:
-            print(f"resuming from {checkpoint}", flush=True)
+            self.accelerator.print(f"resuming from {checkpoint}", flush=True)
         transformers_logging.disable_progress_bar()  # there is one line already
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            self.progress_line.close()
 
     def _get_output_dir(self, trial) -> str:
         return self._staged_run or super()._get_output_dir(trial)
+
+    def whole_model(self, weights: dict[str, torch.Tensor] | None = None) -> PreTrainedModel:
+        """
+        The model without what wraps it, to use or save it. Of a sharded one (FSDP2) it is a copy that has all weights
+        in the first process, and random ones in the others; all processes must call this then.
+
+        Args:
+            weights: of the whole model, if they were gathered already.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not self.accelerator.is_fsdp2 or not isinstance(model, PreTrainedModel):
+            return model
+        if weights is None:
+            weights = self.accelerator.get_state_dict(self.model)
+        # Sharding puts a class of its own in front, which would be saved by its own name and without the model's code.
+        whole = type(model).__bases__[-1](copy.deepcopy(model.config))
+        if weights:
+            whole.load_state_dict(weights)
+        if model.can_generate():
+            whole.generation_config = model.generation_config
+        return whole.eval()
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        sharded = self.model
+        model = self.whole_model(state_dict)
+        if model is not self.accelerator.unwrap_model(sharded):
+            if not self.args.should_save:
+                return
+            self.model, state_dict = model, None
+        try:
+            with with_cache(model):
+                super()._save(output_dir, state_dict)
+        finally:
+            self.model = sharded
+        save_generation(model, output_dir or self.args.output_dir)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # A tied matrix stands in the file once; that its other name is missing there is as it should be.
+        tied = set(getattr(self.accelerator.unwrap_model(self.model), "_tied_weights_keys", None) or ())
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     def _save_checkpoint(self, model, trial) -> None:
         run = Path(super()._get_output_dir(trial))

@@ -32,6 +32,7 @@ TEXTS = [STORY.format(a=a, b=b, n=n) for n in range(2, 30) for a, b in WORDS]
 WHOLE_FOLDER = (
     "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json", "README.md",
     "run_record.json", "configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py",
+    "modeling_tfm_generation.py",
 )  # fmt: skip
 
 
@@ -261,3 +262,64 @@ def test_mistakes_get_one_line_and_write_nothing(files, tmp_path, capsys, what):
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0], error
     assert not out.exists()
+
+
+def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):
+    changes = {"masked_share": 0.5, "compile": "off"}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
+    results = json.loads((tmp_path / "run" / "run_record.json").read_text())["results"]
+    assert {"bits_per_byte", "masked_loss"} <= results.keys()
+    causal = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    masked, found = AutoModelForMaskedLM.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    for name, weight in causal.state_dict().items():
+        assert torch.equal(weight, masked.state_dict()[name]), name
+    # Only half of the steps were causal ones: it is another model than the causal objective alone gives.
+    assert pretrain_clm.main(arguments(files, tmp_path / "causal")) == 0
+    assert any(not torch.equal(w, weights(tmp_path / "causal")[n]) for n, w in weights(tmp_path / "run").items())
+
+
+def test_compiling_is_said_and_kept(files, tmp_path, capsys):
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", compile="perhaps")) == 2
+    assert "choose auto, on or off" in capsys.readouterr().err
+    assert pretrain_clm.main(arguments(files, tmp_path / "run")) == 0
+    assert "no (the run is too short to repay it)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / ".recipe.json").read_text())["script"]["compile"] == "off"
+
+
+def test_averaged_weights_are_what_a_run_ends_with_and_go_on_exactly(files, tmp_path, monkeypatch):
+    changes = {"ema_decay": 0.5, "z_loss": 1e-3}
+    assert pretrain_clm.main(arguments(files, tmp_path / "plain", z_loss=1e-3)) == 0
+    assert pretrain_clm.main(arguments(files, tmp_path / "whole", **changes)) == 0
+    # The run itself is the same; its end is another: the average of its last steps.
+    for step in (4, 8):
+        assert_equal_weights(tmp_path / "plain" / f"checkpoint-{step}", tmp_path / "whole" / f"checkpoint-{step}")
+    differs = [n for n, w in weights(tmp_path / "plain").items() if not torch.equal(w, weights(tmp_path / "whole")[n])]
+    assert differs
+    averages = torch.load(tmp_path / "whole" / "checkpoint-8" / "averages.pt")
+    for name, average in averages.items():
+        assert torch.equal(average, weights(tmp_path / "whole")[name]), name
+
+    update = ProgressLine.on_step_end
+
+    def kill(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressLine, "on_step_end", kill)
+        assert pretrain_clm.main(arguments(files, tmp_path / "resumed", **changes)) == 0
+    assert not (tmp_path / "resumed" / "model.safetensors").exists()
+    assert pretrain_clm.main(arguments(files, tmp_path / "resumed", **changes)) == 0
+    assert_equal_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_z_loss_is_part_of_the_loss_and_adds_up(files, tmp_path):
+    plain = {"optimizer": "adamw", "zero_init": "false"}
+    quarters = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    runs = {"without": plain, "whole": {**plain, "z_loss": 0.1}, "quarters": {**plain, **quarters, "z_loss": 0.1}}
+    for name, changes in runs.items():
+        assert pretrain_clm.main(arguments(files, tmp_path / name, **changes)) == 0
+    assert any(not torch.equal(w, weights(tmp_path / "whole")[n]) for n, w in weights(tmp_path / "without").items())
+    assert_equal_weights(tmp_path / "whole", tmp_path / "quarters", atol=1e-4, rtol=1e-3)

@@ -5,21 +5,25 @@ Pretrain a causal LM: predict the next token.
     python training/pretrain_clm.py --data texts/ --validation_data held_out.txt --tokenizer my-tokenizer --model small
 
 Stop it with Ctrl-C at any time; the same command goes on from there. The output folder is a model repository that
-`AutoModelForCausalLM.from_pretrained` loads.
+`AutoModelForCausalLM.from_pretrained` loads. With `--masked_share` some steps predict masked tokens instead, and it
+loads as `AutoModelForMaskedLM` too.
 """
 
 import sys
+from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM, set_seed
 
 from hf_tfm import TfmDecoderConfig
-from hf_tfm.objectives import causal
+from hf_tfm.errors import InputError
+from hf_tfm.objectives import Hybrid, Masked, RateSchedule, causal
 from hf_tfm.pretraining import (
     PretrainArguments,
     PretrainTrainer,
     PretrainTrainingArguments,
     build_model,
     load_tokenizer,
+    masked_evaluation,
     prepare_data,
     refuse_finished,
     report_end,
@@ -32,15 +36,34 @@ from hf_tfm.record import RunRecord
 PROMPTS = ("Once upon a time", "The old woman said", "In the middle of the forest")
 
 
+@dataclass
+class CausalArguments(PretrainArguments):
+    """Fields of this script alone."""
+
+    masked_share: float = field(
+        default=0.0,
+        metadata={"help": "share of the steps that predict masked tokens instead; the model is then a masked LM too"},
+    )
+    masking_rate: float = field(default=0.3, metadata={"help": "share of the tokens masked in these at the start"})
+    final_masking_rate: float = field(default=0.15, metadata={"help": "and at the end; evaluation is always at 0.15"})
+
+
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    script, args = parse_recipe(argv, PretrainArguments, PretrainTrainingArguments, __doc__)
+    script, args = parse_recipe(argv, CausalArguments, PretrainTrainingArguments, __doc__)
     refuse_finished(args.output_dir)
     set_seed(args.seed)
     record = RunRecord("pretrain_clm", args.seed)
     tokenizer = load_tokenizer(script.tokenizer)
     model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
-    data = prepare_data(script, args, tokenizer, model, objective=causal)
+    objective = causal
+    if script.masked_share:
+        if not isinstance(model.config, TfmDecoderConfig):
+            raise InputError(f"masked_share needs this package's decoder, not {type(model).__name__}")
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
+        rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows)
+        objective = Hybrid(Masked(tokenizer, rate, seed=args.seed), script.masked_share, args.world_size)
+    data = prepare_data(script, args, tokenizer, model, objective, causal)
     trainer = PretrainTrainer(
         model=model, args=args, processing_class=tokenizer, data=data, script=script, record=record
     )
@@ -51,9 +74,15 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     results = trainer.evaluate()
+    if script.masked_share:
+        masked = trainer.evaluate(masked_evaluation(data, Masked(tokenizer, 0.15, seed=0)))
+        results["eval_masked_loss"] = masked["eval_loss"]
+    model = trainer.whole_model()
+    if not trainer.is_world_process_zero():
+        return 0
     model.generation_config.update(max_new_tokens=128, do_sample=True, temperature=0.8, top_p=0.95)
     record["samples"] = [continue_text(model, tokenizer, prompt, args.seed) for prompt in PROMPTS]
-    report_end(trainer, tokenizer, results)
+    report_end(trainer, model, tokenizer, results)
     print("\n".join(["", *record["samples"]]))
     return 0
 

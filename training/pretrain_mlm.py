@@ -81,9 +81,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     results = trainer.evaluate()
+    model = trainer.whole_model()
+    if not trainer.is_world_process_zero():
+        return 0
     if not pairs:
         record["samples"] = [fill(model, tokenizer, sentence) for sentence in SENTENCES]
-    report_end(trainer, tokenizer, results)
+    report_end(trainer, model, tokenizer, results)
     print("\n".join(["", *record.fields.get("samples", [])]))
     return 0
 

@@ -77,6 +77,11 @@ class Text:
             {name: inputs[name][i : i + 16] for name in ("input_ids", "labels")} for i in range(0, count, 16)
         ]
 
+    def digest(self) -> str:
+        """Of what is trained on and measured."""
+        held_out = b"".join(batch["input_ids"].numpy().tobytes() for batch in self.held_out)
+        return hashlib.sha256(held_out + np.asarray(self.store.tokens).tobytes()).hexdigest()[:12]
+
     def row_count(self, store: TokenStore) -> int:
         return len(store.tokens) // (self.length - 2 * (self.frame is not None))
 
@@ -186,15 +191,15 @@ def code_hash(name: str) -> str:
 
 class Bench:
     def __init__(self, text: Text, args: argparse.Namespace):
-        self.text, self.args = text, args
+        self.text, self.args, self.digest = text, args, text.digest()
         RESULTS.mkdir(exist_ok=True)
         lines = RUNS.read_text().splitlines() if RUNS.exists() else []
         self.known = {json.dumps(run["key"], sort_keys=True): run for run in map(json.loads, lines)}
 
     def run(self, name: str, steps: int, seed: int, **settings) -> float:
         """The loss that a run ends with; read where it was made before."""
-        key = {"kind": self.text.kind, "shape": self.args.shape, "vocab": self.args.vocab, "model": name,
-               "steps": steps, "seed": seed, "code": code_hash(name), **settings}  # fmt: skip
+        same = {"kind": self.text.kind, "text": self.digest, "shape": self.args.shape, "vocab": self.args.vocab}
+        key = {**same, "model": name, "steps": steps, "seed": seed, "code": code_hash(name), **settings}
         found = self.known.get(json.dumps(key, sort_keys=True))
         if found is None:
             contestant = Contestant(self.text, name, self.args.shape, steps, seed, **settings)

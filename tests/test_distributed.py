@@ -1,0 +1,142 @@
+"""Two processes (gloo, on the CPU) train as one does: the same losses and weights, with DDP and with FSDP2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from test_pretraining import WHOLE_FOLDER, arguments, files  # noqa: F401 (a fixture)
+from transformers import AutoModelForCausalLM
+
+from hf_tfm.checkpoints import complete_checkpoints
+
+
+import pretrain_clm  # noqa: E402 isort: skip (its folder is on the path since the import above)
+import pretrain_mlm  # noqa: E402 isort: skip
+
+ROOT = Path(__file__).parents[1]
+# AdamW from ordinary weights; Muon makes rounding in a zero gradient as large as a step.
+OPTIMIZERS = {"adamw": {"optimizer": "adamw", "zero_init": "false"}, "muon": {"optimizer": "muon"}}
+SCRIPTS = {"clm": (pretrain_clm, "decoder"), "mlm": (pretrain_mlm, "encoder")}
+CASES = [(script, optimizer) for script in SCRIPTS for optimizer in OPTIMIZERS]
+
+pytestmark = pytest.mark.slow
+
+
+def command(files, out, script, optimizer, processes):  # noqa: F811
+    return arguments(
+        files, out, SCRIPTS[script][1], **OPTIMIZERS[optimizer], per_device_train_batch_size=4 // processes,
+        logging_steps=1, compile="off",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(files, tmp_path_factory):  # noqa: F811
+    """Every case in one process."""
+    root = tmp_path_factory.mktemp("one")
+    for script, optimizer in CASES:
+        assert SCRIPTS[script][0].main(command(files, root / f"{script}-{optimizer}", script, optimizer, 1)) == 0
+    return root
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def two(request, files, one, tmp_path_factory):  # noqa: F811
+    """Every case in two processes, and runs that go on from step 4 of others; and what was printed."""
+    root = tmp_path_factory.mktemp(request.param)
+    jobs = [
+        (f"pretrain_{script}", command(files, root / f"{script}-{optimizer}", script, optimizer, 2))
+        for script, optimizer in CASES
+    ]
+    launch(request.param, jobs, root)
+    if request.param == "ddp":
+        begin_at_step_4(one / "clm-adamw", root / "resumed")
+    else:
+        begin_at_step_4(root / "clm-muon", root / "resumed")
+    optimizer = "adamw" if request.param == "ddp" else "muon"
+    printed = launch(request.param, [("pretrain_clm", command(files, root / "resumed", "clm", optimizer, 2))], root)
+    return request.param, root, printed
+
+
+def launch(config: str, jobs: list, root: Path) -> str:
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"training/launch/{config}.yaml",
+         "--num_processes", "2", "--main_process_port", "0", "tests/run_scripts.py", root / "jobs.json"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+def begin_at_step_4(finished: Path, run: Path) -> None:
+    """A run as it was when it had just written its first checkpoint."""
+    run.mkdir()
+    shutil.copyfile(finished / ".recipe.json", run / ".recipe.json")
+    shutil.copytree(finished / "checkpoint-4", run / "checkpoint-4")
+
+
+def curve(run: Path) -> list[float]:
+    record = json.loads((run / "run_record.json").read_text())
+    return [entry["loss"] for entry in record["curve"]] + [record["results"]["loss"]]
+
+
+def distance(one: Path, other: Path) -> float:
+    """Of two models' weights, as a share of the first one's norm."""
+    first, second = (load_file(run / "model.safetensors") for run in (one, other))
+    assert first.keys() == second.keys()
+    apart = sum((first[name] - second[name]).square().sum() for name in first)
+    return float((apart / sum(weight.square().sum() for weight in first.values())).sqrt())
+
+
+@pytest.mark.parametrize("script, optimizer", CASES)
+def test_two_processes_train_as_one(one, two, script, optimizer):
+    _, root, _ = two
+    name, rough = f"{script}-{optimizer}", 20 if optimizer == "muon" else 1
+    assert curve(root / name) == pytest.approx(curve(one / name), rel=2e-5 * rough)
+    assert distance(one / name, root / name) < 5e-4 * rough
+
+
+def test_checkpoints_and_model_are_whole_folders(two):
+    kind, root, _ = two
+    run = root / "clm-muon"
+    assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-4", "checkpoint-8"]
+    for folder in (run, run / "checkpoint-4"):
+        assert not set(WHOLE_FOLDER) - {path.name for path in folder.iterdir()}
+        assert not list(folder.glob("_fsdp*"))
+        config = json.loads((folder / "config.json").read_text())
+        assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_tfm_decoder.TfmDecoderForCausalLM"
+        assert config["architectures"] == ["TfmDecoderForCausalLM"]
+        _, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert (run / "checkpoint-4/pytorch_model_fsdp.bin").exists() == (kind == "fsdp2"), "FSDP2 was not used"
+
+
+def test_a_run_goes_on_in_two_processes(one, two):
+    """From one process's checkpoint (DDP), or from that of two (FSDP2)."""
+    kind, root, printed = two
+    name, rough = ("clm-adamw", 1) if kind == "ddp" else ("clm-muon", 20)
+    assert "resuming from" in printed
+    assert curve(root / "resumed") == pytest.approx(curve(one / name), rel=2e-5 * rough)
+    assert distance(one / name, root / "resumed") < 5e-4 * rough
+
+
+def test_two_processes_speak_once(two):
+    _, _, printed = two
+    for line in ("model      TfmDecoder", "resuming from", "example    ", "\nresult     "):
+        assert printed.count(line) == 1, printed
+
+
+@pytest.mark.parametrize("two", ["ddp"], indirect=True)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_of_two_processes_goes_on_in_one(files, one, two, tmp_path, optimizer):  # noqa: F811
+    _, root, _ = two
+    begin_at_step_4(root / f"clm-{optimizer}", tmp_path / "run")
+    assert pretrain_clm.main(command(files, tmp_path / "run", "clm", optimizer, 1)) == 0
+    rough = 20 if optimizer == "muon" else 1
+    assert curve(tmp_path / "run") == pytest.approx(curve(one / f"clm-{optimizer}"), rel=2e-5 * rough)
+    assert distance(one / f"clm-{optimizer}", tmp_path / "run") < 5e-4 * rough

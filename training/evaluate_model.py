@@ -1,0 +1,198 @@
+"""
+Measure a model on what is given to it, and put the figures into its card.
+
+    python training/evaluate_model.py --model runs/decoder --text held_out.jsonl.gz --minimal_pairs blimp.jsonl.gz
+    python training/evaluate_model.py --model runs/decoder --test_file test.jsonl --train_file train.jsonl \\
+        --template "Review: {text}\\nSentiment: {label}" --examples 4
+    python training/evaluate_model.py --model runs/classifier --test_file test.jsonl
+
+Takes any model folder of ours or a native one, a name on the Hub, or an adapter. Each figure has its 95 % interval and
+the number of records. Stopped and started again with the same --output_dir it goes on behind what is finished.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from hf_tfm import InputError, evaluation, prompting
+from hf_tfm.card import EVALUATION_FILE, write_card
+from hf_tfm.classification import read_task
+from hf_tfm.data import default_cache_dir, file_hash
+from hf_tfm.evaluation import LanguageModel
+from hf_tfm.labelled import measure_head
+from hf_tfm.loading import LANGUAGE_MODELS, auto_class_of, fingerprint, open_model, recorded
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.record import RECORD_FILE
+from hf_tfm.records import read_records
+from hf_tfm.results import Results
+
+
+@dataclass
+class EvaluationRecipe:
+    """What to measure: what is not given is not measured."""
+
+    model: str = field(metadata={"help": "folder or Hub name of a model, or folder of an adapter"})
+    base_model: str | None = field(default=None, metadata={"help": "an adapter's base, if not where the adapter says"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model's folder carries"})
+    output_dir: str | None = field(default=None, metadata={"help": "of results; by default runs/evaluation/MODEL"})
+    card: bool = field(default=True, metadata={"help": "put the figures into the card of the model's own folder"})
+    bf16: bool = field(default=False, metadata={"help": "compute in bf16: faster, with three digits"})
+    batch_tokens: int = field(default=2048, metadata={"help": "tokens computed at once; changes the speed alone"})
+    seed: int = field(default=0, metadata={"help": "of examples and samples"})
+    text: list[str] = field(default_factory=list, metadata={"help": "files of text: bits per byte and perplexity"})
+    text_field: str = field(default="text", metadata={"help": "where a record has its text"})
+    source_field: str | None = field(default=None, metadata={"help": "where a record says which source it is of"})
+    window: int | None = field(default=None, metadata={"help": "tokens read at once; as in training, or 1024"})
+    stride: int | None = field(default=None, metadata={"help": "tokens between windows; half a window"})
+    max_documents: int | None = field(default=None, metadata={"help": "read only so many of each file"})
+    minimal_pairs: str | None = field(default=None, metadata={"help": "records of a good and a bad sentence, as BLiMP"})
+    good_field: str = field(default="sentence_good", metadata={"help": "where a pair has the good sentence"})
+    bad_field: str = field(default="sentence_bad", metadata={"help": "and the bad one"})
+    group_field: str | None = field(default=None, metadata={"help": "what to group pairs by: UID in BLiMP"})
+    pairs_per_group: int | None = field(default=None, metadata={"help": "take only so many of each group"})
+    by_word: bool = field(default=False, metadata={"help": "masked LMs: PLL-word-l2r instead of PLL"})
+    test_file: str | None = field(default=None, metadata={"help": "labelled records, by head or by prompt"})
+    train_file: str | None = field(default=None, metadata={"help": "labelled records to draw examples from"})
+    text_pair_field: str | None = field(default=None, metadata={"help": "where a record has the second text"})
+    label_field: str | None = field(default=None, metadata={"help": "where it has its label (answers, tags)"})
+    template: str | None = field(default=None, metadata={"help": "prompt: fields in braces, {label} at its end"})
+    label_words: list[str] = field(default_factory=list, metadata={"help": "words for labels: 0=bad 1=good"})
+    instruction: str = field(default="", metadata={"help": "stands in front of the prompt"})
+    examples: int = field(default=0, metadata={"help": "how many labelled examples the prompt shows"})
+    prompts: list[str] = field(default_factory=list, metadata={"help": "texts to continue"})
+    max_new_tokens: int = field(default=80, metadata={"help": "of each continuation"})
+    temperature: float = field(default=0.8, metadata={"help": "of the continuations; 0 takes the likeliest token"})
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    recipe, _ = parse_recipe(argv, EvaluationRecipe, None, __doc__)
+    tasks = {"text": text, "minimal_pairs": pairs, "test_file": prompted, "prompts": samples}
+    asked = [name for name in tasks if getattr(recipe, name)]
+    if not asked:
+        raise InputError(f"nothing to measure: give one of --{', --'.join(tasks)}")
+    auto_class = auto_class_of(recipe.model, recipe.trust_remote_code)
+    language_model = auto_class in LANGUAGE_MODELS
+    if not language_model and asked != ["test_file"]:
+        raise InputError(f"{recipe.model} is no language model: it can be measured on a --test_file alone")
+    if language_model and recipe.test_file and recipe.template is None:
+        raise InputError("a language model labels by prompt: write one as --template")
+    model, tokenizer = open_model(recipe.model, auto_class, recipe.base_model, recipe.trust_remote_code)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    folder = Path(recipe.model)
+    name = folder.resolve().name if folder.exists() else recipe.model
+    identity = {"name": name, "sha256": fingerprint(model, tokenizer), "bf16": recipe.bf16}
+    results = Results(recipe.output_dir or f"runs/evaluation/{name.replace('/', '--')}", identity)
+    print(f"model      {name}, {type(model).__name__}, {model.num_parameters():,} parameters", flush=True)
+    if language_model:
+        lm = LanguageModel(model, tokenizer, auto_class == LANGUAGE_MODELS[0], recipe.batch_tokens, recipe.bf16)
+        for task in asked:
+            tasks[task](lm, recipe, results)
+    else:
+        head(model, tokenizer, auto_class, recipe, results)
+
+    path = results.write()
+    print(f"results    {path}")
+    if recipe.card and (folder / RECORD_FILE).is_file():
+        shutil.copyfile(path, folder / EVALUATION_FILE)
+        write_card(folder)
+        print(f"card       {folder / 'README.md'}")
+
+
+def text(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
+    """Bits per byte (pseudo for masked LMs) and perplexity of each file, and of the sources in it."""
+    settings = {n: getattr(recipe, n) for n in ("window", "stride", "max_documents", "source_field", "text_field")}
+    if lm.causal and recipe.window is None:  # longer rows than in training cost accuracy
+        settings["window"] = recorded(recipe.model, "block_length")
+    for path in recipe.text:
+        documents = islice(evaluation.read_text(path, recipe.text_field, recipe.source_field), recipe.max_documents)
+        figures = results.part(
+            {"task": "text", "data": content(path), **settings},
+            partial(evaluation.bits_per_byte, lm, documents, settings["window"], recipe.stride),
+        )
+        kind = "" if lm.causal else "pseudo-"
+        shown = {f"{kind}{name}": figures["all"][name] for name in ("bits_per_byte", "perplexity")}
+        shown |= {f"{kind}bits_per_byte, {s}": figures[s]["bits_per_byte"] for s in figures if s != "all"}
+        results.add("text", path, settings, shown, by_source=figures)
+
+
+def pairs(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
+    """Share of minimal pairs whose good sentence is likelier, of each group."""
+    path = recipe.minimal_pairs
+    records = read_records(path)
+    columns = [records.texts(getattr(recipe, name), name) for name in ("good_field", "bad_field")]
+    score = "log-likelihood" if lm.causal else "PLL-word-l2r" if recipe.by_word else "PLL"
+    settings = {"data": content(path), "score": score, "fields": [recipe.good_field, recipe.bad_field]}
+    groups = evaluation.group_rows(records, recipe.group_field or ("UID" if "UID" in records[0] else None))
+    hits = {}
+    for number, (group, rows) in enumerate(groups.items(), 1):
+        chosen = [(columns[0][row], columns[1][row]) for row in rows[: recipe.pairs_per_group]]
+        part = {"task": "minimal pairs", "group": group, "rows": len(chosen), **settings}
+        right = sum(results.part(part, partial(evaluation.minimal_pairs, lm, chosen, recipe.by_word)))
+        hits[group] = (right, len(chosen))
+        print(f"{number:3} of {len(groups)}  {group} {right / len(chosen):.3f}, n {len(chosen):,}", flush=True)
+    shares = evaluation.accuracy_by_group(hits)
+    results.add("minimal pairs", path, settings, {f"accuracy by {score}": shares["all"]}, by_group=shares)
+
+
+def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
+    """Classification by the likelihood of each label's words behind a prompt."""
+    records = read_records(recipe.test_file)
+    if recipe.examples and recipe.train_file is None:
+        raise InputError(f"--examples {recipe.examples}: give the --train_file to draw them from")
+    train = read_records(recipe.train_file) if recipe.train_file else records
+    task = read_task(train, recipe.label_field or "label", "single_label_classification")
+    labels = task.encode(records)
+    template = recipe.template.replace("\\n", "\n")  # as shells give it
+    prompt = prompting.Prompt(template, prompting.label_words(task, recipe.label_words), recipe.instruction)
+    drawn = train.subset(prompting.draw_examples(train, recipe.examples, recipe.seed))
+    examples = list(zip(drawn, task.encode(drawn)))
+    settings = {"task": f"{len(examples)}-shot classification", "template": template, "words": prompt.words}
+    settings |= {"instruction": prompt.instruction, "label_field": task.field, "seed": recipe.seed}
+    figures = results.part(
+        {**settings, "data": content(recipe.test_file), "examples": examples},
+        lambda: prompting.prompted_estimates(task, prompting.prompted_scores(lm, prompt, records, examples), labels),
+    )
+    shown = {f"{metric}, {decision}": figures[decision][metric] for decision in figures for metric in task.metrics}
+    results.add(settings["task"], recipe.test_file, settings, shown)
+
+
+def head(model, tokenizer, auto_class: str, recipe: EvaluationRecipe, results: Results) -> None:
+    """Labelled records by the model's own head."""
+    threshold = recorded(recipe.model, "no_answer_threshold")
+    fields = [recipe.text_field, *([recipe.text_pair_field] if recipe.text_pair_field else [])]
+    settings = {"task": auto_class.removeprefix("AutoModelFor"), "fields": fields, "label_field": recipe.label_field}
+    batching = {"batch_tokens": recipe.batch_tokens, "bf16": recipe.bf16}
+    records = read_records(recipe.test_file)
+    figures = results.part(
+        {**settings, "data": content(recipe.test_file), "threshold": threshold},
+        partial(measure_head, model, tokenizer, auto_class, records, fields, recipe.label_field, threshold, **batching),
+    )
+    results.add(settings["task"], recipe.test_file, settings, figures)
+
+
+def samples(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
+    """Continuations of prompts."""
+    sampling = {"do_sample": True, "temperature": recipe.temperature} if recipe.temperature else {"do_sample": False}
+    settings = {"task": "samples", "seed": recipe.seed, "max_new_tokens": recipe.max_new_tokens, **sampling}
+    texts = results.part(
+        {**settings, "prompts": recipe.prompts},
+        partial(evaluation.generate_samples, lm, recipe.prompts, recipe.max_new_tokens, recipe.seed, **sampling),
+    )
+    print("\n\n".join(texts))
+    results.add("samples", None, settings, {}, samples=texts)
+
+
+def content(path: str) -> str:
+    """A file as parts know it: by what is in it."""
+    return file_hash(Path(path), default_cache_dir())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
