@@ -14,15 +14,17 @@ from transformers import (
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 
-from . import modeling_tfm_decoder, modeling_tfm_encoder
+from . import modeling_tfm_decoder, modeling_tfm_encoder, modeling_tfm_encoder_decoder
 from .configuration_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
 from .errors import InputError
 from .modeling_tfm_decoder import (
     TfmDecoderForCausalLM,
+    TfmDecoderForMaskedLM,
     TfmDecoderForQuestionAnswering,
     TfmDecoderForSequenceClassification,
     TfmDecoderForTokenClassification,
@@ -38,11 +40,12 @@ from .modeling_tfm_encoder import (
     TfmEncoderForTokenClassification,
     TfmEncoderModel,
 )
+from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 from .version import __version__
 
 
 def _register() -> None:
-    """Enter both families into the Auto classes, by the same `auto_map` that saved folders carry."""
+    """Enter the families into the Auto classes, by the same `auto_map` that saved folders carry."""
     auto_classes = {
         auto_class.__name__: auto_class
         for auto_class in (
@@ -53,11 +56,17 @@ def _register() -> None:
             AutoModelForNextSentencePrediction,
             AutoModelForPreTraining,
             AutoModelForQuestionAnswering,
+            AutoModelForSeq2SeqLM,
             AutoModelForSequenceClassification,
             AutoModelForTokenClassification,
         )
     }
-    for config_class, module in ((TfmDecoderConfig, modeling_tfm_decoder), (TfmEncoderConfig, modeling_tfm_encoder)):
+    families = (
+        (TfmDecoderConfig, modeling_tfm_decoder),
+        (TfmEncoderConfig, modeling_tfm_encoder),
+        (TfmEncoderDecoderConfig, modeling_tfm_encoder_decoder),
+    )
+    for config_class, module in families:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         config_class.register_for_auto_class()
         for name, reference in config_class().auto_map.items():
@@ -76,11 +85,14 @@ __all__ = [
     "TfmConfig",
     "TfmDecoderConfig",
     "TfmDecoderForCausalLM",
+    "TfmDecoderForMaskedLM",
     "TfmDecoderForQuestionAnswering",
     "TfmDecoderForSequenceClassification",
     "TfmDecoderForTokenClassification",
     "TfmDecoderModel",
     "TfmEncoderConfig",
+    "TfmEncoderDecoderConfig",
+    "TfmEncoderDecoderModel",
     "TfmEncoderForMaskedLM",
     "TfmEncoderForMultipleChoice",
     "TfmEncoderForNextSentencePrediction",

@@ -5,6 +5,7 @@ and what a person sees before and after.
 
 import contextlib
 import dataclasses
+import json
 import math
 import re
 import statistics
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import PartialState
 from safetensors import SafetensorError
 from tokenizers import processors
@@ -26,24 +28,28 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 
 from .adapters import LORA_VARIANTS
-from .card import task_of
+from .attention import use_blockwise_attention
+from .batches import SeededLengthGroups, in_order, length_of, longest_first
+from .card import is_adapter, opening
 from .errors import InputError
 from .metrics import Estimate
 from .pretraining import fast_bf16, refuse_finished
 from .record import RECORD_FILE, RunRecord, write_model_folder
 from .records import Records, carve, data_facts, read_records
-from .trainer import RECIPE_FILE, RunTrainer
+from .trainer import RECIPE_FILE, RunMixin
 
 
 # Dropout on attention weights by the names it has in configurations; with it, attention leaves its fast kernels.
 _ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")
+# Up to this many tokens attention written out trains faster on a CPU than torch's kernel, whose backward pass is slow.
+_SHORT = 128
 # Tokens that are made for padding, or at least stand in no text; one with "pad" in its name is preferred.
 _PAD_TOKENS = re.compile(
     r"<\|?pad(ding)?\|?>|\[PAD\]|<\|finetune_right_pad_id\|>|<\|endoftext\|>|"
@@ -56,7 +62,7 @@ _DECISIVE = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16",
     "train_sampling_strategy", "neftune_noise_alpha", "world_size", "metric_for_best_model",
 )  # fmt: skip
-_INDIFFERENT = {"license", "base_model", "trust_remote_code", "baselines"}
+_INDIFFERENT = {"license", "base_model", "trust_remote_code", "baselines", "beams"}
 
 
 @dataclass
@@ -121,12 +127,15 @@ class FinetuningRecipe:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that get an adapter; by default all linear ones but the head."}
     )
+    lora_int8: bool = field(default=False, metadata={"help": "Hold the frozen weights in 8 bits (needs torchao)."})
 
     def __post_init__(self) -> None:
         if self.lora_variant not in LORA_VARIANTS:
             raise InputError(f"lora_variant {self.lora_variant!r} must be one of {', '.join(LORA_VARIANTS)}")
         if self.lora_rank < 1:
             raise InputError(f"lora_rank {self.lora_rank} must be 1 or more")
+        if self.lora_int8 and not self.lora:
+            raise InputError("lora_int8 holds weights in 8 bits that are not trained; add --lora")
 
 
 @contextlib.contextmanager
@@ -179,23 +188,44 @@ def load_model(
         InputError: there is no such model, it lacks weights beside the head's, or the tokenizer is another model's.
     """
     options = {"trust_remote_code": recipe.trust_remote_code}
+    if recipe.lora_int8:
+        options["quantization_config"] = int8_weights()
     with quiet(), _readable_model(recipe.model, "model"):
-        config = AutoConfig.from_pretrained(recipe.model, **options, **config_fields)
+        config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code, **config_fields)
         for name in config_fields:
             if not hasattr(config, name):
                 raise InputError(f"{recipe.model}: its {type(config).__name__} has no switch {name}; leave that out")
+        if "classifier_pooling" in config_fields and getattr(config, "use_pooler", False):
+            config.use_pooler = False  # it reads the first token, whatever was asked for
         for name in _ATTENTION_DROPOUT:
             if hasattr(config, name):
                 setattr(config, name, recipe.attention_dropout)
-        model, info = auto_class.from_pretrained(
-            recipe.model,
-            config=config,
-            # A checkpoint in bf16 would be trained in bf16, in which small steps are lost.
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+        renamed = _key_mapping(auto_class, config)
+        if renamed and recipe.lora:
+            raise InputError(
+                f"{recipe.model}: transformers does not find its weights under this head, so nobody could load an "
+                "adapter on it: train without --lora, or bring the model into this package with `hf-tfm convert`"
+            )
+        try:
+            model, info = auto_class.from_pretrained(
+                recipe.model,
+                config=config,
+                key_mapping=renamed,
+                # A checkpoint in bf16 would be trained in bf16, in which small steps are lost.
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+            raise InputError(
+                f"{recipe.model}: is a {config.model_type}, and {auto_class.__name__} has no class for that: take a "
+                "model of a kind that it knows, such as an encoder"
+            ) from error
+    if renamed:
+        model._weight_conversions = []  # or saving would give the weights their old names, which are not found again
     new = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
     body = f"{model.base_model_prefix}."
     lost = [name for name in new if name.startswith(body) and "pooler" not in name]
@@ -213,6 +243,28 @@ def load_model(
         )
     ensure_pad_token(tokenizer, model)
     return model, new
+
+
+def int8_weights() -> Any:
+    """How transformers loads linear layers with weights of 8 bits, to be computed with in their full range."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+    except ImportError as error:
+        raise InputError(f"lora_int8 needs torchao ({error}): pip install torchao") from error
+    return TorchAoConfig(quant_type=Int8WeightOnlyConfig())
+
+
+def _key_mapping(auto_class: type, config: PreTrainedConfig) -> dict[str, str] | None:
+    """
+    What `from_pretrained` must be told where a head's class has another name for the model inside than the saved class,
+    or all weights would be random: transformers' `LlamaForQuestionAnswering` says `transformer` for `model`.
+    """
+    target = getattr(auto_class, "_model_mapping", {}).get(type(config), None)
+    source = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+    if None in (target, source) or isinstance(target, tuple) or target.base_model_prefix == source.base_model_prefix:
+        return None
+    return {rf"^{re.escape(source.base_model_prefix)}\.": f"{target.base_model_prefix}."}
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
@@ -235,6 +287,8 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
         elif tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or vocabulary[0][0]
     model.config.pad_token_id = tokenizer.pad_token_id
+    if model.can_generate():
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 def separate_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -276,6 +330,12 @@ def settle_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenize
     return recipe.max_length
 
 
+def settle_attention(args: TrainingArguments, model: PreTrainedModel, max_length: int) -> None:
+    """Choose how attention is computed while training on a CPU; what is saved does not tell."""
+    if args.device.type == "cpu" and not use_blockwise_attention(model) and max_length <= _SHORT:
+        model.set_attn_implementation("eager")
+
+
 def carve_validation(
     recipe: FinetuningRecipe, train: Records, seed: int, keys: Sequence[Any], strata: Sequence[Any] | None = None
 ) -> tuple[Records, Records]:
@@ -299,21 +359,14 @@ def encode_records(
     return [dict(zip(data, row)) for row in zip(*data.values())]
 
 
-class _SeededLengthGroups(LengthGroupedSampler):
-    """Batches of similar length, drawn anew in every epoch as a function of the seed and the epoch alone."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed = seed
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(1_000_003 * self.seed + self.epoch)
-        return super().__iter__()
+def refuse_diverged(logits: np.ndarray | torch.Tensor) -> None:
+    """Raise `InputError` for outputs that are no numbers."""
+    if not bool((np if isinstance(logits, np.ndarray) else torch).isfinite(logits).all()):
+        raise InputError("the model's outputs are not finite, the training diverged: lower --learning_rate")
 
 
 class _TellEpoch(TrainerCallback):
-    def __init__(self, trainer: "FinetuningTrainer"):
+    def __init__(self, trainer: "FinetuningMixin"):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -321,17 +374,24 @@ class _TellEpoch(TrainerCallback):
             self.trainer.sampler.epoch = int(state.epoch or 0)
 
 
-class FinetuningTrainer(RunTrainer):
+class FinetuningMixin(RunMixin):
     """
-    For lists of records of different lengths (`input_ids` lists): batches of similar length that a resumed run draws
-    again as they were (the stock sampler draws from the global generator, whose state at the epoch's start is gone),
-    and evaluation sorted by length.
+    For any Trainer over lists of records of different lengths (`input_ids` lists): batches of similar length that a
+    resumed run draws again as they were (the stock sampler draws from the global generator, whose state at the epoch's
+    start is gone), and evaluation sorted by length.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.sampler: _SeededLengthGroups | None = None
+        self.sampler: SeededLengthGroups | None = None
         self.add_callback(_TellEpoch(self))
+
+    def middling_batch(self) -> dict[str, Any]:
+        """A batch of records of middling length, to measure the time of a step on."""
+        records = sorted(self.train_dataset, key=length_of)
+        start = max(0, (len(records) - self.args.train_batch_size) // 2)
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        return collate(records[start : start + self.args.train_batch_size])
 
     def predict_in_order(self, records: list[dict[str, Any]]) -> np.ndarray:
         """
@@ -339,44 +399,71 @@ class FinetuningTrainer(RunTrainer):
         in: what is measured is what the folder gives when it is loaded.
         """
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        predictions = self.predict(records).predictions
-        ordered = np.empty_like(predictions)
-        ordered[_longest_first(records)] = predictions
-        return ordered
+        # What these are measured by is the validation records' affair.
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        try:
+            return in_order(self.predict(records).predictions, records)
+        finally:
+            self.compute_metrics = compute_metrics
 
     def _get_train_sampler(self, train_dataset=None):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        lengths = [len(record["input_ids"]) for record in train_dataset or self.train_dataset]
+        lengths = [length_of(record) for record in train_dataset or self.train_dataset]
         together = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.sampler = _SeededLengthGroups(together, lengths, seed)
+        self.sampler = SeededLengthGroups(together, lengths, seed)
         return self.sampler
 
     def _get_eval_sampler(self, eval_dataset):
-        return _longest_first(eval_dataset)
+        return longest_first(eval_dataset)
+
+
+class FinetuningTrainer(FinetuningMixin, Trainer):
+    """The stock Trainer with what [`FinetuningMixin`] adds."""
 
 
 def settle_arguments(
-    args: TrainingArguments, recipe: FinetuningRecipe, model: PreTrainedModel, metrics: Sequence[str]
+    args: TrainingArguments, recipe: FinetuningRecipe, model: PreTrainedModel, metrics: Sequence[str], pace: float = 1.0
 ) -> None:
     """
     Fill in what depends on model and task: the learning rate, and the metric that the best checkpoint is chosen by.
 
     Args:
         metrics: names of the task's metrics; the first is taken if none was asked for.
+        pace: of this kind of training: what the learning rate that suits labels is multiplied by.
 
     Raises:
         InputError: the metric asked for is none of these.
     """
     if args.learning_rate is None:
         width = getattr(model.config.get_text_config(), "hidden_size", 768)
-        args.learning_rate = 2e-4 * (384 / width) ** 1.5 * (10 if recipe.lora else 1)
+        args.learning_rate = pace * 2e-4 * (384 / width) ** 1.5 * (10 if recipe.lora else 1)
     asked = (args.metric_for_best_model or "auto").removeprefix("eval_")
     asked = metrics[0] if asked == "auto" else asked
     if asked not in (*metrics, "loss"):
         raise InputError(f"metric_for_best_model {asked!r} must be one of {', '.join(metrics)}, loss")
     args.metric_for_best_model, args.greater_is_better = asked, asked not in ("loss", "rmse")
+
+
+def trl_arguments(config_class: type, args: TrainingArguments, given: str, **fields: Any) -> Any:
+    """
+    A configuration of TRL's with what these arguments say, and what TRL alone knows.
+
+    Args:
+        given: TRL's own fields as a person gave them, a JSON object; they win over `fields`.
+
+    Raises:
+        InputError: TRL has no such field, or not such a value.
+    """
+    shared = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
+    # TRL's own default under the old name would switch checkpointing of activations on.
+    shared["gradient_checkpointing"] = args.activation_checkpointing
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # TRL asks for it by that name
+    try:
+        return config_class(**{**shared, **fields, **json.loads(given)})
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"--trl {given}: {' '.join(str(error).split())}") from error
 
 
 def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -401,6 +488,12 @@ def begin_record(
     record["base_model"] = recipe.base_model or recipe.model
     if recipe.base_model is None and Path(recipe.model).exists():
         record["base_model"] = Path(recipe.model).resolve().name
+    # Where the records have what; prediction looks there again.
+    record["fields"] = {
+        name: value
+        for name, value in dataclasses.asdict(recipe).items()
+        if name.endswith(("_field", "_fields")) and value
+    }
     record["data"] = [data_facts(name, records) for name, records in splits.items()]
     if recipe.validation_file is None:
         record["data"][1]["name"] += " (carved out)"
@@ -426,7 +519,7 @@ def say_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[st
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     how = f", {recipe.lora_variant} of rank {recipe.lora_rank}" if recipe.lora else ""
-    base = model.get_base_model() if recipe.lora else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     say("model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})")
     if new:
         say("new", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
@@ -439,13 +532,19 @@ def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
     return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
 
 
-def say_steps(args: TrainingArguments, records: list[dict[str, Any]], max_length: int) -> None:
-    """Steps, and how long the records are in tokens."""
-    total, per_epoch = count_steps(args, len(records))
+def say_steps(
+    args: TrainingArguments,
+    records: list[dict[str, Any]],
+    max_length: int,
+    packed: list[dict[str, Any]] | None = None,
+) -> None:
+    """Steps, and how long the records are in tokens; `packed` are rows with several of them, if they are trained so."""
+    total, per_epoch = count_steps(args, len(records if packed is None else packed))
     size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    unit = "records" if packed is None else "packed rows"
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-    say("steps", f"{total:,} of {size} records, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}, {precision}")
-    lengths = [len(record["input_ids"]) for record in records]
+    say("steps", f"{total:,} of {size} {unit}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}, {precision}")
+    lengths = [length_of(record) for record in records]
     cut = sum(length >= max_length for length in lengths)
     reach = f", {cut:,} of them cut or just fitting" if cut else ""
     say("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}")
@@ -467,13 +566,10 @@ def say_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
     return overlap
 
 
-def say_time(trainer: RunTrainer) -> None:
-    """How long the training will take, measured on records of middling length; nothing is changed by it."""
+def say_time(trainer: Trainer) -> None:
+    """How long the training will take, measured on its `middling_batch()`; nothing is changed by it."""
     args, model, random_state = trainer.args, trainer.model, torch.get_rng_state()
-    records = sorted(trainer.train_dataset, key=lambda record: len(record["input_ids"]))
-    start = max(0, (len(records) - args.train_batch_size) // 2)
-    collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
-    inputs = trainer._prepare_inputs(collate(records[start : start + args.train_batch_size]))
+    inputs = trainer._prepare_inputs(trainer.middling_batch())
     model.train()
     for _ in range(2):  # the first pays for allocations
         started = time.time()
@@ -482,11 +578,11 @@ def say_time(trainer: RunTrainer) -> None:
         model.zero_grad()
     seconds = (time.time() - started) * args.gradient_accumulation_steps
     torch.set_rng_state(random_state)
-    minutes = count_steps(args, len(records))[0] * seconds / 60
+    minutes = count_steps(args, len(trainer.train_dataset))[0] * seconds / 60
     say("time", f"about {minutes:.1f} minutes at {seconds:.2f} s a step")
 
 
-def say_stopped(trainer: RunTrainer) -> int:
+def say_stopped(trainer: Trainer) -> int:
     """What a person reads when a signal ended the run; returns the exit code."""
     say("stopped", f"at step {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on there")
     return 0
@@ -498,18 +594,19 @@ def say_results(
     """A table of figures with 95 % intervals: this model, and the baselines beside it."""
     columns = {"this model": results, **(baselines or {})}
     n = next(iter(results.values())).n
+    longest = max(12, *map(len, results))
     widths = {
         name: max(len(name), *(len(str(figure)) for figure in figures.values())) for name, figures in columns.items()
     }
     lines = [f"result on {what} ({n:,} records, 95 % intervals)"]
-    lines.append("  ".join([f"{'':<12}", *(f"{name:<{width}}" for name, width in widths.items())]).rstrip())
+    lines.append("  ".join([" " * longest, *(f"{name:<{width}}" for name, width in widths.items())]).rstrip())
     for metric in results:
         cells = (f"{str(figures.get(metric, '')):<{widths[name]}}" for name, figures in columns.items())
-        lines.append("  ".join([f"{metric:<12}", *cells]).rstrip())
+        lines.append("  ".join([f"{metric:<{longest}}", *cells]).rstrip())
     PartialState().print("\n".join(lines), flush=True)
 
 
-def write_results(trainer: RunTrainer) -> None:
+def write_results(trainer: Trainer) -> None:
     """Write the folder of the best model, with card and record, and say how to load it."""
     folder, record = Path(trainer.args.output_dir), trainer.record
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -521,9 +618,8 @@ def write_results(trainer: RunTrainer) -> None:
     }
     write_model_folder(folder, model, trainer.processing_class, record)
     say("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
-    trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
-    way = f'{task_of(record["model"]["class"])[0]}.from_pretrained("{folder}"{trust})'
-    say("load it", "on its base model, as the card shows" if "adapter" in record.fields else way)
+    adapter = is_adapter(record.fields)
+    say("load it", "on its base model, as the card shows" if adapter else opening(record.fields, folder))
 
 
 def as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
@@ -543,8 +639,3 @@ def _readable_model(where: str, what: str) -> Iterator[None]:
         if "contains custom code" in reason:
             raise InputError(f"{where}: carries code of its own: look at it and add --trust_remote_code") from error
         raise InputError(f"{where}: {missing}no {what} can be loaded from it ({reason})") from error
-
-
-def _longest_first(records: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Record numbers, the longest record first, so that what does not fit in memory fails at once."""
-    return sorted(range(len(records)), key=lambda number: -len(records[number]["input_ids"]))

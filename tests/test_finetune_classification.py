@@ -31,7 +31,7 @@ from hf_tfm.adapters import merge_adapter
 from hf_tfm.checkpoints import complete_checkpoints
 from hf_tfm.classification import baselines, read_task
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token
+from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, load_model
 from hf_tfm.records import Records, carve, read_records
 from hf_tfm.trainer import ProgressLine
 
@@ -107,9 +107,9 @@ def models(tmp_path_factory):
         if name == "llama":
             tokenizer.pad_token = None
             tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds no token
-        if name == "decoder":
-            tokenizer.padding_side = "left"
         tokenizer.save_pretrained(root / name)
+        if name == "decoder":  # an attribute set later would not be saved
+            AutoTokenizer.from_pretrained(root / name, padding_side="left").save_pretrained(root / name)
     return root
 
 
@@ -535,6 +535,21 @@ def test_pad_tokens():
         assert model.config.pad_token_id == tokenizer.pad_token_id
 
 
+def test_pooling_takes_the_place_of_a_pooler(tmp_path):
+    build("TfmEncoderForMaskedLM", "bert").save_pretrained(tmp_path)
+    recipe, fields = FinetuningRecipe(model=str(tmp_path), train_file=""), {"num_labels": 2}
+    plain, _ = load_model(AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields)
+    pooled, _ = load_model(
+        AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields, classifier_pooling="mean"
+    )
+    assert plain.config.use_pooler and not pooled.config.use_pooler
+    one, two = torch.tensor([[4, 9, 30, 5]]), torch.tensor([[4, 30, 9, 5]])
+    with torch.no_grad():
+        states = [pooled.model(ids).last_hidden_state.mean(1) for ids in (one, two)]
+        expected = pooled.classifier(pooled.head(torch.cat(states)))
+        torch.testing.assert_close(pooled.eval()(torch.cat([one, two])).logits, expected)
+
+
 def _drop(name):
     return lambda rows: [row.pop(name) for row in rows[2:3]]
 
@@ -643,7 +658,7 @@ def test_recipes_name_fields_that_there_are():
 
     recipes = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("finetune_*.yaml"))
     names = {path.stem: path for path in recipes}
-    for name in ("finetune_sst2", "finetune_trec", "finetune_banking77"):
+    for name in ("finetune_sst2", "finetune_trec", "finetune_banking77", "finetune_stsb", "finetune_rte"):
         recipe, args = parse_recipe(
             [str(names[name])],
             finetune_classification.ClassificationRecipe,

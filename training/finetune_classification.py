@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from hf_tfm import finetuning
 from hf_tfm.adapters import add_adapter
+from hf_tfm.batches import PAD_TO_MULTIPLE_OF
 from hf_tfm.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer, say
 from hf_tfm.recipe import one_line_errors, parse_recipe
@@ -41,7 +42,7 @@ class ClassificationRecipe(FinetuningRecipe):
     )
     class_weights: bool = field(default=False, metadata={"help": "Let rare labels count as much as frequent ones."})
     pooling: str | None = field(
-        default=None, metadata={"help": "cls or mean, for encoders with a choice; by default as the model's."}
+        default=None, metadata={"help": "cls or mean, for encoders with a choice, in place of a pooler."}
     )
     baselines: bool = field(default=True, metadata={"help": "Measure majority and TF-IDF baselines at the end."})
 
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         config_fields["classifier_pooling"] = recipe.pooling
     model, new = finetuning.load_model(AutoModelForSequenceClassification, recipe, tokenizer, **config_fields)
     max_length = finetuning.settle_max_length(recipe, model, tokenizer)
+    finetuning.settle_attention(args, model, max_length)
     if recipe.text_pair_field:
         finetuning.separate_pairs(tokenizer)
     data = {
@@ -134,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO_MULTIPLE_OF),
         compute_loss_func=task.loss(weights, args.label_smoothing_factor),
         compute_metrics=compute_metrics,
         record=record,

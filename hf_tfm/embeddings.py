@@ -1,0 +1,238 @@
+"""
+Sentence embeddings: pairs of texts as a task with its figures, an encoder as a SentenceTransformer, and its Trainer.
+
+This module alone needs sentence-transformers (`pip install hf-tfm[embed]`).
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from .batches import SeededLengthGroups
+from .errors import InputError
+from .finetuning import quiet
+from .metrics import Estimate, bootstrap
+from .records import Records
+from .trainer import RunMixin
+
+
+LOSSES = {
+    "contrastive": losses.MultipleNegativesRankingLoss,  # Henderson et al. 2017; van den Oord et al. 2018 (InfoNCE)
+    "cosine": losses.CosineSimilarityLoss,  # Reimers & Gurevych 2019
+    "cosent": losses.CoSENTLoss,  # Su 2022: only the order of the scores counts
+}
+METRICS = {True: ("spearman", "pearson"), False: ("mrr", "accuracy_at_1", "recall_at_10")}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """
+    Pairs of texts that belong together, or that have a score each.
+
+    Attributes:
+        columns: first texts, second texts, and for the contrastive loss perhaps texts that belong to neither.
+        scores: between 0 and 1, None where pairs belong together.
+    """
+
+    columns: list[list[str]]
+    scores: list[float] | None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the figures; by the first one the best checkpoint is chosen."""
+        return METRICS[self.scores is not None]
+
+    def keys(self) -> list[tuple[str, ...]]:
+        """What two records have in common that say the same."""
+        return [tuple(" ".join(text.casefold().split()) for text in texts) for texts in zip(*self.columns)]
+
+    def outcomes(self, embedder: SentenceTransformer, batch_size: int) -> tuple[np.ndarray, ...]:
+        """
+        What the figures are computed from, an entry a pair: cosines and scores, or the rank of each first text's own
+        second text among all second texts, from 1.
+        """
+        first, second = (
+            embedder.encode(texts, batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True)
+            for texts in self.columns[:2]
+        )
+        if not (np.isfinite(first).all() and np.isfinite(second).all()):
+            raise InputError("the embeddings are not finite, the training diverged: lower --learning_rate")
+        own = (first * second).sum(1)
+        if self.scores is not None:
+            return own, np.asarray(self.scores)
+        # What is nearer by no more than rounding is the same text again.
+        chunks = range(0, len(first), 1024)
+        ranks = [((first[i : i + 1024] @ second.T) > own[i : i + 1024, None] + 1e-5).sum(1) + 1 for i in chunks]
+        return (np.concatenate(ranks),)
+
+    def figures(self, *outcomes: np.ndarray) -> dict[str, float]:
+        """The metrics of [`outcomes`]."""
+        if self.scores is None:
+            (ranks,) = outcomes
+            return dict(zip(self.metrics, map(float, ((1 / ranks).mean(), (ranks == 1).mean(), (ranks <= 10).mean()))))
+        from scipy.stats import pearsonr, spearmanr
+
+        return {"spearman": float(spearmanr(*outcomes)[0]), "pearson": float(pearsonr(*outcomes)[0])}
+
+    def estimates(self, embedder: SentenceTransformer, batch_size: int) -> dict[str, Estimate]:
+        """The metrics with bootstrapped 95 % intervals."""
+        return bootstrap(self.figures, *self.outcomes(embedder, batch_size))
+
+
+def read_scores(records: Records, field: str, lowest: float, highest: float) -> list[float]:
+    """A field of numbers, brought from `lowest` … `highest` to 0 … 1. Raises `InputError` for what is no such one."""
+    scores = []
+    for value, place in zip(records.values(field, "score_field"), records.places):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{place}: field {field!r} is {value!r}, not a number; mend or drop this record") from None
+        if not lowest <= number <= highest:
+            raise InputError(
+                f"{place}: field {field!r} is {value}, outside {lowest:g} to {highest:g}: mend it or --score_range"
+            )
+        scores.append((number - lowest) / (highest - lowest))
+    return scores
+
+
+def build_embedder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str,
+    max_length: int,
+    pooling: str | None = None,
+    trust_remote_code: bool = False,
+) -> SentenceTransformer:
+    """
+    A SentenceTransformer around a model that is loaded already.
+
+    Args:
+        folder: where the model is from; a SentenceTransformer's folder gives its modules, another one mean pooling
+            (after a causal model: of the last token).
+        max_length: of a text, in tokens.
+        pooling: `mean`, `cls`, `max` or `lasttoken`, to have another one.
+
+    Raises:
+        InputError: the pooling is none of these.
+    """
+    with quiet():
+        options = {"trust_remote_code": trust_remote_code, "device": str(model.device)}
+        embedder = SentenceTransformer(folder, **options)
+        if not isinstance(embedder[0], Transformer):
+            raise InputError(f"{folder}: its first module is a {type(embedder[0]).__name__}, not a Transformer")
+        embedder[0].model = model
+        embedder[0].processor = tokenizer
+        if pooling is not None:
+            if pooling not in Pooling.POOLING_MODES:
+                raise InputError(f"pooling {pooling!r} must be one of {', '.join(Pooling.POOLING_MODES)}")
+            after = [module for module in list(embedder)[1:] if not isinstance(module, Pooling)]
+            pooler = Pooling(embedder[0].get_embedding_dimension(), pooling)
+            embedder = SentenceTransformer(modules=[embedder[0], pooler, *after], **options)
+    embedder.max_seq_length = max_length
+    # The run record makes the card; this one would embed sentences at every save.
+    embedder._create_model_card = lambda *args, **kwargs: None
+    return embedder
+
+
+def forget_lengths(tokenizer: PreTrainedTokenizerBase) -> None:
+    """What the last batch was cut and padded to must not be saved as the tokenizer's own."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+
+
+class PairBatches(DefaultBatchSampler):
+    """
+    Batches of similar length, a function of seed and epoch alone, so that a resumed run draws them again.
+
+    With `keys` no batch holds a text twice: its own copy would stand among what the contrastive loss takes for
+    strangers. Records that fit into no batch of an epoch wait for the next one.
+    """
+
+    def __init__(self, dataset: Any, lengths: list[int], keys: list[tuple[str, ...]] | None = None, **options: Any):
+        super().__init__(dataset, **options)
+        self.lengths = lengths
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = SeededLengthGroups(self.batch_size, self.lengths, self.seed)
+        order.epoch = self.epoch
+        waiting = deque(order)
+        for _ in range(len(self)):
+            batch: list[int] = []
+            taken: set[str] = set()
+            passed_over = []
+            while waiting and len(batch) < self.batch_size:
+                number = waiting.popleft()
+                texts = () if self.keys is None else self.keys[number]
+                if taken.isdisjoint(texts):
+                    batch.append(number)
+                    taken.update(texts)
+                else:
+                    passed_over.append(number)
+            waiting.extendleft(reversed(passed_over))
+            if batch:
+                yield batch
+
+
+class _Validation(BaseEvaluator):
+    """The task's figures, as sentence-transformers' Trainer asks for them."""
+
+    def __init__(self, pairs: Pairs, batch_size: int):
+        super().__init__()
+        self.pairs = pairs
+        self.batch_size = batch_size
+
+    def __call__(self, model: SentenceTransformer, output_path: str | None = None, **_: Any) -> dict[str, float]:
+        if output_path is not None:
+            Path(output_path).rmdir()  # made for files of figures, which the run record has
+        return self.pairs.figures(*self.pairs.outcomes(model, self.batch_size))
+
+
+class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
+    """
+    sentence-transformers' Trainer with what [`RunMixin`] adds, batches of similar length, and the task's figures.
+
+    Args:
+        pairs: train and validation.
+        lengths: tokens of each training record.
+    """
+
+    def __init__(self, *, args: TrainingArguments, pairs: dict[str, Pairs], lengths: list[int], **kwargs):
+        from datasets import Dataset
+
+        train = pairs["train"]
+        columns = {f"text{number}": texts for number, texts in enumerate(train.columns)}
+        if train.scores is not None:
+            columns["score"] = train.scores
+        self.lengths = lengths
+        self.keys = train.keys() if train.scores is None else None
+        evaluator = _Validation(pairs["validation"], args.per_device_eval_batch_size)
+        super().__init__(args=args, train_dataset=Dataset.from_dict(columns), evaluator=evaluator, **kwargs)
+
+    def get_batch_sampler(self, dataset: Any, **options: Any) -> PairBatches:
+        return PairBatches(dataset, self.lengths, self.keys, **options)
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """There is a card already, from the run record."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        forget_lengths(self.processing_class)
+        super()._save(output_dir, state_dict)
+
+    def middling_batch(self) -> dict[str, torch.Tensor]:
+        """A batch of texts of middling length, to measure the time of a step on."""
+        order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__)
+        start = max(0, (len(order) - self.args.train_batch_size) // 2)
+        return self.data_collator([self.train_dataset[i] for i in order[start : start + self.args.train_batch_size]])

@@ -1,0 +1,160 @@
+"""
+Fine-tunes a model to embed texts: what means the same lies close together.
+
+    python training/finetune_embeddings.py training/recipes/finetune_embeddings.yaml
+
+    python training/finetune_embeddings.py --model my-encoder --train_file pairs.jsonl --text_field question \\
+        --text_pair_field answer --output_dir runs/search
+
+Takes any encoder or decoder of the Auto classes, or a SentenceTransformer. With scores (--score_field) the cosine of a
+pair is trained to be its score; without, pairs belong together and all other texts of a batch are strangers. The best
+checkpoint is chosen on the validation records, the test records are measured once, before and after. The folder opens
+as a SentenceTransformer and with AutoModel. The same command goes on where a run was stopped.
+
+Needs sentence-transformers: pip install hf-tfm[embed]
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers import AutoModel, set_seed
+
+from hf_tfm import finetuning
+from hf_tfm.adapters import add_adapter, merge_inside
+from hf_tfm.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, forget_lengths, read_scores
+from hf_tfm.errors import InputError
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, say
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.records import Records, read_records
+
+
+@dataclass
+class EmbeddingArguments(FinetuningArguments, SentenceTransformerTrainingArguments):
+    """Both libraries' arguments, with defaults for fine-tuning."""
+
+    include_num_input_tokens_seen: str | bool = False  # sentence-transformers' batches hide them
+
+
+@dataclass
+class EmbeddingRecipe(FinetuningRecipe):
+    text_field: str = field(default="sentence1", metadata={"help": "Where a record has its first text."})
+    text_pair_field: str = field(default="sentence2", metadata={"help": "Where it has its second text."})
+    negative_field: str | None = field(
+        default=None, metadata={"help": "Where it has a text that does not belong to the first (contrastive loss)."}
+    )
+    score_field: str | None = field(default=None, metadata={"help": "Where it has the similarity of the two."})
+    score_range: list[float] = field(default_factory=lambda: [0.0, 5.0], metadata={"help": "Lowest and highest score."})
+    positive_score: float | None = field(
+        default=None, metadata={"help": "Contrastive loss on scored records: pairs from this score on belong together."}
+    )
+    loss: str | None = field(
+        default=None, metadata={"help": "contrastive, cosine or cosent; by default cosine with scores, else the first."}
+    )
+    pooling: str | None = field(default=None, metadata={"help": "mean, cls, max, lasttoken …; by default the model's."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.loss = self.loss or ("cosine" if self.score_field and self.positive_score is None else "contrastive")
+        if self.loss not in LOSSES:
+            raise InputError(f"loss {self.loss!r} must be one of {', '.join(LOSSES)}")
+        if self.loss != "contrastive" and not self.score_field:
+            raise InputError(f"loss {self.loss} needs scores: name their field with --score_field")
+        if self.loss != "contrastive" and (self.negative_field or self.positive_score is not None):
+            raise InputError(f"--negative_field and --positive_score go with --loss contrastive, not {self.loss}")
+        if self.loss == "contrastive" and self.score_field and self.positive_score is None:
+            raise InputError("which scored pairs belong together? Give their lowest score as --positive_score")
+        if len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]:
+            raise InputError(f"score_range {self.score_range} must be two numbers, the lower one first")
+
+
+def read_pairs(records: Records, recipe: EmbeddingRecipe, train: bool = False) -> Pairs:
+    """The records as pairs; what the contrastive loss is trained on has no scores."""
+    columns = [records.texts(recipe.text_field, "text_field"), records.texts(recipe.text_pair_field, "text_pair_field")]
+    if recipe.negative_field and train:
+        columns.append(records.texts(recipe.negative_field, "negative_field"))
+    scores = read_scores(records, recipe.score_field, *recipe.score_range) if recipe.score_field else None
+    return Pairs(columns, None if train and recipe.loss == "contrastive" else scores)
+
+
+def read_splits(recipe: EmbeddingRecipe, seed: int) -> dict[str, Records]:
+    """The splits that there are, validation always among them."""
+    train = read_records(recipe.train_file)
+    train, validation = finetuning.carve_validation(recipe, train, seed, read_pairs(train, recipe).keys())
+    if recipe.loss == "contrastive" and recipe.score_field:
+        scores = train.values(recipe.score_field, "score_field")
+        train = train.subset(number for number, score in enumerate(scores) if float(score) >= recipe.positive_score)
+        if not len(train):
+            raise InputError(f"{train.path}: no pair has a score of {recipe.positive_score:g} or more")
+    splits = {"train": train, "validation": validation}
+    if recipe.test_file:
+        splits["test"] = read_records(recipe.test_file)
+    return splits
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    recipe, args = parse_recipe(argv, EmbeddingRecipe, EmbeddingArguments, __doc__)
+    finetuning.check_output_dir(args, recipe)
+    set_seed(args.seed)
+
+    splits = read_splits(recipe, args.seed)
+    pairs = {name: read_pairs(records, recipe, name == "train") for name, records in splits.items()}
+
+    tokenizer = finetuning.load_tokenizer(recipe)
+    model, new = finetuning.load_model(AutoModel, recipe, tokenizer)
+    max_length = finetuning.settle_max_length(recipe, model, tokenizer)
+    finetuning.settle_attention(args, model, max_length)
+    embedder = build_embedder(model, tokenizer, recipe.model, max_length, recipe.pooling, recipe.trust_remote_code)
+    if recipe.lora:
+        add_adapter(model, recipe, "FEATURE_EXTRACTION", inside=True)
+    record = finetuning.begin_record("finetune_embeddings", recipe, args, embedder, splits)
+    record["library"] = "sentence-transformers"
+    finetuning.settle_arguments(args, recipe, model, pairs["validation"].metrics)
+
+    finetuning.say_model(model, recipe, new)
+    say("task", f"{recipe.loss} loss, {getattr(embedder[1], 'pooling_mode', 'no')} pooling")
+    for name, several in pairs.items():
+        say(name, f"{len(splits[name]):,} pairs{'' if several.scores is None else ' with scores'}")
+    encoded = [finetuning.encode_records(tokenizer, max_length, texts) for texts in pairs["train"].columns]
+    longest = [max(texts, key=finetuning.length_of) for texts in zip(*encoded)]
+    finetuning.say_steps(args, longest, max_length)
+    finetuning.say_example(tokenizer, encoded[0][0], pairs["train"].columns[1][0])
+    keys = {name: [key[:2] for key in several.keys()] for name, several in pairs.items()}
+    record["overlap_with_train"] = finetuning.say_overlap(keys)
+
+    split = "test" if "test" in pairs else "validation"
+    before = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
+    trainer = EmbeddingTrainer(
+        model=embedder,
+        args=args,
+        processing_class=tokenizer,
+        loss=LOSSES[recipe.loss](embedder),
+        pairs=pairs,
+        lengths=[finetuning.length_of(texts) for texts in longest],
+        record=record,
+    )
+    finetuning.say_time(trainer)
+    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    if trainer.stopped:
+        return finetuning.say_stopped(trainer)
+    if not trainer.is_world_process_zero():
+        return 0
+
+    # Without autocast, which the trained model is wrapped in: what is measured is what the folder gives.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if recipe.lora:
+        merge_inside(model)
+        record["adapter"]["merged"] = True
+    results = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
+    finetuning.say_results(split, results, {"before training": before})
+    record["measured_on"] = split
+    record["results"] = finetuning.as_dicts(results)
+    record["baselines"] = {"before training": finetuning.as_dicts(before)}
+    forget_lengths(tokenizer)
+    finetuning.write_results(trainer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""
+Trains a model to translate: a new one with an encoder, a decoder and a tokenizer of its own, or one that there is.
+
+    python training/finetune_translation.py training/recipes/finetune_translation.yaml
+
+    python training/finetune_translation.py --model tiny --train_file pairs.jsonl --source_field en --target_field de \\
+        --output_dir runs/translator
+
+--model is a size of a new model (nano, tiny, small …), a look-alike at a size (vaswani2017/tiny), or a folder to go on
+from, of any kind that AutoModelForSeq2SeqLM opens. The best checkpoint is the one with the highest BLEU on validation
+records, whose translations are shown as they get better; the test records are translated once, with beam search. The
+same command goes on where a run was stopped.
+"""
+
+import json
+import sys
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    EvalPrediction,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+
+from hf_tfm import finetuning, translation
+from hf_tfm.batches import PAD_TO_MULTIPLE_OF
+from hf_tfm.errors import InputError
+from hf_tfm.finetuning import FinetuningArguments, FinetuningMixin, FinetuningRecipe, in_order, say
+from hf_tfm.optim import DEFAULTS, build_optimizer, build_scheduler
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.records import Records, read_records
+
+
+SHOWN = 3  # translations at each evaluation
+
+
+@dataclass
+class TranslationArguments(FinetuningArguments, Seq2SeqTrainingArguments):
+    """transformers' arguments for sequence to sequence, with defaults for a new model."""
+
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Highest learning rate; by default optimizer's."}
+    )
+    num_train_epochs: float = 5.0
+    per_device_train_batch_size: int = 64
+    label_smoothing_factor: float = 0.1
+    max_grad_norm: float = 1.0
+    predict_with_generate: bool = True
+
+
+@dataclass
+class TranslationRecipe(FinetuningRecipe):
+    source_field: str = field(default="translation.en", metadata={"help": "Where a record has the text to translate."})
+    target_field: str = field(default="translation.fr", metadata={"help": "Where it has the translation."})
+    vocab_size: int = field(default=6144, metadata={"help": "Tokens for both languages, of a new model."})
+    model_overrides: str = field(default="{}", metadata={"help": "Fields of a new model's two configurations as JSON."})
+    optimizer: str = field(default="muon", metadata={"help": "muon (with AdamW for embeddings and norms) or adamw."})
+    decay: float = field(default=0.5, metadata={"help": "Share of the run at its end over which the rate decays."})
+    beams: int = field(default=4, metadata={"help": "Beams of the search for the final translations."})
+    watched: int = field(default=400, metadata={"help": "Validation records that are translated at each evaluation."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora:
+            raise InputError("--lora is for models that were trained before; this script trains all weights")
+        if self.optimizer not in DEFAULTS:
+            raise InputError(f"optimizer {self.optimizer!r} must be one of {', '.join(DEFAULTS)}")
+
+
+class TranslationTrainer(FinetuningMixin, Seq2SeqTrainer):
+    """The stock Seq2SeqTrainer with what [`FinetuningMixin`] adds, and this package's optimizers."""
+
+    def __init__(self, *args, recipe: TranslationRecipe, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.recipe = recipe
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model, self.recipe.optimizer, lr=self.args.learning_rate)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> torch.optim.lr_scheduler.LambdaLR:
+        if self.lr_scheduler is None:
+            phases = dict(warmup=self.args.warmup_steps, decay=self.recipe.decay)
+            self.lr_scheduler = build_scheduler(optimizer or self.optimizer, "wsd", num_training_steps, **phases)
+        return self.lr_scheduler
+
+
+def read_pairs(records: Records, recipe: TranslationRecipe) -> tuple[list[str], list[str]]:
+    """Sources and targets."""
+    return (
+        translation.read_texts(records, recipe.source_field, "source_field"),
+        translation.read_texts(records, recipe.target_field, "target_field"),
+    )
+
+
+def prepare_model(recipe: TranslationRecipe, texts: list[str]):
+    """Model and tokenizer, new ones or those of a folder; and the length that texts are cut to."""
+    if not translation.is_preset(recipe.model):
+        tokenizer = finetuning.load_tokenizer(recipe)
+        model, _ = finetuning.load_model(AutoModelForSeq2SeqLM, recipe, tokenizer)
+        return model, tokenizer, finetuning.settle_max_length(recipe, model, tokenizer)
+    max_length = recipe.max_length or 128
+    if recipe.tokenizer:
+        tokenizer = finetuning.load_tokenizer(recipe)
+    else:
+        tokenizer = translation.train_shared_tokenizer(texts, recipe.vocab_size, max_length)
+    try:
+        overrides = json.loads(recipe.model_overrides)
+    except ValueError as error:
+        raise InputError(f'model_overrides is not JSON ({error}); write it as {{"field": value}}') from error
+    return translation.build_translator(recipe.model, tokenizer, max_length, overrides), tokenizer, max_length
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    recipe, args = parse_recipe(argv, TranslationRecipe, TranslationArguments, __doc__)
+    finetuning.check_output_dir(args, recipe)
+    set_seed(args.seed)
+    # transformers says at every evaluation how it computed the loss before 4.12.
+    warnings.filterwarnings("ignore", "Version v4.12.0", FutureWarning)
+
+    train = read_records(recipe.train_file)
+    train, validation = finetuning.carve_validation(recipe, train, args.seed, read_pairs(train, recipe)[0])
+    splits = {"train": train, "validation": validation.subset(range(min(recipe.watched, len(validation))))}
+    if recipe.test_file:
+        splits["test"] = read_records(recipe.test_file)
+    pairs = {name: read_pairs(records, recipe) for name, records in splits.items()}
+
+    model, tokenizer, max_length = prepare_model(recipe, [*pairs["train"][0], *pairs["train"][1]])
+    finetuning.settle_attention(args, model, max_length)
+    start = model.config.decoder_start_token_id
+    data = {name: translation.encode_pairs(tokenizer, max_length, start, *both) for name, both in pairs.items()}
+    record = finetuning.begin_record("finetune_translation", recipe, args, model, splits)
+    if translation.is_preset(recipe.model):
+        record["base_model"] = None
+    args.learning_rate = args.learning_rate or DEFAULTS[recipe.optimizer]["lr"]
+    args.generation_max_length = max_length
+    finetuning.settle_arguments(args, recipe, model, ("bleu", "chrf"))
+
+    finetuning.say_model(model, recipe, [])
+    say("tokenizer", f"{len(tokenizer):,} tokens for {recipe.source_field} and {recipe.target_field}")
+    for name, records in splits.items():
+        say(name, f"{len(records):,} pairs")
+    finetuning.say_steps(args, data["train"], max_length)
+    finetuning.say_example(tokenizer, data["train"][0], tokenizer.decode(data["train"][0]["labels"]))
+    sources = {name: [text.casefold() for text in both[0]] for name, both in pairs.items()}
+    record["overlap_with_train"] = finetuning.say_overlap(sources)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        translations = translation.decode(tokenizer, in_order(prediction.predictions, data["validation"]))
+        for source, found in list(zip(pairs["validation"][0], translations))[:SHOWN]:
+            say("sample", f"{source} → {found}")
+        return translation.scores(translations, pairs["validation"][1])
+
+    trainer = TranslationTrainer(
+        model=model,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model, pad_to_multiple_of=PAD_TO_MULTIPLE_OF),
+        compute_loss_func=translation.token_loss(args.label_smoothing_factor),
+        compute_metrics=compute_metrics,
+        record=record,
+        recipe=recipe,
+    )
+    finetuning.say_time(trainer)
+    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    if trainer.stopped:
+        return finetuning.say_stopped(trainer)
+
+    split = "test" if "test" in splits else "validation"
+    # Whoever opens the folder and calls generate gets what is measured here.
+    model.generation_config.num_beams = args.generation_num_beams = recipe.beams
+    model.generation_config.max_length = max_length
+    translations = translation.decode(tokenizer, trainer.predict_in_order(data[split]))
+    if not trainer.is_world_process_zero():
+        return 0
+    sources, references = pairs[split]
+    results = translation.estimates(translations, references)
+    copied = {"source copied": translation.estimates(sources, references)}
+    finetuning.say_results(split, results, copied)
+    record["measured_on"] = split
+    record["results"] = finetuning.as_dicts(results)
+    record["baselines"] = {name: finetuning.as_dicts(figures) for name, figures in copied.items()}
+    record["samples"] = [f"{s} → {t} (reference: {r})" for s, t, r in list(zip(sources, translations, references))[:8]]
+    print("\n".join(record["samples"]))
+    finetuning.write_results(trainer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
