@@ -80,12 +80,16 @@ def summarise() -> None:
     figure = Figure(figsize=(8, 0.5 * len(shown) + 1.2), layout="constrained")
     axes = figure.subplots()
     values = [ratios[name] for name in shown]
-    bars = axes.barh(list(shown.values()), values, color="#4c72b0")
-    axes.bar_label(bars, labels=[f"{value:.1f}×" for value in values], padding=3)
+    colours = ["#4c72b0" if value >= 1 else "#c44e52" for value in values]
+    bars = axes.barh(list(shown.values()), [value - 1 for value in values], left=1, color=colours)
+    axes.bar_label(bars, labels=[f"{value:.2f}" for value in values], padding=3)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlim(0.7, max(values) * 1.6)
     axes.set_xlabel("times as fast as the best of transformers' models of equal size (1 = the same)")
+    ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick < max(values) * 1.6]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(RESULTS / "summary.png", dpi=120)
@@ -100,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="step, decode, encoder, packing, kill, time_to_loss")
     parser.add_argument("--summary", action="store_true", help="run nothing, only write the table and the picture anew")
     args = parser.parse_args(argv)
-    # Threads that wait asleep: spinning ones take the processor from whatever else runs.
-    environment = {**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    # The Makefile lets threads wait asleep for the sake of other programs; here there must be none.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     with tempfile.TemporaryDirectory() as folder:
         known = commands(args, folder)
         if unknown := set(args.only or ()) - known.keys():
