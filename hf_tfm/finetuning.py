@@ -588,17 +588,19 @@ def say_stopped(trainer: Trainer) -> int:
     return 0
 
 
-def say_results(
-    what: str, results: Mapping[str, Estimate], baselines: Mapping[str, Mapping[str, Estimate]] | None = None
+def report_results(
+    record: RunRecord, split: str, results: Mapping[str, Estimate], baselines: Mapping[str, Mapping[str, Estimate]]
 ) -> None:
-    """A table of figures with 95 % intervals: this model, and the baselines beside it."""
-    columns = {"this model": results, **(baselines or {})}
+    """Figures with 95 % intervals, this model's and the baselines' beside them: shown as a table, and kept."""
+    record["measured_on"], record["results"] = split, _as_dicts(results)
+    record["baselines"] = {name: _as_dicts(figures) for name, figures in baselines.items()}
+    columns = {"this model": results, **baselines}
     n = next(iter(results.values())).n
     longest = max(12, *map(len, results))
     widths = {
         name: max(len(name), *(len(str(figure)) for figure in figures.values())) for name, figures in columns.items()
     }
-    lines = [f"result on {what} ({n:,} records, 95 % intervals)"]
+    lines = [f"result on {split} ({n:,} records, 95 % intervals)"]
     lines.append("  ".join([" " * longest, *(f"{name:<{width}}" for name, width in widths.items())]).rstrip())
     for metric in results:
         cells = (f"{str(figures.get(metric, '')):<{widths[name]}}" for name, figures in columns.items())
@@ -622,7 +624,7 @@ def write_results(trainer: Trainer) -> None:
     say("load it", "on its base model, as the card shows" if adapter else opening(record.fields, folder))
 
 
-def as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
     """Figures as the run record keeps them."""
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
 

@@ -533,6 +533,11 @@ def flash_attention_boundaries(documents: torch.Tensor, attention_mask: torch.Te
     return dict(cu_seq_lens_q=boundaries, cu_seq_lens_k=boundaries, max_length_q=longest, max_length_k=longest)
 
 
+def soft_capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Logits bent to stay below `final_logit_softcapping` (Gemma 2, https://huggingface.co/papers/2408.00118)."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """
     Cross-entropy of `hidden_states @ weight.T + bias` without holding the logits: some rows at a time are projected,
@@ -554,8 +559,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(states), rows):
                 some = slice(start, start + rows)
                 logits = F.linear(states[some], matrix, offset)
-                if softcap is not None:
-                    logits = torch.tanh(logits / softcap).mul_(softcap)
+                logits = soft_capped(logits, softcap)
                 log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
                 targets = labels[some].unsqueeze(-1)
                 loss -= log_probabilities.gather(-1, targets).sum()

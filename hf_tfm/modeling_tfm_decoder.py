@@ -32,6 +32,7 @@ from .modeling_tfm import (
     marks_padding,
     packing_arguments,
     sequence_classification_loss,
+    soft_capped,
 )
 from .modeling_tfm_generation import TfmGenerationMixin
 
@@ -219,9 +220,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, Gener
             items = kwargs.get("num_items_in_batch")
             loss = linear_cross_entropy(outputs.last_hidden_state, self.lm_head, following, items, softcap)
         else:
-            logits = self.lm_head(kept_positions(outputs.last_hidden_state, logits_to_keep))
-            if softcap is not None:
-                logits = torch.tanh(logits / softcap) * softcap
+            logits = soft_capped(self.lm_head(kept_positions(outputs.last_hidden_state, logits_to_keep)), softcap)
         if labels is not None and not skip_logits:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithCrossAttentions(
@@ -287,8 +286,7 @@ class TfmDecoderForMaskedLM(TfmDecoderPreTrainedModel):
         if position_ids is not None:
             follows &= position_ids != 0
         logits = self.lm_head(torch.where(follows.unsqueeze(-1), states.roll(1, dims=1), states))
-        if (softcap := self.config.final_logit_softcapping) is not None:
-            logits = torch.tanh(logits / softcap) * softcap
+        logits = soft_capped(logits, self.config.final_logit_softcapping)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

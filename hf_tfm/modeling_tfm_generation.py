@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
+from .modeling_tfm import soft_capped
+
 
 class TfmDecodingLinear:
     """
@@ -203,15 +205,12 @@ class TfmGenerationMixin:
                 break
             if padding is not None and padding.shape[1] < length:
                 padding = F.pad(padding, (0, length))
-            logits = self._soft_capped(head(self._next_states(tokens, positions, layers, length, padding)))
+            logits = head(self._next_states(tokens, positions, layers, length, padding))
+            logits = soft_capped(logits, self.config.final_logit_softcapping)
             positions = positions + 1
         if streamer is not None:
             streamer.end()
         return ids[:, :length]
-
-    def _soft_capped(self, logits: torch.Tensor) -> torch.Tensor:
-        softcap = self.config.final_logit_softcapping
-        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def _next_states(
         self,

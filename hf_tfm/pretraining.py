@@ -393,12 +393,11 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         if script.compile == "auto" and before is not None:
             script.compile, reason = before, "as the run began"
         elif script.compile == "auto":
-            reason = "the run is long enough to repay it"
-            if not pays_to_compile(seconds, shapes):
-                reason = "the run is too short to repay it"
-            elif not compiler_found():
+            repaid, possible = pays_to_compile(seconds, shapes), compiler_found()
+            script.compile = "on" if repaid and possible else "off"
+            reason = f"the run is {'long enough' if repaid else 'too short'} to repay it"
+            if repaid and not possible:
                 reason = "there is no C++ compiler"
-            script.compile = "on" if reason == "the run is long enough to repay it" else "off"
         if script.compile == "on":
             return f"{compile_blocks(self.model)} layers ({reason})"
         return f"no ({reason})"

@@ -151,10 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
     results, beside = measure(task, recipe, texts, labels, logits, split)
-    finetuning.say_results(split, results, beside)
-    record["measured_on"] = split
-    record["results"] = finetuning.as_dicts(results)
-    record["baselines"] = {name: finetuning.as_dicts(figures) for name, figures in beside.items()}
+    finetuning.report_results(record, split, results, beside)
     if task.problem_type == "single_label_classification":
         matrix = confusion_matrix(task.decide(logits), labels[split], len(task.names))
         plot_confusion(matrix, task.names, Path(args.output_dir) / CONFUSION_FILE)

@@ -147,10 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         merge_inside(model)
         record["adapter"]["merged"] = True
     results = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
-    finetuning.say_results(split, results, {"before training": before})
-    record["measured_on"] = split
-    record["results"] = finetuning.as_dicts(results)
-    record["baselines"] = {"before training": finetuning.as_dicts(before)}
+    finetuning.report_results(record, split, results, {"before training": before})
     forget_lengths(tokenizer)
     finetuning.write_results(trainer)
     return 0

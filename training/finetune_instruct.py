@@ -160,9 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     results, said = measure(model, encoder, recipe, held_out.rows, asked)
     if not trainer.is_world_process_zero():
         return 0
-    finetuning.say_results(split, results, {"before": before} if before else None)
-    record["measured_on"], record["results"] = split, finetuning.as_dicts(results)
-    record["baselines"] = {"before": finetuning.as_dicts(before)} if before else {}
+    finetuning.report_results(record, split, results, {"before": before} if before else {})
     record["samples"] = answers.dialogues(prompts, {"before": said_before, "after": said})
     print("\n\n".join(["", *record["samples"]]))
     record["chat"] = prompts[0][-1]["content"] if prompts else None

@@ -128,10 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     results = mc.estimates(mc.decide(logits, choices[split]), choices[split])
     beside = mc.baselines(choices[split]) if recipe.baselines else {}
-    finetuning.say_results(split, results, beside)
-    record["measured_on"] = split
-    record["results"] = finetuning.as_dicts(results)
-    record["baselines"] = {name: finetuning.as_dicts(figures) for name, figures in beside.items()}
+    finetuning.report_results(record, split, results, beside)
     finetuning.write_results(trainer)
     return 0
 

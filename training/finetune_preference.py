@@ -179,9 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
     beside = {"before": figures(before, None, recipe.mode)}
-    finetuning.say_results(split, results, beside)
-    record["measured_on"], record["results"] = split, finetuning.as_dicts(results)
-    record["baselines"] = {name: finetuning.as_dicts(columns) for name, columns in beside.items()}
+    finetuning.report_results(record, split, results, beside)
     finetuning.write_results(trainer)
     return 0
 

@@ -158,13 +158,11 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.baselines:
         guesses = qa.baselines(questions[split], questions["train"], args.seed)
         beside = {name: qa.estimates(texts, questions[split]) for name, texts in guesses.items()}
-    finetuning.say_results(split, results, beside)
+    finetuning.report_results(record, split, results, beside)
     first = answers[split][0]
     nearest = [f"{span.text} ({share:.0%})" for span, share in zip(first.spans[:3], first.probabilities())]
     say("sample", f"{questions[split][0].question} → {', '.join(nearest)}")
-    record["measured_on"], record["no_answer_threshold"] = split, threshold
-    record["results"] = finetuning.as_dicts(results)
-    record["baselines"] = {name: finetuning.as_dicts(figures) for name, figures in beside.items()}
+    record["no_answer_threshold"] = threshold
     finetuning.write_results(trainer)
     return 0
 

@@ -173,9 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
     results = estimate(after, recipe.reward)
-    finetuning.say_results(split, results, beside)
-    record["measured_on"], record["results"] = split, finetuning.as_dicts(results)
-    record["baselines"] = {name: finetuning.as_dicts(columns) for name, columns in beside.items()}
+    finetuning.report_results(record, split, results, beside)
     texts = {"before": [answer.text for answer in said_before], "after": [answer.text for answer in said]}
     record["samples"] = answers.dialogues(questions[split].prompts, texts)
     record["chat"] = questions[split].prompts[0][-1]["content"]

@@ -142,10 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.baselines:
         tagger = tagging.dictionary_tagger(words["train"], tags["train"])
         beside["dictionary"] = task.estimates(tagger(words[split]), tags[split])
-    finetuning.say_results(split, results, beside)
-    record["measured_on"] = split
-    record["results"] = finetuning.as_dicts(results)
-    record["baselines"] = {name: finetuning.as_dicts(figures) for name, figures in beside.items()}
+    finetuning.report_results(record, split, results, beside)
     finetuning.write_results(trainer)
     return 0
 

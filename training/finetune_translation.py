@@ -185,10 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     sources, references = pairs[split]
     results = translation.estimates(translations, references)
     copied = {"source copied": translation.estimates(sources, references)}
-    finetuning.say_results(split, results, copied)
-    record["measured_on"] = split
-    record["results"] = finetuning.as_dicts(results)
-    record["baselines"] = {name: finetuning.as_dicts(figures) for name, figures in copied.items()}
+    finetuning.report_results(record, split, results, copied)
     record["samples"] = [f"{s} → {t} (reference: {r})" for s, t, r in list(zip(sources, translations, references))[:8]]
     print("\n".join(record["samples"]))
     finetuning.write_results(trainer)
