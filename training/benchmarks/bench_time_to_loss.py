@@ -241,21 +241,25 @@ class Bench:
                     return False, losses[0]
             return statistics.mean(losses) <= goal, statistics.mean(losses)
 
-        notches = [round(steps * 1.08**-i) for i in range(60)]
-        place = next(i for i, count in enumerate(notches) if count <= steps * self.args.guess)
-        best = None
-        (done, loss), direction = reached(notches[place]), 1
-        if not done:
-            direction = -1
-        while True:
+        def count_at(notch: int) -> int:
+            return max(1, round(steps * 1.08**-notch))
+
+        notch = math.ceil(-math.log(self.args.guess) / math.log(1.08))
+        done, loss = reached(count_at(notch))
+        while not done:
+            notch -= 1
+            if count_at(notch) > 2 * steps:
+                raise SystemExit(f"twice the opponent's {steps} steps do not reach its loss of {goal:.4f}")
+            done, loss = reached(count_at(notch))
             if done:
-                best = notches[place], loss
-                if direction == -1:
-                    return best
-            elif direction == 1:
-                return best
-            place += direction
-            done, loss = reached(notches[place])
+                return count_at(notch), loss
+        while done:
+            best = count_at(notch), loss
+            if best[0] == 1:
+                break
+            notch += 1
+            done, loss = reached(count_at(notch))
+        return best
 
     def step_seconds(self, contestants: dict[str, dict], steps: int) -> tuple[dict, dict]:
         """Medians of steps that take turns, and the compiler's seconds."""
