@@ -13,7 +13,8 @@ autocast, no dropout, gradients clipped at 1.
 
 Seconds are steps times the median of steps that take turns in one process, the compiler's time added where compiling
 pays, so that what else the machine does falls on both. Every run is kept in `results/time_to_loss_runs.jsonl`, and is
-not made again while its code and settings are the same: the command goes on where it was stopped.
+not made again while its code and settings are the same: the command goes on where it was stopped. They are compiled,
+which changes a loss by rounding only.
 """
 
 import argparse
@@ -202,7 +203,7 @@ class Bench:
         key = {**same, "model": name, "steps": steps, "seed": seed, "code": code_hash(name), **settings}
         found = self.known.get(json.dumps(key, sort_keys=True))
         if found is None:
-            contestant = Contestant(self.text, name, self.args.shape, steps, seed, **settings)
+            contestant = Contestant(self.text, name, self.args.shape, steps, seed, way="compiled", **settings)
             started = time.perf_counter()
             for _ in range(steps):
                 contestant.step()
@@ -280,9 +281,9 @@ class Bench:
         for name in PEERS[kind]:
             if args.long:
                 _, settings = self.tuned_peer(name, STEPS[kind])
-                rates = {settings["lr"] * factor: settings for factor in (0.5, 1.0)}
-                losses = {rate: self.run(name, steps, 0, **{**settings, "lr": rate}) for rate in rates}
-                best = min(losses, key=losses.get)
+                losses = {r: self.run(name, steps, 0, **{**settings, "lr": r}) for r in (settings["lr"], settings["lr"] / 2)}
+                while (best := min(losses, key=losses.get)) == min(losses):  # more steps want a smaller rate
+                    losses[best / 2] = self.run(name, steps, 0, **{**settings, "lr": best / 2})
                 peers[name] = (losses[best], {**settings, "lr": best})
             else:
                 peers[name] = self.tuned_peer(name, steps)

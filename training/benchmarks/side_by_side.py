@@ -112,7 +112,7 @@ def machine() -> dict[str, Any]:
         "amx": torch.cpu._is_amx_tile_supported(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "python": platform.python_version(),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
+        "spin": {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ},
     }
 
 
