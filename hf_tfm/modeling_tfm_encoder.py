@@ -32,6 +32,7 @@ from .modeling_tfm import (
     packing_arguments,
     sequence_classification_loss,
 )
+from .modeling_tfm_infilling import TfmInfilling
 
 
 def first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -141,8 +142,8 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         )
 
 
-class TfmEncoderForMaskedLM(TfmEncoderPreTrainedModel):
-    """Encoder that predicts the masked tokens."""
+class TfmEncoderForMaskedLM(TfmInfilling, TfmEncoderPreTrainedModel):
+    """Encoder that predicts the masked tokens, and writes by filling them."""
 
     _tied_weights_keys = {"decoder.weight": "model.embed_tokens.weight"}
     _tp_plan = {"decoder": "colwise_gather_output"}

@@ -196,6 +196,25 @@ class RateSchedule:
         return self.start + (self.end - self.start) * np.clip(rows / max(self.rows, 1), 0, 1)
 
 
+@dataclass(frozen=True)
+class DrawnRate:
+    """
+    A masking rate drawn anew for each row between `low` and `high`: over the whole range, a masked LM learns to write
+    from nothing, as masked-diffusion models do (Nie et al. 2025, https://huggingface.co/papers/2502.09992).
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise InputError(f"masking rates are drawn from a range within 0 and 1, not {self.low} to {self.high}")
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return self.low + (self.high - self.low) * uniform(self.seed, rows, 1, stream=5)[:, 0]
+
+
 @dataclass
 class SentencePairs:
     """

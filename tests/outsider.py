@@ -50,6 +50,9 @@ def run_pipelines(root: Path) -> dict:
     return found
 
 
+FILLING = [[4, 20, 6, 6, 30, 6, 5]]  # cls, words with three masks among them, sep
+
+
 def change_heads(root: Path) -> dict:
     """A pretrained language model opened under other heads and as a base model, and taken back from there."""
     masked = transformers.AutoModelForMaskedLM.from_pretrained(root / "TfmEncoderForMaskedLM", trust_remote_code=True)
@@ -68,6 +71,7 @@ def change_heads(root: Path) -> dict:
             back=torch.equal(back.model(ids).last_hidden_state, expected),
             base=torch.equal(base(ids).last_hidden_state, expected),
             decoder=type(decoder).__name__,
+            filled=masked.generate(torch.tensor(FILLING)).tolist(),
         )
 
 

@@ -9,6 +9,7 @@ import hf_tfm
 from hf_tfm import InputError, TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.data import TokenStore
 from hf_tfm.objectives import (
+    DrawnRate,
     Hybrid,
     Masked,
     RateSchedule,
@@ -131,6 +132,23 @@ def test_rate_schedule_falls_with_the_rows(encoder_tokenizer, batch):
     early = objective(batch)["labels"].ne(-100).sum()
     late = objective({**batch, "rows": batch["rows"] + 1000})["labels"].ne(-100).sum()
     assert early > 3 * late
+
+
+def test_a_drawn_rate_covers_the_whole_range_and_belongs_to_its_row(encoder_tokenizer):
+    rows = np.arange(2000)
+    rates = DrawnRate(seed=3)(rows)
+    assert np.abs(np.quantile(rates, [0.1, 0.5, 0.9]) - [0.1, 0.5, 0.9]).max() < 0.05
+    assert np.array_equal(DrawnRate(seed=3)(rows[::-1]), rates[::-1])
+    batch = {
+        "input_ids": np.full((2000, 40), encoder_tokenizer.convert_tokens_to_ids("a")),
+        "position_ids": np.tile(np.arange(40), (2000, 1)),
+        "sequence_ids": np.ones((2000, 40), int),
+        "rows": rows,
+    }
+    chosen = Masked(encoder_tokenizer, DrawnRate(seed=3)).choose(batch)
+    assert np.abs(chosen.sum(1) - rates * 40).max() <= 1
+    with pytest.raises(InputError, match="range"):
+        DrawnRate(0.5, 0.2)
 
 
 def test_sentence_pairs(encoder_tokenizer):

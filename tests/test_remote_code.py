@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from outsider import FILLING
 from test_modeling import logits_of
-from tiny import MODELS, build, inputs_for
+from tiny import MASK, MODELS, build, inputs_for
 from transformers import AutoConfig, pipeline
 
 import hf_tfm
@@ -25,7 +26,7 @@ PIPELINES = [
 ]
 CODE = {
     "Decoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py", "modeling_tfm_generation.py"},
-    "Encoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_encoder.py"},
+    "Encoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_encoder.py", "modeling_tfm_infilling.py"},
 }
 
 
@@ -110,8 +111,10 @@ def repr_rounded(value):
     return round(float(value), 3) if not isinstance(value, str) else value
 
 
-def test_heads_change_without_the_package(found):
-    assert found["heads"] == dict(labels=4, back=True, base=True, decoder="TfmDecoderModel")
+def test_heads_change_and_masks_are_filled_without_the_package(found):
+    filled = build("TfmEncoderForMaskedLM").generate(torch.tensor(FILLING)).tolist()
+    assert MASK not in filled[0]
+    assert found["heads"] == dict(labels=4, back=True, base=True, decoder="TfmDecoderModel", filled=filled)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, pipeline, set_seed
 
 from hf_tfm import InputError, TfmEncoderConfig
-from hf_tfm.objectives import Masked, RateSchedule
+from hf_tfm.objectives import DrawnRate, Masked, RateSchedule
 from hf_tfm.pretraining import (
     PretrainArguments,
     PretrainTrainer,
@@ -45,6 +45,10 @@ class MaskedArguments(PretrainArguments):
 
     masking_rate: float = field(default=0.3, metadata={"help": "share of the tokens to predict at the start"})
     final_masking_rate: float = field(default=0.15, metadata={"help": "and at the end; evaluation is always at 0.15"})
+    drawn_masking_rate: bool = field(
+        default=False,
+        metadata={"help": "draw the rate of each row from 0 to 1 instead, for an encoder that writes by `generate`"},
+    )
     masking_unit: str = field(default="token", metadata={"help": "token, word (all pieces of a word) or span"})
     sentence_task: str = field(
         default="none", metadata={"help": "none, next_sentence (BERT) or sentence_order (ALBERT)"}
@@ -66,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
     rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows)
+    if script.drawn_masking_rate:
+        rate = DrawnRate(seed=args.seed)
     compact = "masked_positions" in inspect.signature(model.forward).parameters
     objective = Masked(tokenizer, rate, script.masking_unit, seed=args.seed, compact=compact)
     evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
