@@ -30,7 +30,7 @@ class TfmInfilling:
             max_new_tokens: masks to set behind each row's text, in front of a closing separator, and to fill as well.
             settings: as in [`fill_masks_together`].
 
-        Returns: `(batch, length + max_new_tokens)` , no mask left; padding is on the right if masks were added.
+        Returns: `(batch, length + max_new_tokens)` without masks; padding is on the right if masks were added.
         """
         if input_ids is None:
             input_ids = settings.pop("inputs")

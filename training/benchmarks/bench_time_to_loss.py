@@ -135,11 +135,11 @@ class Contestant:
         self.batches = StepBatches(blocks.rows, text.rows, steps, schedule=schedule, transform=objective)
         self.extra = {"skip_logits": True}
 
-    def _theirs(self, steps: int, seed: int, way: str, lr: float, schedule: str = "cosine") -> None:
+    def _theirs(self, steps: int, seed: int, way: str, schedule: str = "cosine", optimizer="adamw", **rate) -> None:
         text = self.text
         if way == "compiled":
             self.model.compile()
-        self.optimizer = build_optimizer(self.model, "adamw", lr=lr)
+        self.optimizer = build_optimizer(self.model, optimizer, **rate)
         self.scheduler = build_scheduler(self.optimizer, schedule, steps)
         objective = Masked(text.tokenizer, 0.15, seed=seed) if text.kind == "masked" else causal_rows
         self.batches = StepBatches(text.shuffled_rows(seed), text.rows, steps, transform=objective)
