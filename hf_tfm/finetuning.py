@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import pickle
 import re
 import statistics
 import time
@@ -629,13 +630,17 @@ def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
 
 
+# What reading a damaged model raises.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+
+
 @contextlib.contextmanager
 def _readable_model(where: str, what: str) -> Iterator[None]:
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except (*_UNREADABLE, SafetensorError, pickle.UnpicklingError) as error:
         missing = "" if Path(where).exists() else "there is no such folder, and "
         reason = " ".join(str(error).split())[:240]
         if "contains custom code" in reason:
