@@ -22,6 +22,7 @@ from transformers import (
 from . import modeling_tfm_decoder, modeling_tfm_encoder, modeling_tfm_encoder_decoder
 from .configuration_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
 from .errors import InputError
+from .modeling_tfm import TfmPreTrainedModel
 from .modeling_tfm_decoder import (
     TfmDecoderForCausalLM,
     TfmDecoderForMaskedLM,
@@ -41,6 +42,7 @@ from .modeling_tfm_encoder import (
     TfmEncoderModel,
 )
 from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
+from .pushing import push_model
 from .version import __version__
 
 
@@ -75,6 +77,8 @@ def _register() -> None:
                 auto_classes[name].register(config_class, model_class, exist_ok=True)
                 # Saved folders carry the code of classes that know their Auto class.
                 model_class.register_for_auto_class(name)
+    # Saved folders' code knows nothing of cards and tokenizers; where this package is installed, both are pushed along.
+    TfmPreTrainedModel.push_to_hub = TfmEncoderDecoderModel.push_to_hub = push_model
 
 
 _register()

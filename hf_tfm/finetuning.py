@@ -623,6 +623,8 @@ def write_results(trainer: Trainer) -> None:
     say("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
     adapter = is_adapter(record.fields)
     say("load it", "on its base model, as the card shows" if adapter else opening(record.fields, folder))
+    if trainer.args.push_to_hub and (commit := trainer.push_to_hub()):
+        say("pushed", commit.commit_url)
 
 
 def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:

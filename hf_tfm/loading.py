@@ -77,7 +77,7 @@ def open_model(
         source = base or adapter.get("base_model_name_or_path") or ""
         if not source or (not Path(source).exists() and Path(source).is_absolute()):
             raise InputError(f"{path}: its base model {source!r} is not there; say with --base_model where it is")
-        options |= _head_of_adapter(path)
+        options |= head_of_adapter(path)
     read_config(source, trust_remote_code=trust_remote_code)
     with as_input_errors(path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -123,7 +123,7 @@ def _adapter_config(path: str) -> dict[str, Any] | None:
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _head_of_adapter(path: str) -> dict[str, Any]:
+def head_of_adapter(path: str) -> dict[str, Any]:
     """What an adapter's head is like, which the base's configuration does not know: its labels, from the run record."""
     model = recorded(path, "model")
     if model is None:

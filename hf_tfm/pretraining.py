@@ -519,3 +519,5 @@ def report_end(
     print(f"model      {args.output_dir}")
     trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
     print(f'load it    {task_of(type(model).__name__)[0]}.from_pretrained("{args.output_dir}"{trust})')
+    if args.push_to_hub and (commit := trainer.push_to_hub()):
+        print(f"pushed     {commit.commit_url}")

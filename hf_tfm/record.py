@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -168,8 +169,17 @@ def plot_curve(record: dict[str, Any], path: Path) -> None:
 
 
 def public_command(argv: list[str]) -> str:
-    """The command as it can be published and run again: paths relative to the working directory, or their last part."""
+    """
+    The command as it can be published and run again: paths relative to the working directory, or their last part, and
+    no access tokens.
+    """
     here = Path.cwd()
+    words: list[str] = []
+    for argument in argv:
+        if words and words[-1].endswith("_token") and words[-1].startswith("--"):
+            words.pop()  # and the token
+        elif not re.match(r"--\w+_token=", argument):
+            words.append(argument)
 
     def public(argument: str) -> str:
         flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
@@ -178,7 +188,7 @@ def public_command(argv: list[str]) -> str:
             value = str(path.relative_to(here)) if path.is_relative_to(here) else path.name
         return flag + equals + value
 
-    return shlex.join(["python", *(public(argument) for argument in argv)])
+    return shlex.join(["python", *(public(argument) for argument in words)])
 
 
 def _commit() -> str | None:

@@ -20,6 +20,7 @@ from .attention import use_blockwise_attention
 from .card import write_card
 from .checkpoints import atomic_folder, last_checkpoint, rotate, staging_folder
 from .errors import InputError
+from .pushing import PushMixin
 from .record import RunRecord, save_generation, with_cache
 
 
@@ -126,10 +127,10 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     return loss / bytes_per_token / 0.6931471805599453
 
 
-class RunMixin:
+class RunMixin(PushMixin):
     """
     For any Trainer: checkpoints are atomic, signals stop the run after a step, progress is one line, and the same
-    command goes on where the run stopped. With a `record` every checkpoint has a card.
+    command goes on where the run stopped. With a `record` every checkpoint has a card. What is pushed is whole.
     """
 
     def __init__(self, *args, record: RunRecord | None = None, bytes_per_token: float | None = None, **kwargs):
@@ -253,6 +254,8 @@ class RunMixin:
             if first:
                 self._move_up(staging / name)
         if first:
+            if self.args.push_to_hub:
+                self.push_checkpoint(run / name)
             rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 

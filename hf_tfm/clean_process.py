@@ -1,0 +1,80 @@
+"""A model folder opened as a stranger would: in a new process, without this package, caches or secrets."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+_STRANGER = """
+import importlib.abc, sys
+
+class NotInstalled(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_tfm":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+import torch, transformers
+folder, auto_class, base, case = sys.argv[1:]
+inputs, options = torch.load(case, weights_only=True)
+transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+opener = getattr(transformers, auto_class)
+model = opener.from_pretrained(base or folder, trust_remote_code=True, dtype=torch.float32, **options)
+if base:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, folder)
+with torch.no_grad():
+    outputs = model.eval()(**inputs)
+torch.save({k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and k != "loss"}, case)
+"""
+_SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
+
+
+class DoesNotLoad(Exception):
+    """What a stranger's process said last."""
+
+
+def stranger_environment(home: str | Path) -> dict[str, str]:
+    """This process's environment without secrets and without the way to this package, all caches new and empty."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "HF_MODULES_CACHE", "HF_HUB_CACHE") and not name.endswith(_SECRETS)
+    }
+    return {**kept, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+
+
+def outputs_for_a_stranger(
+    folder: str | Path,
+    auto_class: str,
+    inputs: dict[str, torch.Tensor],
+    base: str | Path | None = None,
+    options: dict[str, Any] | None = None,
+) -> dict[str, torch.Tensor]:
+    """
+    What a folder's model gives for `inputs` in a process of its own, with the code and the tokenizer that it carries.
+
+    Args:
+        auto_class: name of the Auto class that opens it.
+        base: folder of the base model, if this one holds an adapter.
+        options: for `from_pretrained`: what an adapter's head is like.
+
+    Raises:
+        DoesNotLoad: with the last line of its complaint.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        case = Path(home) / "case.pt"
+        torch.save((inputs, options or {}), case)
+        absolute = [str(Path(folder).absolute()), auto_class, str(Path(base).absolute()) if base else "", str(case)]
+        done = subprocess.run(
+            [sys.executable, "-c", _STRANGER, *absolute],
+            capture_output=True, text=True, cwd=home, env=stranger_environment(home),
+        )  # fmt: skip
+        if done.returncode:
+            raise DoesNotLoad((done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1])
+        return torch.load(case, weights_only=True)

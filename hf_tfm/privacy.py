@@ -1,0 +1,108 @@
+"""What a file must not carry into the world: access tokens, and paths of the machine that it was written on."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+# Folders below which paths name users and projects. /usr and /etc are the same everywhere and tell nothing.
+_PRIVATE = "home|root|Users|tmp|var|private|mnt|media|opt|srv|data|work|workspace|scratch|content|kaggle|Volumes"
+_PATH = re.compile(
+    rf"(?:file://|(?<![\w.\-/~@:}}\\]))(/(?:{_PRIVATE}|gpfs|lustre|nfs)/[\w.\-]+)|\b([A-Za-z]:[\\/]+Users[\\/]+\w+)"
+)
+_TOKENS = {
+    "an access token of the Hub": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}",
+    "an access token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22,})",
+    "an API key": r"\bsk-[A-Za-z0-9_\-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w\-]{35}|\bxox[abp]-[\w\-]{20,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+_SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
+# Their strings are pieces of text that a tokenizer learned, and may look like anything.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
+_PIECE, _OVERLAP = 1 << 24, 1 << 10
+
+
+def private_part(path: Path) -> str | None:
+    """
+    The first thing in a file that must not be published, in words; None if there is nothing. A token is not repeated.
+
+    Of weights only the header is read, what is JSON is read as such, and anything else as the text that is in it.
+    """
+    if path.suffix == ".safetensors":
+        return _in_header(path)
+    if path.name in _VOCABULARIES:
+        return next(filter(None, map(token_in, _texts(path))), None)
+    if path.suffix in (".json", ".jsonl"):
+        try:
+            return next(filter(None, map(found_in, _strings_of(path))), None)
+        except (ValueError, UnicodeDecodeError):
+            return "is not JSON"
+    return next(filter(None, map(found_in, _texts(path))), None)
+
+
+def found_in(text: str) -> str | None:
+    """What is private in a text, in words."""
+    return token_in(text) or path_in(text)
+
+
+def token_in(text: str) -> str | None:
+    for what, pattern in _TOKENS.items():
+        if re.search(pattern, text):
+            return f"holds {what}"
+    for name, value in os.environ.items():
+        if name.endswith(_SECRETS) and len(value) >= 12 and value in text:
+            return f"holds the value of {name}"
+    return None
+
+
+def path_in(text: str) -> str | None:
+    if match := _PATH.search(text):
+        return f"holds a path of this machine, {match[1] or match[2]}"
+    for place in (Path.home(), Path.cwd()):
+        if len(place.parts) > 2 and re.search(rf"(?<![\w.\-/]){re.escape(str(place))}(?![\w.\-])", text):
+            return f"holds a path of this machine, {place}"
+    return None
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """A file in pieces that overlap, so that nothing is cut in two. Bytes that are no text come as some character."""
+    with open(path, "rb") as file:
+        before = b""
+        while piece := file.read(_PIECE):
+            yield (before + piece).decode("utf-8", errors="replace")
+            before = piece[-_OVERLAP:]
+
+
+def _in_header(path: Path) -> str | None:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length < 1 << 27 else b""
+    try:
+        end = max([0, *(e["data_offsets"][1] for name, e in json.loads(header).items() if name != "__metadata__")])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "is no safetensors file"
+    if path.stat().st_size != 8 + length + end:
+        return f"is damaged: {path.stat().st_size:,} bytes where its header says {8 + length + end:,}"
+    return found_in(header.decode("utf-8", errors="replace"))
+
+
+def _strings_of(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8")
+    for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+        if part.strip():
+            yield from _strings(json.loads(part))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield name
+            yield from _strings(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)
