@@ -28,6 +28,7 @@ from . import modeling_tfm_decoder, modeling_tfm_encoder
 from .card import write_card
 from .configuration_tfm import TfmConfig
 from .errors import InputError
+from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
 from .families import FAMILIES, Family
 from .record import RECORD_FILE, model_facts, read_record
 
@@ -108,6 +109,7 @@ class Conversion(NamedTuple):
     num_parameters: int
     max_error: float  # largest difference to the source's outputs, both in float32
     left_behind: tuple[str, ...] = ()  # tensors of the source that the class has no place for
+    report: Report | None = None  # of an export
 
 
 def convert_folder(
@@ -127,15 +129,15 @@ def convert_folder(
     Raises:
         InputError: as [`import_model`]; when `target` holds something; when outputs differ. Nothing is written then.
     """
-    _refuse_existing(target)
+    refuse_existing(target)
     load_kwargs = {} if gguf_file is None else {"gguf_file": gguf_file}
     source = _local_folder(source, gguf_file)
     native, family, head, unused = _load_native(source, head, **load_kwargs)
     model = _from_native(native, family, head, native.state_dict())
-    with _whole_folder(target) as folder:
+    with whole_folder(target) as folder:
         model.save_pretrained(folder)
         del model  # no third copy of the weights beside the source's and what is read again
-        _carry_over(source, folder, gguf_file)
+        carry_over(source, folder, gguf_file)
         written = load_tfm(folder)
         error = max_difference(native, written)
     return Conversion(type(written).__name__, written.num_parameters(), error, tuple(sorted(unused)))
@@ -143,35 +145,26 @@ def convert_folder(
 
 def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: str, untie: bool = False) -> Conversion:
     """
-    Writes a folder of this package as one of a native family, whole as in [`convert_folder`], without custom code.
+    Writes a folder of this package as one of a native family, whole as in [`convert_folder`], without custom code; in
+    `export_check.json` stands how the two compare.
 
     Raises:
         InputError: as [`export_model`]; when `target` holds something; when outputs differ. Nothing is written then.
     """
     _family(family)
-    _refuse_existing(target)
+    refuse_existing(target)
     model = load_tfm(source)
-    native = _to_native(model, _family(family), model.state_dict(), untie)
-    with _whole_folder(target) as folder:
+    native, dtype = _to_native(model, _family(family), model.state_dict(), untie), str(model.dtype)
+    with whole_folder(target) as folder:
         native.save_pretrained(folder)
         native_class = type(native)
         del native
-        _carry_over(Path(source), folder)
+        carry_over(Path(source), folder)
         written = native_class.from_pretrained(folder, **_pooler_option(native_class, model))
         _retell_card(folder, written)
-        error = max_difference(model, written)
-    return Conversion(type(written).__name__, written.num_parameters(), error)
-
-
-def outputs_of(model: PreTrainedModel, **inputs) -> Weights:
-    """What two models of the same head must agree on: logits of every kind, last states where there is no head."""
-    with torch.no_grad():
-        outputs = model(**inputs)
-    names = ("logits", "prediction_logits", "seq_relationship_logits", "start_logits", "end_logits")
-    found = {name: outputs[name] for name in names if outputs.get(name) is not None}
-    return found or {
-        name: outputs[name] for name in ("last_hidden_state", "pooler_output") if outputs.get(name) is not None
-    }
+        check = compare(model.float(), TorchSide(written.float()), rows_for(model.config, Path(source)))
+        report = report_on(family, dtype, model, source, folder, check)
+    return Conversion(type(written).__name__, written.num_parameters(), check.max_difference, report=report)
 
 
 def max_difference(reference: PreTrainedModel, other: PreTrainedModel) -> float:
@@ -445,7 +438,10 @@ def read_config(path: str | os.PathLike, **load_kwargs) -> dict:
     if Path(path).is_dir() and "gguf_file" not in load_kwargs and not (Path(path) / "config.json").is_file():
         raise InputError(f"{path}: no config.json in this folder, so it is no model")
     with as_input_errors(path):
-        return PreTrainedConfig.get_config_dict(path, **load_kwargs)[0]
+        config = PreTrainedConfig.get_config_dict(path, **load_kwargs)[0]
+        if not isinstance(config, dict):
+            raise ValueError(f"config.json holds no object but a {type(config).__name__}")
+        return config
 
 
 @contextmanager
@@ -490,14 +486,14 @@ def _local_folder(source: str | os.PathLike, gguf_file: str | None) -> Path:
     return folder
 
 
-def _refuse_existing(target: str | os.PathLike) -> None:
+def refuse_existing(target: str | os.PathLike) -> None:
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not an empty folder; remove it or choose another name")
 
 
 @contextmanager
-def _whole_folder(target: str | os.PathLike) -> Iterator[Path]:
+def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
     """A new folder that takes its name once it is complete, and leaves no trace if it does not get there."""
     target = Path(target).absolute()
     parents = [parent for parent in target.parents if not parent.exists()]
@@ -517,11 +513,11 @@ def _whole_folder(target: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def _carry_over(source: Path, folder: Path, gguf_file: str | None = None) -> None:
+def carry_over(source: Path, folder: Path, gguf_file: str | None = None) -> None:
     """Tokenizer, chat template, card, licence, pictures, sentence-transformers modules: all but weights and code."""
     for file in sorted(source.iterdir()):
         wanted = file.suffix in {".json", ".txt", ".model", ".jinja", ".md", ".png", ".svg", ".yaml"}
-        wanted = wanted or file.name.upper().startswith(("LICENSE", "NOTICE"))
+        wanted = wanted and file.name != REPORT_FILE or file.name.upper().startswith(("LICENSE", "NOTICE"))
         replaced = file.name in ("config.json", "generation_config.json") or file.name.endswith(".index.json")
         if file.is_file() and wanted and not replaced and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)

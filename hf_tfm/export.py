@@ -1,0 +1,74 @@
+"""What `hf-tfm export` does: one folder out for each kind of program that runs models, compared before it is done."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from transformers import TorchAoConfig
+
+from .convert import carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
+from .errors import InputError
+from .export_check import Report, TorchSide, compare, report_on, rows_for
+from .families import FAMILIES
+
+
+FORMATS = (*FAMILIES, "gguf", "onnx", "int8")
+
+
+def export(
+    source: str | os.PathLike, target: str | os.PathLike, to: str, untie: bool = False, dtype: str | None = None
+) -> Report:
+    """
+    Writes a model of this package in another form, with `export_check.json` beside it.
+
+    Args:
+        to: One of `FORMATS`: a native family, `gguf` (llama.cpp), `onnx` (ONNX Runtime), or `int8` (this package's own
+            classes, the matrices of the blocks in 8 bits by torchao).
+        untie: Write the output projection although it is the token embedding; native families and GGUF.
+        dtype: Of GGUF weights, see [`export_gguf`].
+
+    Raises:
+        InputError: the form cannot hold the model, a package is missing, or outputs differ. Nothing is written then.
+    """
+    if to not in FORMATS:
+        raise InputError(f"unknown family {to!r}; choose one of {', '.join(FORMATS)}")
+    if dtype is not None and to != "gguf":
+        raise InputError(f"a dtype can be chosen for gguf only, not for {to}, which keeps what the weights are")
+    if untie and to in ("onnx", "int8"):
+        raise InputError(f"untie does nothing for {to}; it is for native families and gguf")
+    if read_config(source).get("quantization_config"):
+        raise InputError(f"{source}: quantization_config: its weights are rounded already; export the original")
+    if to == "gguf":
+        from .export_gguf import export_gguf
+
+        return export_gguf(source, target, dtype, untie)
+    if to == "onnx":
+        from .export_onnx import export_onnx
+
+        return export_onnx(source, target)
+    return export_int8(source, target) if to == "int8" else export_folder(source, target, to, untie).report
+
+
+def export_int8(source: str | os.PathLike, target: str | os.PathLike) -> Report:
+    """
+    Writes a folder of the same class, the matrices of its blocks in 8 bits with one scale a row, by torchao; embeddings
+    and output projection stay. It loads like any other where torchao is installed.
+
+    Raises:
+        InputError: torchao is missing, or the outputs differ by more than a tenth. Nothing is written then.
+    """
+    if not importlib.util.find_spec("torchao"):
+        raise InputError("--to int8 needs the package torchao: pip install 'hf-tfm[export]'")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    refuse_existing(target)
+    source = Path(source)
+    model = load_tfm(source)
+    rounded = type(model).from_pretrained(source, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    with whole_folder(target) as folder:
+        rounded.save_pretrained(folder)
+        del rounded
+        carry_over(source, folder)
+        written = TorchSide(load_tfm(folder), "transformers, int8 by torchao")
+        check = compare(model.float(), written, rows_for(model.config, source), relative=0.1)
+        return report_on("int8", "int8", model, source, folder, check)

@@ -1,0 +1,387 @@
+"""
+A causal LM as one GGUF file for llama.cpp and the programs that are made of it.
+
+llama.cpp runs the architectures it knows. A decoder goes there by way of the native family that has its shape: Qwen3
+with QK-norm, GPT-2 with learned positions, else Llama. What llama.cpp does otherwise than the family, or not at all, is
+refused by the name of the field. Its tokenizers cut text by a fixed list of rules, of which four are known here.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from .convert import as_input_errors, export_model, load_tfm, refuse_existing, whole_folder
+from .errors import InputError
+from .export_check import TEXTS, Report, Rows, TorchSide, Weights, compare, report_on, rows_for, write_usage
+from .modeling_tfm_decoder import TfmDecoderForCausalLM
+from .tokenization import GGUF_PRE_TOKENIZER
+
+
+DTYPES = ("f32", "f16", "bf16", "q8_0")
+_OF_TORCH = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+# How much the norm of the differences may be of the outputs' where llama.cpp computes: it multiplies by tables for GELU
+# and by halves where weights are halves.
+_LLAMA_CPP = {"f32": 1e-2, "f16": 2e-2, "bf16": 5e-2, "q8_0": 0.1}
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+# llama.cpp's name for a rule, and how a tokenizer.json writes it.
+_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    GGUF_PRE_TOKENIZER: [{"type": "Digits", "individual_digits": True}, _BYTES],
+    "gpt-2": [_BYTES],
+    **{
+        name: [
+            {"type": "Split", "pattern": {"Regex": _WORDS + digits + _REST}, "behavior": "Isolated", "invert": False},
+            {**_BYTES, "use_regex": False},
+        ]
+        for name, digits in (("llama-bpe", r"\p{N}{1,3}"), ("qwen2", r"\p{N}"))
+    },
+}
+_USAGE = """\
+from llama_cpp import Llama
+
+model = Llama("{file}", n_ctx=0)
+print(model("Once upon a time", max_tokens=40, temperature=0)["choices"][0]["text"])
+"""
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+
+
+def export_gguf(
+    source: str | os.PathLike, target: str | os.PathLike, dtype: str | None = None, untie: bool = False
+) -> Report:
+    """
+    Writes a folder with one GGUF file, made from a causal LM of this package, and the card and the report beside it.
+
+    The file is read again by transformers, and by llama.cpp where `llama-cpp-python` is installed, and compared.
+
+    Args:
+        dtype: `f32`, `f16`, `bf16` or `q8_0`; by default as the weights are. Norms and biases stay in 32 bits.
+        untie: Write the output projection although it is the token embedding.
+
+    Raises:
+        InputError: llama.cpp cannot do what the model or its tokenizer does; outputs differ. Nothing is written then.
+    """
+    _refuse_missing_package()
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype {dtype!r}: GGUF files are written in {', '.join(DTYPES)}")
+    refuse_existing(target)
+    source = Path(source)
+    model = load_tfm(source)
+    dtype = dtype or _OF_TORCH[model.dtype]
+    family = family_of(model)
+    if "sliding_attention" in model.config.layer_types:
+        # A window over everything is none.
+        model.config.layer_types = ["full_attention"] * model.config.num_hidden_layers
+        model.config.sliding_window = None
+    tokenizer = _tokenizer_of(source)
+    rule, frame = pre_tokenizer_rule(tokenizer), frame_of(tokenizer)
+    if max(tokenizer.get_vocab().values()) >= model.config.vocab_size:
+        raise InputError(f"the tokenizer has ids beyond vocab_size={model.config.vocab_size} of the model")
+    native = export_model(model, family, untie=untie)
+    _refuse_fields(native)
+    exact = dtype in ("f32", _OF_TORCH[model.dtype])
+    with whole_folder(target) as folder:
+        file = folder / f"{Path(target).name}-{dtype}.gguf"
+        write_gguf(file, native, tokenizer, rule, frame, dtype, source.resolve().name)
+        native = type(native).from_pretrained(
+            folder, gguf_file=file.name, config=native.config, dtype=torch.float32, **_as_matrices()
+        )
+        model, rows = model.float(), rows_for(model.config, source)
+        side = TorchSide(native, f"transformers, {type(native).__name__} from the GGUF file")
+        checks = [compare(model, side, rows, None if exact else 0.1)]
+        if importlib.util.find_spec("llama_cpp"):
+            side = LlamaCppSide(file, model.config.max_position_embeddings, rows)
+            side.refuse_other_tokens(tokenizer)
+            checks.append(compare(model, side, rows, _LLAMA_CPP[dtype]))
+        report = report_on("gguf", dtype, model, source, folder, *checks)
+        write_usage(folder, Path(target).name, source, report, _USAGE.format(file=file.name), "llama-cpp-python")
+    return report
+
+
+def family_of(model: PreTrainedModel) -> str:
+    """
+    The native family under which llama.cpp runs a model.
+
+    Raises:
+        InputError: it is no causal LM, or has windows, which llama.cpp does not know in these families.
+    """
+    config = model.config
+    if not isinstance(model, TfmDecoderForCausalLM):
+        raise InputError(f"{type(model).__name__}: a GGUF file holds a causal LM, TfmDecoderForCausalLM; try onnx")
+    window = config.sliding_window
+    if "sliding_attention" in config.layer_types and window < config.max_position_embeddings:
+        raise InputError(
+            f"sliding_window={window}: llama.cpp gives every layer of Llama, Mistral and Qwen3 full attention; it can "
+            f"only go there if the window covers all max_position_embeddings={config.max_position_embeddings}"
+        )
+    return "qwen3" if config.qk_norm else "gpt2" if config.position_embedding_type == "learned" else "llama"
+
+
+def pre_tokenizer_rule(tokenizer: PreTrainedTokenizerFast) -> str:
+    """
+    llama.cpp's name of the rule by which a tokenizer cuts text into words.
+
+    Raises:
+        InputError: it is no byte-level BPE, or cuts text in a way that is not known here.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    kind, rule = state["model"]["type"], state["pre_tokenizer"] or {}
+    steps = rule.get("pretokenizers", [rule])
+    known = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
+    normalizer = (state["normalizer"] or {}).get("type")
+    if kind != "BPE" or "ByteLevel" not in [step.get("type") for step in steps]:
+        raise InputError(f"the tokenizer is no byte-level BPE but {kind}: only that can go into a GGUF file here")
+    if not state["model"]["merges"]:
+        raise InputError("the tokenizer has no merges (kind bytes): llama.cpp reads no byte-level BPE without")
+    for name, expected in _PRE_TOKENIZERS.items():
+        # llama.cpp ignores NFC, as it does for Qwen's own files: text in decomposed letters gets other tokens.
+        if known == expected and normalizer in (None, "NFC"):
+            if bool(state["model"].get("ignore_merges")) == (name == "llama-bpe"):
+                return name
+    described = " + ".join([*filter(None, [normalizer]), *(str(step.get("type")) for step in steps)])
+    raise InputError(
+        f"pre_tokenizer {described} of tokenizer.json: llama.cpp has no such rule known here; "
+        f"known are {', '.join(_PRE_TOKENIZERS)}"
+    )
+
+
+def frame_of(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool]:
+    """
+    Whether a tokenizer begins texts with bos, and whether it ends them with eos.
+
+    Raises:
+        InputError: it puts something else around them.
+    """
+    framed, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
+    frames = {(begins, ends): begins * bos + bare + ends * eos for begins in (False, True) for ends in (False, True)}
+    for frame, tokens in frames.items():
+        if framed == tokens:
+            return frame
+    raise InputError(
+        f"the tokenizer makes {tokenizer.convert_ids_to_tokens(framed)} of 'a': llama.cpp can put bos "
+        f"({tokenizer.bos_token}) in front of a text and eos ({tokenizer.eos_token}) behind it, and nothing else"
+    )
+
+
+def write_gguf(
+    file: Path,
+    native: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rule: str,
+    frame: tuple[bool, bool],
+    dtype: str,
+    name: str,
+) -> None:
+    """
+    Writes a native Llama, Qwen3 or GPT-2 and its tokenizer as a GGUF file of version 3.
+
+    Args:
+        rule, frame: As [`pre_tokenizer_rule`] and [`frame_of`] give them.
+    """
+    import gguf
+
+    config = native.config
+    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[config.model_type]
+    writer = gguf.GGUFWriter(file, config.model_type)
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType[{"f32": "ALL_F32"}.get(dtype, f"MOSTLY_{dtype.upper()}")])
+    if dtype == "q8_0":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(heads)
+    writer.add_vocab_size(config.vocab_size)
+    if config.model_type == "gpt2":
+        writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+        _write_rope(writer, native, head_dim)
+    _write_tokenizer(writer, native, tokenizer, rule, frame)
+
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    tied = set(native._tied_weights_keys) if config.tie_word_embeddings else set()
+    for key, tensor in native.state_dict().items():
+        if key in tied:
+            continue
+        tensor = tensor.float()
+        if config.model_type == "gpt2" and key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            tensor = tensor.t()
+        if config.model_type == "llama" and "_proj." in key and key.split(".")[-2] in ("q_proj", "k_proj"):
+            tensor = _interleaved(tensor, head_dim)
+        module, _, kind = key.rpartition(".")
+        kept = tensor.ndim == 1 or key.endswith("wpe.weight")
+        chosen = "F32" if kept else "F16" if dtype == "q8_0" and tensor.shape[-1] % 32 else dtype.upper()
+        quantization = gguf.GGMLQuantizationType[chosen]
+        data = gguf.quantize(tensor.contiguous().numpy(), quantization)
+        writer.add_tensor(f"{names.get_name(module)}.{kind}", data, raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class LlamaCppSide:
+    """A GGUF file in llama.cpp, its cache of keys and values in 32 bits: what is compared is the file."""
+
+    def __init__(self, file: Path, longest: int, rows: Rows):
+        import llama_cpp
+
+        f32 = 0  # GGML_TYPE_F32
+        length = min(longest, max(map(len, rows)) + 64)
+        self.model = llama_cpp.Llama(
+            str(file),
+            n_ctx=length,
+            n_batch=length,
+            n_threads=torch.get_num_threads(),
+            n_threads_batch=torch.get_num_threads(),
+            logits_all=True,
+            type_k=f32,
+            type_v=f32,
+            verbose=False,
+        )
+        self.runtime = f"llama.cpp, llama-cpp-python {llama_cpp.__version__}"
+
+    def outputs(self, rows: Rows) -> list[Weights]:
+        found = []
+        for row in rows:
+            self.model.reset()
+            self.model.eval(row)
+            found.append({"logits": torch.from_numpy(self.model.scores[: len(row)].copy())})
+        return found
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        self.model.reset()
+        tokens = self.model.generate(prompt, temp=0.0, repeat_penalty=1.0)
+        return [next(tokens) for _ in range(count)]
+
+    def refuse_other_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """
+        Raises:
+            InputError: llama.cpp gives some text other tokens than the tokenizer.
+        """
+        special = "".join(dict.fromkeys(tokenizer.all_special_tokens[:8]))
+        odd = f"I'll'd 1234567 ½ don't!?  \n\n\t x  é 東京 🙂\r\n {special} end "
+        for text in (*TEXTS, odd):
+            expected, found = tokenizer(text)["input_ids"], self.model.tokenize(text.encode(), special=True)
+            if expected != found:
+                place = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), -1)
+                raise InputError(
+                    f"llama.cpp cuts {text!r} into other tokens from the {place + 1}th on: nothing was written; "
+                    "please report this tokenizer"
+                )
+
+
+def _refuse_missing_package() -> None:
+    if not importlib.util.find_spec("gguf"):
+        raise InputError("--to gguf needs the package gguf: pip install 'hf-tfm[export]'")
+
+
+def _as_matrices() -> dict[str, Any]:
+    """Versions of transformers that can leave weights in their blocks are told not to."""
+    import transformers
+
+    return (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
+
+
+def _tokenizer_of(source: Path) -> PreTrainedTokenizerFast:
+    if not (source / "tokenizer.json").is_file():
+        raise InputError(f"{source}: no tokenizer.json there; a GGUF file holds the tokenizer too")
+    with as_input_errors(f"{source}: tokenizer"):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def _refuse_fields(native: PreTrainedModel) -> None:
+    """What these families can do in transformers and not in llama.cpp."""
+    config = native.config
+    act = config.activation_function if config.model_type == "gpt2" else config.hidden_act
+    allowed = ("gelu_new", "gelu_pytorch_tanh") if config.model_type == "gpt2" else ("silu", "swish")
+    if act not in allowed:
+        raise InputError(f"hidden_act={act!r}: llama.cpp computes {type(native).__name__} with {allowed[0]}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    scalings = ("default", "linear", *(["llama3"] if config.model_type == "llama" else []))
+    if (kind := rope.get("rope_type", "default")) not in scalings:
+        raise InputError(
+            f"rope_parameters.rope_type={kind!r}: written for {type(native).__name__} are {', '.join(scalings)}"
+        )
+    for field in ("attention_bias", "mlp_bias"):
+        if getattr(config, field, False):
+            raise InputError(
+                f"{field}=True: transformers does not read these biases from a GGUF file, so none is written"
+            )
+    if getattr(config, "add_cross_attention", False):
+        raise InputError("add_cross_attention=True: llama.cpp has no cross-attention in GPT-2")
+
+
+def _write_rope(writer: Any, native: PreTrainedModel, head_dim: int) -> None:
+    import gguf
+
+    rope, rotary = native.config.rope_parameters, native.model.rotary_emb
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(head_dim)
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif rope["rope_type"] == "llama3":
+        # By how much each frequency is slower than without scaling.
+        plain = rope["rope_theta"] ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        writer.add_tensor("rope_freqs.weight", (plain / rotary.inv_freq.float()).numpy())
+
+
+def _interleaved(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """A projection whose rows alternate between the halves of each head, which RoPE pairs, as llama.cpp has them."""
+    heads = tensor.unflatten(0, (-1, 2, head_dim // 2))
+    return heads.transpose(1, 2).reshape(tensor.shape)
+
+
+def _write_tokenizer(
+    writer: Any, native: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rule: str, frame: tuple[bool, bool]
+) -> None:
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    tokens, kinds = [], []
+    for number in range(native.config.vocab_size):
+        tokens.append(by_id.get(number, f"[PAD{number}]"))
+        special = _CONTROL if number in added and added[number].special else _USER_DEFINED
+        kinds.append(_UNUSED if number not in by_id else special if number in added else _NORMAL)
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(rule)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+
+    ends = native.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
+    ids = {
+        "bos": tokenizer.bos_token_id,
+        "eos": ends[0],
+        "eot": ends[1] if len(ends) > 1 else None,
+        "unk": tokenizer.unk_token_id,
+        "pad": tokenizer.pad_token_id,
+        "mask": tokenizer.mask_token_id,
+    }
+    for name, number in ids.items():
+        if number is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(frame[0])
+    writer.add_add_eos_token(frame[1])
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)

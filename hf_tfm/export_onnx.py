@@ -1,0 +1,187 @@
+"""
+Any model of this package as ONNX, by transformers' exporter, for ONNX Runtime and what is made of it.
+
+One graph with free batch size and length, and the padding mask as an input. A causal LM takes a cache of keys and
+values (of length 0 to begin with) and returns it longer: the same graph reads the prompt and continues it.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from .convert import as_input_errors, carry_over, load_tfm, refuse_existing, whole_folder
+from .errors import InputError
+from .export_check import (
+    Report,
+    Rows,
+    Weights,
+    as_rows,
+    batch_of,
+    compare,
+    outputs_of,
+    report_on,
+    rows_for,
+    write_usage,
+)
+from .finetuning import quiet
+
+
+_USAGE = """\
+from transformers import AutoTokenizer
+from transformers.exporters import ExportedModel
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = ExportedModel.from_pretrained(".", trust_remote_code=True)  # for the configuration; onnxruntime needs none
+inputs = tokenizer(["A text.", "And a longer one."], padding=True, return_tensors="pt"{segments})
+print(model(**inputs){output})
+"""
+_USAGE_OF_CAUSAL_LM = """\
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+session = onnxruntime.InferenceSession("model.onnx")
+tokens = tokenizer("Once upon a time")["input_ids"]
+caches = [given.name for given in session.get_inputs() if "past_key_values" in given.name]
+outputs = [name.replace("input.", "output.", 1) for name in caches]
+cache, new = {{name: np.zeros((1, {heads}, 0, {head_dim}), np.float32) for name in caches}}, tokens
+for _ in range(40):
+    mask = np.ones((1, len(tokens)), np.int64)
+    feed = {{"input_ids": np.array([new]), "attention_mask": mask{segments}, **cache}}
+    logits, *grown = session.run(["logits", *outputs], feed)
+    new, cache = [int(logits[0, -1].argmax())], dict(zip(caches, grown))
+    tokens += new
+print(tokenizer.decode(tokens))
+"""
+
+
+def export_onnx(source: str | os.PathLike, target: str | os.PathLike) -> Report:
+    """
+    Writes a folder with `model.onnx` and its weights in 32 bits, configuration, tokenizer, card and report.
+
+    ONNX Runtime reads it again, and must give the source's outputs for a padded batch of sizes it was not traced with.
+
+    Raises:
+        InputError: a package is missing, the model cannot be traced, or outputs differ. Nothing is written then.
+    """
+    _refuse_missing_packages()
+    refuse_existing(target)
+    source = Path(source)
+    model = load_tfm(source).float().eval()
+    if getattr(model.config, "add_cross_attention", False):
+        raise InputError(
+            "add_cross_attention=True: ONNX holds a decoder or an encoder by itself, not one with the other"
+        )
+    with whole_folder(target) as folder:
+        with _quiet(), as_input_errors(f"{source}: transformers' ONNX exporter"):
+            from transformers.exporters import OnnxConfig, OnnxExporter
+
+            exported = OnnxExporter().export(model, _example(model), OnnxConfig(dynamic=True))
+        exported.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        carry_over(source, folder)
+        side = OnnxSide(folder, type(model).__name__, model.config)
+        report = report_on(
+            "onnx", "float32", model, source, folder, compare(model, side, rows_for(model.config, source))
+        )
+        write_usage(folder, Path(target).name, source, report, _usage(model), "onnxruntime")
+    return report
+
+
+class OnnxSide:
+    """An exported folder in ONNX Runtime; rows go in as one padded batch."""
+
+    def __init__(self, folder: Path, class_name: str, config: PreTrainedConfig):
+        import onnxruntime
+        from transformers.exporters import ExportedModel
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.exported = ExportedModel.from_pretrained(folder, session_options=options)
+        self.class_name, self.config = class_name, config
+        self.has_cache = class_name.endswith("ForCausalLM")
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+
+    def outputs(self, rows: Rows) -> list[Weights]:
+        inputs = batch_of(rows, self.class_name, self.config)
+        if self.has_cache:
+            inputs["past_key_values"] = empty_cache(self.config, len(rows))
+        return as_rows(outputs_of(self.exported, **inputs), rows, left="Decoder" in self.class_name)
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        tokens, new, cache = list(prompt), list(prompt), empty_cache(self.config, 1)
+        for _ in range(count):
+            inputs = batch_of([tokens], self.class_name, self.config)
+            inputs |= {name: value[:, -len(new) :] for name, value in inputs.items() if name != "attention_mask"}
+            outputs = self.exported(**inputs, past_key_values=cache)
+            new, cache = [outputs.logits[0, -1].argmax().item()], outputs.past_key_values
+            tokens += new
+        return tokens[len(prompt) :]
+
+
+def empty_cache(config: PreTrainedConfig, batch: int, length: int = 0) -> DynamicCache:
+    """
+    A cache of `length` zeros, `(batch, key-value heads, length, head width)` in each layer.
+
+    Layers with a window keep everything too, and the mask holds what is beyond it back: cut to the window, each would
+    need an input and an output more in the graph.
+    """
+    cache = DynamicCache()
+    for layer in range(config.num_hidden_layers):
+        zeros = torch.zeros(batch, config.num_key_value_heads, length, config.head_dim)
+        cache.update(zeros, zeros.clone(), layer)
+    return cache
+
+
+def _example(model: PreTrainedModel) -> dict[str, torch.Tensor | DynamicCache | bool]:
+    """What the graph is traced with: sizes that differ from one another and from 1 stay free."""
+    rows = [[1, 2, 3, 4, 5], [6, 7, 8]]
+    inputs = batch_of(rows, type(model).__name__, model.config)
+    if not type(model).__name__.endswith("ForCausalLM"):
+        return inputs
+    past = torch.ones(len(rows), 7, dtype=torch.long)
+    cache = empty_cache(model.config, len(rows), past.shape[1])
+    mask = torch.cat([past, inputs["attention_mask"]], dim=1)
+    return {**inputs, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+
+
+def _usage(model: PreTrainedModel) -> str:
+    config, name = model.config, type(model).__name__
+    if name.endswith("ForCausalLM"):
+        segments = ', "token_type_ids": np.zeros((1, len(new)), np.int64)' if config.type_vocab_size else ""
+        shape = dict(heads=config.num_key_value_heads, head_dim=config.head_dim)
+        return _USAGE_OF_CAUSAL_LM.format(segments=segments, **shape)
+    segments = ", return_token_type_ids=True" if config.type_vocab_size else ""
+    return _USAGE.format(segments=segments, output=".last_hidden_state" if name.endswith("Model") else "")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress and its remarks on versions and operators that the model does not have."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _refuse_missing_packages() -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if not importlib.util.find_spec(name):
+            raise InputError(f"--to onnx needs the package {name}: pip install 'hf-tfm[export]'")
+    if not importlib.util.find_spec("transformers.exporters"):
+        raise InputError(
+            "--to onnx needs transformers 5.23 or newer, which has an exporter: pip install -U transformers"
+        )
