@@ -1,12 +1,13 @@
 """A conversation with a causal LM on the terminal, its answers shown as they are made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from .decoding import stream_text
 from .errors import InputError
 
 
@@ -49,6 +50,16 @@ class Chat:
         Raises:
             InputError: the message alone is too long for the model, or the template refuses the conversation.
         """
+        try:
+            for piece in self.stream(text):
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            pass
+        print(flush=True)
+        return self.turns[-1]["content"]
+
+    def stream(self, text: str) -> Iterator[str]:
+        """The answer in pieces, as [`ask`] prints it; the turn is kept when the iterator ends or is closed."""
         before = list(self.turns)
         self.turns.append({"role": "user", "content": text})
         try:
@@ -56,22 +67,15 @@ class Chat:
         except InputError:
             self.turns = before
             raise
-        streamer = _Printer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        pieces: list[str] = []
         try:
-            with torch.inference_mode():
-                self.model.generate(
-                    input_ids=prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    streamer=streamer,
-                    max_new_tokens=min(self.max_new_tokens, room),
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    **self.sampling,
-                )
-        except KeyboardInterrupt:
-            print(flush=True)
-        answer = "".join(streamer.pieces).strip()
-        self.turns.append({"role": "assistant", "content": answer})
-        return answer
+            for piece in stream_text(
+                self.model, self.tokenizer, prompt, max_new_tokens=min(self.max_new_tokens, room), **self.sampling
+            ):
+                pieces.append(piece)
+                yield piece
+        finally:
+            self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
 
     def _prompt(self) -> tuple[torch.Tensor, int]:
         """The conversation's ids and how many tokens are left; the oldest turns are forgotten where it is too long."""
@@ -91,18 +95,6 @@ class Chat:
                     return ids.to(self.model.device), room
                 raise InputError(f"this message has {ids.shape[1]} tokens; the model reads {longest}")
             del self.turns[:2]
-
-
-class _Printer(TextStreamer):
-    """Shows text as it comes, and keeps it."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.pieces: list[str] = []
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.pieces.append(text)
-        super().on_finalized_text(text, stream_end)
 
 
 def talk(chat: Chat, seed: int = 0, read: Callable[[str], str] = input) -> None:

@@ -6,6 +6,7 @@ arguments and an example. What takes seconds to import is imported inside it.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,16 +38,37 @@ def command(*arguments: tuple, examples: tuple[str, ...]) -> Callable:
     return register
 
 
-def _number(kind: type, least: float) -> Callable[[str], float]:
-    """An argument type: a number that is not too small, so that mistakes show before a model is loaded."""
+def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], float]:
+    """An argument type: a number within bounds, so that mistakes show before a model is loaded."""
 
     def parse(text: str) -> float:
-        if (value := kind(text)) < least:
+        value = kind(text)
+        if value < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, not {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
     return parse
+
+
+# What several commands have in common.
+_OPENING = (
+    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
+    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+)
+_SAMPLING = (
+    argument("--temperature", type=_number(float, 0.0), help="0 takes the likeliest token; the model's own by default"),
+    argument("--top-k", type=_number(int, 0), help="draw from so many of the likeliest tokens"),
+    argument("--top-p", type=_number(float, 0.0, 1.0), help="draw from the likeliest that have this share together"),
+    argument(
+        "--min-p", type=_number(float, 0.0, 1.0), help="draw from those at least this share as likely as the first"
+    ),
+    argument("--repetition-penalty", type=_number(float, 0.01), help="above 1: what was said becomes less likely"),
+    argument("--seed", type=int, default=0, help="of the draws (default 0)"),
+)
+_SAMPLING_SWITCHES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @command(
@@ -72,15 +94,23 @@ def convert(args: argparse.Namespace) -> None:
 @command(
     argument("source", metavar="IN", help="folder of a model of this package"),
     argument("target", metavar="OUT", help="folder to write; must not exist or be empty"),
-    argument("--to", required=True, metavar="FAMILY", help="qwen3, llama, mistral, gpt2, bert or modernbert"),
+    argument(
+        "--to", required=True, metavar="FORM", help="qwen3, llama, mistral, gpt2, bert, modernbert; gguf, onnx, int8"
+    ),
     argument("--untie", action="store_true", help="write the output projection although it is the token embedding"),
-    examples=("hf-tfm export my-decoder served --to qwen3", "hf-tfm export my-encoder served --to modernbert"),
+    argument("--dtype", choices=("f32", "f16", "bf16", "q8_0"), help="of gguf; by default as the weights are"),
+    examples=(
+        "hf-tfm export my-decoder served --to qwen3",
+        "hf-tfm export my-decoder for-llama-cpp --to gguf --dtype q8_0",
+        "hf-tfm export my-encoder for-onnxruntime --to onnx",
+    ),
 )
 def export(args: argparse.Namespace) -> None:
-    """Give a model out under a native architecture, for vLLM, llama.cpp, TEI and plain transformers."""
-    from .convert import export_folder
+    """Give a model out for vLLM, llama.cpp, ONNX Runtime, TEI or plain transformers, and compare it with its source."""
+    from .export import export
 
-    _print_conversion(args.target, export_folder(args.source, args.target, args.to, untie=args.untie))
+    report = export(args.source, args.target, args.to, untie=args.untie, dtype=args.dtype)
+    print(f"wrote {args.target}: {report}")
 
 
 @command(
@@ -107,65 +137,113 @@ def merge(args: argparse.Namespace) -> None:
 
 
 @command(
-    argument("model", help="folder of a causal LM, or its name on the Hub"),
+    argument("model", help="folder of a causal LM or of an adapter, or a name on the Hub"),
     argument("prompt", help="text to continue"),
     argument("--max-new-tokens", type=_number(int, 1), default=50, help="default 50"),
-    argument("--temperature", type=_number(float, 0.0), help="0 takes the likeliest token; the model's own by default"),
-    argument("--seed", type=int, default=0, help="of the draws where the temperature is above 0 (default 0)"),
-    examples=('hf-tfm generate my-decoder "Once upon a time" --temperature 0.8',),
+    *_SAMPLING,
+    argument("--beams", type=_number(int, 1), help="search with so many beams"),
+    argument(
+        "--compare",
+        action="store_true",
+        help="greedy, beams, temperature, top-k and top-p side by side; the switches above set each one's value",
+    ),
+    argument("--candidates", action="store_true", help="with --compare: list what each token was chosen from"),
+    argument("--html", metavar="FILE", help="with --compare: a page to point at each token"),
+    *_OPENING,
+    examples=(
+        'hf-tfm generate my-decoder "Once upon a time" --temperature 0.8 --top-p 0.95',
+        'hf-tfm generate my-decoder "Once upon a time" --compare --html compared.html',
+    ),
 )
 def generate(args: argparse.Namespace) -> None:
-    """Continue a text, printed as it is made."""
+    """Continue a text, printed as it is made; or in several ways, with what each token was chosen from."""
     import transformers
 
-    model, tokenizer = _load(args.model, "AutoModelForCausalLM")
-    inputs = tokenizer(args.prompt, return_tensors="pt", return_token_type_ids=False)
-    room = model.config.max_position_embeddings - inputs["input_ids"].shape[1]
-    if inputs["input_ids"].numel() == 0:
-        raise InputError("the prompt is empty and this tokenizer begins texts with nothing; give a word")
-    if room < 1:
-        raise InputError(f"the prompt leaves no room: {args.model} reads {model.config.max_position_embeddings} tokens")
-    sampling = {} if args.temperature is None else {"do_sample": args.temperature > 0}
-    if args.temperature:
-        sampling["temperature"] = args.temperature
+    from .decoding import encode_prompt, sampling_options, stream_text
+    from .loading import open_model
+
+    if (args.html or args.candidates) and not args.compare:
+        raise InputError("--html and --candidates show what --compare finds: give that too")
+    model, tokenizer = open_model(args.model, "AutoModelForCausalLM", args.base, args.trust_remote_code)
+    switches = {name: getattr(args, name) for name in (*_SAMPLING_SWITCHES, "beams")}
+    if args.compare:
+        return _compare(args, model, tokenizer, switches)
+    ids, room = encode_prompt(model, tokenizer, args.prompt)
+    options = sampling_options(**switches) | {"max_new_tokens": min(args.max_new_tokens, room)}
     transformers.set_seed(args.seed)
-    model.generate(
-        **inputs,
-        **sampling,
-        max_new_tokens=min(args.max_new_tokens, room),
-        streamer=transformers.TextStreamer(tokenizer, skip_special_tokens=True),
-    )
+    for piece in stream_text(model, tokenizer, ids, skip_prompt=False, **options):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _compare(args: argparse.Namespace, model: Any, tokenizer: Any, switches: dict[str, Any]) -> None:
+    from . import rendering
+    from .decoding import compare_decodings, decoding_methods
+
+    methods = decoding_methods(**switches)
+    decodings = compare_decodings(model, tokenizer, args.prompt, methods, args.max_new_tokens, args.seed)
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(rendering.comparison_as_text(args.prompt, decodings, colours, args.candidates))
+    if args.html:
+        name = os.path.basename(os.path.abspath(args.model))
+        body = rendering.comparison_as_html(args.prompt, decodings)
+        rendering.write_page(args.html, f"Ways of decoding: {name}", body)
+        print(f"\nwrote {args.html}")
 
 
 @command(
     argument("model", help="folder of a causal LM or of an adapter, or a name on the Hub"),
     argument("--system", metavar="TEXT", help="what stands in front of the conversation"),
     argument("--max-new-tokens", type=_number(int, 1), default=256, help="of an answer (default 256)"),
-    argument("--temperature", type=_number(float, 0.0), help="0 takes the likeliest token; the model's own by default"),
-    argument("--top-p", type=_number(float, 0.0), help="draw from the likeliest tokens that have this share together"),
-    argument("--top-k", type=_number(int, 0), help="draw from so many of the likeliest tokens"),
-    argument("--min-p", type=_number(float, 0.0), help="draw from tokens at least this share as likely as the first"),
-    argument("--repetition-penalty", type=_number(float, 0.01), help="above 1: what was said becomes less likely"),
-    argument("--seed", type=int, default=0, help="of the draws (default 0)"),
-    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
-    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+    *_SAMPLING,
+    *_OPENING,
     examples=("hf-tfm chat runs/instruct", 'hf-tfm chat runs/instruct --system "Answer in one sentence." --top-p 0.9'),
 )
 def chat(args: argparse.Namespace) -> None:
     """Talk with a model on the terminal; its answers are shown as they are made."""
     from .chat import Chat, talk
+    from .decoding import sampling_options
     from .loading import open_model
 
     model, tokenizer = open_model(args.model, "AutoModelForCausalLM", args.base, args.trust_remote_code)
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    sampling = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if args.temperature is not None:
-        sampling["do_sample"] = args.temperature > 0
-        if args.temperature == 0:
-            del sampling["temperature"]
-    elif sampling.keys() - {"repetition_penalty"}:
-        sampling["do_sample"] = True
+    sampling = sampling_options(**{name: getattr(args, name) for name in _SAMPLING_SWITCHES})
     talk(Chat(model, tokenizer, args.system, args.max_new_tokens, **sampling), args.seed)
+
+
+@command(
+    argument("model", help="folder of a causal LM, or its name on the Hub"),
+    argument("--host", default="localhost", help="address to listen on (default localhost)"),
+    argument("--port", type=_number(int, 1, 65535), default=8000, help="default 8000"),
+    argument("--device", default="auto", help="cpu, cuda, … (default auto)"),
+    examples=("hf-tfm serve runs/instruct", "transformers chat runs/instruct http://localhost:8000/v1"),
+)
+def serve(args: argparse.Namespace) -> None:
+    """Answer over HTTP as OpenAI's API does, by transformers' own server."""
+    from .convert import read_config
+    from .serving import serve
+
+    read_config(args.model)
+    serve(args.model, args.host, args.port, args.device)
+
+
+@command(
+    argument("model", help="folder of a model or an adapter, or a name on the Hub"),
+    argument("--port", type=_number(int, 1, 65535), default=7860, help="of the page on this machine (default 7860)"),
+    argument("--space", metavar="DIR", help="do not show it, but write it as a Space, ready to be pushed"),
+    *_OPENING,
+    examples=("hf-tfm demo my-decoder", "hf-tfm demo my-classifier --space my-space"),
+)
+def demo(args: argparse.Namespace) -> None:
+    """Show a page in the browser that suits the model: chat, masks, labels, answers, tags, …, and its attention."""
+    if args.space:
+        from .space import write_space
+
+        write_space(args.model, args.space, args.base, args.trust_remote_code)
+        print(f"wrote {args.space}; push it with: hf upload YOU/NAME {args.space} . --repo-type space")
+    else:
+        from .demo import serve
+
+        serve(args.model, args.port, args.base, args.trust_remote_code)
 
 
 @command(
@@ -173,24 +251,44 @@ def chat(args: argparse.Namespace) -> None:
     argument("--length", type=_number(int, 1), help="tokens of context to count for; by default the longest"),
     argument("--picture", metavar="DIR", help="folder to write pictures of attention and embeddings to"),
     argument("--text", help="what the pictures are drawn for"),
-    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
-    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
-    examples=("hf-tfm inspect my-decoder", "hf-tfm inspect my-encoder --picture pictures --text 'The cat sat down.'"),
+    argument(
+        "--senses",
+        nargs=2,
+        metavar=("WORD", "FILE"),
+        help="instead: a word's embedding beside the vectors that the model makes of it in the texts of a file",
+    ),
+    argument("--layer", type=_number(int, 0), help="with --senses: behind which block (default the last)"),
+    *_OPENING,
+    examples=(
+        "hf-tfm inspect my-decoder",
+        "hf-tfm inspect my-encoder --picture pictures --text 'The cat sat down.'",
+        "hf-tfm inspect my-encoder --senses left texts.jsonl.gz --picture pictures",
+    ),
 )
 def inspect(args: argparse.Namespace) -> None:
     """Show what a model is: architecture, parameters by part, memory, operations; on request pictures."""
+    from pathlib import Path
+
     from . import inspection
     from .loading import open_model
 
-    eager = {"attn_implementation": "eager"} if args.picture else {}
+    folder = Path(args.picture) if args.picture else None
+    if folder and folder.exists() and not folder.is_dir():
+        raise InputError(f"--picture {folder} is a file; give the name of a folder")
+    eager = {"attn_implementation": "eager"} if folder and not args.senses else {}
     model, tokenizer = open_model(args.model, None, args.base, args.trust_remote_code, **eager)
-    print(inspection.inspect_model(model, args.length))
-    if args.picture:
-        from pathlib import Path
+    if args.senses:
+        from . import senses
 
-        folder, text = Path(args.picture), args.text or inspection.EXAMPLE
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--picture {folder} is a file; give the name of a folder")
+        found = senses.read_senses(model, tokenizer, *args.senses, args.layer)
+        print(senses.senses_as_text(found))
+        if folder:
+            senses.draw_senses(found, folder / senses.senses_file(found.word))
+            print(f"\nwrote {folder / senses.senses_file(found.word)}")
+        return
+    print(inspection.inspect_model(model, args.length))
+    if folder:
+        text = args.text or inspection.EXAMPLE
         inspection.draw_attention(model, tokenizer, text, folder / inspection.ATTENTION_FILE)
         inspection.draw_neighbours(model, tokenizer, text, folder / inspection.NEIGHBOURS_FILE)
         print(f"\nwrote {folder / inspection.ATTENTION_FILE} and {inspection.NEIGHBOURS_FILE}")
@@ -200,29 +298,21 @@ def inspect(args: argparse.Namespace) -> None:
     argument("model", help="folder of a masked LM, or its name on the Hub"),
     argument("text", help="text with the tokenizer's mask, mostly [MASK]"),
     argument("--top", type=_number(int, 1), default=5, help="how many candidates (default 5)"),
+    *_OPENING,
     examples=('hf-tfm fill-mask my-encoder "The capital of France is [MASK]."',),
 )
 def fill_mask(args: argparse.Namespace) -> None:
     """Show the likeliest tokens at each mask of a text."""
-    import torch
+    from .loading import open_model
+    from .masks import fill_masks
 
-    model, tokenizer = _load(args.model, "AutoModelForMaskedLM")
-    if tokenizer.mask_token is None:
-        raise InputError(f"{args.model}: its tokenizer has no mask token")
-    inputs = tokenizer(args.text, return_tensors="pt")
-    if inputs["input_ids"].shape[1] > (longest := model.config.max_position_embeddings):
-        raise InputError(f"the text is too long: {args.model} reads {longest} tokens")
-    masked = inputs["input_ids"][0] == tokenizer.mask_token_id
-    if not masked.any():
-        raise InputError(f"the text has no mask; write {tokenizer.mask_token} where a token is to be found")
-    with torch.inference_mode():
-        probabilities = model(**inputs).logits[0, masked].float().softmax(-1)
-    top = probabilities.topk(min(args.top, probabilities.shape[-1]))
-    for number, (values, ids) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), 1):
-        if len(top.values) > 1:
+    model, tokenizer = open_model(args.model, "AutoModelForMaskedLM", args.base, args.trust_remote_code)
+    found = fill_masks(model, tokenizer, args.text, args.top)
+    for number, candidates in enumerate(found, 1):
+        if len(found) > 1:
             print(f"{tokenizer.mask_token} {number}")
-        for value, token_id in zip(values, ids, strict=True):
-            print(f"{value:6.1%}  {tokenizer.decode([token_id])}")
+        for token, probability in candidates:
+            print(f"{probability:6.1%}  {token}")
 
 
 @command(
@@ -273,6 +363,62 @@ def predict(args: argparse.Namespace) -> None:
 
 
 @command(
+    argument("docs", metavar="DOCS", help="documents: a file, a folder, a glob or hub:NAME; .txt, .jsonl, .csv, …"),
+    argument("target", metavar="OUT", help="folder to write; a stopped command goes on with what it finds there"),
+    argument("--encoder", required=True, metavar="FOLDER", help="folder of a model that embeds texts, or a Hub name"),
+    argument("--text-field", default="text", metavar="NAME", help="where a record has its text (default text)"),
+    argument("--passage-length", type=_number(int, 8), default=160, help="tokens of a passage at most (default 160)"),
+    argument("--overlap", type=_number(int, 0), help="tokens that two passages may share (default a fifth of these)"),
+    argument("--batch-tokens", type=_number(int, 1), default=4096, help="tokens computed at once (default 4096)"),
+    argument("--bf16", action="store_true", help="compute in bf16: faster on hardware that has it, and less exact"),
+    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+    examples=("hf-tfm index my-texts/ --encoder runs/embeddings my-index",),
+)
+def index(args: argparse.Namespace) -> None:
+    """Cut documents into passages and embed them, for `hf-tfm ask`."""
+    from .retrieval import build_index
+
+    names = ("passage_length", "overlap", "text_field", "trust_remote_code", "batch_tokens", "bf16")
+    made = build_index(args.docs, args.target, args.encoder, **{name: getattr(args, name) for name in names})
+    print(f"wrote {args.target}: {len(made):,} passages of {made[len(made) - 1].document + 1:,} documents")
+
+
+@command(
+    argument("index", metavar="INDEX", help="folder that `hf-tfm index` wrote"),
+    argument("question", metavar="QUESTION", help="what to ask"),
+    argument("--decoder", required=True, metavar="FOLDER", help="folder of a causal LM that follows instructions"),
+    argument("--passages", type=_number(int, 1), default=3, help="how many to put into the prompt (default 3)"),
+    argument(
+        "--search",
+        choices=("encoder", "words", "both"),
+        default="encoder",
+        help="by the encoder's vectors (default), by words (BM25; reads all passages first), or by both",
+    ),  # fmt: skip
+    argument("--max-new-tokens", type=_number(int, 1), default=128, help="of the answer (default 128)"),
+    argument("--show", action="store_true", help="show the passages' texts too"),
+    argument("--encoder", metavar="FOLDER", help="the index's encoder, if that is not where it was"),
+    *_OPENING,
+    examples=('hf-tfm ask my-index "Who built the bridge?" --decoder runs/instruct',),
+)
+def ask(args: argparse.Namespace) -> None:
+    """Answer a question with the passages of an index that go best with it, and tell which these are."""
+    from .grounding import ask as run
+    from .loading import open_model
+    from .retrieval import Index
+
+    index = Index(args.index)
+    encoder = index.open_encoder(args.encoder, args.trust_remote_code)
+    model, tokenizer = open_model(args.decoder, "AutoModelForCausalLM", args.base, args.trust_remote_code)
+    answer = run(index, encoder, model, tokenizer, args.question, args.passages, args.max_new_tokens, args.search)
+    print(answer.text + "\n")
+    for number, (passage, score) in enumerate(answer.sources, 1):
+        cited = ", cited" if number in answer.cited else ""
+        print(f"[{number}] {score:.3f}  {passage.name}, characters {passage.start}-{passage.end}{cited}")
+        if args.show:
+            print(f"    {' '.join(passage.text.split())}")
+
+
+@command(
     argument("model", metavar="MODEL", help="folder or Hub name of any model"),
     argument("--only", nargs="+", metavar="CHECK", help="some of the checks, by name"),
     argument("--json", metavar="FILE", help="write the result there too"),
@@ -292,6 +438,74 @@ def verify(args: argparse.Namespace) -> int:
         with open(args.json, "w", encoding="utf-8") as file:
             file.write(as_json(args.model, verdicts) + "\n")
     return int(any(verdict.outcome == "failed" for verdict in verdicts))
+
+
+@command(
+    argument("folder", metavar="FOLDER", help="of a model, an adapter, or of an evaluation's results"),
+    argument("repo", metavar="USER/REPO", help="on the Hub; made if it is not there"),
+    argument("--private", action="store_true", help="make it private; one that is public already is refused"),
+    argument("--revision", metavar="BRANCH", help="branch to push to, made if it is not there (default main)"),
+    argument("--tag", help="name to give to this state"),
+    argument("--message", help="of the commit"),
+    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
+    argument("--base-model", metavar="USER/REPO", help="what an adapter's base model is called on the Hub"),
+    argument("--trust-remote-code", action="store_true", help="run code in the folder that is not this package's"),
+    argument("--dry-run", action="store_true", help="check and list what would be pushed; nothing leaves the machine"),
+    examples=(
+        "hf-tfm push runs/decoder me/my-decoder --private",
+        "hf-tfm push runs/adapter me/my-adapter --base runs/instruct --base-model me/instruct --tag v1",
+        "hf-tfm push runs/evaluation/decoder me/decoder-results --dry-run",
+    ),
+)
+def push(args: argparse.Namespace) -> None:
+    """Check a folder in a clean process, then put it onto the Hub in one commit, with code, tokenizer and card."""
+    from huggingface_hub.utils import enable_progress_bars
+
+    from . import hub
+
+    hub.check_name(args.repo)
+    checks = {"base": args.base, "hub_base": args.base_model, "trust_remote_code": args.trust_remote_code}
+    with hub.checked_folder(args.folder, **checks) as checked:
+        print(f"checked    {args.folder}: {len(checked.files)} files, {checked.size:,} bytes")
+        if checked.difference is not None:
+            print(f"opened     in a clean process, where its outputs differ by {checked.difference:.1e} at most")
+        if args.dry_run:
+            print("\n".join(f"{path.stat().st_size:15,}  {name}" for name, path in checked.files.items()))
+            return
+        if sys.stderr.isatty():
+            enable_progress_bars()
+        pushed = hub.upload(checked, args.repo, args.private or None, args.revision, args.tag, args.message)
+    tagged = f", tag {args.tag}" if args.tag else ""
+    print(f"pushed     {pushed.url} at {pushed.revision}, commit {pushed.commit.oid[:12]}{tagged}")
+    revision = args.tag or args.revision
+    if checked.opener:
+        print(f"load it    {checked.opener.format(args.repo, f', revision={revision!r}' if revision else '')}")
+    elif checked.kind == "adapter":
+        print("load it    on its base model, as its card shows")
+
+
+@command(
+    argument("folder", metavar="FOLDER", help="of a model that a script of this package trained"),
+    argument("--name", help="what the model is called"),
+    argument("--license", metavar="ID", help="of the model, such as apache-2.0"),
+    argument("--language", nargs="+", metavar="CODE", help="of its texts, such as en"),
+    argument("--data-license", metavar="TEXT", help="of the data it was trained and measured on"),
+    argument("--watts", type=_number(float, 0.0), help="what the machine drew, for the energy; an estimate by default"),
+    examples=("hf-tfm card runs/decoder", "hf-tfm card runs/decoder --name Tales --language en --watts 65"),
+)
+def card(args: argparse.Namespace) -> None:
+    """Write a model's card again, from the record of its run and what was measured afterwards."""
+    from pathlib import Path
+
+    from .card import rewrite_card
+    from .record import RECORD_FILE
+
+    folder = Path(args.folder)
+    if not (folder / RECORD_FILE).is_file():
+        raise InputError(f"{folder}: no {RECORD_FILE} there, which training scripts write and a card is made from")
+    names = ("name", "license", "language", "data_license", "watts")
+    rewrite_card(folder, **{name: getattr(args, name) for name in names})
+    print(f"wrote {folder / 'README.md'}")
 
 
 @command(
@@ -328,28 +542,26 @@ def plan(args: argparse.Namespace) -> None:
     print(found)
 
 
+@command(
+    argument("shell", choices=("bash", "zsh"), help="which shell"),
+    examples=("hf-tfm completion bash",),
+)
+def completion(args: argparse.Namespace) -> None:
+    """Print what makes a shell complete commands and options: eval "$(hf-tfm completion bash)" in its start file."""
+    from .completion import completion_script
+
+    options = {
+        name: [option for names, _ in each.arguments for option in names if option.startswith("--")] + ["--help"]
+        for name, each in _COMMANDS.items()
+    }
+    print(completion_script(options, args.shell), end="")
+
+
 def _print_conversion(target: str, result: Any) -> None:
     print(
         f"wrote {target}: {result.model_class}, {result.num_parameters:,} parameters; "
         f"read again, its outputs equal the source's within {result.max_error:.1e}"
     )
-
-
-def _load(path: str, auto_class: str) -> tuple[Any, Any]:
-    """A model, all of whose weights are in the checkpoint, and its tokenizer."""
-    import transformers
-
-    from .convert import as_input_errors, read_config
-
-    read_config(path)
-    with as_input_errors(path):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model, report = getattr(transformers, auto_class).from_pretrained(path, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(
-            f"{path}: no weights for {missing[0]}, which {type(model).__name__} needs: another kind of model"
-        )
-    return model.eval(), tokenizer
 
 
 class _Parser(argparse.ArgumentParser):

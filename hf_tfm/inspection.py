@@ -150,8 +150,8 @@ def draw_attention(
     if not attentions or attentions[0] is None:
         raise InputError(f"{type(model).__name__} does not tell where it looks; there is no picture of its attention")
     tokens = [tokenizer.decode([number]) or "·" for number in inputs["input_ids"][0].tolist()]
-    blocks = _spread(len(attentions), most)
-    heads = _spread(attentions[0].shape[1], most)
+    blocks = spread(len(attentions), most)
+    heads = spread(attentions[0].shape[1], most)
     figure, axes = _figure(len(blocks), len(heads), 2.2 if len(tokens) <= 24 else 3.0)
     for row, block in enumerate(blocks):
         for column, head in enumerate(heads):
@@ -163,7 +163,7 @@ def draw_attention(
             panel.set_xticks(ticks, tokens if row == len(blocks) - 1 else [], fontsize=4, rotation=90)
     figure.supxlabel("looked at", fontsize=9)
     figure.supylabel("token", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def nearest_tokens(model: PreTrainedModel, token_ids: list[int], most: int = 8) -> list[list[tuple[int, float]]]:
@@ -195,10 +195,10 @@ def draw_neighbours(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     for panel in panels[len(ids) :]:
         panel.axis("off")
     figure.supxlabel("cosine of the embeddings", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
     """At most `most` of `range(count)`, the first and the last among them."""
     if count <= most:
         return list(range(count))
@@ -214,7 +214,7 @@ def _figure(rows: int, columns: int, inches: float) -> tuple[Any, Any]:
     return plt.subplots(rows, columns, figsize=(inches * columns, inches * rows), layout="constrained", squeeze=False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)

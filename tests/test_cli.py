@@ -127,6 +127,38 @@ def test_fill_mask_shows_candidates(models, capsys):
     assert capsys.readouterr().out.splitlines()[::3] == ["[MASK] 1", "[MASK] 2"]
 
 
+def completed(script: str, *words: str) -> set[str]:
+    """What bash offers for the last word."""
+    typed = " ".join(shlex.quote(word) for word in words)
+    program = (
+        f'{script}\nCOMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _hf_tfm; echo "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
+    assert not done.stderr
+    return set(done.stdout.split())
+
+
+def test_bash_completes_commands_and_options(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert completed(script, "hf-tfm", "") == set(cli._COMMANDS)
+    assert completed(script, "hf-tfm", "gen") == {"generate"}
+    assert completed(script, "hf-tfm", "chat", "model", "--top") == {"--top-k", "--top-p"}
+    assert completed(script, "hf-tfm", "chat", "mod") == set(), "files are the shell's own business"
+    assert main(["completion", "zsh"]) == 0
+    assert script in (zsh := capsys.readouterr().out) and "bashcompinit" in zsh
+
+
+def test_completion_does_not_wait_for_torch():
+    script = (
+        "import sys, hf_tfm_command\ncode = hf_tfm_command.main(['completion', 'bash'])\n"
+        "print(sorted({'torch', 'transformers', 'hf_tfm'} & set(sys.modules)), code)"
+    )
+    root = Path(cli.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+
+
 WRONG = {
     "missing folder": ("convert {models}/nowhere {out}", "nowhere: no such folder"),
     "unknown name": ("convert nowhere {out}", "nowhere is no folder, and the Hub has no such model either"),

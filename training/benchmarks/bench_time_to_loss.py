@@ -52,7 +52,7 @@ RUNS = RESULTS / "time_to_loss_runs.jsonl"
 PEERS = {"causal": ("llama", "gpt2"), "masked": ("modernbert",)}
 STEPS = {"causal": 400, "masked": 600}
 ROWS = {"causal": (8, 256), "masked": (32, 128)}
-FIRST_RATES = {"causal": (5e-4, 1e-3, 2e-3), "masked": (1e-3, 2e-3, 4e-3)}
+FIRST_RATES = {"causal": (5e-4, 1e-3, 2e-3), "masked": (5e-4, 1e-3, 2e-3)}
 
 
 class Text:
@@ -281,7 +281,9 @@ class Bench:
         for name in PEERS[kind]:
             if args.long:
                 _, settings = self.tuned_peer(name, STEPS[kind])
-                losses = {r: self.run(name, steps, 0, **{**settings, "lr": r}) for r in (settings["lr"], settings["lr"] / 2)}
+                losses = {
+                    r: self.run(name, steps, 0, **{**settings, "lr": r}) for r in (settings["lr"], settings["lr"] / 2)
+                }
                 while (best := min(losses, key=losses.get)) == min(losses):  # more steps want a smaller rate
                     losses[best / 2] = self.run(name, steps, 0, **{**settings, "lr": best / 2})
                 peers[name] = (losses[best], {**settings, "lr": best})

@@ -1,0 +1,419 @@
+"""
+A page that suits a model's head: chat, continuation, masks, labels, answers, tags, options, translations, embeddings;
+and for every model a look at its attention.
+
+This module alone needs Gradio (`pip install hf-tfm[demo]`).
+"""
+
+import copy
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, set_seed
+
+from . import rendering
+from .chat import Chat
+from .decoding import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
+from .errors import InputError
+from .finetuning import longest_input
+from .inspection import EXAMPLE
+from .loading import auto_class_of, open_model
+from .masks import fill_masks
+from .prediction import Predictor, open_predictor
+from .records import Records
+
+
+# Before Gradio is imported, which reads it: the page talks to nobody but its reader.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+try:
+    import gradio as gr
+except ImportError:
+    raise InputError("the page needs Gradio, which is not installed: pip install 'hf-tfm[demo]'") from None
+
+_MOST_TOKENS = 48  # in a picture of attention
+_EXAMPLES = {
+    "context": "Alice was beginning to get very tired of sitting by her sister on the bank. Once or twice she had "
+    "peeped into the book her sister was reading, but it had no pictures or conversations in it.",
+    "question": "What was her sister doing?",
+    "text": "I sent money to my friend in London yesterday, but Anna has not got it yet.",
+    "texts": "The cat sat on the mat.\nA kitten was lying on the rug.\nShares fell sharply on Monday.",
+    "options": "She fell asleep.\nShe read a book.\nShe ate the pictures.",
+}
+
+
+def serve(path: str, port: int, base: str | None = None, trust_remote_code: bool = False) -> None:
+    """Show a model's page on this machine alone, until Ctrl-C. Raises `InputError` if the port is taken."""
+    page = build(path, base, trust_remote_code)
+    try:
+        launch(page, server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
+    except OSError as error:
+        raise InputError(f"port {port} is not free; give another as --port") from error
+    print(f"http://127.0.0.1:{port}  (Ctrl-C ends)", flush=True)
+    page.block_thread()
+
+
+def launch(page: gr.Blocks, **options: Any) -> Any:
+    """Gradio's `launch` with what these pages need: fonts of the reader's machine, so that nothing is fetched."""
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return page.launch(theme=theme, ssr_mode=False, footer_links=[], **options)
+
+
+def build(path: str, base: str | None = None, trust_remote_code: bool = False, title: str | None = None) -> gr.Blocks:
+    """
+    The page of a model, by default with the name of its folder as title.
+
+    Raises:
+        InputError: there is no such model, or no page for its kind.
+    """
+    kind = auto_class_of(path, trust_remote_code)
+    if kind not in _PAGES:
+        raise InputError(f"{path}: is a model for {kind}, for which there is no page")
+    if kind == "AutoModelForSeq2SeqLM":
+        model, tokenizer = open_model(path, kind, base, trust_remote_code)
+        predictor = Predictor(model, tokenizer, kind)
+    else:
+        predictor = open_predictor(path, base, trust_remote_code)
+    title = title or (Path(path).resolve().name if Path(path).exists() else path)
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        size = f"{predictor.model.num_parameters():,} parameters"
+        gr.Markdown(f"# {title}\n{type(_plain(predictor.model)).__name__}, {size}")
+        with gr.Tabs():
+            _PAGES[kind](predictor)
+            with gr.Tab("Attention"):
+                _attention(predictor)
+    return page
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _told(function: Callable) -> Callable:
+    """Says on the page what a person gave wrong."""
+
+    @functools.wraps(function)
+    def wrapper(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return wrapper
+
+
+def _told_stream(function: Callable[..., Iterator]) -> Callable[..., Iterator]:
+    """The same for what comes piece by piece."""
+
+    @functools.wraps(function)
+    def wrapper(*values: Any) -> Iterator:
+        try:
+            yield from function(*values)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return wrapper
+
+
+def _form(inputs: list[gr.Component], function: Callable, action: str) -> None:
+    """A button that shows HTML for the inputs; Enter in a field of one line presses it."""
+    button = gr.Button(action, variant="primary")
+    shown = gr.HTML(label="Result")
+    gr.on(
+        [button.click, *(one.submit for one in inputs if isinstance(one, gr.Textbox) and one.lines == 1)],
+        _told(function),
+        inputs,
+        shown,
+        api_name=action.lower().replace(" ", "_"),
+    )
+
+
+def _ask(predictor: Predictor, record: dict[str, Any]) -> dict[str, Any]:
+    """What the model says of one record whose fields bear their own names."""
+    fields = {f"{name}_field": name for name in record if name != "options"}
+    asked = replace(predictor, fields=fields, top=max(predictor.top, 8))
+    [output] = asked(Records([record], ["the page"], "the page"))
+    return output
+
+
+def _sampling_controls(model: PreTrainedModel) -> list[gr.Component]:
+    """As `hf-tfm generate` has them, set to the model's own settings."""
+    own = model.generation_config
+    temperature = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
+    longest = longest_input(model.config) or 1 << 16
+    return [
+        gr.Slider(0, 2, temperature, step=0.05, label="Temperature", info="0 takes the likeliest token"),
+        gr.Slider(0, 200, own.top_k or 0, step=1, label="Top-k", info="0: no cut"),
+        gr.Slider(0.05, 1, 1.0 if own.top_p is None else own.top_p, step=0.01, label="Top-p", info="1: no cut"),
+        gr.Slider(0, 1, own.min_p or 0.0, step=0.01, label="Min-p", info="0: no cut"),
+        gr.Slider(0.8, 2, own.repetition_penalty or 1.0, step=0.05, label="Repetition penalty", info="1: none"),
+        gr.Slider(1, min(2048, longest), min(128, longest), step=1, label="New tokens", info="at most"),
+        gr.Number(0, label="Seed", precision=0),
+    ]
+
+
+def _causal(predictor: Predictor) -> None:
+    if predictor.tokenizer.chat_template:
+        with gr.Tab("Chat"):
+            _chat(predictor)
+    with gr.Tab("Continue a text"):
+        _continuation(predictor)
+    with gr.Tab("Ways of decoding"):
+        _decodings(predictor)
+
+
+def _chat(predictor: Predictor) -> None:
+    def answer(message: str, history: list[dict], system: str, *controls: Any) -> Iterator[str]:
+        *sampling, new_tokens, seed = controls
+        chat = Chat(predictor.model, predictor.tokenizer, system or None, new_tokens, **sampling_options(*sampling))
+        chat.turns = [{"role": turn["role"], "content": _text_of(turn["content"])} for turn in history]
+        set_seed(int(seed) + len(history))
+        so_far = ""
+        for piece in chat.stream(message):
+            so_far += piece
+            yield so_far
+
+    with gr.Accordion("Settings", open=False) as settings:
+        system = gr.Textbox(label="System", info="stands in front of the conversation")
+        with gr.Row():
+            controls = _sampling_controls(predictor.model)
+    gr.ChatInterface(
+        _told_stream(answer),
+        chatbot=gr.Chatbot(height=460, show_label=False, render_markdown=False, buttons=["copy"]),
+        additional_inputs=[system, *controls],
+        additional_inputs_accordion=settings,
+        api_name="chat",
+    )
+
+
+def _text_of(content: Any) -> str:
+    """A turn's text; Gradio gives it as it is or in parts."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _continuation(predictor: Predictor) -> None:
+    model, tokenizer = predictor.model, predictor.tokenizer
+
+    def go_on(prompt: str, *controls: Any) -> Iterator[str]:
+        *sampling, new_tokens, seed = controls
+        ids, room = encode_prompt(model, tokenizer, prompt)
+        set_seed(int(seed))
+        so_far = ""
+        options = sampling_options(*sampling) | {"max_new_tokens": min(new_tokens, room)}
+        for piece in stream_text(model, tokenizer, ids, skip_prompt=False, **options):
+            so_far += piece
+            yield so_far
+
+    prompt = gr.Textbox("Once upon a time", label="Text", lines=3)
+    with gr.Row():
+        button = gr.Button("Continue", variant="primary")
+        stop = gr.Button("Stop")
+    text = gr.Textbox(label="Continued", lines=8, buttons=["copy"])
+    with gr.Accordion("Settings", open=False), gr.Row():
+        controls = _sampling_controls(model)
+    running = button.click(_told_stream(go_on), [prompt, *controls], text, api_name="continue")
+    stop.click(None, cancels=[running])
+
+
+def _decodings(predictor: Predictor) -> None:
+    def compare(prompt: str, tokens: float, temperature: float, top_k: float, top_p: float, beams: float) -> str:
+        methods = decoding_methods(temperature, int(top_k), top_p, beams=int(beams))
+        decodings = compare_decodings(predictor.model, predictor.tokenizer, prompt, methods, int(tokens))
+        return rendering.comparison_as_html(prompt, decodings)
+
+    prompt = gr.Textbox("Once upon a time", label="Text")
+    with gr.Row():
+        controls = [
+            gr.Slider(5, 100, 40, step=1, label="New tokens"),
+            gr.Slider(0.1, 2, 0.8, step=0.05, label="Temperature"),
+            gr.Slider(1, 200, 50, step=1, label="Top-k"),
+            gr.Slider(0.05, 1, 0.9, step=0.01, label="Top-p"),
+            gr.Slider(2, 8, 4, step=1, label="Beams"),
+        ]
+    _form([prompt, *controls], compare, "Compare")
+
+
+def _masked(predictor: Predictor) -> None:
+    model, tokenizer = predictor.model, predictor.tokenizer
+
+    def fill(text: str) -> str:
+        found = fill_masks(model, tokenizer, text, 8)
+        return rendering.bars([(f"{tokenizer.mask_token} {n}", rows) for n, rows in enumerate(found, 1)])
+
+    with gr.Tab("Masks"):
+        mask = tokenizer.mask_token or "[MASK]"
+        _form([gr.Textbox(f"The cat {mask} on the {mask}.", label=f"Text with {mask}")], fill, "Fill in")
+
+
+def _labels(predictor: Predictor) -> None:
+    pair = predictor.kind == "AutoModelForNextSentencePrediction" or bool(predictor.fields.get("text_pair_field"))
+
+    def classify(*texts: str) -> str:
+        said = _ask(predictor, dict(zip(("text", "text_pair"), texts)))
+        if "predicted_number" in said:
+            return rendering.note(f"{said['predicted_number']:.4f}", "the model's number for it")
+        if "predicted_follows" in said:
+            share = said["predicted_score"]
+            return rendering.bars([("", [("follows", share), ("does not follow", 1 - share)])])
+        title = "each label by itself" if "predicted_labels" in said else "labels"
+        return rendering.bars([(title, list(said["predicted_scores"].items()))])
+
+    with gr.Tab("Labels"):
+        inputs = [gr.Textbox(_EXAMPLES["text"], label="Text")]
+        if pair:
+            inputs.append(gr.Textbox("She asked me where it was.", label="Second text"))
+        _form(inputs, classify, "Label")
+
+
+def _tags(predictor: Predictor) -> None:
+    def tag(text: str) -> str:
+        said = _ask(predictor, {"text": text})
+        place, places = 0, []
+        for word in said["tokens"]:
+            place = text.index(word, place)
+            places.append((place, place + len(word)))
+            place += len(word)
+        scores = said["predicted_scores"]
+        if "predicted_entities" not in said:
+            return rendering.marked_text(
+                text, [(*at, *of) for at, of in zip(places, zip(said["predicted_tags"], scores))]
+            )
+        spans = []
+        for entity in said["predicted_entities"]:
+            first, last = entity["first_word"], entity["last_word"]
+            spans.append((places[first][0], places[last][1], entity["type"], min(scores[first : last + 1])))
+        return rendering.marked_text(text, spans)
+
+    with gr.Tab("Tags"):
+        _form([gr.Textbox(_EXAMPLES["text"], label="Text", lines=3)], tag, "Tag")
+
+
+def _answers(predictor: Predictor) -> None:
+    def answer(question: str, context: str) -> str:
+        said = _ask(predictor, {"question": question, "context": context})
+        spans = [(one["start"], one["end"], "", one["score"]) for one in said["predicted_answers"]]
+        best = said["predicted_answer"]
+        shown = rendering.note(best or "no answer", f"probability {rendering.percent(said['predicted_score'])}")
+        rows = [(one["text"], one["score"]) for one in said["predicted_answers"]]
+        return shown + rendering.marked_text(context, spans) + rendering.bars([("likeliest spans", rows)])
+
+    with gr.Tab("Answers"):
+        question = gr.Textbox(_EXAMPLES["question"], label="Question")
+        _form([question, gr.Textbox(_EXAMPLES["context"], label="Text", lines=6)], answer, "Find the answer")
+
+
+def _options(predictor: Predictor) -> None:
+    def choose(question: str, options: str) -> str:
+        several = [line.strip() for line in options.splitlines() if line.strip()]
+        if len(several) < 2:
+            raise InputError("give at least two options, each on a line of its own")
+        said = _ask(predictor, {"question": question, "options": several})
+        ranked = sorted(zip(several, said["predicted_scores"]), key=lambda pair: -pair[1])
+        return rendering.bars([("options", ranked)])
+
+    with gr.Tab("Options"):
+        question = gr.Textbox("Alice opened the book.", label="Question, or what went before")
+        _form([question, gr.Textbox(_EXAMPLES["options"], label="Options, one a line", lines=4)], choose, "Choose")
+
+
+def _embeddings(predictor: Predictor) -> None:
+    def compare(texts: str) -> str:
+        lines = [line.strip() for line in texts.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise InputError("give at least two texts, each on a line of its own")
+        asked = replace(predictor, fields={"text_field": "text"})
+        records = Records([{"text": line} for line in lines], ["the page"] * len(lines), "the page")
+        vectors = F.normalize(torch.tensor([row["embedding"] for row in asked(records)]), dim=-1)
+        numbers = [str(number) for number in range(1, len(lines) + 1)]
+        names = [f"{line}  {number}" for line, number in zip(lines, numbers)]
+        return rendering.matrix(names, numbers, (vectors @ vectors.T).tolist(), "Cosines", numbers=True)
+
+    with gr.Tab("Similarity"):
+        _form([gr.Textbox(_EXAMPLES["texts"], label="Texts, one a line", lines=6)], compare, "Compare")
+
+
+def _translation(predictor: Predictor) -> None:
+    def translate(text: str) -> str:
+        return rendering.note(_translated(predictor, text)[0], "")
+
+    with gr.Tab("Translate"):
+        _form([gr.Textbox("Where is the cat?", label="Text")], translate, "Translate")
+
+
+@torch.inference_mode()
+def _translated(predictor: Predictor, text: str) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """Translation, and the ids of source and translation."""
+    if not text.strip():
+        raise InputError("there is no text to translate")
+    model, tokenizer = predictor.model, predictor.tokenizer
+    inputs = tokenizer(text, return_tensors="pt", truncation=True, return_token_type_ids=False).to(model.device)
+    ids = model.generate(**inputs, max_new_tokens=128)
+    return tokenizer.decode(ids[0], skip_special_tokens=True).strip(), inputs["input_ids"], ids
+
+
+def _attention(predictor: Predictor) -> None:
+    tokenizer, plain = predictor.tokenizer, _plain(predictor.model)
+    eager = eager_twin(plain)
+    config = plain.config.decoder if plain.config.is_encoder_decoder else plain.config
+    blocks, heads = config.num_hidden_layers, config.num_attention_heads
+
+    @torch.inference_mode()
+    def show(text: str, block: float, head: float) -> str:
+        if not text.strip():
+            raise InputError("there is no text to look at")
+        if plain.config.is_encoder_decoder:
+            _, source, target = _translated(predictor, text)
+            source, target = source[:, :_MOST_TOKENS], target[:, :_MOST_TOKENS]
+            found = eager(input_ids=source, decoder_input_ids=target, output_attentions=True).cross_attentions
+        else:
+            inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=_MOST_TOKENS).to(plain.device)
+            source = target = inputs["input_ids"]
+            found = eager.base_model(**inputs, output_attentions=True).attentions
+        if not found or found[0] is None:
+            raise InputError(f"{type(plain).__name__} does not tell where it looks")
+        weights = found[int(block) - 1][0].float()
+        weights = weights.mean(0) if head == 0 else weights[int(head) - 1]
+        rows, columns = ([tokenizer.decode([number]) for number in ids[0].tolist()] for ids in (target, source))
+        which = "mean of all heads" if head == 0 else f"head {int(head)}"
+        return rendering.matrix(rows, columns, weights.tolist(), f"Block {int(block)}, {which}")
+
+    text = gr.Textbox(EXAMPLE, label="Text")
+    with gr.Row():
+        block = gr.Slider(1, blocks, blocks, step=1, label="Block")
+        head = gr.Slider(0, heads, 0, step=1, label="Head", info="0: the mean of all")
+    button = gr.Button("Look", variant="primary")
+    shown = gr.HTML()
+    gr.on(
+        [button.click, text.submit, block.release, head.release],
+        _told(show),
+        [text, block, head],
+        shown,
+        api_name="look",
+    )
+
+
+def eager_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that tells its attention, while the other one goes on as fast as it can."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, shared)
+    twin.set_attn_implementation("eager")
+    return twin
+
+
+_PAGES: dict[str, Callable[[Predictor], None]] = {
+    "AutoModelForCausalLM": _causal,
+    "AutoModelForMaskedLM": _masked,
+    "AutoModelForPreTraining": _masked,
+    "AutoModelForSequenceClassification": _labels,
+    "AutoModelForNextSentencePrediction": _labels,
+    "AutoModelForTokenClassification": _tags,
+    "AutoModelForQuestionAnswering": _answers,
+    "AutoModelForMultipleChoice": _options,
+    "AutoModelForSeq2SeqLM": _translation,
+    "AutoModel": _embeddings,
+}

@@ -1,0 +1,300 @@
+"""One word in many contexts: its static embedding beside the vectors that the model makes of it in each."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import InputError
+from .inspection import save_figure, spread
+from .sources import read_documents
+
+
+# Characters of a sentence that are kept on each side of the word.
+_AROUND = 200
+_SENTENCE_END = re.compile(r"(?<=[.!?…][\"'”’)\]])\s+|(?<=[.!?…])\s+|\n\s*\n")
+_READ = 100_000  # documents, and ten times the contexts asked for: then it is enough to choose from
+
+
+class Context(NamedTuple):
+    """A sentence and where the word stands in it, in characters."""
+
+    sentence: str
+    start: int
+    end: int
+
+    def halves(self, around: int) -> tuple[str, str]:
+        """At most so many characters before the word; the word in brackets and as many characters behind it."""
+        left, right = self.sentence[: self.start], self.sentence[self.end :]
+        left = left if len(left) <= around else "…" + left[-around:]
+        right = right if len(right) <= around else right[:around] + "…"
+        return left, f"[{self.sentence[self.start : self.end]}]{right}"
+
+
+@dataclass(frozen=True)
+class Senses:
+    """
+    What a model makes of a word.
+
+    Vectors have what all tokens of these sentences have in common taken off (their mean), because in most models
+    everything points the same way (Mu & Viswanath 2018, https://huggingface.co/papers/1702.01417).
+
+    Attributes:
+        contexts: where the word was found.
+        layer: whose vectors are compared, 0 being what goes into the first block.
+        static: the mean of the embeddings of the word's tokens, `(contexts, hidden)`: one vector for each way of
+            writing the word.
+        contextual: the mean of their states behind the layer, `(contexts, hidden)`.
+        alike: for each layer the mean cosine of the word in two contexts, and of two other tokens of these sentences
+            (self-similarity and its baseline, Ethayarajh 2019, https://huggingface.co/papers/1909.00512).
+        groups: a number for each context, 0 being the largest group.
+        neighbours: tokens whose static embeddings are nearest to the word's, with cosine and vector.
+    """
+
+    word: str
+    contexts: list[Context]
+    layer: int
+    static: np.ndarray
+    contextual: np.ndarray
+    alike: list[tuple[float, float]]
+    groups: list[int]
+    neighbours: list[tuple[str, float, np.ndarray]]
+
+    @property
+    def cosines(self) -> np.ndarray:
+        """Of every two contexts, `(contexts, contexts)`."""
+        return _cosines(self.contextual)
+
+    def forms(self) -> list[tuple[str, list[int]]]:
+        """For each static vector the word as it is written there, and the numbers of the contexts that have it."""
+        numbers: dict[bytes, list[int]] = {}
+        for number, vector in enumerate(self.static):
+            numbers.setdefault(vector.round(5).tobytes(), []).append(number)
+        forms: list[tuple[str, list[int]]] = []
+        for several in numbers.values():
+            sentence, start, end = self.contexts[several[0]]
+            # To many tokenizers the same letters are other tokens at the start of a text than behind a blank.
+            known = any(sentence[start:end] == name for name, _ in forms)
+            forms.append((sentence[max(0, start - known) : end], several))
+        return forms
+
+    def nearest(self) -> list[int]:
+        """For each context the other one where the word's vector is most alike."""
+        return (self.cosines - 3 * np.eye(len(self.contexts))).argmax(1).tolist()
+
+
+def find_contexts(documents: Iterable[str], word: str, most: int = 24) -> list[Context]:
+    """
+    Different sentences with a word, once each and spread over the documents; upper and lower case are the same.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    if not word.strip():
+        raise InputError("the word to look for is empty")
+    pattern = re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
+    found: dict[str, Context] = {}
+    for number, document in enumerate(documents):
+        if number == _READ or len(found) >= 10 * most:
+            break
+        for sentence in _SENTENCE_END.split(document) if pattern.search(document) else ():
+            sentence = " ".join(sentence.split())
+            if (place := pattern.search(sentence)) is None:
+                continue
+            first = max(0, place.start() - _AROUND)
+            first = first and sentence.find(" ", first, place.start()) + 1 or first
+            cut = sentence[first : place.end() + _AROUND]
+            found.setdefault(cut, Context(cut, place.start() - first, place.end() - first))
+    if len(found) < 2:
+        raise InputError(f"{word!r} is in {len(found)} of the sentences read; give a text where it comes up more often")
+    everything = list(found.values())
+    return [everything[number] for number in spread(len(everything), most)]
+
+
+@torch.inference_mode()
+def find_senses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    word: str,
+    contexts: Sequence[Context],
+    layer: int | None = None,
+    neighbours: int = 8,
+) -> Senses:
+    """
+    The word's vectors in its contexts, and what is near them.
+
+    Args:
+        layer: behind which block; by default the last.
+
+    Raises:
+        InputError: the model has no such layer or is none for texts, or its tokenizer tells no places.
+    """
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    if not tokenizer.is_fast or plain.config.is_encoder_decoder:
+        raise InputError("senses are shown for one encoder or decoder with a fast tokenizer (tokenizer.json)")
+    table = plain.get_input_embeddings().weight.detach().float()
+    words: list[torch.Tensor] = []  # (layers, hidden) of the word in each context
+    others: list[torch.Tensor] = []  # (layers, tokens, hidden) of the sentences
+    static, ids_seen = [], []
+    for context in contexts:
+        inputs = tokenizer(context.sentence, return_tensors="pt", return_offsets_mapping=True, truncation=True)
+        spans = inputs.pop("offset_mapping")[0].tolist()
+        columns = [n for n, (a, b) in enumerate(spans) if a < context.end and b > context.start]
+        real = [n for n, (a, b) in enumerate(spans) if b > a]
+        ids = inputs["input_ids"][0]
+        states = plain.base_model(**inputs.to(plain.device), output_hidden_states=True).hidden_states
+        states = torch.stack([state[0].float().cpu() for state in states])
+        words.append(states[:, columns].mean(1))
+        others.append(states[:, real])
+        static.append(table[ids[columns]].mean(0))
+        ids_seen.append(ids[real])
+    blocks = len(words[0]) - 1
+    layer = blocks if layer is None else layer
+    if not 0 <= layer <= blocks:
+        raise InputError(f"layer {layer}: the model has {blocks}, and 0 is what goes into the first")
+    all_states = torch.cat(others, 1)
+    centre = all_states.mean(1)
+    centred = torch.stack(words) - centre
+    alike = [
+        (_mean_of_pairs(centred[:, number]), _mean_of_pairs(_some(all_states[number]) - centre[number]))
+        for number in range(blocks + 1)
+    ]
+    own, common = torch.stack(static), table[torch.cat(ids_seen)].mean(0)
+    cosines = F.cosine_similarity(table - common, own.mean(0) - common)
+    near: dict[str, tuple[str, float, np.ndarray]] = {}  # each text once, however it is written
+    for token in cosines.topk(min(4 * neighbours, len(cosines))).indices.tolist():
+        text = tokenizer.decode([token]).strip() if token < len(tokenizer) else ""
+        if text and text.casefold() != word.casefold() and token not in tokenizer.all_special_ids:
+            near.setdefault(text.casefold(), (text, float(cosines[token]), (table[token] - common).numpy()))
+    contextual, nearest = centred[:, layer].numpy(), list(near.values())[:neighbours]
+    return Senses(word, list(contexts), layer, (own - common).numpy(), contextual, alike, _groups(contextual), nearest)
+
+
+def read_senses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, word: str, source: str, layer: int | None = None
+) -> Senses:
+    """What a model makes of a word in a file of texts, of any kind that training reads."""
+    return find_senses(model, tokenizer, word, find_contexts(read_documents(source), word), layer)
+
+
+def _cosines(vectors: np.ndarray) -> np.ndarray:
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit @ unit.T
+
+
+def _mean_of_pairs(vectors: torch.Tensor) -> float:
+    cosines, number = _cosines(vectors.numpy()), len(vectors)
+    return float((cosines.sum() - np.trace(cosines)) / (number * (number - 1)))
+
+
+def _some(states: torch.Tensor) -> torch.Tensor:
+    return states[spread(len(states), 400)]
+
+
+def _groups(vectors: np.ndarray, most: int = 5) -> list[int]:
+    """Groups by average cosine, as many as set themselves apart best (silhouette, Rousseeuw 1987); one if none do."""
+    from sklearn.cluster import AgglomerativeClustering
+    from sklearn.metrics import silhouette_score
+
+    distances = np.clip(1.0 - _cosines(vectors), 0.0, 2.0)
+    np.fill_diagonal(distances, 0.0)
+    best, labels = 0.05, np.zeros(len(vectors), int)
+    for number in range(2, min(most, len(vectors) - 1) + 1):
+        tried = AgglomerativeClustering(number, metric="precomputed", linkage="average").fit_predict(distances)
+        if (score := silhouette_score(distances, tried, metric="precomputed")) > best:
+            best, labels = score, tried
+    order = np.argsort(-np.bincount(labels), kind="stable").tolist()
+    return [order.index(label) for label in labels]
+
+
+def senses_as_text(senses: Senses) -> str:
+    """What was found, for a terminal."""
+    forms = len(senses.forms())
+    near = ", ".join(f"{text} {cosine:.2f}" for text, cosine, _ in senses.neighbours)
+    static = "one vector in all contexts" if forms == 1 else f"{forms} vectors, one for each way it is written"
+    lines = [
+        f"{senses.word}: {len(senses.contexts)} contexts",
+        "",
+        f"static embedding   {static}; nearest: {near}",
+        f"contextual         behind block {senses.layer}; cosine of two contexts {_mean(senses):.2f} on average",
+        "",
+        "mean cosine        of the word in two contexts, of two other tokens",
+        *(f"  {f'block {n}' if n else 'embedded':16} {senses.alike[n][0]:6.2f} {senses.alike[n][1]:6.2f}"
+          for n in spread(len(senses.alike), 10)),
+        "",
+        "context  group  nearest",
+    ]  # fmt: skip
+    cosines, nearest = senses.cosines, senses.nearest()
+    for number, context in sorted(enumerate(senses.contexts), key=lambda pair: (senses.groups[pair[0]], pair[0])):
+        near = nearest[number]
+        left, right = context.halves(38)
+        group = "ABCDE"[senses.groups[number]]
+        lines.append(f"{number + 1:7}  {group:>5}  {near + 1:4} {cosines[number, near]:5.2f}  {left:>39}{right}")
+    return "\n".join(lines)
+
+
+def _mean(senses: Senses) -> float:
+    return senses.alike[senses.layer][0]
+
+
+def draw_senses(senses: Senses, path: Path) -> None:
+    """The static embedding among its neighbours beside the contextual vectors, each by its two main directions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = [f"tab:{name}" for name in ("blue", "orange", "green", "red", "purple")]
+    count = len(senses.contexts)
+    figure, axes = plt.subplots(
+        2, 2, figsize=(12, 5.4 + 0.2 * count), layout="constrained", height_ratios=[5, 0.3 + 0.19 * count]
+    )
+    left, right = axes[0]
+    points = _plane(np.concatenate([senses.static, np.stack([vector for *_, vector in senses.neighbours])]))
+    left.scatter(*points[:count].T, s=160, color="black", zorder=3)
+    for form, numbers in senses.forms():
+        said = f"{form} ({len(numbers)} contexts)" if len(numbers) > 1 else form
+        left.annotate(said, points[numbers[0]], (9, 7), textcoords="offset points", weight="bold", parse_math=False)
+    left.scatter(*points[count:].T, s=24, color="silver")
+    for number, ((text, *_), point) in enumerate(zip(senses.neighbours, points[count:])):
+        place = (6, 4 if number % 2 else -11)  # near ones on two lines
+        left.annotate(text, point, place, textcoords="offset points", fontsize=9, color="dimgray", parse_math=False)
+    left.set_title("static: the embedding, whatever the context, and those nearest to it")
+    points = _plane(senses.contextual)
+    for number, (point, group) in enumerate(zip(points, senses.groups), 1):
+        right.scatter(*point, s=190, color=colours[group], alpha=0.75)
+        right.annotate(str(number), point, ha="center", va="center", fontsize=7, color="white", weight="bold")
+    right.set_title(f"contextual: behind block {senses.layer}")
+    for panel in (left, right):
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.margins(0.12)
+    listing = figure.add_subplot(axes[1, 0].get_gridspec()[1, :])
+    for panel in (*axes[1], listing):
+        panel.axis("off")
+    order = sorted(range(count), key=lambda number: (senses.groups[number], number))
+    for row, number in enumerate(order):
+        halves = senses.contexts[number].halves(62)
+        style = dict(color=colours[senses.groups[number]], fontsize=8.5, va="center", parse_math=False)
+        for x, side, text in ((0.02, "right", f"{number + 1}"), (0.48, "right", halves[0]), (0.48, "left", halves[1])):
+            listing.text(x, 1.0 - (row + 0.5) / count, text, ha=side, transform=listing.transAxes, **style)
+    save_figure(figure, path)
+
+
+def _plane(vectors: np.ndarray) -> np.ndarray:
+    """The two directions in which vectors differ most (principal components), `(vectors, 2)`."""
+    centred = vectors - vectors.mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    return centred @ directions[:2].T if len(directions) > 1 else np.pad(centred @ directions.T, ((0, 0), (0, 1)))
+
+
+def senses_file(word: str) -> str:
+    """Name of the picture of a word."""
+    name = re.sub(r"[^\w-]+", "_", word.strip())
+    return f"senses_{name}.png"

@@ -1,0 +1,27 @@
+"""An OpenAI-compatible server for models of this package: transformers' own."""
+
+import transformers
+
+from .errors import InputError
+
+
+def serve(model: str, host: str = "localhost", port: int = 8000, device: str = "auto") -> None:
+    """
+    Run `transformers serve` for one model until it is interrupted.
+
+    It takes a model's class by name out of the module `transformers` and so knows no others; here ours are put there.
+
+    Raises:
+        InputError: what the server needs (`pip install 'hf-tfm[serve]'`) is not installed.
+    """
+    import hf_tfm
+
+    for name in hf_tfm.__all__:
+        if name.startswith(("TfmDecoder", "TfmEncoder")) and not hasattr(transformers, name):
+            setattr(transformers, name, getattr(hf_tfm, name))
+    try:
+        from transformers.cli.serve import Serve
+
+        Serve(force_model=model, host=host, port=port, device=device)
+    except ImportError as error:
+        raise InputError(f"the server needs more packages: pip install 'hf-tfm[serve]' ({error})") from error

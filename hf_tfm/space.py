@@ -1,0 +1,118 @@
+"""A model's page as a Space of the Hub: a folder with everything that it needs to start, there or anywhere else."""
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import SpaceCardData
+
+from .convert import refuse_existing, whole_folder
+from .demo import build
+from .errors import InputError
+from .hub import check_files, files_to_push
+from .loading import ADAPTER_FILE, recorded
+
+
+# What the page imports; the rest of the package's requirements is for training.
+_REQUIREMENTS = ("torch", "transformers", "accelerate", "numpy", "scipy", "tqdm", "jinja2", "gradio")
+
+_APP = '''"""The page of a model. Started with `python app.py`; a Space starts it by itself."""
+
+from pathlib import Path
+
+from hf_tfm.demo import build, launch
+
+
+HERE = Path(__file__).parent
+page = build({path}, base={base}, trust_remote_code={trust}, title={title!r})
+
+if __name__ == "__main__":
+    launch(page)
+'''
+
+_README = """---
+{metadata}
+---
+
+# {title}
+
+A page that suits the model's head, with a look at its attention; made by `hf-tfm demo --space`.
+
+```bash
+pip install -r requirements.txt
+python app.py
+```
+"""
+
+
+def write_space(path: str, target: str, base: str | None = None, trust_remote_code: bool = False) -> None:
+    """
+    Write a Space: `app.py`, `requirements.txt`, `README.md` with its metadata, this package's code, and the model, if
+    it is a folder; a model of the Hub is left there and named.
+
+    Args:
+        target: folder that does not exist or is empty.
+        base: an adapter's base model, if it is not where the adapter says.
+
+    Raises:
+        InputError: there is no such model or no page for it, `target` has something in it, or a file of the model's
+            folder must not be published.
+    """
+    refuse_existing(target)
+    build(path, base, trust_remote_code)  # whatever is wrong with the model shows now
+    folder = Path(path)
+    with whole_folder(target) as space:
+        models = [] if folder.is_dir() else [path]
+        where, base_where = repr(path), "None"
+        if folder.is_dir():
+            where = 'str(HERE / "model")'
+            _copy_model(folder, space / "model")
+            config = space / "model" / ADAPTER_FILE
+            if config.is_file():
+                facts = json.loads(config.read_text(encoding="utf-8"))
+                source = base or facts["base_model_name_or_path"]
+                base_where = repr(source)
+                if Path(source).is_dir():
+                    _copy_model(Path(source), space / "base")
+                    base_where, facts["base_model_name_or_path"] = 'str(HERE / "base")', "base"
+                    config.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                else:
+                    models.append(source)
+            for copied in ("model", "base"):
+                check_files(files_to_push(space / copied))
+        package = Path(__file__).parent
+        shutil.copytree(package, space / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        title = folder.resolve().name if folder.is_dir() else path
+        app = _APP.format(path=where, base=base_where, trust=trust_remote_code, title=title)
+        (space / "app.py").write_text(app, encoding="utf-8")
+        names = [*_REQUIREMENTS, *(["peft"] if base_where != "None" else [])]
+        lines = [f"{name}=={version(name).partition('+')[0]}" for name in names]
+        (space / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (space / "README.md").write_text(_readme(title, models, recorded(path, "license")), encoding="utf-8")
+
+
+def _copy_model(folder: Path, target: Path) -> None:
+    for name, source in files_to_push(folder).items():
+        if name == "README.md":  # the Space has its own
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target / name)
+    if not target.is_dir():
+        raise InputError(f"{folder}: no file of a model is there")
+
+
+def _readme(title: str, models: list[str], license_: str | None) -> str:
+    card = SpaceCardData(
+        title=title,
+        emoji="🔎",
+        colorFrom="blue",
+        colorTo="green",
+        sdk="gradio",
+        sdk_version=version("gradio"),
+        python_version="3.11",
+        app_file="app.py",
+        license=license_,
+        models=models or None,
+    )
+    return _README.format(metadata=card.to_yaml(), title=title)

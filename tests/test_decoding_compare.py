@@ -1,0 +1,272 @@
+"""Ways of decoding side by side: probabilities against a forward pass, cuts done again by hand, how it looks."""
+
+import itertools
+import threading
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from parity_table import native_model
+from tiny import build_tokenizer
+
+from hf_tfm import rendering
+from hf_tfm.cli import main
+from hf_tfm.decoding import (
+    Candidate,
+    Choice,
+    Decoding,
+    _piece,
+    compare_decodings,
+    decoding_methods,
+    distinct,
+    encode_prompt,
+    sampling_options,
+    stream_text,
+)
+from hf_tfm.errors import InputError
+
+
+PROMPT = "the cat sat on"
+MODELS = {
+    "qwen3": lambda: tiny.build("TfmDecoderForCausalLM", eos_token_id=None),
+    "mistral": lambda: tiny.build("TfmDecoderForCausalLM", "mistral", eos_token_id=None),
+    "native": lambda: native_model("llama", "CausalLM", vocab_size=tiny.VOCAB_SIZE),
+}
+SWITCHES = dict(temperature=0.7, top_k=7, top_p=0.6, min_p=0.2, beams=3)
+
+
+def by_hand(method: str, logits: torch.Tensor) -> torch.Tensor | None:
+    """What each method makes of one place's logits, written out."""
+    shares = logits.softmax(-1)
+    if method.startswith("beam"):
+        return None
+    if method.startswith("temperature"):
+        return (logits / 0.7).softmax(-1)
+    if method.startswith("top-k"):
+        keep = shares >= shares.sort(descending=True).values[6]
+    elif method.startswith("top-p"):
+        order = shares.argsort(descending=True)
+        enough = next(n for n in range(1, len(order) + 1) if shares[order[:n]].sum() >= 0.6)
+        keep = torch.zeros_like(shares, dtype=torch.bool)
+        keep[order[:enough]] = True
+    elif method.startswith("min-p"):
+        keep = shares >= 0.2 * shares.max()
+    else:
+        keep = torch.ones_like(shares, dtype=torch.bool)
+    return shares * keep / (shares * keep).sum()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_probabilities_are_those_of_a_forward_pass(name, tokenizer):
+    model = MODELS[name]().eval()
+    decodings = compare_decodings(model, tokenizer, PROMPT, decoding_methods(**SWITCHES), 12, seed=3, candidates=4)
+    ids, _ = encode_prompt(model, tokenizer, PROMPT)
+    assert [decoding.method.split()[0] for decoding in decodings] == [
+        "greedy", "beam", "temperature", "top-k", "top-p", "min-p",
+    ]  # fmt: skip
+    for decoding in decodings:
+        tokens = torch.tensor([[choice.token for choice in decoding.choices]])
+        assert tokens.shape[1] == 12
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([ids, tokens], 1)).logits[0, ids.shape[1] - 1 : -1].double()
+        for choice, place in zip(decoding.choices, logits, strict=True):
+            shares = place.softmax(-1)
+            assert choice.probability == pytest.approx(float(shares[choice.token]), rel=1e-3)
+            assert choice.entropy == pytest.approx(float(-(shares * shares.log2()).sum()), abs=1e-3)
+            assert choice.rank == int((shares > shares[choice.token] * 1.0001).sum()) + 1
+            best = shares.topk(4).values.tolist()
+            assert [one.probability for one in choice.candidates][:4] == pytest.approx(best, rel=1e-3)
+            adjusted = by_hand(decoding.method, place)
+            if adjusted is None:
+                assert choice.adjusted is None and choice.left is None
+                continue
+            assert choice.adjusted == pytest.approx(float(adjusted[choice.token]), rel=1e-3) and choice.adjusted > 0
+            assert choice.left == int((adjusted > 0).sum())
+            [own] = [one for one in choice.candidates if one.token == choice.token]
+            assert own.adjusted == pytest.approx(choice.adjusted, rel=1e-3)
+        if decoding.method == "greedy":
+            assert all(choice.rank == 1 for choice in decoding.choices)
+
+
+def test_a_repetition_penalty_changes_what_is_adjusted_alone(tokenizer):
+    model = MODELS["qwen3"]()
+    [plain] = compare_decodings(model, tokenizer, PROMPT, {"greedy": decoding_methods()["greedy"]}, 1)
+    methods = decoding_methods(repetition_penalty=5.0)
+    [penalised] = compare_decodings(model, tokenizer, PROMPT, {"greedy": methods["greedy"]}, 1)
+    assert plain.choices[0].candidates[0].probability == penalised.choices[0].candidates[0].probability
+    ids, _ = encode_prompt(model, tokenizer, PROMPT)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, -1]
+    seen = ids[0].unique()
+    logits[seen] = torch.where(logits[seen] > 0, logits[seen] / 5, logits[seen] * 5)
+    first = penalised.choices[0]
+    assert first.token == int(logits.argmax())
+    assert first.adjusted == pytest.approx(float(logits.softmax(-1).max()), rel=1e-4)
+
+
+def test_enough_beams_find_the_likeliest_text(tokenizer):
+    """With as many beams as there are tokens the search over two tokens is exhaustive."""
+    model = MODELS["qwen3"]()
+    methods = {"beam": dict(decoding_methods(beams=tiny.VOCAB_SIZE), greedy=0)[f"beam search, {tiny.VOCAB_SIZE} beams"]}
+    [found] = compare_decodings(model, tokenizer, PROMPT, methods, 2)
+    ids, _ = encode_prompt(model, tokenizer, PROMPT)
+    firsts = torch.arange(tiny.VOCAB_SIZE)[:, None]
+    with torch.no_grad():
+        logs = model(input_ids=torch.cat([ids.repeat(len(firsts), 1), firsts], 1)).logits[:, -2:].log_softmax(-1)
+    total = logs[0, 0][:, None] + logs[:, 1]
+    best = divmod(int(total.argmax()), tiny.VOCAB_SIZE)
+    assert tuple(choice.token for choice in found.choices) == best
+    assert len(found.others) == 2 and len({found.text, *found.others}) == 3
+
+
+def test_draws_follow_the_seed(tokenizer):
+    model, methods = MODELS["qwen3"](), decoding_methods(temperature=2.0)
+    tokens = [
+        [
+            [choice.token for choice in one.choices]
+            for one in compare_decodings(model, tokenizer, PROMPT, methods, 8, seed)
+        ]
+        for seed in (0, 0, 1)
+    ]
+    assert tokens[0] == tokens[1]
+    same = [first == other for first, other in zip(tokens[0], tokens[2])]
+    assert same[:2] == [True, True] and not all(same[2:]), "greedy and beams draw nothing"
+
+
+def test_pieces_make_the_text(tokenizer):
+    text = "naïve 漢字 — the  cat\nsat 🦜 on"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    before = tokenizer("the", add_special_tokens=False)["input_ids"]
+    pieces = [_piece(tokenizer, [*before, *ids[:n]], token) for n, token in enumerate(ids)]
+    assert "".join(pieces) == text
+    assert "" in pieces, "part of a character is nothing yet"
+
+
+def test_figures_count_what_is_repeated():
+    assert distinct([1, 2, 1, 2, 1], 1) == 2 / 5 and distinct([1, 2, 1, 2, 1], 2) == 2 / 4 and distinct([1], 2) == 1
+
+    def choice(token: int, probability: float) -> Choice:
+        return Choice(token, "x", probability, None, 3.0, 1, None, ())
+
+    text = Decoding("any", tuple(choice(n % 4, 0.25 if n else 0.5) for n in range(12)))
+    figures = text.figures()
+    assert figures["tokens"] == 12 and figures["distinct-1"] == 4 / 12 and figures["distinct-3"] == 4 / 10
+    assert figures["surprise"] == pytest.approx((1 + 11 * 2) / 12) and figures["entropy"] == 3
+    assert figures["repeat-4"] == pytest.approx(1 - 4 / 9)
+
+
+@pytest.mark.parametrize(
+    "switches, options",
+    [
+        ({}, {}),
+        ({"temperature": 0.0, "top_p": 0.9}, {"do_sample": False}),
+        ({"temperature": 0.5}, {"do_sample": True, "temperature": 0.5}),
+        ({"top_k": 5}, {"do_sample": True, "top_k": 5}),
+        ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
+        ({"beams": 3}, {"do_sample": False, "num_beams": 3}),
+        ({"beams": 3, "min_p": 0.1}, {"do_sample": True, "min_p": 0.1, "num_beams": 3}),
+    ],
+)
+def test_switches_become_options(switches, options):
+    assert sampling_options(**switches) == options
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_streamed_pieces_are_what_generate_gives(tokenizer, beams):
+    model = MODELS["qwen3"]()
+    ids, _ = encode_prompt(model, tokenizer, PROMPT)
+    options = dict(do_sample=False, num_beams=beams, max_new_tokens=9)
+    whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
+    for skip, start in ((True, ids.shape[1]), (False, 0)):
+        pieces = list(stream_text(model, tokenizer, ids, skip_prompt=skip, **options))
+        assert "".join(pieces) == tokenizer.decode(whole[start:], skip_special_tokens=True)
+    assert len(pieces) > 1 or beams > 1, "it comes piece by piece"
+
+
+def test_whoever_stops_reading_stops_the_model(tokenizer):
+    model = tiny.build("TfmDecoderForCausalLM", eos_token_id=None, max_position_embeddings=100_000)
+    ids, _ = encode_prompt(model, tokenizer, PROMPT)
+    threads = threading.active_count()
+    pieces = stream_text(model, tokenizer, ids, max_new_tokens=90_000, do_sample=True)
+    next(pieces)
+    pieces.close()
+    assert threading.active_count() == threads
+
+
+def test_an_error_of_the_model_reaches_the_reader(tokenizer):
+    model = MODELS["qwen3"]()
+    ids, _ = encode_prompt(model, tokenizer, PROMPT)
+    with pytest.raises(ValueError, match="strictly positive"):
+        list(stream_text(model, tokenizer, ids, max_new_tokens=2, do_sample=True, temperature=-1.0))
+
+
+def test_prompts_that_do_not_go(tokenizer):
+    model = MODELS["qwen3"]()
+    with pytest.raises(InputError, match="leaves no room: it has .* tokens and the model reads 64"):
+        encode_prompt(model, tokenizer, "zq" * 100)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny.build("TfmDecoderForCausalLM", eos_token_id=None).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_command_shows_and_writes_them(folder, tmp_path, capsys):
+    page = tmp_path / "compared.html"
+    arguments = ["generate", str(folder), "<b>the cat", "--max-new-tokens", "6", "--compare", "--min-p", "0.1"]
+    assert main([*arguments, "--beams", "2", "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown, "no colours where nobody sees them"
+    for said in (
+        "greedy",
+        "beam search, 2 beams",
+        "temperature 0.8",
+        "top-k 50",
+        "top-p 0.9",
+        "min-p 0.1",
+        "distinct-2",
+    ):
+        assert said in shown
+    assert shown.count("<b>the cat") == 6
+    html = page.read_text()
+    assert "<b>the cat" not in html and html.count("&lt;b&gt;the cat") == 6
+    assert html.count('class="tok" tabindex="0"') == 36 and "http" not in html, "the page needs nothing else"
+    assert main([*arguments, "--candidates"]) == 0
+    assert "entropy" in (listed := capsys.readouterr().out) and len(listed.splitlines()) > len(shown.splitlines()) + 36
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--html", "x.html"], "give that too"),
+        (["--top-p", "1.5"], "must be at most 1.0, not 1.5"),
+        (["--compare", "--html", "{folder}/nowhere/x.html"], "cannot be written"),
+    ],
+)
+def test_switches_that_do_not_go(folder, capsys, options, message):
+    arguments = ["generate", str(folder), "the cat", "--max-new-tokens", "2"]
+    try:
+        code = main([*arguments, *(option.format(folder=folder) for option in options)])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_colours_tell_sure_from_surprised():
+    colours = [rendering.colour_of(share) for share in (1.0, 0.5, 0.1, 0.01, 1e-4, 1e-9)]
+    assert all(one != other for one, other in itertools.pairwise(colours[:5])) and colours[4:] == [colours[4]] * 2
+    assert colours[0][1] > colours[0][0] and colours[-1][0] > colours[-1][1], "from green to red"
+
+
+def test_text_on_a_terminal_cannot_steer_it():
+    evil = Choice(1, "\x1b[2Jboo\nline", 0.5, 0.5, 1.0, 1, 3, (Candidate(1, "\x1b[2J", 0.5, 0.5),))
+    shown = rendering.comparison_as_text("a\x1b]0;", [Decoding("any", (evil,))], colours=True, candidates=True)
+    own = shown.replace("\x1b[48;2;", "").replace("\x1b[38;2;31;35;40m", "").replace("\x1b[0m", "")
+    assert "\x1b" not in own and "\\x1b[2Jboo" in own
+    html = rendering.comparison_as_html("a\x1b]0;", [Decoding("any", (evil,))])
+    assert "\x1b" not in html.replace("a\x1b]0;", "")
