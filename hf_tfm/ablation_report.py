@@ -1,0 +1,193 @@
+"""The end of an ablation: figures of all runs as a table, a picture, and an entry for a log of experiments."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .ablation import Run
+from .errors import InputError
+from .record import read_record
+
+
+# Name of a figure: its heading, and how it is written.
+HEADINGS = {
+    "bits_per_byte": ("bits per byte", "{:.3f}"),
+    "loss": ("loss (nats per predicted token)", "{:.3f}"),
+    "masked_loss": ("masked loss (nats)", "{:.3f}"),
+    "pseudo_bits_per_byte": ("pseudo bits per byte", "{:.3f}"),
+    "probe_accuracy": ("probe accuracy", "{:.3f}"),
+    "parameters": ("parameters", "{:,.0f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "bytes_per_second": ("bytes of text/s", "{:,.0f}"),
+    "peak_bytes": ("memory, MB", "{:,.0f}"),
+    "cache_bytes_per_token": ("cache, bytes a token", "{:,.0f}"),
+    "written_tokens_per_second": ("written tokens/s", "{:,.0f}"),
+}
+_LENGTH = "length "
+Figures = dict[str, dict[int, dict[str, float]]]
+
+
+def figures_of(run: Run) -> dict[str, float]:
+    """What a finished run's record and process say."""
+    record, facts = read_record(run.folder), run.facts()
+    speed, peak = facts.get("tokens_per_second"), facts.get("peak_bytes")
+    train = next(part for part in record["data"] if part["split"] == "train")
+    figures = {**record["results"], "parameters": record["model"]["parameters"], "tokens_per_second": speed}
+    if speed is not None and train.get("tokens"):
+        figures["bytes_per_second"] = speed * train["bytes"] / train["tokens"]
+    figures["peak_bytes"] = None if peak is None else peak / 1e6
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def choose_metric(figures: Figures, asked: str | None) -> str:
+    """The figure that cells are compared by. Raises `InputError` if a run lacks it."""
+    found = [set(run) for several in figures.values() for run in several.values()]
+    in_all = set.intersection(*found)
+    metric = asked or ("bits_per_byte" if "bits_per_byte" in in_all else "loss")
+    if metric not in in_all:
+        raise InputError(f"metric {metric!r} was not measured for every run; choose of {', '.join(sorted(in_all))}")
+    return metric
+
+
+def mean_and_spread(values: Sequence[float], form: str) -> str:
+    """Mean, and standard deviation if there are several."""
+    shown = form.format(statistics.mean(values))
+    return shown if len(values) < 2 else f"{shown} ± {form.format(statistics.stdev(values))}"
+
+
+def table(figures: Figures, metric: str, several_tokenizers: bool = False) -> str:
+    """A line for each cell: the metric, its difference from the first cell's seed by seed, and what else is known."""
+    names = {name for several in figures.values() for run in several.values() for name in run}
+    # Another metric is asked for where losses cannot be compared.
+    left_out = {metric, "loss", *(() if several_tokenizers else ("bytes_per_second",))}
+    columns = [name for name in HEADINGS if name in names and name not in left_out]
+    heading, form = HEADINGS[metric]
+    first, several_cells = next(iter(figures)), len(figures) > 1
+    head = ["", heading, *([f"against {first}"] if several_cells else []), *(HEADINGS[name][0] for name in columns)]
+    lines = [head, ["---"] * len(head)]
+    for cell, runs in figures.items():
+        row = [cell, mean_and_spread([run[metric] for run in runs.values()], form)]
+        if several_cells:
+            shared = sorted(runs.keys() & figures[first].keys())
+            differences = [runs[seed][metric] - figures[first][seed][metric] for seed in shared]
+            known = cell != first and differences
+            row.append(mean_and_spread(differences, form.replace(":", ":+", 1)).replace("± +", "± ") if known else "–")
+        for name in columns:
+            values = [run[name] for run in runs.values() if name in run]
+            alike = len(set(values)) < 2
+            row.append(mean_and_spread(values[:1] if alike else values, HEADINGS[name][1]) if values else "–")
+        lines.append(row)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("|  |", "| |")
+
+
+def length_table(figures: Figures) -> str:
+    """Bits per byte by the window that text is read through; empty if that was not measured."""
+    lengths = sorted(_lengths(figures))
+    if not lengths:
+        return ""
+    lines = [["bits per byte at length", *map(str, lengths)], ["---"] * (len(lengths) + 1)]
+    for cell, runs in figures.items():
+        values = [[run[f"{_LENGTH}{n}"] for run in runs.values() if f"{_LENGTH}{n}" in run] for n in lengths]
+        lines.append([cell, *(mean_and_spread(several, "{:.3f}") if several else "–" for several in values)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _lengths(figures: Figures) -> set[int]:
+    runs = (run for several in figures.values() for run in several.values())
+    return {int(name.removeprefix(_LENGTH)) for run in runs for name in run if name.startswith(_LENGTH)}
+
+
+def draw(figures: Figures, metric: str, runs: Sequence[Run], title: str, path: Path) -> None:
+    """Every run's figure and the cells' means; beside it the curve over lengths, or over the steps of the training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    height = max(3.2, 0.5 + 0.35 * len(figures))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), layout="constrained")
+    lengths = sorted(_lengths(figures))
+    for number, (cell, of_seeds) in enumerate(figures.items()):
+        color = f"C{number % 10}"
+        values = [run[metric] for run in of_seeds.values()]
+        left.plot(values, [number] * len(values), "o", color=color, alpha=0.5, ms=5)
+        left.plot(statistics.mean(values), number, "|", color=color, ms=18, mew=2)
+        points = []
+        if lengths:
+            by_length = [(n, [run.get(f"{_LENGTH}{n}") for run in of_seeds.values()]) for n in lengths]
+            points = [(n, statistics.mean(several)) for n, several in by_length if None not in several]
+        else:
+            points = _training_curve([run for run in runs if run.cell.name == cell and run.finished], metric)
+        if points:
+            right.plot(*zip(*points), "o-", color=color, ms=3, lw=1.2, label=cell)
+    left.set(yticks=range(len(figures)), yticklabels=list(figures), xlabel=HEADINGS[metric][0], title=title)
+    left.invert_yaxis()
+    if lengths:
+        trained = read_record(next(run.folder for run in runs if run.finished))["block_length"]
+        right.axvline(trained, color="gray", lw=0.8, ls="--")
+        right.set(xscale="log", xticks=lengths, xticklabels=lengths, xlabel="tokens read at once (dashed: trained)")
+        right.minorticks_off()
+        right.set(ylabel="bits per byte")
+    else:
+        right.set(xlabel="step", ylabel="validation")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    right.legend(fontsize="small")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _training_curve(runs: Sequence[Run], metric: str) -> list[tuple[int, float]]:
+    """Mean over the seeds of each evaluation while training."""
+    by_step: dict[int, list[float]] = {}
+    for run in runs:
+        for line in read_record(run.folder)["evaluations"]:
+            if (value := line.get(f"eval_{metric}", line.get("eval_loss"))) is not None:
+                by_step.setdefault(line["step"], []).append(value)
+    return [(step, statistics.mean(values)) for step, values in sorted(by_step.items())]
+
+
+def log_entry(title: str, command: str, figures: Figures, metric: str, runs: Sequence[Run], notes: str = "") -> str:
+    """What was tried, the command, the figures: an entry for a log of experiments, in Markdown."""
+    finished = [run for run in runs if run.finished]
+    record = read_record(finished[0].folder)
+    texts = {part["split"]: part["name"] for part in record["data"]}
+    steps = sorted({read_record(run.folder)["steps"] for run in finished})
+    tokenizers = {read_record(run.folder)["data"][0].get("tokens") for run in finished}
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in finished}))
+    lines = [
+        f"## {title}",
+        "",
+        f"`{command}` ({time.strftime('%Y-%m-%d')}; {record['hardware']['cpu']}, threads of a run: "
+        f"{record['hardware']['threads']}): {len(finished)} of {len(runs)} runs, seeds {seeds}, "
+        f"{' or '.join(map(str, steps))} steps of {record['tokens_per_step']:,} tokens; "
+        f"trained on {texts['train']}, measured on {texts['validation']}.",
+        *(["", notes.strip()] if notes.strip() else []),
+        "",
+        table(figures, metric, several_tokenizers=len(tokenizers) > 1),
+    ]
+    if by_length := length_table(figures):
+        lines += ["", by_length]
+    lines += ["", "± is the standard deviation over seeds; differences are taken seed by seed."]
+    return "\n".join(lines) + "\n"
+
+
+def put_into_log(entry: str, path: Path) -> None:
+    """Put an entry in front of a log's others, once. Raises `InputError` if the file cannot be written."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if entry in text:
+            return
+        place = text.find("\n## ") + 1 if "\n## " in text else 0 if text.startswith("## ") else len(text)
+        head, rest = text[:place], text[place:]
+        head += "\n" if head and not head.endswith("\n\n") else ""
+        path.write_text(head + entry + ("\n" if rest else "") + rest, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--log {path}: {error.strerror}; give another file") from None
+
+
+def as_json(figures: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
+    """Figures by cell and seed."""
+    return {cell: {str(seed): run for seed, run in runs.items()} for cell, runs in figures.items()}

@@ -1,0 +1,103 @@
+"""Answers out of passages (Lewis et al. 2020, https://huggingface.co/papers/2005.11401): prompt, answer, sources."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .answers import answer
+from .conversations import ChatEncoder
+from .errors import InputError
+from .finetuning import longest_input
+from .prediction import Predictor
+from .retrieval import Index, Passage
+
+
+_CITED = re.compile(r"\[(\d+)\]")
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """
+    An answer and what it was given.
+
+    Attributes:
+        sources: the passages that the prompt had under the numbers 1, 2, …, and how well they go with the question.
+        cited: the numbers of those that the answer names.
+    """
+
+    text: str
+    sources: list[tuple[Passage, float]]
+
+    @property
+    def cited(self) -> set[int]:
+        named = {int(number) for number in _CITED.findall(self.text)}
+        return named & set(range(1, len(self.sources) + 1))
+
+
+def question_prompt(question: str, passages: Sequence[str]) -> str:
+    """What the user says: the passages under their numbers, and the question."""
+    if not passages:
+        return f"Answer the question.\n\nQuestion: {question}\nAnswer with a few words."
+    numbered = "\n\n".join(f"[{number}] {' '.join(text.split())}" for number, text in enumerate(passages, 1))
+    return (
+        f"Read the passages and answer the question.\n\n{numbered}\n\nQuestion: {question}\n"
+        "Answer with a few words from the passages."
+    )
+
+
+def encode_prompt(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    passages: Sequence[str],
+    max_new_tokens: int,
+) -> tuple[list[int], int]:
+    """
+    Ids of the chat template around as many of the passages, the first ones, as leave room for an answer; how many.
+
+    Raises:
+        InputError: there is no chat template, it refuses the prompt, or the question alone is too long.
+    """
+    if not tokenizer.chat_template:
+        raise InputError("this tokenizer has no chat template, so the model was not made for questions")
+    encoder, longest = ChatEncoder(tokenizer), longest_input(model.config) or 1 << 20
+    for count in range(len(passages), -1, -1):
+        message = {"role": "user", "content": question_prompt(question, passages[:count])}
+        ids = encoder.prompt([message], "the prompt")
+        if len(ids) + max_new_tokens <= longest:
+            return ids, count
+    raise InputError(
+        f"the question has {len(ids)} tokens and its answer may have {max_new_tokens}; the model reads {longest}: ask "
+        "in fewer words or lower the answer's tokens"
+    )
+
+
+def holds(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in a text, word for word but for case, punctuation and articles."""
+    from .metrics.squad.squad import normalize
+
+    said = normalize(text)
+    right = (normalize(one) for one in answers)
+    return any(said[i : i + len(one)] == one for one in right if one for i in range(len(said) - len(one) + 1))
+
+
+def ask(
+    index: Index,
+    encoder: Predictor,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    passages: int = 3,
+    max_new_tokens: int = 128,
+    by: str = "encoder",
+) -> Grounded:
+    """The likeliest answer of a causal LM to a question, given the passages that go best with it; `by` as `search`."""
+    if not question.strip():
+        raise InputError("the question is empty; give a word")
+    [hits] = index.search(encoder, [question], passages, by)
+    found = [(index[hit.number], hit.score) for hit in hits]
+    ids, count = encode_prompt(model, tokenizer, question, [passage.text for passage, _ in found], max_new_tokens)
+    [said] = answer(model, tokenizer, [ids], max_new_tokens)
+    return Grounded(said.text, found[:count])
