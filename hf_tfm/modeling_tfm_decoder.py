@@ -1,5 +1,7 @@
 """The causal LM and its heads for sequences, tokens and questions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -57,6 +59,25 @@ def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tens
     return hidden_states.take_along_dim(logits_to_keep.unsqueeze(-1), dim=1)
 
 
+def bidirectional_prefix(prefix_mask: torch.Tensor, past_length: int | torch.Tensor, window: int | None) -> Callable:
+    """
+    What a prefix adds to a causal mask, for transformers' mask functions: its tokens see one another, those of a layer
+    with a window as far ahead as behind.
+
+    Args:
+        prefix_mask: `(batch, length)` of the new tokens, which stand behind `past_length` earlier ones.
+    """
+    prefix, last = prefix_mask.bool(), prefix_mask.shape[1] - 1
+
+    def both_in_prefix(batch_idx, head_idx, q_idx, kv_idx):
+        query, key = q_idx - past_length, kv_idx - past_length
+        # Earlier tokens are seen anyway; behind the last one a static cache has empty places.
+        seen = prefix[batch_idx, query] & (prefix[batch_idx, key.clamp(0, last)] & (key <= last))
+        return seen if window is None else seen & ((query - key).abs() < window)
+
+    return both_in_prefix
+
+
 class TfmDecoderPreTrainedModel(TfmPreTrainedModel):
     config: TfmDecoderConfig
 
@@ -67,6 +88,9 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
 
     Documents packed into one row are told apart by `position_ids` that start again; they never see one another, with
     an attention mask or without, with `use_cache` or without.
+
+    With `prefix_mask` it is a prefix LM (Raffel et al. 2020, https://huggingface.co/papers/1910.10683): the tokens of a
+    prefix are read as by an encoder, what follows is written as by a decoder.
     """
 
     is_causal = True
@@ -89,6 +113,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         is_causal: bool = True,
+        prefix_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
@@ -101,6 +126,8 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             encoder_hidden_states: `(batch, encoder length, hidden)` for cross-attention.
             encoder_attention_mask: `(batch, encoder length)`.
             is_causal: False lets every token see the whole document, for masked-token prediction; without a cache.
+            prefix_mask: `(batch, length)`, true for tokens that see one another in both directions, within their
+                document and a layer's window. Later calls with the cache see the prefix as it was read.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -115,6 +142,16 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             if past_key_values is not None:
                 raise ValueError("is_causal=False reads a text as a whole: past_key_values must be None")
             use_cache, kwargs["is_causal"] = False, False
+            prefix_mask = None  # all see all
+        if prefix_mask is not None:
+            if prefix_mask.shape != inputs_embeds.shape[:2]:
+                raise ValueError(
+                    f"prefix_mask must have the shape of the new tokens, {tuple(inputs_embeds.shape[:2])}, not "
+                    f"{tuple(prefix_mask.shape)}"
+                )
+            if attention_mask is not None and not marks_padding(attention_mask):
+                raise ValueError("an attention mask made ready and a prefix_mask: put the prefix into the first")
+            kwargs["is_causal"] = False  # kernels must not leave out what stands above the diagonal
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if use_cache and self.config.add_cross_attention:
@@ -138,7 +175,18 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
                     "sliding_attention": create_bidirectional_sliding_window_mask,
                 }
             mask_arguments.update(packing)
-            masks = {name: create[name](**mask_arguments) for name in sorted(set(self.config.layer_types))}
+            masks = {}
+            for name in sorted(set(self.config.layer_types)):
+                if prefix_mask is not None:
+                    window = self.config.sliding_window if name == "sliding_attention" else None
+                    mask_arguments["or_mask_function"] = bidirectional_prefix(prefix_mask, past_length, window)
+                masks[name] = create[name](**mask_arguments)
+                # Flash attention and serving engines know padding at most.
+                if prefix_mask is not None and (masks[name] is None or len(masks[name].shape) != 4):
+                    raise ValueError(
+                        f"attention by {self.config._attn_implementation!r} takes no prefix_mask: load the model with "
+                        "attn_implementation='sdpa'"
+                    )
         if encoder_hidden_states is not None and encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
@@ -189,6 +237,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, Gener
         encoder_attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        prefix_mask: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -212,6 +261,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, Gener
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             use_cache=use_cache,
+            prefix_mask=prefix_mask,
             **kwargs,
         )
         logits, loss, softcap = None, None, self.config.final_logit_softcapping

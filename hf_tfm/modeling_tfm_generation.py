@@ -156,6 +156,38 @@ class TfmGenerationMixin:
     # Joined weights are a copy, and spare little time where the products take long.
     largest_joined_bytes = 2**29
 
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values=None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        prefix_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> dict:
+        """transformers' own, with as much of the prompt's `prefix_mask` `(batch, prompt)` as is read in this step."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if prefix_mask is None or (inputs_embeds is not None and not is_first_iteration):
+            return inputs
+        read = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+        written = max(input_ids.shape[1] - prefix_mask.shape[1], 0) if read is inputs["input_ids"] else 0
+        first = prefix_mask.shape[1] + written - read.shape[1]
+        if first < prefix_mask.shape[1]:
+            inputs["prefix_mask"] = F.pad(prefix_mask, (0, written))[:, max(first, 0) :]
+            # For a static cache it was made into one without the prefix.
+            inputs["attention_mask"] = attention_mask
+        return inputs
+
     def _sample(
         self,
         input_ids: torch.LongTensor,

@@ -6,15 +6,19 @@ Pretrain a causal LM: predict the next token.
 
 Stop it with Ctrl-C at any time; the same command goes on from there. The output folder is a model repository that
 `AutoModelForCausalLM.from_pretrained` loads. With `--masked_share` some steps predict masked tokens instead, and it
-loads as `AutoModelForMaskedLM` too.
+loads as `AutoModelForMaskedLM` too. With `--denoisers` part of the text becomes gaps to fill and beginnings to go on
+from (training/recipes/pretrain_ul2.yaml), and `hf_tfm.denoisers.infill` fills gaps with the model.
 """
 
+import contextlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM, set_seed
 
 from hf_tfm import TfmDecoderConfig
+from hf_tfm.denoisers import Denoisers, infill, parse_shares
 from hf_tfm.errors import InputError
 from hf_tfm.objectives import Hybrid, Masked, RateSchedule, causal
 from hf_tfm.pretraining import (
@@ -34,6 +38,7 @@ from hf_tfm.record import RunRecord
 
 
 PROMPTS = ("Once upon a time", "The old woman said", "In the middle of the forest")
+GAPPED = "Once upon a time there was ___ who lived in the forest. One day ___, and he never came back."
 
 
 @dataclass
@@ -46,6 +51,13 @@ class CausalArguments(PretrainArguments):
     )
     masking_rate: float = field(default=0.3, metadata={"help": "share of the tokens masked in these at the start"})
     final_masking_rate: float = field(default=0.15, metadata={"help": "and at the end; evaluation is always at 0.15"})
+    denoisers: str = field(
+        default="",
+        metadata={
+            "help": 'shares of the text as JSON, {"causal": 0.5, "R": 0.25, "S": 0.125, "X": 0.125}: R is for filling '
+            "short gaps, X for long and many ones, S for going on from a beginning read in both directions"
+        },
+    )
 
 
 @one_line_errors
@@ -56,14 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     record = RunRecord("pretrain_clm", args.seed)
     tokenizer = load_tokenizer(script.tokenizer)
     model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
-    objective = causal
-    if script.masked_share:
-        if not isinstance(model.config, TfmDecoderConfig):
-            raise InputError(f"masked_share needs this package's decoder, not {type(model).__name__}")
-        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
-        rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows)
-        objective = Hybrid(Masked(tokenizer, rate, seed=args.seed), script.masked_share, args.world_size)
+    objective = choose_objective(script, args, tokenizer, model)
     data = prepare_data(script, args, tokenizer, model, objective, causal)
+    if isinstance(objective, Denoisers):
+        record["denoisers"] = objective.shares
+    if objective is not causal:
+        data.bytes_per_token = None  # not every token is predicted, so the loss in training has no bits per byte
     trainer = PretrainTrainer(
         model=model, args=args, processing_class=tokenizer, data=data, script=script, record=record
     )
@@ -84,7 +94,26 @@ def main(argv: list[str] | None = None) -> int:
     record["samples"] = [continue_text(model, tokenizer, prompt, args.seed) for prompt in PROMPTS]
     report_end(trainer, model, tokenizer, results)
     print("\n".join(["", *record["samples"]]))
+    if isinstance(objective, Denoisers) and "R" in objective.shares:
+        with contextlib.suppress(InputError):  # too long for a model of few positions
+            print("\n".join(["", *infill(model, tokenizer, [GAPPED], gap="___", max_gap_tokens=8)]))
     return 0
+
+
+def choose_objective(script: CausalArguments, args, tokenizer, model) -> Callable:
+    """What is predicted in training. Raises `InputError` where that is said twice or the model cannot learn it."""
+    if not script.masked_share and not script.denoisers:
+        return causal
+    if script.masked_share and script.denoisers:
+        raise InputError("masked_share and denoisers are two ways to train one model: choose one of them")
+    if not isinstance(model.config, TfmDecoderConfig):
+        name = "masked_share" if script.masked_share else "denoisers"
+        raise InputError(f"{name} needs this package's decoder, not {type(model).__name__}")
+    if script.denoisers:
+        return Denoisers(tokenizer, parse_shares(script.denoisers), args.seed)
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
+    rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows)
+    return Hybrid(Masked(tokenizer, rate, seed=args.seed), script.masked_share, args.world_size)
 
 
 def continue_text(model, tokenizer, prompt: str, seed: int) -> str:

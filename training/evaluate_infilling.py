@@ -1,0 +1,99 @@
+"""
+Measure how well a model fills gaps: words are cut out of held-out passages, and the model puts them back.
+
+    python training/evaluate_infilling.py --model runs/ul2 --text training/data/text/test.jsonl.gz
+    python training/evaluate_infilling.py --model runs/encoder --text training/data/text/test.jsonl.gz
+
+    once          a masked LM guesses all masks in one pass
+    iterative     a masked LM fills masks step by step and takes back the least sure
+    left          a causal LM goes on from what stands left of the gap, and sees nothing of what follows
+    denoise       a decoder trained with `pretrain_clm.py --denoisers` reads both sides and writes the gaps
+    denoise_free  the same, and it is not told how many tokens are missing
+
+Passages and gaps depend on the text and the seed alone, whatever the model. A gap is right if all of its tokens are;
+every way but the last is told how many these are. Of causal LMs there are also the bits per byte of what is missing.
+The figures have 95 % intervals.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from hf_tfm import InputError
+from hf_tfm.data import default_cache_dir, file_hash
+from hf_tfm.infilling import WAYS, cut_gaps, measure_infilling
+from hf_tfm.loading import auto_class_of, fingerprint, open_model, recorded
+from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.results import Results
+from hf_tfm.sources import read_documents
+
+
+@dataclass
+class InfillingRecipe:
+    """What to measure, and how many gaps of which length."""
+
+    model: str = field(metadata={"help": "folder or Hub name of a masked or causal LM"})
+    text: str = field(metadata={"help": "file of held-out text to cut gaps into"})
+    ways: list[str] = field(
+        default_factory=list,
+        metadata={"help": "once, iterative, left, denoise, denoise_free; by default what the model was trained for"},
+    )
+    text_field: str = field(default="text", metadata={"help": "where a record has its text"})
+    passages: int = field(default=300, metadata={"help": "at most so many"})
+    per_text: int = field(default=6, metadata={"help": "passages of a document at most, one behind the other"})
+    words: int = field(default=60, metadata={"help": "words of a passage; shorter documents are left out"})
+    gaps: int = field(default=3, metadata={"help": "in each passage"})
+    longest_gap: int = field(default=3, metadata={"help": "words of a gap: from 1 to this, each as often"})
+    batch_size: int = field(default=16, metadata={"help": "passages at once; changes the speed alone"})
+    seed: int = field(default=0, metadata={"help": "decides where the gaps are"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model's folder carries"})
+    output_dir: str | None = field(default=None, metadata={"help": "of results; by default runs/infilling/MODEL"})
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    recipe, _ = parse_recipe(argv, InfillingRecipe, None, __doc__)
+    if unknown := [way for way in recipe.ways if way not in WAYS]:
+        raise InputError(f"--ways {unknown[0]}: there are {', '.join(WAYS)}")
+    ways = recipe.ways or usual_ways(recipe)
+    cutting = {name: getattr(recipe, name) for name in ("words", "gaps", "longest_gap", "per_text", "seed")}
+    documents = read_documents(recipe.text, recipe.text_field)
+    texts = list(islice(cut_gaps(documents, **cutting), recipe.passages))
+    if not texts:
+        raise InputError(f"{recipe.text}: no document has {recipe.words} words; lower --words")
+
+    folder = Path(recipe.model)
+    name = folder.resolve().name if folder.exists() else recipe.model
+    settings = {"text_field": recipe.text_field, "passages": len(texts), **cutting}
+    key = {"task": "infilling", "text": file_hash(Path(recipe.text), default_cache_dir()), **settings}
+    results, opened_as = None, None
+    for way in ways:
+        auto_class = "AutoModelForMaskedLM" if way in ("once", "iterative") else "AutoModelForCausalLM"
+        if auto_class != opened_as:
+            model, tokenizer = open_model(recipe.model, auto_class, trust_remote_code=recipe.trust_remote_code)
+            opened_as = auto_class
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
+        if results is None:
+            identity = {"name": name, "sha256": fingerprint(model, tokenizer)}
+            results = Results(recipe.output_dir or f"runs/infilling/{name.replace('/', '--')}", identity)
+            print(f"model      {name}, {model.num_parameters():,} parameters; {len(texts)} passages", flush=True)
+        compute = partial(measure_infilling, model, tokenizer, texts, way, recipe.batch_size)
+        figures = results.part({"way": way, **key}, compute)
+        results.add(f"infilling, {way}", recipe.text, {"way": way, **settings}, figures)
+    print(f"results    {results.write()}")
+
+
+def usual_ways(recipe: InfillingRecipe) -> list[str]:
+    """What a model was trained for."""
+    if auto_class_of(recipe.model, recipe.trust_remote_code) != "AutoModelForCausalLM":
+        return ["once", "iterative"]
+    return ["left", "denoise", "denoise_free"] if recorded(recipe.model, "denoisers") else ["left"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
