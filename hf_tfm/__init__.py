@@ -42,8 +42,14 @@ from .modeling_tfm_encoder import (
     TfmEncoderModel,
 )
 from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
-from .pushing import push_model
 from .version import __version__
+
+
+def _push_to_hub(model, repo_id: str, **options):
+    """See [`hf_tfm.pushing.push_model`], which is imported when it is needed."""
+    from .pushing import push_model
+
+    return push_model(model, repo_id, **options)
 
 
 def _register() -> None:
@@ -78,7 +84,7 @@ def _register() -> None:
                 # Saved folders carry the code of classes that know their Auto class.
                 model_class.register_for_auto_class(name)
     # Saved folders' code knows nothing of cards and tokenizers; where this package is installed, both are pushed along.
-    TfmPreTrainedModel.push_to_hub = TfmEncoderDecoderModel.push_to_hub = push_model
+    TfmPreTrainedModel.push_to_hub = TfmEncoderDecoderModel.push_to_hub = _push_to_hub
 
 
 _register()

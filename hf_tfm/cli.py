@@ -215,7 +215,7 @@ def chat(args: argparse.Namespace) -> None:
     argument("--host", default="localhost", help="address to listen on (default localhost)"),
     argument("--port", type=_number(int, 1, 65535), default=8000, help="default 8000"),
     argument("--device", default="auto", help="cpu, cuda, … (default auto)"),
-    examples=("hf-tfm serve runs/instruct", "transformers chat runs/instruct http://localhost:8000/v1"),
+    examples=("hf-tfm serve runs/instruct", "hf-tfm serve runs/instruct --port 8123 --device cpu"),
 )
 def serve(args: argparse.Namespace) -> None:
     """Answer over HTTP as OpenAI's API does, by transformers' own server."""
