@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._inductor.config
 import transformers
 from side_by_side import RESULTS, SHAPES, causal_configs, interleaved, masked_configs, spread, write_result
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -42,6 +43,7 @@ from hf_tfm.objectives import Masked, RateSchedule, causal
 from hf_tfm.optim import build_optimizer, build_scheduler, zero_init_output_projections
 from hf_tfm.packing import LengthSchedule, PackedBlocks, StepBatches
 from hf_tfm.pretraining import fast_bf16
+from hf_tfm.record import public_command
 from hf_tfm.sources import read_documents
 from hf_tfm.speed import compile_blocks
 from hf_tfm.tokenization import train_tokenizer
@@ -263,7 +265,8 @@ class Bench:
         return best
 
     def step_seconds(self, contestants: dict[str, dict], steps: int) -> tuple[dict, dict]:
-        """Medians of steps that take turns, and the compiler's seconds."""
+        """Medians of steps that take turns, and the seconds of the first ones, the compiler's among them."""
+        torch._inductor.config.force_disable_caches = True  # what earlier runs compiled would come for nothing
         text, functions, first = self.text, {}, {}
         for (name, settings), way in itertools.product(contestants.items(), ("eager", "compiled")):
             contestant = Contestant(text, name, self.args.shape, steps, 0, way=way, **settings)
@@ -313,9 +316,17 @@ class Bench:
             write_result(
                 label,
                 {label: theirs / mine},
-                "python training/benchmarks/bench_time_to_loss.py " + " ".join(sys.argv[1:]),
+                public_command(["training/benchmarks/bench_time_to_loss.py", *sys.argv[1:]]),
                 opponent={"model": name, "settings": settings, "others": {n: p[0] for n, p in peers.items()}},
-                settings={**vars(args), "tokens_per_step": self.text.rows * self.text.length},
+                settings={
+                    "shape": args.shape,
+                    "vocab": args.vocab,
+                    "tokens_per_step": self.text.rows * self.text.length,
+                    "seeds": seeds,
+                    "recipe": recipe,
+                    "train": Path(args.train).name,
+                    "text_digest": self.digest,
+                },
                 steps={name: steps, "hf_tfm": ours},
                 loss={name: goals, "hf_tfm": loss},
                 wall_clock_seconds={name: theirs, "hf_tfm": mine},
