@@ -244,7 +244,7 @@ def _ways(record: dict[str, Any]) -> str:
 def native_families(record: dict[str, Any]) -> dict[str, str]:
     """The native families that a model of this package can be given out as: their names by those of `hf-tfm export`."""
     from .configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
-    from .convert import _native_config
+    from .convert import native_config
     from .errors import InputError
     from .families import FAMILIES
 
@@ -258,7 +258,7 @@ def native_families(record: dict[str, Any]) -> dict[str, str]:
         if config.model_type != f"tfm_{family.side}" or head not in family.heads:
             continue
         try:
-            _native_config(config, family, head)
+            native_config(config, family, head)
         except InputError:
             continue
         found[name] = family.title

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .privacy import SECRETS
+
 
 _STRANGER = """
 import importlib.abc, sys
@@ -32,7 +34,6 @@ with torch.no_grad():
     outputs = model.eval()(**inputs)
 torch.save({k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and k != "loss"}, case)
 """
-_SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
 
 
 class DoesNotLoad(Exception):
@@ -44,7 +45,7 @@ def stranger_environment(home: str | Path) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "HF_MODULES_CACHE", "HF_HUB_CACHE") and not name.endswith(_SECRETS)
+        if name not in ("PYTHONPATH", "HF_MODULES_CACHE", "HF_HUB_CACHE") and not name.endswith(SECRETS)
     }
     return {**kept, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
 

@@ -249,7 +249,7 @@ def _to_native(model: PreTrainedModel, family: Family, weights: Weights, untie: 
     if head not in family.heads:
         raise InputError(f"{type(model).__name__}: {family.title} has no such head; it has {_classes(family)}")
     native_class = family.native_class(head)
-    config = _native_config(model.config, family, head)
+    config = native_config(model.config, family, head)
     if untie:
         if model.get_output_embeddings() is None:
             raise InputError(f"{type(model).__name__} has no output projection to untie")
@@ -330,7 +330,7 @@ def _our_config(native: PreTrainedConfig, family: Family, head: str) -> TfmConfi
         )
 
 
-def _native_config(config: TfmConfig, family: Family, head: str) -> PreTrainedConfig:
+def native_config(config: TfmConfig, family: Family, head: str) -> PreTrainedConfig:
     for field, required in family.always.items():
         if field == "use_pooler" and required and head in ("Model", "MaskedLM"):
             continue  # the only BERTs that can be without

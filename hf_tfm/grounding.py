@@ -47,7 +47,7 @@ def question_prompt(question: str, passages: Sequence[str]) -> str:
     )
 
 
-def encode_prompt(
+def encode_question(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     question: str,
@@ -98,6 +98,6 @@ def ask(
         raise InputError("the question is empty; give a word")
     [hits] = index.search(encoder, [question], passages, by)
     found = [(index[hit.number], hit.score) for hit in hits]
-    ids, count = encode_prompt(model, tokenizer, question, [passage.text for passage, _ in found], max_new_tokens)
+    ids, count = encode_question(model, tokenizer, question, [passage.text for passage, _ in found], max_new_tokens)
     [said] = answer(model, tokenizer, [ids], max_new_tokens)
     return Grounded(said.text, found[:count])

@@ -172,35 +172,11 @@ def _complete(staging: Path, kind: str, hub_base: str | None) -> None:
         write_card(staging)
 
 
-def push_folder(
-    folder: str | Path,
-    repo: str,
-    private: bool | None = None,
-    revision: str | None = None,
-    tag: str | None = None,
-    message: str | None = None,
-    token: str | None = None,
-    commit: dict[str, Any] | None = None,
-    **checks: Any,
-) -> Pushed:
-    """
-    Check a folder and push it in one commit. Broken off, the same call goes on: files that arrived are not sent again,
-    and nobody sees half of them. Weights and code in the repository that are not in the folder are deleted there.
-
-    Args:
-        repo: `USER/NAME`; made if it is not there, as a dataset for results.
-        private: make it so. One that is public already is refused.
-        revision: branch to push to, made from `main` if it is not there.
-        tag: name to give to the commit.
-        commit: for `create_commit`, such as `create_pr`.
-        checks: as [`checked_folder`].
-
-    Raises:
-        InputError: a check failed and nothing was uploaded, or the Hub refused.
-    """
+def push_folder(folder: str | Path, repo: str, checks: dict[str, Any] | None = None, **options: Any) -> Pushed:
+    """Check a folder, with `checks` as [`checked_folder`] takes them, and [`upload`] it with `options`."""
     check_name(repo)
-    with checked_folder(folder, **checks) as checked:
-        return upload(checked, repo, private, revision, tag, message, token, **(commit or {}))
+    with checked_folder(folder, **(checks or {})) as checked:
+        return upload(checked, repo, **options)
 
 
 def upload(
@@ -213,7 +189,20 @@ def upload(
     token: str | None = None,
     **commit: Any,
 ) -> Pushed:
-    """What [`push_folder`] does once a folder is checked."""
+    """
+    Push a checked folder in one commit. Broken off, the same call goes on: files that arrived are not sent again,
+    and nobody sees half of them. Weights and code in the repository that are not in the folder are deleted there.
+
+    Args:
+        repo: `USER/NAME`; made if it is not there, as a dataset for results.
+        private: make it so. One that is public already is refused.
+        revision: branch to push to, made from `main` if it is not there.
+        tag: name to give to the commit.
+        commit: for `create_commit`, such as `create_pr`.
+
+    Raises:
+        InputError: the Hub refused, or something did not arrive.
+    """
     token = token or get_token()
     api, branch = HfApi(token=token), revision or "main"
     where = {"repo_id": repo, "repo_type": "dataset" if checked.kind == "results" else "model"}

@@ -70,8 +70,9 @@ def push_model(
         card = ModelCard.load(folder / "README.md")
         card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(tags or []), *(model.model_tags or [])]))
         card.save(folder / "README.md")
-        commit = {"commit_description": commit_description, "create_pr": create_pr}
-        return push_folder(folder, repo_id, private, revision, None, commit_message, token, commit).commit
+        where = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
+        told = {"message": commit_message, "commit_description": commit_description}
+        return push_folder(folder, repo_id, **where, **told).commit
 
 
 class PushMixin:
@@ -109,8 +110,8 @@ class PushMixin:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        revision, token = revision or self.args.hub_revision, token or self.args.hub_token
-        return push_folder(folder, self.hub_model_id, private, revision, None, commit_message, token).commit
+        where = {"revision": revision or self.args.hub_revision, "token": token or self.args.hub_token}
+        return push_folder(folder, self.hub_model_id, private=private, message=commit_message, **where).commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: the checkpoint has neither its card nor its name yet. [`push_checkpoint`] comes after that."""
@@ -133,10 +134,8 @@ class PushMixin:
 
         def push() -> None:
             with place, contextlib.suppress(InputError):  # the run is worth more than this push; the last one is told
-                push_folder(
-                    folder, self.hub_model_id, None, args.hub_revision, None, message, args.hub_token,
-                    clean_process=False,
-                )  # fmt: skip
+                where = {"revision": args.hub_revision, "token": args.hub_token}
+                push_folder(folder, self.hub_model_id, {"clean_process": False}, message=message, **where)
 
         self.push_in_progress = PushInProgress([HfApi().run_as_future(push)])
 

@@ -8,8 +8,6 @@ does not hold, and `NotApplicable` where there is nothing to check. `verify` run
 import copy
 import inspect
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,34 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .clean_process import DoesNotLoad, outputs_for_a_stranger
 from .configuration_tfm import TfmConfig
 from .convert import outputs_of
 from .loading import auto_class_of, open_model
 
 
 TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller
-
-CLEAN_PROCESS = """
-import importlib.abc, sys
-
-class NotInstalled(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_tfm":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NotInstalled())
-import torch, transformers
-folder, auto_class, case = sys.argv[1:]
-inputs = torch.load(case, weights_only=True)
-opener = getattr(transformers, auto_class)
-model = opener.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-with torch.no_grad():
-    outputs = model(**inputs)
-torch.save({k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and k != "loss"}, case)
-"""
 
 
 class Broken(Exception):
@@ -347,14 +328,11 @@ def check_lora(subject: Subject) -> str:
 def check_clean_process(subject: Subject) -> str:
     """In a new process, this package not installed, it loads with the code it carries and gives the same outputs."""
     inputs = {"input_ids": subject.ids(2, 12)}
-    with tempfile.TemporaryDirectory() as folder:
-        case = Path(folder) / "case.pt"
-        torch.save(inputs, case)
-        command = [sys.executable, "-c", CLEAN_PROCESS, str(subject.path), subject.auto_class, str(case)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise Broken(f"does not load without this package: {done.stderr.strip().splitlines()[-1]}")
-        found = torch.load(case, weights_only=True)
+    folder = subject.path if Path(subject.path).is_dir() else snapshot_download(subject.path)
+    try:
+        found = outputs_for_a_stranger(folder, subject.auto_class, inputs)
+    except DoesNotLoad as error:
+        raise Broken(f"does not load without this package: {error}") from error
     worst = compare(found, outputs_of(subject.model, **inputs), "in a clean process")
     return f"largest difference {worst:.0e}"
 

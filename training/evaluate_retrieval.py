@@ -23,7 +23,7 @@ import torch
 
 from hf_tfm import InputError
 from hf_tfm.answers import answer
-from hf_tfm.grounding import encode_prompt, holds
+from hf_tfm.grounding import encode_question, holds
 from hf_tfm.loading import fingerprint, open_model
 from hf_tfm.metrics import proportion
 from hf_tfm.question_answering import Question, read_questions, unfold
@@ -154,7 +154,7 @@ def answers(model, tokenizer, recipe, results, index: Index, questions: list[Que
 
 def say(model, tokenizer, asked: list[tuple[str, list[str]]], max_new_tokens: int) -> list[str]:
     """The likeliest answers to questions with their passages."""
-    prompts = [encode_prompt(model, tokenizer, *pair, max_new_tokens)[0] for pair in asked]
+    prompts = [encode_question(model, tokenizer, *pair, max_new_tokens)[0] for pair in asked]
     return [one.text for one in answer(model, tokenizer, prompts, max_new_tokens, batch_size=BATCH)]
 
 

@@ -12,9 +12,10 @@ import inspect
 import sys
 from dataclasses import dataclass, field
 
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, pipeline, set_seed
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, set_seed
 
 from hf_tfm import InputError, TfmEncoderConfig
+from hf_tfm.masks import fill_masks
 from hf_tfm.objectives import DrawnRate, Masked, RateSchedule
 from hf_tfm.pretraining import (
     PretrainArguments,
@@ -100,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
 def fill(model, tokenizer, sentence: str) -> str:
     """The sentence with its gap, and the three likeliest fillings."""
     masked = sentence.format(tokenizer.mask_token)
-    found = pipeline("fill-mask", model=model.eval(), tokenizer=tokenizer, device="cpu")(masked, top_k=3)
-    return f"{masked}  →  " + ", ".join(f"{f['token_str'].strip()} ({f['score']:.0%})" for f in found)
+    [found] = fill_masks(model.eval(), tokenizer, masked, 3)
+    return f"{masked}  →  " + ", ".join(f"{token.strip()} ({share:.0%})" for token, share in found)
 
 
 if __name__ == "__main__":
