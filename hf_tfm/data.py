@@ -356,7 +356,8 @@ def _content(source: Source, cache_dir: Path, num_proc: int) -> dict[str, Any]:
         with ThreadPoolExecutor(num_proc) as pool:
             hashes = dict(zip(paths, pool.map(lambda path: file_hash(path, cache_dir), paths)))
         contents = [[hashes[file.path], file.member, *file.suffixes] for file in files]
-    return {"contents": contents, "field": source.text_field, "sample_by": source.sample_by, "limit": source.limit}
+    decides = {"contents": contents, "field": source.text_field, "sample_by": source.sample_by, "limit": source.limit}
+    return {**decides, "where": source.where} if source.where else decides
 
 
 def file_hash(path: Path, cache_dir: Path) -> str:
@@ -442,7 +443,7 @@ class TokenStream:
         """Tells apart streams that give different windows."""
         parts = [_LAYOUT, tokenizer_fingerprint(self.tokenizer), self.wrap, self.window_characters]
         for source in self.sources:
-            parts.append([source.text_field, source.sample_by, source.limit, source.hub])
+            parts.append([source.text_field, source.sample_by, source.limit, source.hub, source.where])
             if source.hub:
                 parts.append(_hub_version(source, self.cache_dir))
             else:

@@ -23,7 +23,7 @@ from .objectives import Masked, SentencePairs, causal, masked_next_token
 from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .record import RECORD_FILE, write_model_folder
-from .sources import list_files, parse_sources
+from .sources import Source, list_files, parse_sources
 from .speed import compile_blocks, compiler_found, pays_to_compile
 from .trainer import RunTrainer, recipe_before
 
@@ -327,7 +327,7 @@ def describe_text(
     sources = parse_sources(locations, script.text_field)
     files = [file.path for source in sources if not source.hub for file in list_files(source)]
     facts = {
-        "name": ", ".join([*(path.name for path in files), *(source.location for source in sources if source.hub)]),
+        "name": ", ".join(map(describe_source, sources)),
         "split": split,
         "sha256": ", ".join(file_hash(path, Path(script.cache_dir or default_cache_dir())) for path in files),
     }
@@ -339,6 +339,13 @@ def describe_text(
             "tokens": sum(store.num_tokens for store in whole),
         }
     return [facts]
+
+
+def describe_source(source: Source) -> str:
+    """What was read, without folders, and which of its records."""
+    names = [source.location] if source.hub else [file.path.name for file in list_files(source)]
+    chosen = [f"{field}: {', '.join(values)}" for field, values in (source.where or {}).items()]
+    return ", ".join(names) + (f" ({'; '.join(chosen)})" if chosen else "")
 
 
 class PretrainTrainer(AveragingMixin, RunTrainer):

@@ -48,6 +48,7 @@ class Source:
         sample_by: What is a document in a .txt file: "document" (the whole file), "paragraph" (set apart by blank
             lines) or "line".
         limit: Read this many documents at most.
+        where: Read only records that have one of these values in these fields: `{"source": ["news", "books"]}`.
     """
 
     location: str
@@ -57,6 +58,7 @@ class Source:
     name: str = ""
     sample_by: str = "document"
     limit: int | None = None
+    where: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self):
         if self.weight is not None and not (isinstance(self.weight, (int, float)) and 0 < self.weight < float("inf")):
@@ -67,6 +69,9 @@ class Source:
             )
         if self.limit is not None and not (isinstance(self.limit, int) and self.limit > 0):
             raise InputError(f"source {self.location}: limit {self.limit} is not a number of documents, 1 or more")
+        values = self.where.values() if isinstance(self.where, Mapping) else [self.where or []]
+        if any(isinstance(value, str) or not isinstance(value, Sequence) for value in values):
+            raise InputError(f"source {self.location}: where must give each field a list of values, not {self.where!r}")
         if not self.name:
             object.__setattr__(self, "name", self.location)
 
@@ -81,10 +86,12 @@ class Source:
 
 def parse_source(spec: str | Path | Mapping[str, Any] | Source, text_field: str = "text") -> Source:
     """
-    A source from its short form `[NAME=]LOCATION[#FIELD][@WEIGHT]`, or from a mapping of `Source`'s fields.
+    A source from its short form `[NAME=]LOCATION[?FIELD=VALUE,VALUE][#FIELD][@WEIGHT]`, or from a mapping of `Source`'s
+    fields.
 
         data/books                      a folder, weight not given
         data/wiki.jsonl.gz@0.7          7 of 10 tokens, if the other weights sum to 0.3
+        mix.jsonl?source=news,books     the records whose `source` is one of the two
         code=src/*.parquet#content@0.3  named "code", the text in the column "content"
         hub:roneneldan/TinyStories::validation
 
@@ -100,14 +107,15 @@ def parse_source(spec: str | Path | Mapping[str, Any] | Source, text_field: str 
     spec = os.fspath(spec)
     if os.path.exists(spec):
         return Source(spec, text_field=text_field)
-    name, location, field, weight = re.fullmatch(
-        r"(?:([\w.-]+)=)?(.*?)(?:#([^#@/]+))?(?:@([\d.eE+-]+))?", spec, flags=re.DOTALL
+    name, location, key, values, field, weight = re.fullmatch(
+        r"(?:([\w.-]+)=)?(.*?)(?:\?([\w.-]+)=([^#@/]+))?(?:#([^#@/]+))?(?:@([\d.eE+-]+))?", spec, flags=re.DOTALL
     ).groups()
     try:
         share = None if weight is None else float(weight)
     except ValueError:
         raise InputError(f"source {spec!r}: {weight!r} behind the @ is not a number") from None
-    return Source(location, weight=share, text_field=field or text_field, name=name or "")
+    where = {key: values.split(",")} if key else None
+    return Source(location, weight=share, text_field=field or text_field, name=name or "", where=where)
 
 
 def parse_sources(specs: Any, text_field: str = "text") -> list[Source]:
@@ -219,6 +227,8 @@ DECOMPRESS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zst
 def read_file(file: TextFile, source: Source) -> Iterator[str]:
     """The texts of one file. Raises `InputError` with the file and the line or record where it is broken."""
     suffix, packed = file.suffixes
+    if source.where and suffix == ".txt":
+        raise InputError(f"{file}: plain text has no fields to choose records by {', '.join(source.where)}")
     with ExitStack() as stack, readable(file):
         if file.member is None:
             stream = stack.enter_context(open(file.path, "rb"))
@@ -229,15 +239,22 @@ def read_file(file: TextFile, source: Source) -> Iterator[str]:
         if suffix == ".txt":
             yield from _read_txt(stream, file, source.sample_by)
         else:
-            for place, record in READERS[suffix](stream, file, source.text_field):
-                yield _text_of(record, source.text_field, place)
+            for place, record in READERS[suffix](stream, file, [source.text_field, *(source.where or {})]):
+                yield _text_of(record, source, place)
 
 
-def _text_of(record: Any, field: str, place: str) -> str:
+def _text_of(record: Any, source: Source, place: str) -> str:
+    """The text of a record; "" for one that the source leaves out."""
+    field = source.text_field
     if not isinstance(record, Mapping):
         raise InputError(f"{place}: is a {type(record).__name__}, not an object with a field {field!r}")
+    there = ", ".join(map(str, record)) or "nothing"
+    for key, values in (source.where or {}).items():
+        if key not in record:
+            raise InputError(f"{place}: no field {key!r} to choose by; it has {there}")
+        if str(record[key]) not in values:
+            return ""
     if field not in record:
-        there = ", ".join(map(str, record)) or "nothing"
         raise InputError(f"{place}: no field {field!r}; it has {there}: name the right one as text_field")
     text = record[field]
     if not isinstance(text, str):
@@ -250,7 +267,7 @@ def _text_of(record: Any, field: str, place: str) -> str:
     return text
 
 
-def _read_jsonl(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[str, Any]]:
+def _read_jsonl(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(stream, 1):
         place = f"{file}, line {number}"
         with readable(place):
@@ -262,11 +279,11 @@ def _read_jsonl(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[
                 raise InputError(f"{place}: broken JSON ({error}); mend or drop this line") from None
 
 
-def _read_json(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[str, Any]]:
+def _read_json(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator[tuple[str, Any]]:
     """An array of records, parsed one record at a time; or else one record a line."""
     stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
     if not stream.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        yield from _read_jsonl(stream, file, field)
+        yield from _read_jsonl(stream, file, columns)
         return
     text = io.TextIOWrapper(stream, encoding="utf-8-sig")
     decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
@@ -288,7 +305,7 @@ def _read_json(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[s
         number += 1
 
 
-def _read_csv(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[str, Any]]:
+def _read_csv(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # the default forbids texts over 128 KiB
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     rows = csv.DictReader(lines, delimiter="\t" if file.suffixes[0] == ".tsv" else ",", strict=True)
@@ -296,19 +313,19 @@ def _read_csv(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[st
         yield f"{file}, line {rows.line_num}", row
 
 
-def _read_parquet(stream: BinaryIO, file: TextFile, field: str) -> Iterator[tuple[str, Any]]:
+def _read_parquet(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator[tuple[str, Any]]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         table = parquet.ParquetFile(stream)
         names = table.schema_arrow.names
-        if field not in names:
+        if not set(columns) <= set(names):
             yield str(file), dict.fromkeys(names)
         numbers = itertools.count(1)
-        for batch in table.iter_batches(batch_size=256, columns=[field]):
-            for number, text in zip(numbers, batch.column(0).to_pylist()):
-                yield f"{file}, record {number}", {field: text}
+        for batch in table.iter_batches(batch_size=256, columns=columns):
+            for number, record in zip(numbers, batch.to_pylist()):
+                yield f"{file}, record {number}", record
     except pyarrow.ArrowException as error:
         raise OSError(error) from None
 
@@ -389,7 +406,8 @@ class DocumentStream:
                     at["documents"] += 1
                     yield text
             if not at["documents"]:
-                raise InputError(f"{source.location}: holds no text; every document in it is empty")
+                fault = f"no record where {dict(source.where)}" if source.where else "every document in it is empty"
+                raise InputError(f"{source.location}: holds no text; {fault}")
             self._hub_dataset = None
             at.update(source=at["source"] + 1, documents=0, file=0, record=0)
 
@@ -407,7 +425,7 @@ class DocumentStream:
             self._hub_dataset.load_state_dict(self._hub_state)
             self._hub_state = None
         for number, record in enumerate(self._hub_dataset, 1):
-            yield _text_of(record, source.text_field, f"{source.location}, record {number}")
+            yield _text_of(record, source, f"{source.location}, record {number}")
 
 
 def _open_hub(source: Source):

@@ -123,6 +123,36 @@ def test_zip(tmp_path):
     assert str(list_files(Source(f"{tmp_path}/a.zip"))[1]) == f"{tmp_path}/a.zip/b.jsonl"
 
 
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
+def test_records_are_chosen_by_a_field(tmp_path, kind):
+    records = [{"text": text, "source": source} for text, source in zip("abcd", ("news", "web", "books", "news"))]
+    path = tmp_path / f"mix{kind}"
+    if kind == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(records), path)
+    elif kind == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "source"])
+            writer.writeheader()
+            writer.writerows(records)
+    else:
+        lines = map(json.dumps, records)
+        path.write_text("\n".join(lines) if kind == ".jsonl" else f"[{','.join(lines)}]")
+    assert list(read_documents(f"{path}?source=news,books")) == ["a", "c", "d"]
+    assert list(read_documents(f"{path}?source=web")) == ["b"]
+    chosen = {"location": str(path), "where": {"source": ["news"]}, "limit": 1}
+    assert list(read_documents(chosen)) == ["a"]
+    with pytest.raises(InputError, match="holds no text; no record where .*poems"):
+        list(read_documents(f"{path}?source=poems"))
+    with pytest.raises(InputError, match="no field 'genre' to choose by" if kind != ".parquet" else "genre"):
+        list(read_documents(f"{path}?genre=poems"))
+
+
+def test_plain_text_has_no_fields_to_choose_by(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match="plain text has no fields"):
+        list(read_documents(f"{tmp_path / 'a.txt'}?source=news"))
+
+
 def test_several_sources_fields_limits_and_blank_documents(tmp_path):
     one = write(tmp_path / "one.jsonl", ["a", "", " \n", "b", "c"])
     two = write(tmp_path / "two.csv", ["d", "e"], field="body")
