@@ -55,7 +55,7 @@ class Masked:
     unit: Literal["token", "word", "span"] = "token"
     seed: int = 0
     compact: bool = False
-    _special: np.ndarray = field(init=False, repr=False)
+    special: np.ndarray = field(init=False, repr=False)
     _starts_word: np.ndarray = field(init=False, repr=False)
     _ordinary: np.ndarray = field(init=False, repr=False)
 
@@ -66,10 +66,10 @@ class Masked:
             raise InputError(f"the masking rate must lie between 0 and 1, not {self.rate}")
         if self.unit not in ("token", "word", "span"):
             raise InputError(f"the masking unit must be token, word or span, not {self.unit!r}")
-        self._special = np.zeros(len(self.tokenizer), bool)
-        self._special[self.tokenizer.all_special_ids] = True
-        self._starts_word = self._special | word_starts(self.tokenizer)
-        self._ordinary = np.flatnonzero(~self._special)
+        self.special = np.zeros(len(self.tokenizer), bool)
+        self.special[self.tokenizer.all_special_ids] = True
+        self._starts_word = self.special | word_starts(self.tokenizer)
+        self._ordinary = np.flatnonzero(~self.special)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         """`input_ids`, `labels` (-100 where nothing is predicted) and what else the batch has for the model."""
@@ -85,13 +85,8 @@ class Masked:
         extra = {
             name: batch[name] for name in ("attention_mask", "token_type_ids", "next_sentence_label") if name in batch
         }
-        if self.compact:
-            # Filled up to a multiple of 64, so that compiled code meets few shapes.
-            extra["masked_positions"] = np.flatnonzero(chosen)
-            missing = -len(extra["masked_positions"]) % 64
-            labels = np.pad(labels.ravel()[extra["masked_positions"]], (0, missing), constant_values=IGNORED)
-            extra["masked_positions"] = np.pad(extra["masked_positions"], (0, missing))
-        return _tensors(input_ids=masked, position_ids=batch["position_ids"], labels=labels, **extra)
+        labels = compact_labels(labels) if self.compact else {"labels": labels}
+        return _tensors(input_ids=masked, position_ids=batch["position_ids"], **labels, **extra)
 
     def choose(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """
@@ -99,7 +94,7 @@ class Masked:
         up or down by chance; the last word or span may be taken in part.
         """
         input_ids, rows = batch["input_ids"], batch["rows"]
-        candidates = ~self._special[input_ids] & (batch["sequence_ids"] > 0)
+        candidates = ~self.special[input_ids] & (batch["sequence_ids"] > 0)
         share = candidates.sum(1) * (self.rate(rows) if callable(self.rate) else self.rate)
         wanted = np.floor(share + uniform(self.seed, rows, 1, stream=2)[:, 0]).astype(int)
 
@@ -178,6 +173,49 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+@dataclass
+class CausalFirst:
+    """
+    Next tokens before masked ones, for an encoder: at first every token teaches and none is missing, so that the long
+    plateau of masked prediction is left sooner (Gisserot-Boukhlef et al. 2025,
+    https://huggingface.co/papers/2507.00994). Attention then looks to the left, in every layer, within a document.
+
+    Args:
+        masked: What follows.
+        rows: How many rows of the run, its first ones, predict the next token: those of whole steps.
+    """
+
+    masked: Masked
+    rows: int
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """As `Masked` gives it; while tokens are next ones also `attention_mask` `(batch, 1, length, length)`, bool."""
+        if batch["rows"].min() >= self.rows:
+            return self.masked(batch)
+        input_ids, documents = batch["input_ids"], batch["sequence_ids"]
+        following = np.pad(input_ids[:, 1:], ((0, 0), (0, 1)))
+        goes_on = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
+        predicted = np.pad(goes_on, ((0, 0), (0, 1))) & ~self.masked.special[following]
+        labels = np.where(predicted, following, IGNORED)
+        labels = compact_labels(labels) if self.masked.compact else {"labels": labels}
+        inputs = _tensors(input_ids=input_ids, position_ids=batch["position_ids"], **labels)
+        mask = (documents[:, :, None] == documents[:, None, :]) & np.tri(documents.shape[1], dtype=bool)
+        return {**inputs, "attention_mask": torch.from_numpy(mask[:, None])}
+
+
+def compact_labels(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    The labels of the predicted tokens alone, and where they stand as `masked_positions`, of `(batch, length)` labels;
+    filled up to a multiple of 64, so that compiled code meets few shapes.
+    """
+    positions = np.flatnonzero(labels != IGNORED)
+    missing = -len(positions) % 64
+    return {
+        "labels": np.pad(labels.ravel()[positions], (0, missing), constant_values=IGNORED),
+        "masked_positions": np.pad(positions, (0, missing)),
+    }
 
 
 @dataclass(frozen=True)

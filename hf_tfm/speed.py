@@ -22,6 +22,8 @@ def compile_blocks(model: PreTrainedModel) -> int:
     the same speed. Weights keep their names. Returns the number of layers.
     """
     blocks = repeated_blocks(model)
+    # One code for all layers has a variant for each kind of layer, mask and mode; beyond 8 torch would stop compiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for block in blocks:
         block.compile(dynamic=False)
     return len(blocks)

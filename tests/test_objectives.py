@@ -9,6 +9,7 @@ import hf_tfm
 from hf_tfm import InputError, TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.data import TokenStore
 from hf_tfm.objectives import (
+    CausalFirst,
     DrawnRate,
     Hybrid,
     Masked,
@@ -240,3 +241,57 @@ def test_models_give_the_same_loss_for_compact_labels(head):
     compact = model(input_ids, labels=labels, masked_positions=F.pad(positions, (0, 2)), **pairs)
     torch.testing.assert_close(compact.loss, full.loss)
     assert compact[1].shape == (7, 100)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_next_tokens_come_first_then_masked_ones(encoder_tokenizer, compact):
+    batch = {
+        "input_ids": np.array([[1, 50, 51, 2, 1, 60, 2, 0]]),
+        "position_ids": np.array([[0, 1, 2, 3, 0, 1, 2, 0]]),
+        "sequence_ids": np.array([[1, 1, 1, 1, 2, 2, 2, 0]]),
+        "rows": np.array([31]),
+    }
+    assert {1, 2} < set(encoder_tokenizer.all_special_ids)
+    masked = Masked(encoder_tokenizer, 0.3, compact=compact)
+    inputs = CausalFirst(masked, rows=32)(batch)
+    labels = [
+        50,
+        51,
+        -100,
+        -100,
+        60,
+        -100,
+        -100,
+        -100,
+    ]  # cls, sep and what stands in another document are not predicted
+    if compact:
+        kept = inputs["labels"] != -100
+        assert inputs["labels"][kept].tolist() == [50, 51, 60]
+        assert inputs["masked_positions"][kept].tolist() == [0, 1, 4]
+        assert len(inputs["labels"]) == 64
+    else:
+        assert inputs["labels"].tolist() == [labels]
+    assert inputs["input_ids"].tolist() == batch["input_ids"].tolist()
+    assert inputs["attention_mask"][0, 0].int().tolist()[2] == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert inputs["attention_mask"][0, 0].int().tolist()[5] == [0, 0, 0, 0, 1, 1, 0, 0]
+
+    later = {**batch, "rows": np.array([32])}
+    for name, expected in masked(later).items():
+        assert torch.equal(CausalFirst(masked, rows=32)(later)[name], expected)
+
+
+def test_no_state_knows_the_next_token_while_it_is_predicted(encoder_tokenizer, batch):
+    config = TfmEncoderConfig.preset(
+        "nano", vocab_size=300, sliding_window=3, layer_types=["sliding_attention"] * 3 + ["full_attention"]
+    )
+    torch.manual_seed(0)
+    model = hf_tfm.TfmEncoderModel(config).eval()
+    first = CausalFirst(Masked(encoder_tokenizer, 0.3), rows=1000)
+    inputs = {name: value for name, value in first(batch).items() if name != "labels"}
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state
+        inputs["input_ids"] = inputs["input_ids"].clone()
+        inputs["input_ids"][:, 30:] = 99
+        changed = model(**inputs).last_hidden_state
+    torch.testing.assert_close(states[:, :30], changed[:, :30])
+    assert not torch.allclose(states[:, 30:], changed[:, 30:])

@@ -7,8 +7,8 @@ How long pretraining takes to the loss that a tuned opponent ends with.
 
 Opponents are transformers' models of equal size with fused AdamW, on rows cut from the joined text. Their learning rate
 is swept by factors of two until the best one is not at the edge, then their schedule; the best is run with `--seeds`
-seeds. This project trains with its own recipe (Muon, packing, its masking rates), with fewer and fewer steps until the
-mean over the seeds no longer reaches the opponent's. Same tokenizer, same tokens in a step, same held-out rows, bf16
+seeds. This project trains with its own recipe (Muon, packing; for masked tokens also its rates, windows, and next tokens
+first), with fewer and fewer steps until the mean over the seeds no longer reaches the opponent's. Same tokenizer, same tokens in a step, same held-out rows, bf16
 autocast, no dropout, gradients clipped at 1.
 
 Seconds are steps times the median of steps that take turns in one process, the compiler's time added where compiling
@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 import hf_tfm
 from hf_tfm.attention import use_blockwise_attention
 from hf_tfm.data import TokenStore
-from hf_tfm.objectives import Masked, RateSchedule, causal
+from hf_tfm.objectives import CausalFirst, Masked, RateSchedule, causal
 from hf_tfm.optim import build_optimizer, build_scheduler, zero_init_output_projections
 from hf_tfm.packing import LengthSchedule, PackedBlocks, StepBatches
 from hf_tfm.pretraining import fast_bf16
@@ -54,6 +54,12 @@ RUNS = RESULTS / "time_to_loss_runs.jsonl"
 PEERS = {"causal": ("llama", "gpt2"), "masked": ("modernbert",)}
 STEPS = {"causal": 400, "masked": 600}
 ROWS = {"causal": (8, 256), "masked": (32, 128)}
+# This project's recipe, and the share of the opponent's steps that it is first tried with.
+RECIPES = {
+    "causal": {"lengths": "0:128,0.5:256"},
+    "masked": {"window": 3, "causal_first": 0.2, "lr": 0.015, "masking_rate": 0.4},
+}
+GUESSES = {"causal": 0.34, "masked": 0.33}
 FIRST_RATES = {"causal": (5e-4, 1e-3, 2e-3), "masked": (5e-4, 1e-3, 2e-3)}
 
 
@@ -104,18 +110,26 @@ class Text:
 
 
 class Contestant:
-    """A model with its optimizer, schedule and batches; `step()` trains one."""
+    """
+    A model with its optimizer, schedule and batches; `step()` trains one. `phases` are the numbers of the steps from
+    which on batches have another shape, and of the end.
+    """
 
     def __init__(self, text: Text, name: str, shape: str, steps: int, seed: int, way: str = "eager", **settings):
         self.text, self.name, self.number = text, name, 0
+        self.phases = [0, steps]
         kind, vocab = text.kind, len(text.tokenizer)
         configs = {"causal": causal_configs, "masked": masked_configs}[kind](SHAPES[shape], vocab, text.length)
         auto = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}[kind]
         torch.manual_seed(seed)
-        self.model = auto.from_config(copy.deepcopy(configs[name])).train()
+        config = copy.deepcopy(configs[name])
+        if "window" in settings:  # local attention in all layers but the last
+            config.sliding_window = settings.pop("window")
+            config.layer_types = ["sliding_attention"] * (config.num_hidden_layers - 1) + ["full_attention"]
+        self.model = auto.from_config(config).train()
         (self._ours if name == "hf_tfm" else self._theirs)(steps, seed, way, **settings)
 
-    def _ours(self, steps: int, seed: int, way: str, rate_end: float = 0.5, lengths: str = "", **settings) -> None:
+    def _ours(self, steps: int, seed: int, way: str, lengths: str = "", causal_first: float = 0.0, **settings) -> None:
         text, settings = self.text, {"schedule": "wsd", **settings}
         zero_init_output_projections(self.model)
         use_blockwise_attention(self.model)
@@ -126,14 +140,18 @@ class Contestant:
         self.scheduler = build_scheduler(self.optimizer, settings["schedule"], steps)
         objective = causal
         if text.kind == "masked":
-            rate = RateSchedule(0.3, 0.15, text.rows * steps)
+            rate = RateSchedule(settings.get("masking_rate", 0.3), 0.15, text.rows * steps)
             objective = Masked(text.tokenizer, rate, seed=seed, compact=True)
+            objective = CausalFirst(objective, text.rows * round(causal_first * steps))
+            self.phases.append(round(causal_first * steps))
         pad = text.tokenizer.pad_token_id
         blocks = PackedBlocks(text.store, text.length, seed=seed, pad_token_id=pad, piece_ids=text.frame)
         schedule = None
         if lengths:
             phases = [(float(a), int(b)) for a, b in (part.split(":") for part in lengths.split(","))]
             schedule = LengthSchedule(phases, text.length)
+            self.phases += [math.ceil(share * steps) for share, _ in phases]
+        self.phases = sorted(set(self.phases))
         self.batches = StepBatches(blocks.rows, text.rows, steps, schedule=schedule, transform=objective)
         self.extra = {"skip_logits": True}
 
@@ -234,7 +252,7 @@ class Bench:
 
     def fewest_steps(self, goal: float, steps: int, seeds: int) -> tuple[int, float]:
         """The fewest steps, by notches of 8 %, at which the mean over the seeds reaches the goal; and that mean."""
-        recipe = json.loads(self.args.recipe)
+        recipe = self.args.recipe
 
         def reached(count: int) -> tuple[bool, float]:
             losses = []
@@ -264,17 +282,28 @@ class Bench:
             done, loss = reached(count_at(notch))
         return best
 
-    def step_seconds(self, contestants: dict[str, dict], steps: int) -> tuple[dict, dict]:
-        """Medians of steps that take turns, and the seconds of the first ones, the compiler's among them."""
+    def step_seconds(self, contestants: dict[str, dict], steps: int) -> tuple[dict, dict, dict]:
+        """
+        By contestant, way and phase: medians of steps that take turns, the seconds of the first ones, the compiler's
+        among them, and how many such steps a run of ours has (an opponent's are all of one kind).
+        """
         torch._inductor.config.force_disable_caches = True  # what earlier runs compiled would come for nothing
-        text, functions, first = self.text, {}, {}
+        functions, first, counts = {}, {}, {}
         for (name, settings), way in itertools.product(contestants.items(), ("eager", "compiled")):
-            contestant = Contestant(text, name, self.args.shape, steps, 0, way=way, **settings)
-            started = time.perf_counter()
-            contestant.step()
-            first[f"{name} {way}"] = time.perf_counter() - started
-            functions[f"{name} {way}"] = contestant.step
-        return {n: spread(s) for n, s in interleaved(functions, self.args.repeats).items()}, first
+            contestant = Contestant(self.text, name, self.args.shape, steps, 0, way=way, **settings)
+            for start, end in itertools.pairwise(contestant.phases):
+
+                def step(contestant=contestant, start=start, end=end):
+                    if not start <= contestant.number < end:
+                        contestant.number = start
+                    contestant.step()
+
+                kind = f"{name} {way} from {start}"
+                started = time.perf_counter()
+                step()
+                first[kind] = time.perf_counter() - started
+                functions[kind], counts[kind] = step, end - start
+        return {n: spread(s) for n, s in interleaved(functions, self.args.repeats).items()}, first, counts
 
     def compare(self) -> None:
         kind, args = self.text.kind, self.args
@@ -298,14 +327,16 @@ class Bench:
         goal = statistics.mean(goals)
         print(f"goal: {name} {goal:.4f}")
         ours, loss = self.fewest_steps(goal, steps, seeds)
-        recipe = json.loads(args.recipe)
-        seconds, first = self.step_seconds({"hf_tfm": recipe, name: settings}, ours)
+        recipe = args.recipe
+        seconds, first, counts = self.step_seconds({"hf_tfm": recipe, name: settings}, ours)
 
         def wall(who: str, count: int) -> tuple[float, str]:
-            return min(
-                (count * seconds[f"{who} {way}"]["median"] + (first[f"{who} {way}"] if way == "compiled" else 0), way)
-                for way in ("eager", "compiled")
-            )
+            totals = []
+            for way in ("eager", "compiled"):
+                kinds = [kind for kind in seconds if kind.startswith(f"{who} {way} ")]
+                steps = sum(counts[kind] * seconds[kind]["median"] for kind in kinds) / ours * count
+                totals.append((steps + sum(first[kind] for kind in kinds) * (way == "compiled"), way))
+            return min(totals)
 
         (theirs, their_way), (mine, my_way) = wall(name, steps), wall("hf_tfm", ours)
         label = f"{kind}_time_to_loss" + ("_long" if args.long else "")
@@ -345,14 +376,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shape", choices=SHAPES, default="xs")
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipe", default="{}", help="this project's settings as JSON: lr, embedding_lr, momentum, …")
-    parser.add_argument("--guess", type=float, default=0.28, help="share of the opponent's steps to begin with")
+    parser.add_argument("--recipe", help="this project's settings as JSON: lr, embedding_lr, momentum, lengths, …")
+    parser.add_argument("--guess", type=float, help="share of the opponent's steps to begin with")
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "hf_tfm" / "benchmarks")
     parser.add_argument("--only_run", metavar="JSON", help="one run: model, steps, seed and settings, and nothing else")
     parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
     args = parser.parse_args(argv)
+    args.recipe = RECIPES[args.kind] if args.recipe is None else json.loads(args.recipe)
+    args.guess = args.guess or GUESSES[args.kind]
     torch.set_num_threads(args.threads)
     bench = Bench(Text(args.train, args.validation, args.kind, args.vocab, args.cache), args)
     if args.only_run:
