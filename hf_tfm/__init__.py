@@ -5,6 +5,8 @@ Importing this package registers both families with the Auto classes, so `AutoMo
 know them. What needs datasets, peft, trl or matplotlib is imported where it is used.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -17,6 +19,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    PreTrainedModel,
 )
 
 from . import modeling_tfm_decoder, modeling_tfm_encoder, modeling_tfm_encoder_decoder
@@ -45,7 +48,11 @@ from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDec
 from .version import __version__
 
 
-def _push_to_hub(model, repo_id: str, **options):
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+
+def _push_to_hub(model: PreTrainedModel, repo_id: str, **options: Any) -> "CommitInfo":
     """See [`hf_tfm.pushing.push_model`], which is imported when it is needed."""
     from .pushing import push_model
 

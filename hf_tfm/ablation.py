@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -157,7 +157,9 @@ def check_cells(cells: Sequence[Cell], parse: Callable[[list[str]], Any]) -> Non
                 raise InputError(f"grid: cell {cell.name!r}: {reason}") from None
 
 
-def write_recipes(cells: Sequence[Cell], seeds: Sequence[int], output: Path, style: str) -> list[Run]:
+def write_recipes(
+    cells: Sequence[Cell], seeds: Sequence[int], output: Path, style: Literal["decoder", "encoder"]
+) -> list[Run]:
     """
     Train the tokenizers that cells ask for, write each cell's recipe, and list the runs: each seed's cells one after
     the other, so that what else the machine does falls on all of them alike.
@@ -174,7 +176,7 @@ def write_recipes(cells: Sequence[Cell], seeds: Sequence[int], output: Path, sty
     return [Run(cell, seed, output / "runs" / cell.folder / f"seed-{seed}") for seed in seeds for cell in cells]
 
 
-def _tokenizer(cell: Cell, folder: Path, style: str) -> str:
+def _tokenizer(cell: Cell, folder: Path, style: Literal["decoder", "encoder"]) -> str:
     """The folder of a cell's tokenizer, trained on its text if it is not there."""
     spec = cell.fields["tokenizer"]
     if isinstance(spec, str):

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -206,11 +206,11 @@ def _ends_of(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[in
     }
 
 
-def _token_indices(wrapper: torch.nn.Module) -> list[int]:
+def _token_indices(wrapper: Any) -> list[int]:
     return [token for several in wrapper.token_adapter.token_indices.values() for token in several]
 
 
-def _plain_layer(layer: torch.nn.Module) -> torch.nn.Module:
+def _plain_layer(layer: Any) -> Any:
     """The layer itself, out of what PEFT has wrapped around it."""
     if hasattr(layer, "base_layer"):
         return layer.base_layer

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=own.bos_token_id,
     )
-    answers: list[Answer | None] = [None] * len(prompts)
+    answers: list[Any] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     with _at_rest(model):
         # What a call leaves open is taken from here: temperatures, penalties.
@@ -129,7 +129,9 @@ def dialogues(
 class LossTrainer(FinetuningTrainer):
     """Evaluates by the mean over all predicted tokens; the stock Trainer takes the mean of the batches' means."""
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         started, rows = time.time(), self.eval_dataset if eval_dataset is None else eval_dataset
         nats, tokens = nats_and_tokens(self.model, self.processing_class, rows)
         metrics = {

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
@@ -9,23 +10,28 @@ from transformers import TrainerCallback
 from .optim import EMA
 
 
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer  # in front of which the mixin stands
+else:
+    _Trainer = object
+
 AVERAGES_FILE = "averages.pt"
 
 
-class AveragingMixin:
+class AveragingMixin(_Trainer):
     """
     For a Trainer: with `ema_decay` above 0 an exponential moving average of the weights is kept, evaluated, and left in
     the model when training has ended. Checkpoints hold weights and averages, so that a run goes on exactly.
     """
 
-    def __init__(self, *args, ema_decay: float = 0.0, **kwargs):
+    def __init__(self, *args: Any, ema_decay: float = 0.0, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.ema: EMA | None = None
         self._averages_to_load: Path | None = None
         if ema_decay:
             self.add_callback(_Average(self, ema_decay))
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.ema.swapped() if self.ema is not None else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
 
@@ -44,16 +50,16 @@ class _Average(TrainerCallback):
     def __init__(self, trainer: AveragingMixin, decay: float):
         self.trainer, self.decay = trainer, decay
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer.ema = EMA(trainer.accelerator.unwrap_model(trainer.model), self.decay)
         if trainer._averages_to_load is not None:
             trainer.ema.load_state_dict(torch.load(trainer._averages_to_load, weights_only=True))
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.ema.update()
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:  # a stopped run goes on with its own weights
             self.trainer.ema.leave_in_model()
             self.trainer.ema = None

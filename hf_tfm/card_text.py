@@ -1,7 +1,8 @@
 """What a model card says to people: a section a function, from the run record alone, and none where that is silent."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .record import CURVE_FILE
@@ -93,25 +94,30 @@ def interval(figure: dict[str, float]) -> str:
     return f"95 % interval {figure['low']:.3f} to {figure['high']:.3f}, n {figure['n']:,}"
 
 
-def energy(record: dict[str, Any]) -> tuple[float, str] | None:
+def energy(record: dict[str, Any]) -> tuple[float, str, str] | None:
     """
-    Watt-hours of a run as an estimate, and where it comes from: watts that the record states, else Green Algorithms'
-    defaults (Lannelongue et al. 2021) for cores and memory. None for a GPU whose watts nobody stated.
+    Watt-hours of a run, whether they are `measured` or `an estimate`, and where they come from: watts that the record
+    states, else what the processor counted, else Green Algorithms' defaults (Lannelongue et al. 2021) for cores and
+    memory. None for a GPU whose watts nobody stated: no counter of the processor sees it.
     """
     hardware, seconds = record.get("hardware", {}), record.get("seconds")
     if not seconds:
         return None
     if (watts := record.get("watts")) is not None:
-        source = f"{_figure(seconds)} s at {watts:g} W, as stated for this machine"
-    elif "gpu" in hardware or "memory_gib" not in hardware:
+        return watts * seconds / 3600, "an estimate", f"{_figure(seconds)} s at {watts:g} W, as stated for this machine"
+    if "gpu" in hardware:
         return None
-    else:
-        watts = CORE_WATTS * hardware["threads"] + MEMORY_WATTS * hardware["memory_gib"]
-        source = (
-            f"{_figure(seconds)} s; {hardware['threads']} × {CORE_WATTS:g} W for cores and {hardware['memory_gib']} × "
-            f"{MEMORY_WATTS} W for memory, the defaults of Green Algorithms (Lannelongue et al.)"
-        )
-    return watts * seconds / 3600, source
+    if joules := record.get("joules"):
+        counted = ", ".join(f"{name} {_figure(used)} J" for name, used in joules.items())
+        return sum(joules.values()) / 3600, "measured", f"{counted}; by RAPL, of all that ran on them meanwhile"
+    if "memory_gib" not in hardware:
+        return None
+    watts = CORE_WATTS * hardware["threads"] + MEMORY_WATTS * hardware["memory_gib"]
+    source = (
+        f"{_figure(seconds)} s; {hardware['threads']} × {CORE_WATTS:g} W for cores and {hardware['memory_gib']} × "
+        f"{MEMORY_WATTS} W for memory, the defaults of Green Algorithms (Lannelongue et al.)"
+    )
+    return watts * seconds / 3600, "an estimate", source
 
 
 def _task(model_class: str) -> tuple[str, str | None, str]:
@@ -179,7 +185,7 @@ def _loading(record: dict[str, Any]) -> str:
             'embeddings = embedder.encode(["A cat sat on the mat.", "A cat was sitting there."])',
             "print(embedder.similarity(embeddings, embeddings))",
         ]
-        return f"## How to load it\n\n{_python(code)}{_ways(record)}"
+        return f"## How to load it\n\n{_code('python', code)}{_ways(record)}"
     lines = [
         f"from transformers import AutoTokenizer, {auto_class}",
         "",
@@ -210,7 +216,7 @@ def _loading(record: dict[str, Any]) -> str:
             "output = model.generate(**inputs, max_new_tokens=128, do_sample=False)",
             'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
         ]
-    return f"## How to load it\n\n{_python(lines)}{_ways(record)}"
+    return f"## How to load it\n\n{_code('python', lines)}{_ways(record)}"
 
 
 def _ways(record: dict[str, Any]) -> str:
@@ -228,7 +234,7 @@ def _ways(record: dict[str, Any]) -> str:
             f'run = pipeline("{tag}", model=path{trust})',
             f"print(run({_PIPELINES[tag]}))",
         ]
-        ways.append(f"As a pipeline:\n\n{_python(lines)}")
+        ways.append(f"As a pipeline:\n\n{_code('python', lines)}")
     if is_adapter(record):
         ways.append("Folded into its base model, to do without PEFT: `hf-tfm merge . merged`.")
     elif custom_code and (families := native_families(record)):
@@ -265,8 +271,11 @@ def native_families(record: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _python(lines: list[str]) -> str:
-    return "```python\n" + "\n".join(lines) + "\n```"
+def _code(kind: str, lines: Iterable[str]) -> str:
+    """A block that ends where it shall, whatever backticks are in it."""
+    text = "\n".join(lines)
+    fence = max(["```", *(found + "`" for found in re.findall("`{3,}", text))], key=len)
+    return f"{fence}{kind}\n{text}\n{fence}"
 
 
 def _data(record: dict[str, Any]) -> str:
@@ -296,7 +305,7 @@ def _results(record: dict[str, Any]) -> str:
     ]
     on = f"{record.get('measured_on', 'test')} records, with 95 % intervals"
     text = f"## Results\n\nOn {next(iter(counts)):,} {on}." if len(counts) == 1 else f"## Results\n\nOn {on}."
-    if record.get("measured_on") == "validation":
+    if record.get("measured_on") == "validation" and "best" in record:
         text += " The best checkpoint was chosen on these records, so the figures are somewhat too good."
     return "\n\n".join([text, _table(("", *columns), rows), *pictures])
 
@@ -307,10 +316,12 @@ def _evaluation(evaluation: dict[str, Any]) -> str:
         for task in evaluation["tasks"]
         for name, figure in task["results"].items()
     ]
-    table = _table(("task", "data", "figure", "with its 95 % interval", "records"), rows)
+    table = _table(("task", "data", "figure", "with its 95 % interval", "records"), rows) if rows else ""
+    # Figures of several runs stand together; each has its command.
+    commands = dict.fromkeys(task.get("command", evaluation["command"]) for task in evaluation["tasks"])
     samples = [sample for task in evaluation["tasks"] for sample in task.get("samples", [])]
-    quoted = "".join(f"\n\n```text\n{sample}\n```" for sample in samples)
-    return f"## Evaluation\n\n```bash\n{evaluation['command']}\n```\n\n{table}{quoted}"
+    parts = [_code("bash", commands), table, *(_code("text", [sample]) for sample in samples)]
+    return "\n\n".join(["## Evaluation", *filter(None, parts)])
 
 
 def _estimate(figure: dict[str, float]) -> str:
@@ -318,12 +329,12 @@ def _estimate(figure: dict[str, float]) -> str:
 
 
 def _training(record: dict[str, Any], has_curve: bool) -> str:
-    seconds, estimated = record.get("seconds"), energy(record)
+    seconds, used = record.get("seconds"), energy(record)
     facts = {
         "steps": record.get("steps"),
         "tokens": record.get("tokens"),
         "minutes": seconds and f"{seconds / 60:.1f}",
-        "energy (an estimate)": estimated and f"{_figure(estimated[0])} Wh: {estimated[1]}",
+        **({f"energy ({used[1]})": f"{_figure(used[0])} Wh: {used[2]}"} if used else {}),
         "seed": record.get("seed"),
         "started": record.get("started"),
         "commit": record.get("commit"),
@@ -338,7 +349,7 @@ def _training(record: dict[str, Any], has_curve: bool) -> str:
 def _samples(record: dict[str, Any]) -> str:
     if not record.get("samples"):
         return ""
-    quoted = "\n\n".join(f"```text\n{sample}\n```" for sample in record["samples"])
+    quoted = "\n\n".join(_code("text", [sample]) for sample in record["samples"])
     return f"## Samples\n\nChosen by nobody, with the settings in the record:\n\n{quoted}"
 
 
@@ -373,7 +384,7 @@ def _reproducing(record: dict[str, Any]) -> str:
     pinned = [f"{name}=={versions[name].partition('+')[0]}" for name in ("torch", "transformers") if name in versions]
     lines += [f"pip install -e . {' '.join(pinned)}".strip(), record["command"]]
     text = "## How to reproduce it\n\nIn a checkout of hf_tfm's source, with the data of the hashes above:\n\n"
-    text += "```bash\n" + "\n".join(lines) + "\n```"
+    text += _code("bash", lines)
     if commit and commit.endswith("+changes"):
         text += "\n\nFiles differed from that commit when this was run, so it may not give the same figures."
     return text

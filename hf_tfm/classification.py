@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from .errors import InputError
+from .finetuning import refuse_diverged
 from .metrics import Estimate, bootstrap, proportion
 from .records import Records
 
@@ -66,7 +67,7 @@ class Task:
         Raises:
             InputError: a label is missing, of the wrong kind, or not known from training.
         """
-        labels = []
+        labels: list[Any] = []
         for value, place in zip(records.values(self.field, "label_field"), records.places):
             if self.problem_type == _REGRESSION:
                 labels.append(_number(value, place, self.field))
@@ -119,7 +120,9 @@ class Task:
         loss that is too large by the number of accumulated batches.
         """
 
-        def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+        def compute(
+            outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+        ) -> torch.Tensor:
             logits = outputs["logits"].float()
             if self.problem_type == _SINGLE:
                 weight = None if weights is None else weights.to(logits.device)
@@ -134,8 +137,7 @@ class Task:
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """Predictions from logits `(records, labels)`: ids, rows of 0 and 1, or numbers."""
-        if not np.isfinite(logits).all():
-            raise InputError("the model's outputs are not finite, the training diverged: lower --learning_rate")
+        refuse_diverged(logits)
         if self.problem_type == _SINGLE:
             return logits.argmax(-1)
         return (logits > 0).astype(int) if self.problem_type == _MULTI else logits[:, 0]

@@ -45,7 +45,7 @@ def stranger_environment(home: str | Path) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "HF_MODULES_CACHE", "HF_HUB_CACHE") and not name.endswith(SECRETS)
+        if name not in ("PYTHONPATH", "HF_MODULES_CACHE", "HF_HUB_CACHE") and not name.upper().endswith(SECRETS)
     }
     return {**kept, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
 

@@ -6,10 +6,11 @@ arguments and an example. What takes seconds to import is imported inside it.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from .errors import InputError
 
@@ -23,7 +24,7 @@ class _Command(NamedTuple):
 _COMMANDS: dict[str, _Command] = {}
 
 
-def argument(*names: str, **options) -> tuple[tuple[str, ...], dict[str, Any]]:
+def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """What `add_argument` takes, kept until there is a parser."""
     return names, options
 
@@ -38,11 +39,13 @@ def command(*arguments: tuple, examples: tuple[str, ...]) -> Callable:
     return register
 
 
-def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], float]:
+def _number(kind: type, least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
     """An argument type: a number within bounds, so that mistakes show before a model is loaded."""
 
     def parse(text: str) -> float:
         value = kind(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be a number, not {text}")
         if value < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
         if value > most:
@@ -54,9 +57,12 @@ def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[s
 
 
 # What several commands have in common.
-_OPENING = (
-    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
-    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+_BASE = argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says")
+_TRUST = argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries")
+_OPENING = (_BASE, _TRUST)
+_BATCHING = (
+    argument("--batch-tokens", type=_number(int, 1), default=4096, help="tokens computed at once (default 4096)"),
+    argument("--bf16", action="store_true", help="compute in bf16: faster on hardware that has it, and less exact"),
 )
 _SAMPLING = (
     argument("--temperature", type=_number(float, 0.0), help="0 takes the likeliest token; the model's own by default"),
@@ -66,7 +72,7 @@ _SAMPLING = (
         "--min-p", type=_number(float, 0.0, 1.0), help="draw from those at least this share as likely as the first"
     ),
     argument("--repetition-penalty", type=_number(float, 0.01), help="above 1: what was said becomes less likely"),
-    argument("--seed", type=int, default=0, help="of the draws (default 0)"),
+    argument("--seed", type=_number(int, 0, 2**32 - 1), default=0, help="of the draws (default 0)"),
 )
 _SAMPLING_SWITCHES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -86,7 +92,10 @@ def convert(args: argparse.Namespace) -> None:
     from .convert import convert_folder
 
     result = convert_folder(args.source, args.target, gguf_file=args.gguf_file, head=args.head)
-    _print_conversion(args.target, result)
+    print(
+        f"wrote {args.target}: {result.model_class}, {result.num_parameters:,} parameters; "
+        f"read again, its outputs equal the source's within {result.max_error:.1e}"
+    )
     if result.left_behind:
         print(f"left behind, having no place in this class: {', '.join(result.left_behind)}")
 
@@ -118,9 +127,9 @@ def export(args: argparse.Namespace) -> None:
         "adapter", metavar="ADAPTER", help="folder of an adapter, as the fine-tuning scripts write it with --lora"
     ),
     argument("target", metavar="OUT", help="folder to write; must not exist or be empty"),
-    argument("--base", metavar="FOLDER", help="its base model, if that is not where the adapter says"),
+    _BASE,
     argument("--untie", action="store_true", help="let the output projection differ from the embedding if it has to"),
-    argument("--trust-remote-code", action="store_true", help="run the code that the base model's folder carries"),
+    _TRUST,
     examples=("hf-tfm merge runs/adapter runs/merged", "hf-tfm merge runs/adapter runs/merged --base my-decoder"),
 )
 def merge(args: argparse.Namespace) -> None:
@@ -272,15 +281,20 @@ def inspect(args: argparse.Namespace) -> None:
     from . import inspection
     from .loading import open_model
 
+    if args.layer is not None and not args.senses:
+        raise InputError("--layer is of what --senses compares: give that too")
+    if args.text is not None and (args.senses or not args.picture):
+        raise InputError("--text is what --picture is drawn for: give that too, and no --senses")
     folder = Path(args.picture) if args.picture else None
     if folder and folder.exists() and not folder.is_dir():
         raise InputError(f"--picture {folder} is a file; give the name of a folder")
-    eager = {"attn_implementation": "eager"} if folder and not args.senses else {}
+    eager: dict[str, Any] = {"attn_implementation": "eager"} if folder and not args.senses else {}
     model, tokenizer = open_model(args.model, None, args.base, args.trust_remote_code, **eager)
     if args.senses:
         from . import senses
 
-        found = senses.read_senses(model, tokenizer, *args.senses, args.layer)
+        word, texts = args.senses
+        found = senses.read_senses(model, tokenizer, word, texts, args.layer)
         print(senses.senses_as_text(found))
         if folder:
             senses.draw_senses(found, folder / senses.senses_file(found.word))
@@ -330,15 +344,17 @@ def fill_mask(args: argparse.Namespace) -> None:
     argument("--context-field", metavar="NAME", help="where it has the text that the question is about"),
     argument("--options-fields", metavar="NAME", nargs="+", help="where it has options: a list, or a field for each"),
     argument("--top", type=_number(int, 1), help="how many labels or answers to list with their scores (default 3)"),
-    argument("--threshold", type=float, help="how much better than the best answer no answer must be to be given"),
     argument(
-        "--pooling", choices=("mean", "cls", "last"), help="how embeddings are made; by default as the folder says"
+        "--threshold", type=_number(float), help="how much better than the best answer no answer must be to be given"
+    ),
+    argument(
+        "--pooling",
+        choices=("mean", "max", "cls", "last"),
+        help="how embeddings are made; by default as the folder says",
     ),
     argument("--max-length", type=_number(int, 1), help="tokens to cut texts to; by default as in training"),
-    argument("--batch-tokens", type=_number(int, 1), default=4096, help="tokens computed at once (default 4096)"),
-    argument("--bf16", action="store_true", help="compute in bf16: faster on hardware that has it, and less exact"),
-    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
-    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+    *_BATCHING,
+    *_OPENING,
     examples=(
         "hf-tfm predict runs/banking77 questions.csv --out labelled.csv --text-field question",
         "hf-tfm predict runs/fairytaleqa questions.jsonl.gz --top 5",
@@ -369,9 +385,8 @@ def predict(args: argparse.Namespace) -> None:
     argument("--text-field", default="text", metavar="NAME", help="where a record has its text (default text)"),
     argument("--passage-length", type=_number(int, 8), default=160, help="tokens of a passage at most (default 160)"),
     argument("--overlap", type=_number(int, 0), help="tokens that two passages may share (default a fifth of these)"),
-    argument("--batch-tokens", type=_number(int, 1), default=4096, help="tokens computed at once (default 4096)"),
-    argument("--bf16", action="store_true", help="compute in bf16: faster on hardware that has it, and less exact"),
-    argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries"),
+    *_BATCHING,
+    _TRUST,
     examples=("hf-tfm index my-texts/ --encoder runs/embeddings my-index",),
 )
 def index(args: argparse.Namespace) -> None:
@@ -447,7 +462,7 @@ def verify(args: argparse.Namespace) -> int:
     argument("--revision", metavar="BRANCH", help="branch to push to, made if it is not there (default main)"),
     argument("--tag", help="name to give to this state"),
     argument("--message", help="of the commit"),
-    argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says"),
+    _BASE,
     argument("--base-model", metavar="USER/REPO", help="what an adapter's base model is called on the Hub"),
     argument("--trust-remote-code", action="store_true", help="run code in the folder that is not this package's"),
     argument("--dry-run", action="store_true", help="check and list what would be pushed; nothing leaves the machine"),
@@ -557,20 +572,13 @@ def completion(args: argparse.Namespace) -> None:
     print(completion_script(options, args.shell), end="")
 
 
-def _print_conversion(target: str, result: Any) -> None:
-    print(
-        f"wrote {target}: {result.model_class}, {result.num_parameters:,} parameters; "
-        f"read again, its outputs equal the source's within {result.max_error:.1e}"
-    )
-
-
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    shape = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+    shape: dict[str, Any] = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     everything = "\n".join(f"  {line}" for each in _COMMANDS.values() for line in each.examples)
     parser = _Parser(
         prog="hf-tfm",
@@ -580,7 +588,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, each in _COMMANDS.items():
-        summary = each.run.__doc__.strip()
+        summary = (each.run.__doc__ or "").strip()
         examples = "\n".join(f"  {line}" for line in each.examples)
         subparser = subparsers.add_parser(
             name, help=summary, description=summary, epilog=f"examples:\n{examples}", **shape
@@ -598,8 +606,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """
-    Runs one command; the exit code is 0, or what the command returns, or 2 where the input was wrong, with one line
-    that says how.
+    Runs one command; the exit code is 0, or what the command returns, or 2 where the input was wrong or a file cannot
+    be read or written, with one line that says how.
     """
     args = parse(argv)
 
@@ -608,12 +616,21 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough; what is left to write must go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as shells report it
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        return 130  # as shells report it
+        return 130
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import copy
 import difflib
 import sys
 from functools import wraps
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
@@ -59,7 +59,7 @@ def _one_line_errors(config_class: type[PreTrainedConfig]) -> type[PreTrainedCon
     init = config_class.__init__
 
     @wraps(init)
-    def __init__(self, *args, **kwargs):
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             init(self, *args, **kwargs)
         except (StrictDataclassClassValidationError, StrictDataclassFieldValidationError) as error:
@@ -174,7 +174,7 @@ class TfmConfig(PreTrainedConfig):
     # As in the base class, which does not check it: a misspelt one would train with another loss.
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         # Left to `validate_architecture` when it does not divide: derived values must not hide the mistake.
@@ -190,7 +190,7 @@ class TfmConfig(PreTrainedConfig):
         self.base_model_tp_plan = _tensor_parallel_plan(self)
         super().__post_init__(**kwargs)
 
-    def convert_rope_params_to_dict(self, **kwargs):
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         if self.position_embedding_type == "rope":
             return super().convert_rope_params_to_dict(**kwargs)
         self.rope_parameters = None
@@ -204,7 +204,7 @@ class TfmConfig(PreTrainedConfig):
             peft.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(self.model_type, ["q_proj", "v_proj"])
         return super().to_dict()
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Cross-field checks; each message names the fields and what would mend them."""
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                  "head_dim", "intermediate_size", "max_position_embeddings")  # fmt: skip
@@ -237,7 +237,7 @@ class TfmConfig(PreTrainedConfig):
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"position_embedding_type='sinusoidal' needs an even hidden_size, not {self.hidden_size}")
 
-    def validate_token_ids(self):
+    def validate_token_ids(self) -> None:
         """Special tokens must be in the vocabulary; transformers only warns."""
         for name, value in vars(self).items():
             if name.endswith("_token_id") and value is not None:
@@ -245,7 +245,7 @@ class TfmConfig(PreTrainedConfig):
                 if outside:
                     raise ValueError(f"{name} {outside[0]} is not in the vocabulary: vocab_size is {self.vocab_size}")
 
-    def validate_rope(self):
+    def validate_rope(self) -> None:
         """Every layer needs parameters of a known RoPE type."""
         if not self.rope_parameters:
             return
@@ -262,7 +262,7 @@ class TfmConfig(PreTrainedConfig):
         except KeyError as error:
             raise ValueError(error.args[0]) from None
 
-    def validate_layer_type(self):
+    def validate_layer_type(self) -> None:
         """One known type for each layer; a window and the layers that use it go together."""
         unknown = sorted(set(self.layer_types) - {"full_attention", "sliding_attention"})
         if unknown:
@@ -279,7 +279,7 @@ class TfmConfig(PreTrainedConfig):
             raise ValueError(f"sliding_window must be at least 1, not {self.sliding_window}")
 
     @classmethod
-    def preset(cls, name: str, size: str | None = None, **overrides) -> "TfmConfig":
+    def preset(cls, name: str, size: str | None = None, **overrides: Any) -> "TfmConfig":
         """
         A configuration by name.
 
@@ -407,7 +407,7 @@ class TfmDecoderConfig(TfmConfig):
     add_cross_attention: bool = False
     auto_map: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         # Always this package's own names: the entries must hold in whatever folder the model is saved to.
         self.auto_map = {
             "AutoConfig": "configuration_tfm.TfmDecoderConfig",
@@ -420,7 +420,7 @@ class TfmDecoderConfig(TfmConfig):
         }
         super().__post_init__(**kwargs)
 
-    def validate_logits(self):
+    def validate_logits(self) -> None:
         """A cap of 0 would divide by it."""
         if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
             raise ValueError(f"final_logit_softcapping must be above 0 or None, not {self.final_logit_softcapping}")
@@ -502,7 +502,7 @@ class TfmEncoderConfig(TfmConfig):
     mask_token_id: int | None = None
     auto_map: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.head_act is None:
             self.head_act = self.hidden_act
         heads = (
@@ -521,7 +521,7 @@ class TfmEncoderConfig(TfmConfig):
         }
         super().__post_init__(**kwargs)
 
-    def validate_head(self):
+    def validate_head(self) -> None:
         """The prediction head's activation must exist."""
         if self.head_act not in ACTIVATIONS:
             raise ValueError(f"head_act {self.head_act!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")

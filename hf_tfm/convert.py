@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -54,7 +55,7 @@ _NOUNS = {
 
 
 def import_model(
-    path_or_model: str | os.PathLike | PreTrainedModel, head: str | None = None, **load_kwargs
+    path_or_model: str | os.PathLike | PreTrainedModel, head: str | None = None, **load_kwargs: Any
 ) -> PreTrainedModel:
     """
     Brings a native model into this package, with equal outputs.
@@ -188,7 +189,9 @@ def max_difference(reference: PreTrainedModel, other: PreTrainedModel) -> float:
         pads = inputs["input_ids"] == config.pad_token_id
         inputs["input_ids"][pads] = (config.pad_token_id + 1) % config.vocab_size
     expected, found = (outputs_of(model.float().eval(), **inputs) for model in (reference, other))
-    difference = max((expected[name] - found[name]).abs().max().item() for name in expected.keys() & found.keys())
+    if lost := expected.keys() ^ found.keys():
+        raise InputError(f"only one of the two gives {', '.join(lost)}: nothing was written; please report this")
+    difference = max((expected[name] - found[name]).abs().max().item() for name in expected)
     size = max(1.0, *(value.abs().max().item() for value in expected.values()))
     if not difference <= 1e-4 * size:  # a NaN is a difference too
         raise InputError(
@@ -284,10 +287,13 @@ def _module_names(family: Family, head: str, num_layers: int, prefix: str) -> di
     their_prefix, our_prefix = ("", "") if head == "Model" else (f"{prefix}.", "model.")
     names = {}
     for theirs, ours in family.body.items():
-        ours = (ours,) if isinstance(ours, str) else ours
         for i in range(num_layers if "{i}" in theirs else 1):
-            names[their_prefix + theirs.format(i=i)] = tuple(our_prefix + name.format(i=i) for name in ours)
-    return names | {theirs: (ours,) for theirs, ours in family.heads[head].items()}
+            names[their_prefix + theirs.format(i=i)] = tuple(our_prefix + name.format(i=i) for name in _several(ours))
+    return names | {theirs: _several(ours) for theirs, ours in family.heads[head].items()}
+
+
+def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _build(
@@ -296,7 +302,7 @@ def _build(
     weights: Weights,
     left_over: Weights,
     source: PreTrainedModel,
-    **options,
+    **options: Any,
 ) -> PreTrainedModel:
     """A model on given weights, all of them and no others, with the source's dtype and generation configuration."""
     # `from_pretrained` without a path fills a model on the meta device: no third copy, no time spent on random weights.
@@ -371,7 +377,7 @@ def _obstacle(family: Family, field: str, value: Any, required: Any) -> str:
 
 
 def _load_native(
-    path: str | os.PathLike, head: str | None, **load_kwargs
+    path: str | os.PathLike, head: str | None, **load_kwargs: Any
 ) -> tuple[PreTrainedModel, Family, str, set[str]]:
     """A native model by its own class, which knows every older layout; its family, head and the tensors left over."""
     config = read_config(path, **load_kwargs)
@@ -427,7 +433,7 @@ def load_tfm(folder: str | os.PathLike) -> PreTrainedModel:
     return model
 
 
-def read_config(path: str | os.PathLike, **load_kwargs) -> dict:
+def read_config(path: str | os.PathLike, **load_kwargs: Any) -> dict:
     """
     What stands in `config.json` (or in a GGUF file) of a folder or a Hub repository.
 
@@ -436,7 +442,7 @@ def read_config(path: str | os.PathLike, **load_kwargs) -> dict:
     """
     _refuse_missing(path)
     if Path(path).is_dir() and "gguf_file" not in load_kwargs and not (Path(path) / "config.json").is_file():
-        raise InputError(f"{path}: no config.json in this folder, so it is no model")
+        raise InputError(f"{path}: no config.json in this folder: no model (of an adapter `hf-tfm merge` makes one)")
     with as_input_errors(path):
         config = PreTrainedConfig.get_config_dict(path, **load_kwargs)[0]
         if not isinstance(config, dict):
@@ -453,7 +459,7 @@ def as_input_errors(where: str | os.PathLike) -> Iterator[None]:
         raise
     except (
         *(OSError, ValueError, RuntimeError, KeyError, EOFError, ImportError),
-        *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+        *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, yaml.YAMLError),
     ) as error:
         # The validators of configurations wrap the message that helps.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error

@@ -285,11 +285,12 @@ class TokenStore:
         return cls(**arrays, meta=meta, folder=Path(folder))
 
     @classmethod
-    def from_texts(cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, **kwargs) -> "TokenStore":
+    def from_texts(cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, **kwargs: Any) -> "TokenStore":
         """Tokenises texts into memory; `kwargs` as for `encode_documents`."""
         meta: dict[str, Any] = {}
         chunks = list(_as_store(encode_documents(texts, tokenizer, **kwargs), meta))
-        return cls(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}, meta=meta)
+        arrays: dict[str, Any] = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        return cls(**arrays, meta=meta)
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -299,7 +300,7 @@ class TokenStore:
         """The ids of one document, (length,)."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the same files instead of receiving a copy.
         if self.folder is not None:
             return TokenStore.open, (self.folder,)
@@ -437,7 +438,7 @@ class TokenStream:
         self.tokenizer, self.wrap, self.num_proc = tokenizer, wrap, num_proc
         self.window_characters = window_characters
         self.cache_dir = Path(cache_dir or default_cache_dir())
-        self._next: tuple[dict[str, Any] | None, DocumentStream, Iterator[str]] | None = None
+        self._next: tuple[Mapping[str, Any] | None, DocumentStream, Iterator[str]] | None = None
 
     def key(self) -> str:
         """Tells apart streams that give different windows."""

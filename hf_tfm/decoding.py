@@ -41,7 +41,7 @@ def sampling_options(
     rather than draw, unless a temperature or a cut says otherwise.
     """
     given = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if temperature == 0:
         options = {"do_sample": False}
     elif options:
@@ -123,7 +123,7 @@ def stream_text(
 class _Stop(StoppingCriteria):
     """Ends generation when somebody asks for it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked = threading.Event()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ Mode tokens and sentinels are the tokenizer's spare tokens, in this order: [R], 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class Denoisers:
     seed: int = 0
     tokens: DenoisingTokens = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.tokens = DenoisingTokens.of(self.tokenizer)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -113,7 +114,7 @@ class Denoisers:
         kinds, bounds = list(self.shares), np.cumsum(list(self.shares.values()))
         chance = [uniform(self.seed, batch["rows"], starts.shape[1], stream) for stream in range(3)]
         for row, column in zip(*np.nonzero(starts)):
-            length = np.count_nonzero(batch["sequence_ids"][row] == batch["sequence_ids"][row, column])
+            length = int(np.count_nonzero(batch["sequence_ids"][row] == batch["sequence_ids"][row, column]))
             kind = kinds[min(np.searchsorted(bounds, chance[0][row, column], side="right"), len(kinds) - 1)]
             if kind == "causal" or length < SHORTEST:
                 continue
@@ -158,7 +159,9 @@ class Denoisers:
         # What is left forms one part more, and the first and the last of them may be empty.
         left = _random_parts(room - num_hidden + 2, num_spans + 1, order)
         left[0], left[-1] = left[0] - 1, left[-1] - 1
-        inputs, targets, start = [head], [], 0
+        inputs: list[Any] = [head]
+        targets: list[Any] = []
+        start = 0
         for sentinel, before, span in zip(tokens.sentinels, left, hidden, strict=False):
             inputs += [body[start : start + before], [sentinel]]
             targets += [[sentinel], body[start + before : start + before + span]]
@@ -178,7 +181,7 @@ def infill(
     texts: Sequence[str],
     gap: str | None = None,
     max_gap_tokens: int = 32,
-    **settings,
+    **settings: Any,
 ) -> list[str]:
     """
     Texts with their gaps filled by a model trained on the R denoiser.
@@ -213,7 +216,7 @@ def fill_gaps(
     texts: Sequence[Sequence[Sequence[int]]],
     lengths: Sequence[Sequence[int]] | None = None,
     max_gap_tokens: int = 32,
-    **settings,
+    **settings: Any,
 ) -> list[list[list[int]]]:
     """
     As [`infill`], in ids.
@@ -287,12 +290,12 @@ class GapOrder(LogitsProcessor):
         self.special = torch.tensor(tokenizer.all_special_ids)
         # What ends each gap of each row, and how long these may be; a row that is done repeats its last one.
         gaps, width = [len(row) for row in limits], max(map(len, limits))
-        self.limits = torch.tensor([[*row, *row[-1:] * (width - len(row))] for row in limits])
+        self.limits = torch.tensor([[*row, *list(row[-1:]) * (width - len(row))] for row in limits])
         self.closing = torch.tensor(
             [[*tokens.sentinels[1:count], *[tokens.end] * (width - count + 1)] for count in gaps]
         )
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         device, beams = scores.device, len(input_ids) // len(self.limits)
         written = input_ids[:, self.start :]
         closed = torch.isin(written, self.ends_gap.to(device))

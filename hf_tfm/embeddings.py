@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from .batches import SeededLengthGroups
 from .errors import InputError
-from .finetuning import quiet
+from .finetuning import quiet, refuse_diverged
 from .metrics import Estimate, bootstrap
 from .records import Records
 from .trainer import RunMixin
@@ -66,8 +66,7 @@ class Pairs:
             embedder.encode(texts, batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True)
             for texts in self.columns[:2]
         )
-        if not (np.isfinite(first).all() and np.isfinite(second).all()):
-            raise InputError("the embeddings are not finite, the training diverged: lower --learning_rate")
+        refuse_diverged(np.concatenate([first, second]))
         own = (first * second).sum(1)
         if self.scores is not None:
             return own, np.asarray(self.scores)
@@ -209,11 +208,13 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
         lengths: tokens of each training record.
     """
 
-    def __init__(self, *, args: TrainingArguments, pairs: dict[str, Pairs], lengths: list[int], **kwargs):
+    shards = False  # a SentenceTransformer is saved module by module
+
+    def __init__(self, *, args: TrainingArguments, pairs: dict[str, Pairs], lengths: list[int], **kwargs: Any):
         from datasets import Dataset
 
         train = pairs["train"]
-        columns = {f"text{number}": texts for number, texts in enumerate(train.columns)}
+        columns: dict[str, list[Any]] = {f"text{number}": texts for number, texts in enumerate(train.columns)}
         if train.scores is not None:
             columns["score"] = train.scores
         self.lengths = lengths

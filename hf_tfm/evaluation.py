@@ -45,9 +45,9 @@ class Row(NamedTuple):
     """
 
     key: Any
-    ids: Sequence[int]
-    positions: Sequence[int]
-    targets: Sequence[int]
+    ids: Sequence[int] | np.ndarray
+    positions: Sequence[int] | np.ndarray
+    targets: Sequence[int] | np.ndarray
 
 
 @dataclass
@@ -67,7 +67,7 @@ class LanguageModel:
     batch_tokens: int = 2048
     bf16: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.causal and self.tokenizer.mask_token_id is None:
             raise InputError("a masked LM is measured by masking, and this tokenizer has no mask token")
         self.plain = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
@@ -119,7 +119,7 @@ class LanguageModel:
         for number, row in enumerate(rows):
             ids[number, : len(row.ids)] = row.ids
             mask[number, : len(row.ids)] = 1
-        inputs = {"input_ids": torch.from_numpy(ids).to(device)}
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(device)}
         if not self.causal and not mask.all():
             inputs["attention_mask"] = torch.from_numpy(mask).to(device)
         flat = [longest * number + position for number, row in enumerate(rows) for position in row.positions]
@@ -139,7 +139,9 @@ class LanguageModel:
         for row, nats in zip(rows, np.split(losses.double().cpu().numpy(), ends[:-1]), strict=True):
             yield row.key, -nats
 
-    def pseudo_rows(self, key: Any, ids: Sequence[int], words: Sequence[Any] | None = None) -> Iterator[Row]:
+    def pseudo_rows(
+        self, key: Any, ids: Sequence[int] | np.ndarray, words: Sequence[Any] | None = None
+    ) -> Iterator[Row]:
         """
         Rows for the pseudo-log-likelihood of a text (Salazar et al. 2020, https://huggingface.co/papers/1910.14659):
         each token masked in a row of its own. With `words`, the number of each token's word, what follows in the same
@@ -168,7 +170,7 @@ def only_at(body: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
     from any model, and spares the output layer all others.
     """
 
-    def gather(module, arguments, output):
+    def gather(module: torch.nn.Module, arguments: Any, output: Any) -> Any:
         output["last_hidden_state"] = output[0].flatten(0, 1)[positions][None]
         return output
 
@@ -268,11 +270,11 @@ def bits_per_byte(
         raise InputError("there is no text to measure: the documents are empty")
 
     columns = [np.array(column) for column in (nats, byte_counts, token_counts)]
-    result = {"all": _text_figures(*columns, pieces[0])}
+    result = {"all": _text_figures(columns, pieces[0])}
     if len(sources) > 1:
         for source, source_number in sources.items():
             chosen = np.array(of_document) == source_number
-            result[source] = _text_figures(*(column[chosen] for column in columns), pieces[source_number])
+            result[source] = _text_figures([column[chosen] for column in columns], pieces[source_number])
     return result
 
 
@@ -305,20 +307,20 @@ def document_rows(lm: LanguageModel, key: Any, tokens: np.ndarray, window: int, 
         yield Row(key, tokens[start : end - 1], np.arange(first - 1 - start, end - 1 - start), tokens[first:end])
 
 
-def _text_figures(
-    nats: np.ndarray, byte_counts: np.ndarray, token_counts: np.ndarray, pieces: list[tuple[float, int]]
-) -> dict[str, Any]:
+def _text_figures(columns: list[np.ndarray], pieces: list[tuple[float, int]]) -> dict[str, Any]:
+    """Figures out of nats, bytes and tokens of each document."""
+
     def figures(nats: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
         return {
             "bits_per_byte": nats.sum() / max(sizes.sum(), 1) / math.log(2),
             "perplexity": math.exp(min(nats.sum() / max(tokens.sum(), 1), 700.0)),
         }
 
-    columns = nats, byte_counts, token_counts
+    nats, byte_counts, token_counts = columns
     if len(nats) == 1:
         # One document drawn again is the same document: the next best units are the pieces it was read in.
         piece_nats, piece_tokens = (np.array(column) for column in zip(*pieces))
-        columns = piece_nats, piece_tokens * (byte_counts.sum() / token_counts.sum()), piece_tokens
+        columns = [piece_nats, piece_tokens * (byte_counts.sum() / token_counts.sum()), piece_tokens]
     value = figures(nats, byte_counts, token_counts)
     estimates = {
         name: replace(estimate, value=value[name], n=len(nats))

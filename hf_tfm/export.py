@@ -6,13 +6,21 @@ from pathlib import Path
 
 from transformers import TorchAoConfig
 
+from .card import EVALUATION_FILE, task_of
 from .convert import carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
 from .errors import InputError
-from .export_check import Report, TorchSide, compare, report_on, rows_for
+from .export_check import Report, TorchSide, compare, report_on, rows_for, write_usage
 from .families import FAMILIES
+from .record import RECORD_FILE
 
 
 FORMATS = (*FAMILIES, "gguf", "onnx", "int8")
+_USAGE = """\
+from transformers import AutoTokenizer, {auto_class}
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = {auto_class}.from_pretrained(".", trust_remote_code=True)  # with torchao
+"""
 
 
 def export(
@@ -31,7 +39,7 @@ def export(
         InputError: the form cannot hold the model, a package is missing, or outputs differ. Nothing is written then.
     """
     if to not in FORMATS:
-        raise InputError(f"unknown family {to!r}; choose one of {', '.join(FORMATS)}")
+        raise InputError(f"unknown form {to!r}; choose one of {', '.join(FORMATS)}")
     if dtype is not None and to != "gguf":
         raise InputError(f"a dtype can be chosen for gguf only, not for {to}, which keeps what the weights are")
     if untie and to in ("onnx", "int8"):
@@ -69,6 +77,11 @@ def export_int8(source: str | os.PathLike, target: str | os.PathLike) -> Report:
         rounded.save_pretrained(folder)
         del rounded
         carry_over(source, folder)
+        for name in (RECORD_FILE, EVALUATION_FILE):  # what they tell was measured before the rounding
+            (folder / name).unlink(missing_ok=True)
         written = TorchSide(load_tfm(folder), "transformers, int8 by torchao")
         check = compare(model.float(), written, rows_for(model.config, source), relative=0.1)
-        return report_on("int8", "int8", model, source, folder, check)
+        report = report_on("int8", "int8", model, source, folder, check)
+        usage = _USAGE.format(auto_class=task_of(type(model).__name__)[0])
+        write_usage(folder, Path(target).name, source, report, usage, "transformers")
+        return report

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,7 +145,9 @@ def compare(source: PreTrainedModel, export: Side, rows: Rows, relative: float |
     """
     reference = TorchSide(source)
     expected, found = reference.outputs(rows), export.outputs(rows)
-    pairs = [(a[name].float(), b[name].float()) for a, b in zip(expected, found) for name in a.keys() & b.keys()]
+    if lost := expected[0].keys() - found[0].keys():
+        raise InputError(f"{export.runtime} gives no {', '.join(lost)}: nothing was written; please report this")
+    pairs = [(a[name].float(), b[name].float()) for a, b in zip(expected, found, strict=True) for name in a]
     difference = max((a - b).abs().max().item() for a, b in pairs)
     size = max(1.0, *(a.abs().max().item() for a, _ in pairs))
     distance, norm = (
@@ -163,9 +166,9 @@ def compare(source: PreTrainedModel, export: Side, rows: Rows, relative: float |
         count = min(_NEW_TOKENS, source.config.max_position_embeddings - max(map(len, rows)))
         continued = [(reference.greedy(row, count), export.greedy(row, count)) for row in rows]
         greedy_tokens, greedy_same = count * len(rows), sum(_same_beginning(*pair) for pair in continued)
-        speeds = [_speed(lambda side=side: side.greedy(rows[0], count), count) for side in (reference, export)]
+        speeds = [_speed(partial(side.greedy, rows[0], count), count) for side in (reference, export)]
     else:
-        speeds = [_speed(lambda side=side: side.outputs(rows[:1]), len(rows[0])) for side in (reference, export)]
+        speeds = [_speed(partial(side.outputs, rows[:1]), len(rows[0])) for side in (reference, export)]
     return Check(
         runtime=export.runtime,
         max_difference=difference,
@@ -197,7 +200,7 @@ def report_on(
 
 
 def write_usage(folder: Path, title: str, source: Path, report: Report, code: str, library: str) -> None:
-    """A card for an export that transformers' Auto classes do not open: how it is run, and how it compares."""
+    """A card for an export whose outputs are not the source's to the last digit: how it is run, and how it compares."""
     from huggingface_hub import ModelCardData
 
     licence = read_record(source).get("license") if (source / RECORD_FILE).is_file() else None
@@ -265,7 +268,7 @@ def as_rows(outputs: Weights, rows: Rows, left: bool = False) -> list[Weights]:
     return found
 
 
-def outputs_of(model: Callable[..., Any], **inputs) -> Weights:
+def outputs_of(model: Callable[..., Any], **inputs: Any) -> Weights:
     """What two models of the same head must agree on: logits of every kind, last states where there is no head."""
     with torch.no_grad():
         outputs = model(**inputs)

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -142,10 +143,10 @@ def empty_cache(config: PreTrainedConfig, batch: int, length: int = 0) -> Dynami
     return cache
 
 
-def _example(model: PreTrainedModel) -> dict[str, torch.Tensor | DynamicCache | bool]:
+def _example(model: PreTrainedModel) -> dict[str, Any]:
     """What the graph is traced with: sizes that differ from one another and from 1 stay free."""
     rows = [[1, 2, 3, 4, 5], [6, 7, 8]]
-    inputs = batch_of(rows, type(model).__name__, model.config)
+    inputs: dict[str, Any] = batch_of(rows, type(model).__name__, model.config)
     if not type(model).__name__.endswith("ForCausalLM"):
         return inputs
     past = torch.ones(len(rows), 7, dtype=torch.long)

@@ -413,19 +413,3 @@ FAMILIES = {
         },
     ),
 }
-
-_NOUNS = {
-    "qk_norm": "QK-norm",
-    "norm_bias": "biases in its norms",
-    "attention_bias": "biases in its attention",
-    "mlp_bias": "biases in its feed-forward layers",
-    "embedding_norm": "norm after the embedding",
-    "gated_mlp": "gate in its feed-forward layers",
-    "scale_embeddings": "scaling of embeddings",
-    "add_cross_attention": "cross-attention",
-    "use_pooler": "pooler",
-    "head_bias": "bias in its prediction head",
-    "decoder_bias": "bias in its output projection",
-    "final_logit_softcapping": "softcap on its logits",
-    "type_vocab_size": "segment embeddings",
-}

@@ -1,16 +1,10 @@
-"""
-What all fine-tuning scripts share: fields of a recipe, loading model and tokenizer with checks, LoRA, the Trainer,
-and what a person sees before and after.
-"""
+"""What all fine-tuning scripts share: fields of a recipe, loading model and tokenizer with checks, and the Trainer."""
 
 import contextlib
 import dataclasses
-import json
 import math
 import pickle
 import re
-import statistics
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import PartialState
 from safetensors import SafetensorError
 from tokenizers import processors
 from transformers import (
@@ -38,13 +31,11 @@ from transformers.utils import logging
 from .adapters import LORA_VARIANTS
 from .attention import use_blockwise_attention
 from .batches import SeededLengthGroups, in_order, length_of, longest_first
-from .card import is_adapter, opening
 from .errors import InputError
-from .metrics import Estimate
-from .pretraining import fast_bf16, refuse_finished
-from .record import RECORD_FILE, RunRecord, write_model_folder
-from .records import Records, carve, data_facts, read_records
-from .trainer import RECIPE_FILE, RunMixin
+from .pretraining import fast_bf16
+from .recipe import read_mapping, refuse_below
+from .records import Records, carve, read_records
+from .trainer import RunMixin, check_arguments, data_seed
 
 
 # Dropout on attention weights by the names it has in configurations; with it, attention leaves its fast kernels.
@@ -133,8 +124,9 @@ class FinetuningRecipe:
     def __post_init__(self) -> None:
         if self.lora_variant not in LORA_VARIANTS:
             raise InputError(f"lora_variant {self.lora_variant!r} must be one of {', '.join(LORA_VARIANTS)}")
-        if self.lora_rank < 1:
-            raise InputError(f"lora_rank {self.lora_rank} must be 1 or more")
+        refuse_below(self, lora_rank=1, lora_alpha=1)
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout {self.lora_dropout} must be 0 or more and below 1")
         if self.lora_int8 and not self.lora:
             raise InputError("lora_int8 holds weights in 8 bits that are not trained; add --lora")
 
@@ -155,16 +147,23 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_output_dir(args: TrainingArguments, recipe: FinetuningRecipe) -> None:
-    """Raise `InputError` rather than write over a finished run, or a model that no script made."""
-    folder = Path(args.output_dir)
-    refuse_finished(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {folder} is a file; give the name of a folder")
-    if (folder / "config.json").exists() and not (folder / RECIPE_FILE).exists():
-        raise InputError(f"--output_dir {folder} holds another model: give a folder of its own")
-    if folder.is_dir() and Path(recipe.model).is_dir() and folder.samefile(recipe.model):
-        raise InputError(f"--output_dir {folder} is the folder of --model: give another one")
+def check_finetuning(
+    args: TrainingArguments, recipe: FinetuningRecipe, ignored: Mapping[str, str] | None = None
+) -> None:
+    """
+    Raise `InputError` for arguments that would end in an error later, or do nothing.
+
+    Args:
+        ignored: stock fields that the script does not look at, and what to do instead.
+    """
+    ignored = {"prediction_loss_only": "checkpoints are compared by figures", **(ignored or {})}
+    check_arguments(args, recipe.model, ignored)
+    if args.max_steps < 1 and not args.num_train_epochs > 0:
+        raise InputError(f"num_train_epochs {args.num_train_epochs:g} must be above 0")
+    if not 0 <= args.label_smoothing_factor < 1:
+        raise InputError(f"label_smoothing_factor {args.label_smoothing_factor} must be 0 or more and below 1")
+    if args.learning_rate is not None and not 0 < args.learning_rate < math.inf:
+        raise InputError(f"learning_rate {args.learning_rate} must be above 0")
 
 
 def load_tokenizer(recipe: FinetuningRecipe) -> PreTrainedTokenizerBase:
@@ -175,7 +174,7 @@ def load_tokenizer(recipe: FinetuningRecipe) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    auto_class: type, recipe: FinetuningRecipe, tokenizer: PreTrainedTokenizerBase, **config_fields: Any
+    auto_class: Any, recipe: FinetuningRecipe, tokenizer: PreTrainedTokenizerBase, **config_fields: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """
     A model with the head of `auto_class`, in fp32, padding as its tokenizer does.
@@ -325,9 +324,10 @@ def settle_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenize
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     if recipe.max_length is None:
         return min(tokenizer.model_max_length, 512)
-    if recipe.max_length < 1 or (positions is not None and recipe.max_length > positions):
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if recipe.max_length < least or (positions is not None and recipe.max_length > positions):
         most = "any number of" if positions is None else f"at most {positions}"
-        raise InputError(f"max_length {recipe.max_length}: {recipe.model} takes {most} tokens, and 1 at least")
+        raise InputError(f"max_length {recipe.max_length}: {recipe.model} takes {most} tokens, and {least} at least")
     return recipe.max_length
 
 
@@ -370,7 +370,7 @@ class _TellEpoch(TrainerCallback):
     def __init__(self, trainer: "FinetuningMixin"):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.sampler is not None:
             self.trainer.sampler.epoch = int(state.epoch or 0)
 
@@ -382,7 +382,7 @@ class FinetuningMixin(RunMixin):
     start is gone), and evaluation sorted by length.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.sampler: SeededLengthGroups | None = None
         self.add_callback(_TellEpoch(self))
@@ -407,16 +407,15 @@ class FinetuningMixin(RunMixin):
         finally:
             self.compute_metrics = compute_metrics
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         lengths = [length_of(record) for record in train_dataset or self.train_dataset]
         together = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.sampler = SeededLengthGroups(together, lengths, seed)
+        self.sampler = SeededLengthGroups(together, lengths, data_seed(self.args))
         return self.sampler
 
-    def _get_eval_sampler(self, eval_dataset):
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return longest_first(eval_dataset)
 
 
@@ -425,7 +424,12 @@ class FinetuningTrainer(FinetuningMixin, Trainer):
 
 
 def settle_arguments(
-    args: TrainingArguments, recipe: FinetuningRecipe, model: PreTrainedModel, metrics: Sequence[str], pace: float = 1.0
+    args: TrainingArguments,
+    recipe: FinetuningRecipe,
+    model: PreTrainedModel,
+    metrics: Sequence[str],
+    pace: float = 1.0,
+    loss: bool = True,
 ) -> None:
     """
     Fill in what depends on model and task: the learning rate, and the metric that the best checkpoint is chosen by.
@@ -433,6 +437,7 @@ def settle_arguments(
     Args:
         metrics: names of the task's metrics; the first is taken if none was asked for.
         pace: of this kind of training: what the learning rate that suits labels is multiplied by.
+        loss: whether evaluations give the loss too.
 
     Raises:
         InputError: the metric asked for is none of these.
@@ -442,8 +447,9 @@ def settle_arguments(
         args.learning_rate = pace * 2e-4 * (384 / width) ** 1.5 * (10 if recipe.lora else 1)
     asked = (args.metric_for_best_model or "auto").removeprefix("eval_")
     asked = metrics[0] if asked == "auto" else asked
-    if asked not in (*metrics, "loss"):
-        raise InputError(f"metric_for_best_model {asked!r} must be one of {', '.join(metrics)}, loss")
+    known = dict.fromkeys([*metrics, *(["loss"] if loss else [])])
+    if asked not in known:
+        raise InputError(f"metric_for_best_model {asked!r} must be one of {', '.join(known)}")
     args.metric_for_best_model, args.greater_is_better = asked, asked not in ("loss", "rmse")
 
 
@@ -459,12 +465,15 @@ def trl_arguments(config_class: type, args: TrainingArguments, given: str, **fie
     """
     shared = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
     # TRL's own default under the old name would switch checkpointing of activations on.
-    shared["gradient_checkpointing"] = args.activation_checkpointing
+    # transformers before 5.23 has no other.
+    shared["gradient_checkpointing"] = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # TRL asks for it by that name
+    own = read_mapping(given, "trl")
     try:
-        return config_class(**{**shared, **fields, **json.loads(given)})
+        return config_class(**{**shared, **fields, **own})
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"--trl {given}: {' '.join(str(error).split())}") from error
+        where = f"--trl {given}" if own else config_class.__name__
+        raise InputError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -477,159 +486,6 @@ def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[d
     fields.update((name, getattr(args, name)) for name in _DECISIVE)
     fields.update((f"{facts['split']} data", facts.get("sha256")) for facts in data)
     return fields
-
-
-def begin_record(
-    job: str, recipe: FinetuningRecipe, args: TrainingArguments, model: PreTrainedModel, splits: Mapping[str, Records]
-) -> RunRecord:
-    """The run's record with what is known before the training: base model, data, adapter."""
-    record = RunRecord(job, args.seed)
-    record["loss_name"] = "loss"
-    record["license"] = recipe.license
-    record["base_model"] = recipe.base_model or recipe.model
-    if recipe.base_model is None and Path(recipe.model).exists():
-        record["base_model"] = Path(recipe.model).resolve().name
-    # Where the records have what; prediction looks there again.
-    record["fields"] = {
-        name: value
-        for name, value in dataclasses.asdict(recipe).items()
-        if name.endswith(("_field", "_fields")) and value
-    }
-    record["data"] = [data_facts(name, records) for name, records in splits.items()]
-    if recipe.validation_file is None:
-        record["data"][1]["name"] += " (carved out)"
-    if recipe.lora:
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        record["adapter"] = {
-            "type": recipe.lora_variant,
-            "rank": recipe.lora_rank,
-            "alpha": recipe.lora_alpha,
-            "parameters": trained,
-            "share": trained / sum(p.numel() for p in model.parameters()),
-        }
-    return record
-
-
-def say(name: str, text: Any) -> None:
-    """A line of the run's report, from the first process only."""
-    PartialState().print(f"{name:<10} {text}", flush=True)
-
-
-def say_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[str]) -> None:
-    """Class, size, how many weights are trained, and which are new."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    how = f", {recipe.lora_variant} of rank {recipe.lora_rank}" if recipe.lora else ""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    say("model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})")
-    if new:
-        say("new", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
-
-
-def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
-    """Steps of the run, and of an epoch."""
-    batches = math.ceil(records / (args.train_batch_size * args.world_size))
-    per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-    return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
-
-
-def say_steps(
-    args: TrainingArguments,
-    records: list[dict[str, Any]],
-    max_length: int,
-    packed: list[dict[str, Any]] | None = None,
-) -> None:
-    """Steps, and how long the records are in tokens; `packed` are rows with several of them, if they are trained so."""
-    total, per_epoch = count_steps(args, len(records if packed is None else packed))
-    size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    unit = "records" if packed is None else "packed rows"
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-    say("steps", f"{total:,} of {size} {unit}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}, {precision}")
-    lengths = [length_of(record) for record in records]
-    cut = sum(length >= max_length for length in lengths)
-    reach = f", {cut:,} of them cut or just fitting" if cut else ""
-    say("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}")
-
-
-def say_example(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], label: str) -> None:
-    """A record as the model gets it, from its tokens back to text, and what it is to say."""
-    ids = record["input_ids"]
-    say("example", f"{tokenizer.decode(ids[:64])}{' …' if len(ids) > 64 else ''} → {label}")
-
-
-def say_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
-    """How many records of the other splits have a text that train has too; returned for the run record."""
-    seen = set(keys["train"])
-    overlap = {name: sum(key in seen for key in several) for name, several in keys.items() if name != "train"}
-    for name, count in overlap.items():
-        if count:
-            say("note", f"{count:,} of {len(keys[name]):,} {name} records have a text that train has too")
-    return overlap
-
-
-def say_time(trainer: Trainer) -> None:
-    """How long the training will take, measured on its `middling_batch()`; nothing is changed by it."""
-    args, model, random_state = trainer.args, trainer.model, torch.get_rng_state()
-    inputs = trainer._prepare_inputs(trainer.middling_batch())
-    model.train()
-    for _ in range(2):  # the first pays for allocations
-        started = time.time()
-        with trainer.accelerator.autocast():
-            trainer.compute_loss(model, dict(inputs)).backward()
-        model.zero_grad()
-    seconds = (time.time() - started) * args.gradient_accumulation_steps
-    torch.set_rng_state(random_state)
-    minutes = count_steps(args, len(trainer.train_dataset))[0] * seconds / 60
-    say("time", f"about {minutes:.1f} minutes at {seconds:.2f} s a step")
-
-
-def say_stopped(trainer: Trainer) -> int:
-    """What a person reads when a signal ended the run; returns the exit code."""
-    say("stopped", f"at step {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on there")
-    return 0
-
-
-def report_results(
-    record: RunRecord, split: str, results: Mapping[str, Estimate], baselines: Mapping[str, Mapping[str, Estimate]]
-) -> None:
-    """Figures with 95 % intervals, this model's and the baselines' beside them: shown as a table, and kept."""
-    record["measured_on"], record["results"] = split, _as_dicts(results)
-    record["baselines"] = {name: _as_dicts(figures) for name, figures in baselines.items()}
-    columns = {"this model": results, **baselines}
-    n = next(iter(results.values())).n
-    longest = max(12, *map(len, results))
-    widths = {
-        name: max(len(name), *(len(str(figure)) for figure in figures.values())) for name, figures in columns.items()
-    }
-    lines = [f"result on {split} ({n:,} records, 95 % intervals)"]
-    lines.append("  ".join([" " * longest, *(f"{name:<{width}}" for name, width in widths.items())]).rstrip())
-    for metric in results:
-        cells = (f"{str(figures.get(metric, '')):<{widths[name]}}" for name, figures in columns.items())
-        lines.append("  ".join([f"{metric:<{longest}}", *cells]).rstrip())
-    PartialState().print("\n".join(lines), flush=True)
-
-
-def write_results(trainer: Trainer) -> None:
-    """Write the folder of the best model, with card and record, and say how to load it."""
-    folder, record = Path(trainer.args.output_dir), trainer.record
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    record.add_model(model)
-    record.add_training(trainer.state)
-    record["best"] = {
-        "step": trainer.state.best_global_step,
-        trainer.args.metric_for_best_model: trainer.state.best_metric,
-    }
-    write_model_folder(folder, model, trainer.processing_class, record)
-    say("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
-    adapter = is_adapter(record.fields)
-    say("load it", "on its base model, as the card shows" if adapter else opening(record.fields, folder))
-    if trainer.args.push_to_hub and (commit := trainer.push_to_hub()):
-        say("pushed", commit.commit_url)
-
-
-def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
-    """Figures as the run record keeps them."""
-    return {name: estimate.as_dict() for name, estimate in estimates.items()}
 
 
 # What reading a damaged model raises.

@@ -52,7 +52,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".h5",
 _KINDS = {"adapter": ADAPTER_FILE, "model": "config.json", "results": EVALUATION_FILE}
 _HIDDEN_BUT_WANTED = (".eval_results", ".gitattributes")
 # The base of what fails on the way: httpx's own class, or that of whatever this huggingface_hub stands on.
-_NETWORK = HfHubHTTPError.__mro__[1]
+_NETWORK: type[Any] = HfHubHTTPError.__mro__[1]
 
 
 @dataclass
@@ -170,6 +170,9 @@ def _complete(staging: Path, kind: str, hub_base: str | None) -> None:
             write_results_card(staging)
     elif (staging / RECORD_FILE).is_file() and not (staging / "README.md").is_file():
         write_card(staging)
+    if (staging / "README.md").is_file():
+        with as_input_errors(staging / "README.md"):
+            ModelCard.load(staging / "README.md")
 
 
 def push_folder(folder: str | Path, repo: str, checks: dict[str, Any] | None = None, **options: Any) -> Pushed:
@@ -205,14 +208,14 @@ def upload(
     """
     token = token or get_token()
     api, branch = HfApi(token=token), revision or "main"
-    where = {"repo_id": repo, "repo_type": "dataset" if checked.kind == "results" else "model"}
+    where: dict[str, Any] = {"repo_id": repo, "repo_type": "dataset" if checked.kind == "results" else "model"}
     with hub_errors(repo, token):
         _ready(api, where, private, branch, tag)
         there = set(api.list_repo_files(**where, revision=branch))
         stale = [
             n for n in there - checked.files.keys() if n.endswith((".safetensors", ".safetensors.index.json", ".py"))
         ]
-        operations = [CommitOperationAdd(name, path) for name, path in checked.files.items()]
+        operations: list[Any] = [CommitOperationAdd(name, path) for name, path in checked.files.items()]
         operations += [CommitOperationDelete(name) for name in stale]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of the metadata's: what is wrong is an error
@@ -262,7 +265,7 @@ def hub_errors(repo: str, token: str | None = None) -> Iterator[None]:
         raise InputError(f"{repo}: {reason}") from error
 
 
-def _ready(api: HfApi, where: dict[str, str], private: bool | None, branch: str, tag: str | None) -> None:
+def _ready(api: HfApi, where: dict[str, Any], private: bool | None, branch: str, tag: str | None) -> None:
     """Repository and branch are there, and the tag is not."""
     repo = where["repo_id"]
     try:
@@ -340,9 +343,7 @@ def _open(
     options = head_of_adapter(str(staging)) if base else {}
     if clean_process:
         subject = Subject(str(staging), auto_class, model, tokenizer, trust_remote_code)
-        inputs = {"input_ids": subject.ids(2, 12)}
-        if model.config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = inputs["input_ids"]
+        inputs = subject.inputs(subject.ids(2, 12))
         try:
             found = outputs_for_a_stranger(staging, auto_class, inputs, base, options)
             checked.difference = compare(found, outputs_of(model, **inputs), "in a clean process")
@@ -351,8 +352,6 @@ def _open(
     card = staging / "README.md"
     if not card.is_file():
         _replace(card, render_card({"model": model_facts(model)}))
-    with as_input_errors(card):
-        ModelCard.load(card)
     trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
     checked.opener = f'{auto_class}.from_pretrained("{{}}"{{}}{trust})' if base is None else ""
 

@@ -8,6 +8,7 @@ told how many tokens are missing (`denoise`) or not (`denoise_free`).
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from .modeling_tfm_infilling import fill_masks_together
 from .tokenization import encode_text
 
 
-Ids = Sequence[int]
+Ids = list[int]
 
 
 class GappedText(NamedTuple):
@@ -135,7 +136,9 @@ def _bits_per_byte(nats: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
 
 
 @torch.no_grad()
-def score_missing(model, tokenizer, passages: list[Passage], denoise: bool) -> list[float]:
+def score_missing(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: list[Passage], denoise: bool
+) -> list[float]:
     """
     Nats of each passage's missing tokens: from all that stands left of each, or with `denoise` from both sides. No
     special token may stand there, so that neither way pays for knowing where a gap ends.
@@ -172,7 +175,9 @@ def score_missing(model, tokenizer, passages: list[Passage], denoise: bool) -> l
     ]
 
 
-def by_masks(model, tokenizer, passages: list[Passage], steps: int | None = None) -> list[list[Ids]]:
+def by_masks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: list[Passage], steps: int | None = None
+) -> list[list[Ids]]:
     """A masked LM's fillings, in so many steps, or in one for each mask."""
     if tokenizer.mask_token_id is None:
         raise InputError("this model's tokenizer has no mask token, so it was not made for masks")
@@ -191,7 +196,9 @@ def by_masks(model, tokenizer, passages: list[Passage], steps: int | None = None
     return [cut_up(tokens, passage.missing) for tokens, passage in zip(places, passages, strict=True)]
 
 
-def by_left_context(model, tokenizer, passages: list[Passage]) -> list[list[Ids]]:
+def by_left_context(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: list[Passage]
+) -> list[list[Ids]]:
     """A causal LM's likeliest tokens in each gap, from the passage up to it, earlier gaps as they were filled."""
     begin, _ = document_ends(tokenizer)
     before, filled = [list(begin) for _ in passages], [[] for _ in passages]
@@ -212,7 +219,9 @@ def by_left_context(model, tokenizer, passages: list[Passage]) -> list[list[Ids]
     return filled
 
 
-def by_denoising(model, tokenizer, passages: list[Passage], free: bool = False) -> list[list[Ids]]:
+def by_denoising(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: list[Passage], free: bool = False
+) -> list[list[Ids]]:
     """The fillings of a decoder trained with --denoisers, of the lengths that are missing or of any."""
     lengths = None if free else [[len(ids) for ids in passage.missing] for passage in passages]
     return fill_gaps(model, tokenizer, [passage.parts for passage in passages], lengths)
@@ -225,9 +234,9 @@ def cut_up(tokens: Ids, like: Sequence[Ids]) -> list[Ids]:
 
 # Each takes a model, its tokenizer and passages, and gives what fills each gap of each passage.
 WAYS: dict[str, Callable[..., list[list[Ids]]]] = {
-    "once": lambda *given: by_masks(*given, steps=1),
+    "once": partial(by_masks, steps=1),
     "iterative": by_masks,
     "left": by_left_context,
     "denoise": by_denoising,
-    "denoise_free": lambda *given: by_denoising(*given, free=True),
+    "denoise_free": partial(by_denoising, free=True),
 }

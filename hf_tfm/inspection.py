@@ -50,8 +50,8 @@ class Inspection:
     model_class: str
     shape: dict[str, Any]
     parameters: dict[str, int]
-    memory: dict[str, float]
-    flops: dict[str, float]
+    memory: dict[str, int]
+    flops: dict[str, int]
     length: int
 
     def __str__(self) -> str:
@@ -142,8 +142,10 @@ def draw_attention(
         most: blocks and heads that are shown, spread evenly if there are more.
 
     Raises:
-        InputError: the model gives no attention.
+        InputError: the model gives no attention, or is an encoder and a decoder in one.
     """
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{type(model).__name__}: pictures are drawn of one encoder or decoder; try `hf-tfm demo`")
     inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=48)
     with torch.inference_mode():
         attentions = model(**inputs, output_attentions=True).attentions

@@ -14,6 +14,7 @@ from .errors import InputError
 from .finetuning import encode_records, longest_input
 from .metrics import Estimate
 from .records import Records
+from .unpadded import use_unpadded_encoding
 
 
 def task_of_model(model: PreTrainedModel, field: str) -> Task:
@@ -111,10 +112,9 @@ def measure_head(
     if auto_class == "AutoModelForTokenClassification":
         return measure_tagger(model, tokenizer, records, text_fields[0], label_field or "tags", **batching)
     if auto_class == "AutoModelForQuestionAnswering":
-        fields = (*text_fields, "question", "context") if len(text_fields) == 2 else ("question", "context")
-        return measure_answers(
-            model, tokenizer, records, (*fields[:2], label_field or "answers"), threshold, **batching
-        )
+        question, context = text_fields if len(text_fields) == 2 else ("question", "context")
+        fields = (question, context, label_field or "answers")
+        return measure_answers(model, tokenizer, records, fields, threshold, **batching)
     raise InputError(f"a model for {auto_class.removeprefix('AutoModel') or 'no task'} cannot be measured on labels")
 
 
@@ -135,6 +135,7 @@ def predict_rows(
         take: what is wanted of a model's outputs, `(batch, …)`.
         per_token: it is `(batch, length, …)`; what stands at padding is cut off.
     """
+    use_unpadded_encoding(model)
     results: list[np.ndarray] = [np.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda number: length_of(rows[number]))
     device, collate, start = next(model.parameters()).device, RightPadding(tokenizer), 0

@@ -76,20 +76,27 @@ def open_model(
     if adapter is not None:
         source = base or adapter.get("base_model_name_or_path") or ""
         if not source or (not Path(source).exists() and Path(source).is_absolute()):
-            raise InputError(f"{path}: its base model {source!r} is not there; say with --base_model where it is")
+            where = "say where it is, with --base, in scripts with --base_model"
+            raise InputError(f"{path}: its base model {source!r} is not there; {where}")
         options |= head_of_adapter(path)
-    read_config(source, trust_remote_code=trust_remote_code)
+    config = read_config(source, trust_remote_code=trust_remote_code)
     with as_input_errors(path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    with quiet(), as_input_errors(source):
-        model, report = getattr(transformers, auto_class).from_pretrained(
-            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=adapter is not None, **options
-        )
+    try:
+        with quiet(), as_input_errors(source):
+            model, report = getattr(transformers, auto_class).from_pretrained(
+                source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=adapter is not None, **options
+            )
+    except InputError as error:
+        if "Unrecognized configuration class" in str(error):  # and then a list of some hundred others
+            kind = (config.get("architectures") or [f"a model of type {config.get('model_type')}"])[0]
+            raise InputError(f"{source}: holds {kind}, which {auto_class} does not open") from None
+        raise
     if adapter is not None:
         # New heads come with the adapter.
         from peft import PeftModel
 
-        with as_input_errors(path):
+        with quiet(), as_input_errors(path):
             return PeftModel.from_pretrained(model, path).eval(), tokenizer
     if missing := sorted(report["missing_keys"]):
         raise InputError(
@@ -104,7 +111,7 @@ def recorded(path: str, name: str) -> Any:
     return read_record(folder).get(name) if (folder / RECORD_FILE).is_file() else None
 
 
-def fingerprint(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """A sha256 in hex over weights, configuration and tokenizer: what decides which figures come out."""
     digest = hashlib.sha256(tokenizer_fingerprint(tokenizer).encode())
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
@@ -120,7 +127,10 @@ def _adapter_config(path: str) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     with as_input_errors(file):
-        return json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"holds no object but a {type(config).__name__}")
+        return config
 
 
 def head_of_adapter(path: str) -> dict[str, Any]:

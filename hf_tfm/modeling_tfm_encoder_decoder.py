@@ -1,5 +1,7 @@
 """An encoder and a decoder of this package as one model for translation: transformers' `EncoderDecoderModel`."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import EncoderDecoderConfig, EncoderDecoderModel
 from transformers.configuration_utils import SubConfigSpec
@@ -29,7 +31,7 @@ class TfmEncoderDecoderConfig(EncoderDecoderConfig):
 
     auto_map: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.auto_map = {
             "AutoConfig": "modeling_tfm_encoder_decoder.TfmEncoderDecoderConfig",
             "AutoModelForSeq2SeqLM": "modeling_tfm_encoder_decoder.TfmEncoderDecoderModel",
@@ -57,7 +59,10 @@ class TfmEncoderDecoderModel(EncoderDecoderModel):
         if config is None and encoder is not None and decoder is not None:
             # The halves' own configurations, not copies: what is set in one later, both shall know.
             decoder.config.is_decoder = decoder.config.add_cross_attention = True
-            config = TfmEncoderDecoderConfig(encoder=encoder.config, decoder=decoder.config)
+            halves = {"encoder": encoder.config, "decoder": decoder.config}
+            # Not told, they would lose theirs, and with it their masks.
+            attention = {name: half._attn_implementation for name, half in halves.items()}
+            config = TfmEncoderDecoderConfig(**halves, attn_implementation=attention)
         if config is not None:
             encoder = encoder or TfmEncoderModel._from_config(config.encoder)
             decoder = decoder or TfmDecoderForCausalLM._from_config(config.decoder)

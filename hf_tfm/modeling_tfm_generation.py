@@ -1,6 +1,7 @@
 """Greedy search and sampling on a processor, with few operations a token; the rest of `generate` is transformers'."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -160,12 +161,12 @@ class TfmGenerationMixin:
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
-        past_key_values=None,
+        past_key_values: Any = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         prefix_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> dict:
         """transformers' own, with as much of the prompt's `prefix_mask` `(batch, prompt)` as is read in this step."""
         inputs = super().prepare_inputs_for_generation(
@@ -191,13 +192,13 @@ class TfmGenerationMixin:
     def _sample(
         self,
         input_ids: torch.LongTensor,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
         synced_gpus: bool = False,
-        streamer=None,
-        **model_kwargs,
-    ):
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
         if synced_gpus or not self._only_tokens_wanted(generation_config, model_kwargs):
             return super()._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
@@ -272,7 +273,7 @@ class TfmGenerationMixin:
             states = layer.step(states, rotations[layer_type], hidden[layer_type])
         return model.norm(states)
 
-    def _only_tokens_wanted(self, generation_config, model_kwargs: dict) -> bool:
+    def _only_tokens_wanted(self, generation_config: Any, model_kwargs: dict) -> bool:
         """Whether nothing is asked for that the loop here does not give, and nobody looks into the model meanwhile."""
         cache, given = model_kwargs.get("past_key_values"), {k for k, v in model_kwargs.items() if v is not None}
         weights = list(self.parameters())

@@ -1,6 +1,7 @@
 """How a masked LM writes: it fills mask tokens step by step, the surest first, and takes back the least sure."""
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +19,11 @@ class TfmInfilling:
 
     def generate(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         max_new_tokens: int = 0,
-        **settings,
-    ) -> torch.LongTensor:
+        **settings: Any,
+    ) -> torch.Tensor:
         """
         Args:
             input_ids: `(batch, length)`; its mask tokens are filled.
@@ -44,15 +45,15 @@ class TfmInfilling:
 @torch.no_grad()
 def fill_masks_together(
     model: nn.Module,
-    input_ids: torch.LongTensor,
-    attention_mask: torch.LongTensor | None = None,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
     steps: int | None = None,
     remask: bool = True,
     temperature: float = 0.0,
     top_k: int = 0,
     generator: torch.Generator | None = None,
-    **inputs,
-) -> torch.LongTensor:
+    **inputs: Any,
+) -> torch.Tensor:
     """
     Fill the mask tokens of each row. What a row becomes does not depend on the rows beside it, unless it is drawn.
 
@@ -69,9 +70,7 @@ def fill_masks_together(
     Raises:
         ValueError: the model's config names no mask token.
     """
-    mask_token_id = getattr(model.config, "mask_token_id", None)
-    if mask_token_id is None:
-        raise ValueError("the model's config names no mask_token_id, so there is nothing to fill")
+    mask_token_id = _mask_token_id(model.config)
     ids = input_ids.clone()
     wanted = ids == mask_token_id
     if attention_mask is not None:
@@ -100,7 +99,9 @@ def fill_masks_together(
     return ids
 
 
-def add_masks(config, input_ids, attention_mask, count: int, inputs: dict) -> tuple[torch.Tensor, torch.Tensor, dict]:
+def add_masks(
+    config: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, count: int, inputs: dict
+) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """`count` masks behind each row's text, in front of a closing separator; padding goes to the right."""
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -114,7 +115,7 @@ def add_masks(config, input_ids, attention_mask, count: int, inputs: dict) -> tu
         real = attention_mask[row].bool()
         text = input_ids[row][real]
         end = len(text) - int(len(text) > 0 and text[-1].item() in closing)
-        added = text.new_full((count,), config.mask_token_id)
+        added = text.new_full((count,), _mask_token_id(config))
         ids[row, : len(text) + count] = torch.cat([text[:end], added, text[end:]])
         mask[row, : len(text) + count] = 1
         if segments is not None:
@@ -124,7 +125,13 @@ def add_masks(config, input_ids, attention_mask, count: int, inputs: dict) -> tu
     return ids, mask, inputs if segments is None else {**inputs, "token_type_ids": new_segments}
 
 
-def _is_special(name: str, number) -> bool:
+def _mask_token_id(config: Any) -> int:
+    if getattr(config, "mask_token_id", None) is None:
+        raise ValueError("the model's config names no mask_token_id, so there is nothing to fill")
+    return config.mask_token_id
+
+
+def _is_special(name: str, number: Any) -> bool:
     return name.endswith("_token_id") and isinstance(number, int)
 
 
@@ -135,7 +142,9 @@ def _logits_at(model: nn.Module, ids: torch.Tensor, places: torch.Tensor, inputs
     return model(input_ids=ids, **inputs).logits[places].float()
 
 
-def _choose(logits: torch.Tensor, temperature: float, top_k: int, generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose(
+    logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A token for each row of logits, and its probability under the model."""
     probabilities = logits.softmax(-1)
     if temperature > 0:

@@ -132,7 +132,9 @@ def add_labels(rows: Sequence[dict[str, Any]], choices: Sequence[Choice]) -> Non
 def choice_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
     """A `compute_loss_func` for Trainer: the mean over the records of all accumulated batches."""
 
-    def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+    def compute(
+        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         logits = outputs["logits"].float()
         answers, options = labels.unbind(-1)
         there = torch.arange(logits.shape[1], device=logits.device) < options[:, None]
@@ -164,7 +166,7 @@ def estimates(predictions: np.ndarray, choices: Sequence[Choice]) -> dict[str, E
 def baselines(choices: Sequence[Choice]) -> dict[str, dict[str, Estimate]]:
     """What chance is expected to get, the longest option, and the one with most words of the question and context."""
     expected = float(np.mean([1 / len(choice.options) for choice in choices]))
-    longest = np.array([max(range(len(c.options)), key=lambda n, c=c: len(c.options[n])) for c in choices])
+    longest = np.array([np.argmax([len(option) for option in choice.options]) for choice in choices])
     return {
         "chance": {"accuracy": Estimate(expected, expected, expected, len(choices))},
         "longest option": estimates(longest, choices),

@@ -37,7 +37,9 @@ from .tokenization import encode_text
 
 
 CHUNK = 1024  # records that are in memory at one time
-POOLINGS = ("mean", "cls", "last")
+POOLINGS = ("mean", "max", "cls", "last")
+# Of sentence-transformers, by their names there; `pooling_mode_` stood in front of some.
+_POOLINGS_THERE = {"mean_tokens": "mean", "max_tokens": "max", "cls_token": "cls", "lasttoken": "last"}
 _WORDS_AND_MARKS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 Outputs = list[dict[str, Any]]
 
@@ -55,7 +57,7 @@ class Predictor:
         stride: tokens that two windows of a long context share.
         threshold: "no answer" is said where it is better than the best span by more than this; None: never.
         top: how many labels or spans are listed with their scores.
-        pooling: how tokens' states become an embedding: `mean`, `cls` or `last`.
+        pooling: how tokens' states become an embedding, one of `POOLINGS`.
         normalize: whether embeddings get the length 1.
         batching: for [`predict_rows`]: `batch_tokens`, `bf16`.
     """
@@ -114,7 +116,7 @@ def open_predictor(
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     told = read_record(Path(path)) if (Path(path) / RECORD_FILE).is_file() else {}
-    pooling = _pooling_of(path, model) if kind == "AutoModel" else {}
+    pooling = _pooling_of(path, model, settings.get("pooling")) if kind == "AutoModel" else {}
     predictor = Predictor(model, tokenizer, kind, {**told.get("fields", {}), **(fields or {})}, **pooling)
     longest = min(tokenizer.model_max_length, longest_input(model.config) or 512)
     predictor.max_length = min(longest, told.get("max_length") or 512)
@@ -180,7 +182,8 @@ def _writer(target: str | None) -> Iterator[Callable[[dict[str, Any], str], None
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder is a file
+            partial.unlink()
 
 
 def _write_line(file: TextIO, record: dict[str, Any], place: str) -> None:
@@ -216,7 +219,7 @@ def _classify(predictor: Predictor, records: Records) -> Outputs:
         return [{"predicted_number": float(row[0])} for row in predictor.rows(rows, lambda out: out.logits)]
     several = problem_type == "multi_label_classification"
     share = (lambda out: out.logits.float().sigmoid()) if several else (lambda out: out.logits.float().softmax(-1))
-    outputs = []
+    outputs: Outputs = []
     for row in predictor.rows(rows, share):
         best = [int(number) for number in np.argsort(-row, kind="stable")]
         chosen = [number for number in best if row[number] > 0.5] if several else best[:1]
@@ -245,7 +248,9 @@ def _tag(predictor: Predictor, records: Records) -> Outputs:
         texts = records.texts(fields["text_field"], "text-field")
         sentences = [_WORDS_AND_MARKS.findall(text) or [text] for text in texts]
     else:
-        sentences = tagging.read_words(records, fields.get("words_field", "tokens"))
+        name = fields.get("words_field", "tokens")
+        records.values(name, "words-field")  # or scripts' options would be named
+        sentences = tagging.read_words(records, name)
     rows, windows = tagging.encode_words(predictor.tokenizer, predictor.max_length, sentences)
 
     def take(outputs: Any) -> torch.Tensor:
@@ -294,10 +299,10 @@ def _answer(predictor: Predictor, records: Records) -> Outputs:
 
 def _choose(predictor: Predictor, records: Records) -> Outputs:
     fields = predictor.fields
-    choices = multiple_choice.read_choices(
-        records, fields.get("question_field", "question"), fields.get("options_fields", ["options"]), None,
-        fields.get("context_field"),
-    )  # fmt: skip
+    question, options = fields.get("question_field", "question"), fields.get("options_fields", ["options"])
+    for name, option in ((question, "question-field"), *((name, "options-fields") for name in options)):
+        records.values(name, option)  # or scripts' options would be named
+    choices = multiple_choice.read_choices(records, question, options, None, fields.get("context_field"))
     encoded = multiple_choice.encode_choices(predictor.tokenizer, choices, predictor.max_length)
     # Options are scored one by one, so each may stand in a batch of its own length.
     rows = [
@@ -350,6 +355,8 @@ class _Embedder(torch.nn.Module):
             return states[:, 0]
         if self.pooling == "last":  # rows are padded on the right
             return states[torch.arange(len(states), device=states.device), attention_mask.sum(-1) - 1]
+        if self.pooling == "max":
+            return states.masked_fill(attention_mask[..., None] == 0, -torch.inf).amax(1)
         real = attention_mask[..., None].to(states.dtype)
         return (states * real).sum(1) / real.sum(1)
 
@@ -364,21 +371,26 @@ def _embed(predictor: Predictor, records: Records) -> Outputs:
     return [{"embedding": [round(float(number), 7) for number in vector]} for vector in vectors]
 
 
-def _pooling_of(path: str, model: PreTrainedModel) -> dict[str, Any]:
-    """How sentence-transformers' files in the folder say that embeddings are made; else the last token for decoders."""
+def _pooling_of(path: str, model: PreTrainedModel, given: str | None) -> dict[str, Any]:
+    """
+    How sentence-transformers' files in the folder say that embeddings are made; without them the last token of decoders
+    and the mean of others. Raises `InputError` where that is done otherwise than here, and not `given`.
+    """
     folder = Path(path)
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {"pooling": "mean" if question_answering.reads_both_ways(model) else "last"}
-    how = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
-    named = pooling.get("pooling_mode")
-    chosen = next((short for name, short in how.items() if pooling.get(name)), {"lasttoken": "last"}.get(named, named))
-    return {
-        "pooling": chosen if chosen in POOLINGS else "mean",
-        "normalize": any(module["type"].endswith("Normalize") for module in modules),
-    }
+    steps = [module["type"].rpartition(".")[2] for module in modules]
+    if others := [step for step in steps if step not in ("Transformer", "Pooling", "Normalize")]:
+        raise InputError(f"{path}: its embeddings go through {others[0]}, which only sentence-transformers computes")
+    named = pooling.get("pooling_mode") or [n for n, on in pooling.items() if n.startswith("pooling_mode_") and on]
+    how = "+".join([named] if isinstance(named, str) else named).replace("pooling_mode_", "")
+    chosen = given or _POOLINGS_THERE.get(how, how)
+    if chosen not in POOLINGS:
+        raise InputError(f"{path}: is pooled by {how!r}, known here are {', '.join(POOLINGS)}: choose one as --pooling")
+    return {"pooling": chosen, "normalize": "Normalize" in steps}
 
 
 _HEADS: dict[str, Callable[[Predictor, Records], Outputs]] = {

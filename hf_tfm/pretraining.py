@@ -1,13 +1,12 @@
 """What the pretraining scripts share: the model to train, the Trainer with its data and optimizer, what is shown."""
 
 import inspect
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,16 +21,33 @@ from .errors import InputError
 from .objectives import Masked, SentencePairs, causal, masked_next_token
 from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
-from .record import RECORD_FILE, write_model_folder
+from .recipe import read_mapping, refuse_below
+from .record import write_model_folder
 from .sources import Source, list_files, parse_sources
 from .speed import compile_blocks, compiler_found, pays_to_compile
-from .trainer import RunTrainer, recipe_before
+from .trainer import RunTrainer, check_arguments, data_seed, recipe_before
+
+
+# Settings of transformers' that decide what is learned.
+_DECISIVE = ("max_steps", "seed", "data_seed", "learning_rate", "weight_decay", "max_grad_norm", "bf16", "fp16")
+# Of this package's optimizers and schedules transformers' fields know nothing.
+OWN_OPTIMIZER = dict.fromkeys(
+    ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"), "choose --optimizer muon or adamw"
+)
+_IGNORED = {
+    **OWN_OPTIMIZER,
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler_kwargs"), "give --schedule and --decay"),
+    "warmup_steps": "give --warmup",
+    "num_train_epochs": "a run is counted in steps, give --max_steps",
+    "train_sampling_strategy": "batches follow from the seed and the number of the step",
+    "label_smoothing_factor": "bits per byte want the plain loss",
+}
 
 
 def fast_bf16() -> bool:
     """Whether this machine multiplies bf16 matrices in hardware."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
@@ -105,6 +121,23 @@ class PretrainTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = "none"
 
 
+def check_pretraining(script: PretrainArguments, args: TrainingArguments) -> None:
+    """Raise `InputError` for arguments that would end in an error later, or do nothing."""
+    check_arguments(args, script.model, _IGNORED)
+    refuse_below(args, max_steps=1)
+    refuse_below(script, block_length=2, validation_tokens=1, warmup=0, decay=0)
+    if script.decay > 1:
+        raise InputError(f"decay {script.decay:g}: a share of the run, 1 at most")
+    if script.ema_decay and args.load_best_model_at_end:
+        raise InputError("ema_decay ends with the average of the last weights: leave out load_best_model_at_end")
+
+
+def run_identity(script: PretrainArguments, args: TrainingArguments) -> dict[str, Any]:
+    """What must stay the same while a run is stopped and resumed; more processes may share the rows of a step."""
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {"script": vars(script), "rows_per_step": rows, **{name: getattr(args, name) for name in _DECISIVE}}
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. Raises `InputError` if there is none."""
     try:
@@ -135,10 +168,7 @@ def build_model(
             the model's positions.
     """
     spec, path = script.model, Path(script.model)
-    try:
-        overrides = json.loads(script.model_overrides)
-    except ValueError as error:
-        raise InputError(f'model_overrides is not JSON ({error}); write it as {{"field": value}}') from error
+    overrides = read_mapping(script.model_overrides, "model_overrides")
     ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None)
         for name in ("pad", "bos", "eos", "cls", "sep", "mask")
@@ -156,7 +186,7 @@ def build_model(
             defaults = {"max_position_embeddings": max(script.block_length, 1024)} if lookalike in SIZES else {}
             config = config_class.preset(lookalike, size or None, **{**defaults, **known, **overrides})
             model, is_new = auto_class.from_config(config), True
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         raise InputError(f"model {spec}: {' '.join(str(error).split())}") from error
     check_fit(model, tokenizer, script.block_length)
     if is_new and script.zero_init:
@@ -213,15 +243,15 @@ def prepare_data(
         InputError: what `TokenStore.build` raises, or ids that the model has no embedding for.
     """
     piece_ids = None if tokenizer.cls_token_id is None else (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    wrap = "document" if piece_ids is None else "piece"
-    reading = dict(text_field=script.text_field, cache_dir=script.cache_dir)
+    wrap: Literal["document", "piece"] = "document" if piece_ids is None else "piece"
+    reading: dict[str, Any] = dict(text_field=script.text_field, cache_dir=script.cache_dir)
     blocks = PackedBlocks.from_sources(
         script.data,
         tokenizer,
         script.block_length,
         wrap=wrap,
         streaming=script.streaming,
-        seed=args.data_seed or args.seed,
+        seed=data_seed(args),
         **reading,
     )
     validation = TokenStore.build(script.validation_data, tokenizer, wrap=wrap == "document", **reading)
@@ -287,20 +317,21 @@ def parse_length_schedule(text: str, block_length: int) -> LengthSchedule:
 
 
 def prepare_pairs(
-    script: PretrainArguments,
+    script: Any,
     args: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     objective: Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]],
     evaluation_objective: Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]],
 ) -> PretrainData:
-    """As `prepare_data`, with rows that are pairs of segments for a sentence task."""
-    reading = dict(text_field=script.text_field, cache_dir=script.cache_dir, wrap=False)
+    """As `prepare_data`, with rows that are pairs of segments for the `sentence_task` that `script` has beside."""
+    reading: dict[str, Any] = dict(text_field=script.text_field, cache_dir=script.cache_dir, wrap=False)
     stores = [TokenStore.build(data, tokenizer, **reading) for data in (script.data, script.validation_data)]
     for store in stores:
         store.check_vocab(model.get_input_embeddings().weight.shape[0])
     pairs = [
-        SentencePairs(s, tokenizer, script.block_length, task=script.sentence_task, seed=args.seed) for s in stores
+        SentencePairs(s, tokenizer, script.block_length, task=script.sentence_task, seed=data_seed(args))
+        for s in stores
     ]
     rows = args.per_device_train_batch_size * args.world_size
     evaluated = args.per_device_eval_batch_size
@@ -321,12 +352,12 @@ def prepare_pairs(
 
 
 def describe_text(
-    split: str, locations: list[str], stores: list[TokenStore | TokenStream], script: PretrainArguments
+    split: str, locations: list[str], stores: Sequence[TokenStore | TokenStream], script: PretrainArguments
 ) -> list[dict[str, Any]]:
     """The facts about a text for the run record: names without folders, hashes, counts where it was read whole."""
     sources = parse_sources(locations, script.text_field)
-    files = [file.path for source in sources if not source.hub for file in list_files(source)]
-    facts = {
+    files = [path for source in sources if not source.hub for path in _paths(source)]
+    facts: dict[str, Any] = {
         "name": ", ".join(map(describe_source, sources)),
         "split": split,
         "sha256": ", ".join(file_hash(path, Path(script.cache_dir or default_cache_dir())) for path in files),
@@ -341,9 +372,14 @@ def describe_text(
     return [facts]
 
 
+def _paths(source: Source) -> list[Path]:
+    """The files of a source, an archive once, which is listed for each file in it."""
+    return list(dict.fromkeys(file.path for file in list_files(source)))
+
+
 def describe_source(source: Source) -> str:
     """What was read, without folders, and which of its records."""
-    names = [source.location] if source.hub else [file.path.name for file in list_files(source)]
+    names = [source.location] if source.hub else [path.name for path in _paths(source)]
     chosen = [f"{field}: {', '.join(values)}" for field, values in (source.where or {}).items()]
     return ", ".join(names) + (f" ({'; '.join(chosen)})" if chosen else "")
 
@@ -357,9 +393,9 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         script: the script's arguments: optimizer, rates and schedule.
     """
 
-    def __init__(self, *args, data: PretrainData, script: PretrainArguments, **kwargs):
-        datasets = {"train_dataset": data.train, "eval_dataset": data.evaluation}
-        run = {"bytes_per_token": data.bytes_per_token, "ema_decay": script.ema_decay}
+    def __init__(self, *args: Any, data: PretrainData, script: PretrainArguments, **kwargs: Any):
+        datasets: dict[str, Any] = {"train_dataset": data.train, "eval_dataset": data.evaluation}
+        run: dict[str, Any] = {"bytes_per_token": data.bytes_per_token, "ema_decay": script.ema_decay}
         super().__init__(*args, **datasets, **run, **kwargs)
         self.data = data
         self.script = script
@@ -377,7 +413,13 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         inputs = super()._prepare_inputs(inputs)
         return {**inputs, "skip_logits": True} if self._skips_logits else inputs
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         if not self.script.z_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -387,10 +429,10 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         loss = loss + self.script.z_loss * z_loss(logits, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def settle_compile(self, seconds: float) -> str:
+    def settle_compile(self, seconds: float | None) -> str:
         """
-        Compile the model if that was asked for, or if it is repaid by a run of `seconds`; which of them, in words. A
-        run that goes on does as it began: compiled kernels round differently.
+        Compile the model if that was asked for, or if it is repaid by a run of `seconds` (None: not known); which of
+        them, in words. A run that goes on does as it began: compiled kernels round differently.
         """
         script, shapes = self.script, len(script_lengths(self.script))
         if script.compile not in ("auto", "on", "off"):
@@ -400,16 +442,18 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         if script.compile == "auto" and before is not None:
             script.compile, reason = before, "as the run began"
         elif script.compile == "auto":
-            repaid, possible = pays_to_compile(seconds, shapes), compiler_found()
+            repaid, possible = seconds is not None and pays_to_compile(seconds, shapes), compiler_found()
             script.compile = "on" if repaid and possible else "off"
             reason = f"the run is {'long enough' if repaid else 'too short'} to repay it"
-            if repaid and not possible:
+            if seconds is None:
+                reason = "what a step of a sharded model takes is not known beforehand"
+            elif repaid and not possible:
                 reason = "there is no C++ compiler"
         if script.compile == "on":
             return f"{compile_blocks(self.model)} layers ({reason})"
         return f"no ({reason})"
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             rates = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
             self.optimizer = build_optimizer(
@@ -417,7 +461,9 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
             )
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None) -> torch.optim.lr_scheduler.LambdaLR:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LambdaLR:
         if self.lr_scheduler is None:
             s = self.script
             self.lr_scheduler = build_scheduler(
@@ -426,7 +472,9 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         return self.lr_scheduler
 
     @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Mean loss over the predicted tokens of all batches, and bits per byte where every token is predicted."""
         self.model.eval()
         started, nats, predicted, text_bytes = time.time(), 0.0, 0, 0
@@ -449,12 +497,6 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         return metrics
 
 
-def refuse_finished(output_dir: str) -> None:
-    """Raises `InputError` if the output folder holds a finished run already."""
-    if (Path(output_dir) / RECORD_FILE).exists():
-        raise InputError(f"{output_dir}: holds a finished run already; choose another --output_dir or delete it")
-
-
 def report_start(trainer: PretrainTrainer, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     """Say what will be trained, and show the first row with what is predicted in it."""
     model, data, args, say = trainer.model, trainer.data, trainer.args, trainer.accelerator.print
@@ -467,11 +509,14 @@ def report_start(trainer: PretrainTrainer, is_new: bool, tokenizer: PreTrainedTo
         say(f"{fact['split']:10} {', '.join(counts or [fact['name']])}")
     say(f"steps      {steps:,} of {data.tokens_per_step:,} tokens: {tokens:,}")
     say("optimizer  " + describe_optimizer(trainer.create_optimizer()).replace("\n", "\n           "))
-    # One figure for all processes, which must decide the same by it.
-    seconds = trainer.accelerator.gather(torch.tensor([time_step(trainer)], device=args.device)).max().item()
-    precision = "bf16" if args.bf16 else "fp32"
-    say(f"compiled   {trainer.settle_compile(steps * seconds)}")
-    say(f"time       about {steps * seconds / 60:.1f} minutes at {seconds:.2f} s a step in {precision}")
+    seconds = None
+    if not trainer.is_fsdp_enabled:  # a model that is not sharded yet may fit on no device
+        # One figure for all processes, which must decide the same by it.
+        seconds = trainer.accelerator.gather(torch.tensor([time_step(trainer)], device=args.device)).max().item()
+    say(f"compiled   {trainer.settle_compile(None if seconds is None else steps * seconds)}")
+    if seconds is not None:
+        precision = "bf16" if args.bf16 else "fp32"
+        say(f"time       about {steps * seconds / 60:.1f} minutes at {seconds:.2f} s a step in {precision}")
     say("example    " + marked_example(data.train[0], tokenizer), flush=True)
 
 

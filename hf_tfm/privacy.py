@@ -19,10 +19,17 @@ _TOKENS = {
     "an API key": r"\bsk-[A-Za-z0-9_\-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w\-]{35}|\bxox[abp]-[\w\-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
-SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")  # how names of environment variables end that hold one
+SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # how names of environment variables end that hold one
 # Their strings are pieces of text that a tokenizer learned, and may look like anything.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 _PIECE, _OVERLAP = 1 << 24, 1 << 10
+
+
+def public_name(path: str | Path) -> str:
+    """A file's name as it can be told: with its folder, `banking77/test.jsonl`, unless that is called as its owner."""
+    path = Path(path).absolute()
+    folder = path.parent.name
+    return path.name if folder in ("", Path.home().name) else f"{folder}/{path.name}"
 
 
 def private_part(path: Path) -> str | None:
@@ -53,7 +60,7 @@ def token_in(text: str) -> str | None:
         if re.search(pattern, text):
             return f"holds {what}"
     for name, value in os.environ.items():
-        if name.endswith(SECRETS) and len(value) >= 12 and value in text:
+        if name.upper().endswith(SECRETS) and len(value) >= 12 and value in text:
             return f"holds the value of {name}"
     return None
 

@@ -50,11 +50,13 @@ class Prompt:
     instruction: str = ""
     separator: str = "\n\n"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.template.count("{label}") != 1 or not self.template.endswith("{label}"):
             raise InputError(f"template {self.template!r} must end with {{label}}, and have it nowhere else")
         if len(set(self.words)) != len(self.words):
             raise InputError("two labels have the same words; give each its own")
+        if not all(word.strip() for word in self.words):
+            raise InputError("a label has no words, so nothing tells how likely it is; give it some")
 
     @property
     def question(self) -> str:

@@ -9,7 +9,7 @@ import filecmp
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +17,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .card import render_card, write_card
 from .errors import InputError
 from .record import RECORD_FILE, model_facts, save_generation, with_cache
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer  # in front of which the mixin stands
+else:
+    _Trainer = object
 
 
 def push_model(
@@ -70,12 +76,12 @@ def push_model(
         card = ModelCard.load(folder / "README.md")
         card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(tags or []), *(model.model_tags or [])]))
         card.save(folder / "README.md")
-        where = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
-        told = {"message": commit_message, "commit_description": commit_description}
+        where: dict[str, Any] = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
+        told: dict[str, Any] = {"message": commit_message, "commit_description": commit_description}
         return push_folder(folder, repo_id, **where, **told).commit
 
 
-class PushMixin:
+class PushMixin(_Trainer):
     """
     For any Trainer: `push_to_hub` pushes the whole folder that the run wrote, with its own card and without what a
     Trainer leaves beside a model: pickled arguments, which hold the token, and the recipe with this machine's paths.
@@ -110,7 +116,9 @@ class PushMixin:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        where = {"revision": revision or self.args.hub_revision, "token": token or self.args.hub_token}
+        where: dict[str, Any] = {
+            "revision": revision or self.args.hub_revision, "token": token or self.args.hub_token
+        }  # fmt: skip
         return push_folder(folder, self.hub_model_id, private=private, message=commit_message, **where).commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

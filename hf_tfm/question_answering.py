@@ -241,9 +241,11 @@ def add_labels(rows: Sequence[dict[str, Any]], windows: Sequence[Window], questi
 def span_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
     """A `compute_loss_func` for Trainer: the mean over starts and ends of all accumulated batches."""
 
-    def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+    def compute(
+        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         starts, ends, lengths = labels.unbind(-1)
-        total = 0.0
+        total: Any = 0.0
         for name, columns in (("start_logits", starts), ("end_logits", ends)):
             logits = outputs[name].float()
             padding = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
@@ -280,6 +282,8 @@ class Answer:
 
     def probabilities(self) -> list[float]:
         """Of each span, among these spans and "no answer"."""
+        if not self.spans:
+            return []
         best = self.spans[0].score
         weights = [math.exp(span.score - best) for span in self.spans]
         total = sum(weights) + math.exp(min(self.null, 700.0))
@@ -287,7 +291,7 @@ class Answer:
 
 
 def find_answers(
-    logits: np.ndarray, windows: Sequence[Window], contexts: Sequence[str], best: int = 20
+    logits: np.ndarray | Sequence[np.ndarray], windows: Sequence[Window], contexts: Sequence[str], best: int = 20
 ) -> list[Answer]:
     """
     The best spans of every context out of start and end logits `(windows, length, 2)` of rows padded on the right.

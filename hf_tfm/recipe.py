@@ -6,7 +6,8 @@ import difflib
 import functools
 import json
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,13 @@ def parse_recipe(
             formatter_class=_HelpFormatter,
         )
         if training_class is not None:
-            help_parser.epilog = "Every field of transformers' TrainingArguments works as well, by its stock name."
+            stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+            own = (f for f in dataclasses.fields(training_class) if stock.get(f.name, f.default) != f.default)
+            help_parser.epilog = textwrap.fill(
+                "Every field of transformers' TrainingArguments works as well, by its stock name; with other defaults: "
+                + ", ".join(f"{f.name} {f.default}" for f in own),
+                100,
+            )
         help_parser.print_help()
         raise SystemExit(0)
     fields = {f.name for cls in classes for f in dataclasses.fields(cls) if f.init}
@@ -105,6 +112,38 @@ def _check_field(name: str, fields: set[str], where: str) -> None:
         close = difflib.get_close_matches(name, fields, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"{where}: unknown field {name!r}{hint}")
+
+
+def refuse_below(recipe: Any, **least: float) -> None:
+    """Raise `InputError` if a field of a recipe, or an entry of its list, is below the least that goes; None may be."""
+    for name, bound in least.items():
+        value = getattr(recipe, name)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and not one >= bound:  # which NaN is not either
+                raise InputError(f"--{name} {one}: must be at least {bound}")
+
+
+def refuse_ignored(args: TrainingArguments, ignored: Mapping[str, str]) -> None:
+    """
+    Raise `InputError` for a stock field that a script does not look at, if it is not at its default.
+
+    Args:
+        ignored: names of such fields, and what to do instead.
+    """
+    for field in dataclasses.fields(args):
+        if field.name in ignored and getattr(args, field.name) != field.default:
+            raise InputError(f"--{field.name} has no effect in this script: {ignored[field.name]}")
+
+
+def read_mapping(text: str, name: str) -> dict[str, Any]:
+    """A field that holds a mapping as JSON. Raises `InputError` if it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f'{name} is not JSON ({error}); write it as {{"field": value}}') from None
+    if not isinstance(found, dict):
+        raise InputError(f'{name}: must be a mapping, {{"field": value}}, not {text}')
+    return found
 
 
 def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:

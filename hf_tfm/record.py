@@ -18,6 +18,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from .checkpoints import MARKER, atomic_folder, discard
+from .energy import EnergyMeter
+from .errors import InputError
 
 
 RECORD_FILE = "run_record.json"
@@ -34,7 +36,8 @@ class RunRecord:
     """
 
     def __init__(self, job: str, seed: int | None = None):
-        self._started = time.time()
+        self._started, self._meter = time.time(), EnergyMeter()
+        self._before: dict[str, Any] = {}
         self.fields: dict[str, Any] = {
             "job": job,
             "command": public_command(sys.argv),
@@ -50,6 +53,12 @@ class RunRecord:
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Count what the run took up to a checkpoint, as the record there says, and when it began."""
+        if (checkpoint / RECORD_FILE).is_file():
+            self._before = read_record(checkpoint)
+            self.fields["started"] = self._before["started"]
 
     def add_model(self, model: PreTrainedModel) -> None:
         """What the card tells about the model."""
@@ -69,8 +78,11 @@ class RunRecord:
         ]
 
     def write(self, folder: Path) -> None:
-        """Write `run_record.json`; `seconds` is the time since the record was begun."""
-        self.fields["seconds"] = round(time.time() - self._started, 1)
+        """Write `run_record.json`; `seconds` is the time since the record was begun, `joules` what it took."""
+        self.fields["seconds"] = round(self._before.get("seconds", 0.0) + time.time() - self._started, 1)
+        if joules := self._meter.read():
+            before = self._before.get("joules", {})
+            self.fields["joules"] = {name: round(before.get(name, 0.0) + used, 1) for name, used in joules.items()}
         text = json.dumps(self.fields, indent=1, ensure_ascii=False, default=_plain)
         (Path(folder) / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -94,8 +106,12 @@ def model_facts(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a finished run."""
-    return json.loads((Path(folder) / RECORD_FILE).read_text(encoding="utf-8"))
+    """The record of a finished run. Raises `InputError` if the file is damaged."""
+    file = Path(folder) / RECORD_FILE
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file}: is no record of a run ({error}); fetch it again or take it away") from error
 
 
 def write_model_folder(
@@ -143,7 +159,7 @@ def with_cache(model: PreTrainedModel) -> Iterator[None]:
             config.use_cache = False
 
 
-def save_generation(model: PreTrainedModel, folder: Path) -> None:
+def save_generation(model: PreTrainedModel, folder: str | Path) -> None:
     """Beside an adapter, which is saved without them, the generation settings: what its answers end with."""
     if hasattr(model, "peft_config") and model.can_generate():
         model.generation_config.save_pretrained(folder)

@@ -1,17 +1,15 @@
 """Labelled records for fine-tuning: read, checked and split. Every complaint names the file and the record."""
 
 import hashlib
-import io
 import json
 import random
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
-from zipfile import ZipFile
+from typing import Any
 
 from .errors import InputError
-from .sources import DECOMPRESS, READERS, Source, TextFile, list_files, readable
+from .privacy import public_name
+from .sources import READERS, Source, TextFile, list_files, open_file
 
 
 class Records(list):
@@ -93,38 +91,15 @@ def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for place, record in _read(file):
             if not isinstance(record, Mapping):
                 raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
-            if None in record:
-                raise InputError(f"{place}: has more cells than the header names; quote cells that hold the separator")
             yield place, dict(record)
 
 
 def _read(file: TextFile) -> Iterator[tuple[str, Any]]:
-    suffix, packed = file.suffixes
-    with ExitStack() as stack, readable(file):
-        if file.member is None:
-            stream: BinaryIO = stack.enter_context(open(file.path, "rb"))
-        else:
-            stream = stack.enter_context(stack.enter_context(ZipFile(file.path)).open(file.member))
-        if packed:
-            stream = io.BufferedReader(stack.enter_context(DECOMPRESS[packed](stream)), 1 << 20)
-        if suffix == ".txt":
-            raise InputError(f"{file}: plain text has no fields; give .jsonl, .json, .csv, .tsv or .parquet")
-        if suffix == ".parquet":
-            yield from _read_parquet(stream, file)
-        else:
-            yield from READERS[suffix](stream, file, "")
-
-
-def _read_parquet(stream: BinaryIO, file: TextFile) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        rows = (row for batch in parquet.ParquetFile(stream).iter_batches(256) for row in batch.to_pylist())
-        for number, row in enumerate(rows, 1):
-            yield f"{file}, record {number}", row
-    except pyarrow.ArrowException as error:
-        raise OSError(error) from None
+    suffix, _ = file.suffixes
+    if suffix == ".txt":
+        raise InputError(f"{file}: plain text has no fields; give .jsonl, .json, .csv, .tsv or .parquet")
+    with open_file(file) as stream:
+        yield from READERS[suffix](stream, file, None)
 
 
 def split_list(value: Any) -> Any:
@@ -180,7 +155,7 @@ def carve(
 def data_facts(split: str, records: Records) -> dict[str, Any]:
     """What the run record says about a split: files' names with their folders', records, SHA-256 of what they hold."""
     paths = [Path(path) for path in (records.path, *records.more_paths)]
-    names = ["/".join(path.absolute().parts[-2:]) for path in paths]
+    names = [public_name(path) for path in paths]
     facts = {"name": " + ".join(names), "split": split, "records": len(records)}
     if all(path.is_file() for path in paths):
         digest = hashlib.sha256()

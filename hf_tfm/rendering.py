@@ -57,7 +57,8 @@ def colour_of(probability: float) -> tuple[int, int, int]:
     """From green, for what the model was sure of, to red: equal steps for equal surprise, in bits."""
     surprise = -math.log2(max(probability, 1e-30))
     hue = 0.38 * (1.0 - min(surprise, _RED) / _RED)
-    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.80, 0.72))
+    red, green, blue = colorsys.hls_to_rgb(hue, 0.80, 0.72)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _css(probability: float) -> str:
@@ -141,7 +142,7 @@ def _both(candidate: Candidate) -> str:
     return f"{percent(candidate.probability)} → {percent(candidate.adjusted) if candidate.adjusted else 'cut'}"
 
 
-def _figures_table(decodings: Sequence[Decoding]) -> list[Sequence[str]]:
+def _figures_table(decodings: Sequence[Decoding]) -> list[list[str]]:
     figures = [decoding.figures() for decoding in decodings]
     return [["", *figures[0]]] + [
         [decoding.method, *(f"{value:,}" if name == "tokens" else f"{value:.2f}" for name, value in one.items())]

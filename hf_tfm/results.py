@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .card import EVALUATION_FILE
+from .card import EVALUATION_FILE, HubData, read_evaluation
+from .data import default_cache_dir, file_hash
 from .errors import InputError
 from .metrics import Estimate
+from .privacy import public_name
 from .record import public_command, versions
 
 
@@ -59,7 +61,13 @@ class Results:
         return self._known[key]
 
     def add(
-        self, task: str, path: str | None, settings: Mapping[str, Any], figures: Mapping[str, Any], **details: Any
+        self,
+        task: str,
+        path: str | None,
+        settings: Mapping[str, Any],
+        figures: Mapping[str, Any],
+        hub: HubData | None = None,
+        **details: Any,
     ) -> None:
         """
         Print a finished task and keep it.
@@ -67,6 +75,7 @@ class Results:
         Args:
             path: of the data.
             figures: `Estimate`s by name, for the model's card.
+            hub: what the data is on the Hub.
             details: what is kept beside them.
         """
         figures = plain(figures)
@@ -74,26 +83,27 @@ class Results:
             print(
                 f"{task}: {name} {figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}], n {figure['n']:,}"
             )
-        data = "" if path is None else "/".join(Path(path).absolute().parts[-2:])
-        self.tasks.append(
-            {"task": task, "data": data, "settings": plain(settings), "results": figures, **plain(details)}
-        )
+        found = {"task": task, "data": public_name(path) if path else "", "settings": plain(settings)}
+        found |= {"results": figures, **({"hub": hub._asdict()} if hub else {}), **plain(details)}
+        self.tasks.append(found)
 
     def write(self) -> Path:
-        """Write `evaluation.json`, and return where it is. What it has of the same model from before stays in it."""
+        """
+        Write `evaluation.json`, and return where it is. What it has of the same model from before stays in it, with the
+        command that it came from.
+        """
         path = self.folder / EVALUATION_FILE
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if before.get("model") == self.model:
-            new = [(task["task"], task["data"], task["settings"]) for task in self.tasks]
-            kept = [t for t in before["tasks"] if (t["task"], t["data"], t["settings"]) not in new]
-            self.tasks = [*kept, *self.tasks]
-        facts = {
-            "model": self.model,
+        run = {
             "command": public_command(sys.argv),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
-            "tasks": self.tasks,
         }
+        kept, before = [], read_evaluation(self.folder)
+        if before and before["model"] == self.model:
+            new = [(task["task"], task["data"], task["settings"]) for task in self.tasks]
+            earlier = {name: before[name] for name in run if name in before}
+            kept = [{**earlier, **t} for t in before["tasks"] if (t["task"], t["data"], t["settings"]) not in new]
+        facts = {"model": self.model, **run, "tasks": [*kept, *self.tasks]}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, path)
@@ -104,6 +114,11 @@ class Results:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def content(path: str) -> str:
+    """A file as parts know it: by what is in it. Raises `InputError` if it cannot be read."""
+    return file_hash(Path(path), default_cache_dir())
 
 
 def plain(value: Any) -> Any:

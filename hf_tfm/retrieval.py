@@ -207,14 +207,15 @@ def build_index(
         "passage_length": passage_length,
         "overlap": overlap,
     }
-    facts = {"made_from": made_from, "location": location, "encoder": encoder_path, "width": _width(encoder)}
+    width = _width(encoder)
+    facts = {"made_from": made_from, "location": location, "encoder": encoder_path, "width": width}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
             _claim(folder, facts)
             if not (folder / PASSAGES).exists():
                 write_arrays(folder / PASSAGES, _passages(location, text_field, encoder, passage_length, overlap), {})
-            _embed_passages(folder, encoder, prompts["passage"], facts["width"])
+            _embed_passages(folder, encoder, prompts["passage"], width)
     except Timeout:
         raise InputError(f"{folder}: another process writes this index") from None
     except OSError as error:
@@ -244,11 +245,22 @@ def _claim(folder: Path, facts: dict[str, Any]) -> None:
         partial.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         os.replace(partial, file)
         return
-    before = json.loads(file.read_text(encoding="utf-8"))["made_from"]
+    before = _facts_of(folder)["made_from"]
     for name, value in facts["made_from"].items():
         if before.get(name) != value:
             told = f" ({before.get(name)}, now {value})" if isinstance(value, int) else ""
             raise InputError(f"{folder}: holds an index made with another {name}{told}; delete it or give a new folder")
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    """What `index.json` says. Raises `InputError` if it is damaged."""
+    file = folder / INDEX_FILE
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts["made_from"]["encoder"], facts["made_from"]["prompts"]["query"], facts["encoder"], facts["width"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: is damaged ({error!r}); delete the folder and index again") from error
+    return facts
 
 
 def _passages(
@@ -304,7 +316,7 @@ class _Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, number: int) -> str:
+    def __getitem__(self, number: int) -> str:  # type: ignore[override]  # no slices
         start = self.ends[number - 1] if number else 0
         return self.bytes[start : self.ends[number]].tobytes().decode()
 
@@ -325,15 +337,17 @@ class Index(Sequence[Passage]):
         folder = Path(folder)
         if not (folder / INDEX_FILE).is_file():
             raise InputError(f"{folder}: is no index; `hf-tfm index` makes one")
-        self.facts = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        self.facts = _facts_of(folder)
         if not (folder / VECTORS).is_file():
             raise InputError(f"{folder}: is not finished; the same `hf-tfm index` goes on with it")
         arrays, _ = open_arrays(folder / PASSAGES)
         self._texts = _Strings(arrays, "texts", "text_lengths")
         self._names = _Strings(arrays, "names", "name_lengths")
         self._places = arrays["places"].reshape(-1, 3)
-        vectors = np.memmap(folder / VECTORS, np.float32, "r", shape=(len(self._texts), self.facts["width"]))
-        self.vectors = np.asarray(vectors)
+        shape = (len(self._texts), self.facts["width"])
+        if (folder / VECTORS).stat().st_size != 4 * shape[0] * shape[1]:
+            raise InputError(f"{folder}: {VECTORS} is damaged; delete the folder and index again")
+        self.vectors = np.asarray(np.memmap(folder / VECTORS, np.float32, "r", shape=shape))
 
     @property
     def documents(self) -> np.ndarray:
@@ -343,7 +357,7 @@ class Index(Sequence[Passage]):
     def __len__(self) -> int:
         return len(self._texts)
 
-    def __getitem__(self, number: int) -> Passage:
+    def __getitem__(self, number: int) -> Passage:  # type: ignore[override]  # no slices
         document, start, end = self._places[number].tolist()
         return Passage(self._texts[number], document, self._names[document], start, end)
 

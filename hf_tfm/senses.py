@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -281,7 +281,7 @@ def draw_senses(senses: Senses, path: Path) -> None:
     order = sorted(range(count), key=lambda number: (senses.groups[number], number))
     for row, number in enumerate(order):
         halves = senses.contexts[number].halves(62)
-        style = dict(color=colours[senses.groups[number]], fontsize=8.5, va="center", parse_math=False)
+        style: dict[str, Any] = dict(color=colours[senses.groups[number]], fontsize=8.5, va="center", parse_math=False)
         for x, side, text in ((0.02, "right", f"{number + 1}"), (0.48, "right", halves[0]), (0.48, "left", halves[1])):
             listing.text(x, 1.0 - (row + 0.5) / count, text, ha=side, transform=listing.transAxes, **style)
     save_figure(figure, path)

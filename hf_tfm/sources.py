@@ -17,7 +17,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -60,7 +60,7 @@ class Source:
     limit: int | None = None
     where: Mapping[str, Sequence[str]] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.weight is not None and not (isinstance(self.weight, (int, float)) and 0 < self.weight < float("inf")):
             raise InputError(f"source {self.location}: weight {self.weight} is not a positive number")
         if self.sample_by not in ("document", "paragraph", "line"):
@@ -221,21 +221,29 @@ def _zstd(stream: BinaryIO) -> BinaryIO:
     return pyarrow.CompressedInputStream(stream, "zstd")
 
 
-DECOMPRESS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
+DECOMPRESS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
 
 
-def read_file(file: TextFile, source: Source) -> Iterator[str]:
-    """The texts of one file. Raises `InputError` with the file and the line or record where it is broken."""
-    suffix, packed = file.suffixes
-    if source.where and suffix == ".txt":
-        raise InputError(f"{file}: plain text has no fields to choose records by {', '.join(source.where)}")
+@contextmanager
+def open_file(file: TextFile) -> Iterator[Any]:
+    """The bytes of a file, unpacked. Raises `InputError` if they cannot be read, at first or later."""
+    _, packed = file.suffixes
     with ExitStack() as stack, readable(file):
         if file.member is None:
-            stream = stack.enter_context(open(file.path, "rb"))
+            stream: Any = stack.enter_context(open(file.path, "rb"))
         else:
             stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(file.path)).open(file.member))
         if packed:
             stream = io.BufferedReader(stack.enter_context(DECOMPRESS[packed](stream)), 1 << 20)
+        yield stream
+
+
+def read_file(file: TextFile, source: Source) -> Iterator[str]:
+    """The texts of one file. Raises `InputError` with the file and the line or record where it is broken."""
+    suffix, _ = file.suffixes
+    if source.where and suffix == ".txt":
+        raise InputError(f"{file}: plain text has no fields to choose records by {', '.join(source.where)}")
+    with open_file(file) as stream:
         if suffix == ".txt":
             yield from _read_txt(stream, file, source.sample_by)
         else:
@@ -267,7 +275,7 @@ def _text_of(record: Any, source: Source, place: str) -> str:
     return text
 
 
-def _read_jsonl(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator[tuple[str, Any]]:
+def _read_jsonl(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(stream, 1):
         place = f"{file}, line {number}"
         with readable(place):
@@ -279,9 +287,9 @@ def _read_jsonl(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterato
                 raise InputError(f"{place}: broken JSON ({error}); mend or drop this line") from None
 
 
-def _read_json(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator[tuple[str, Any]]:
+def _read_json(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> Iterator[tuple[str, Any]]:
     """An array of records, parsed one record at a time; or else one record a line."""
-    stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
+    stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
     if not stream.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         yield from _read_jsonl(stream, file, columns)
         return
@@ -305,22 +313,25 @@ def _read_json(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator
         number += 1
 
 
-def _read_csv(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator[tuple[str, Any]]:
+def _read_csv(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # the default forbids texts over 128 KiB
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     rows = csv.DictReader(lines, delimiter="\t" if file.suffixes[0] == ".tsv" else ",", strict=True)
     for row in rows:
-        yield f"{file}, line {rows.line_num}", row
+        place = f"{file}, line {rows.line_num}"
+        if None in row:
+            raise InputError(f"{place}: has more cells than the header names; quote cells that hold the separator")
+        yield place, row
 
 
-def _read_parquet(stream: BinaryIO, file: TextFile, columns: list[str]) -> Iterator[tuple[str, Any]]:
+def _read_parquet(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> Iterator[tuple[str, Any]]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         table = parquet.ParquetFile(stream)
         names = table.schema_arrow.names
-        if not set(columns) <= set(names):
+        if not set(columns or ()) <= set(names):
             yield str(file), dict.fromkeys(names)
         numbers = itertools.count(1)
         for batch in table.iter_batches(batch_size=256, columns=columns):
@@ -365,7 +376,8 @@ def cut_text(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-READERS = {
+# Each gives places and records of a stream, with these columns at least (None: with all).
+READERS: dict[str, Callable[..., Iterator[Any]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
@@ -388,7 +400,7 @@ class DocumentStream:
         self.sources = sources
         self._at = {"source": 0, "documents": 0, "file": 0, "record": 0, **(position or {})}
         self._hub_state = self._at.pop("hub", None)
-        self._hub_dataset = None
+        self._hub_dataset: Any = None
 
     def position(self) -> dict[str, Any]:
         """Where the next document is read from."""
@@ -428,7 +440,7 @@ class DocumentStream:
             yield _text_of(record, source, f"{source.location}, record {number}")
 
 
-def _open_hub(source: Source):
+def _open_hub(source: Source) -> Any:
     """A Hub dataset as a stream (`datasets.IterableDataset`)."""
     from datasets import load_dataset
 

@@ -103,7 +103,9 @@ class TagTask:
     def loss(self, smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
         """A `compute_loss_func` for Trainer: the mean over the tagged words of all accumulated batches."""
 
-        def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+        def compute(
+            outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+        ) -> torch.Tensor:
             logits = outputs["logits"].float().flatten(0, 1)
             loss = F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing)
             return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
@@ -244,7 +246,10 @@ def add_labels(rows: Sequence[dict[str, Any]], windows: Sequence[Window], tags: 
 
 
 def tags_of_words(
-    predictions: np.ndarray, windows: Sequence[Window], sentences: Sequence[Sequence[str]], default: Any
+    predictions: np.ndarray | Sequence[np.ndarray],
+    windows: Sequence[Window],
+    sentences: Sequence[Sequence[str]],
+    default: Any,
 ) -> list[list[Any]]:
     """What a model says of each word out of what it says of each column `(rows, length, …)`."""
     said = [[default] * len(words) for words in sentences]

@@ -286,7 +286,7 @@ def _train_wordpiece(
     trained.train_from_iterator(_some(texts), trainer)
 
     by_id = trained.get_vocab()
-    learned = [token for token in sorted(by_id, key=by_id.get)[len(specials) :] if token != _WORD_START]
+    learned = [token for token in sorted(by_id, key=by_id.__getitem__)[len(specials) :] if token != _WORD_START]
     alphabet = [token for token in learned if len(token) == 1]
     # Punctuation and Chinese characters are words of their own and never continue one.
     inner = [c for c in alphabet if len(words.pre_tokenize_str(normalizer.normalize_str("a" + c))) == 1]

@@ -3,25 +3,30 @@
 import contextlib
 import copy
 import json
+import math
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
 from .attention import use_blockwise_attention
-from .card import write_card
 from .checkpoints import atomic_folder, last_checkpoint, rotate, staging_folder
 from .errors import InputError
 from .pushing import PushMixin
-from .record import RunRecord, save_generation, with_cache
+from .recipe import refuse_below, refuse_ignored
+from .record import RECORD_FILE, RunRecord, save_generation, with_cache
 
 
 RECIPE_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model
@@ -32,37 +37,41 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopped_by: str | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stopped_by = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._stop)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._any_process_stopped(args):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Trainer comes here from the middle of an epoch too. An evaluation now would be one that a run without a stop
         # does not have, and could choose its best checkpoint.
         if self.stopped_by is not None and not float(state.epoch).is_integer():
             control.should_evaluate = control.should_save = control.should_log = False
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Signals do again what they did before the training."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
-    def _stop(self, number, frame) -> None:
+    def _stop(self, number: int, frame: Any) -> None:
         if self.stopped_by is not None:
             raise KeyboardInterrupt
         self.stopped_by = signal.Signals(number).name
         print(f"\n{self.stopped_by}: finishing this step and saving a checkpoint …", file=sys.stderr, flush=True)
 
-    def _any_process_stopped(self, args) -> bool:
+    def _any_process_stopped(self, args: TrainingArguments) -> bool:
         if args.world_size == 1:
             return self.stopped_by is not None
         # All processes must leave at the same step, or those that stay wait for ever.
@@ -80,18 +89,18 @@ class ProgressLine(TrainerCallback):
         self.bytes_per_token = bytes_per_token
         self.bar = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True,
                 mininterval=0.5 if sys.stderr.isatty() else 15,
             )  # fmt: skip
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.bar is None or not logs:
             return
         if "loss" in logs:
@@ -106,7 +115,7 @@ class ProgressLine(TrainerCallback):
             figures = {k: v for k, v in logs.items() if isinstance(v, float) and not any(s in k for s in skip)}
             self.bar.write(f"step {state.global_step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -114,6 +123,48 @@ class ProgressLine(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class RefuseDiverged(TrainerCallback):
+    """Ends a run whose loss is no number any more: Trainer would go on, and show the mean loss so far in its place."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if not math.isfinite(metrics.get("eval_loss", 0.0)):
+            raise InputError("the loss is not finite, the training diverged: lower --learning_rate")
+
+
+def check_arguments(args: TrainingArguments, model: str, ignored: Mapping[str, str] | None = None) -> None:
+    """
+    Raise `InputError` for arguments that would end in an error later, or do nothing.
+
+    Args:
+        model: what is trained: its folder is not written over, nor any other model that no run of ours made.
+        ignored: as of [`refuse_ignored`].
+    """
+    refuse_ignored(args, ignored or {})
+    least = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    refuse_below(args, **dict.fromkeys(least, 1))
+    if missing := sorted(set(args.report_to) - set(get_available_reporting_integrations())):
+        raise InputError(f"--report_to {missing[0]}: there is no such package here; install it or leave this out")
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint is not None and not (Path(checkpoint) / TRAINER_STATE_NAME).is_file():
+        raise InputError(
+            f"--resume_from_checkpoint {checkpoint}: no checkpoint there; without it a run goes on from its newest one"
+        )
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file; give the name of a folder")
+    if (folder / RECORD_FILE).exists():
+        raise InputError(f"{folder}: holds a finished run already; choose another --output_dir or delete it")
+    if (folder / "config.json").exists() and not (folder / RECIPE_FILE).exists():
+        raise InputError(f"--output_dir {folder} holds another model: give a folder of its own")
+    if folder.is_dir() and Path(model).is_dir() and folder.samefile(model):
+        raise InputError(f"--output_dir {folder} is the folder of --model: give another one")
+
+
+def data_seed(args: TrainingArguments) -> int:
+    """What the order of the training data is drawn with."""
+    return args.seed if args.data_seed is None else args.data_seed
 
 
 def recipe_before(run: str | Path) -> dict | None:
@@ -133,8 +184,14 @@ class RunMixin(PushMixin):
     command goes on where the run stopped. With a `record` every checkpoint has a card. What is pushed is whole.
     """
 
-    def __init__(self, *args, record: RunRecord | None = None, bytes_per_token: float | None = None, **kwargs):
+    shards = True  # whether its model may be divided among processes (FSDP)
+
+    def __init__(
+        self, *args: Any, record: RunRecord | None = None, bytes_per_token: float | None = None, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled and not self.shards:
+            raise InputError("this training cannot divide its model (FSDP): launch it with training/launch/ddp.yaml")
         self.record = record
         if self.args.bf16:
             use_blockwise_attention(self.model)
@@ -144,6 +201,7 @@ class RunMixin(PushMixin):
         self.add_callback(self.stop_on_signal)
         self.progress_line = ProgressLine(bytes_per_token)
         self.add_callback(self.progress_line)
+        self.add_callback(RefuseDiverged())
         self._staged_run: str | None = None
 
     @property
@@ -159,20 +217,26 @@ class RunMixin(PushMixin):
             recipe: what must not change between the parts of one run; kept in `.recipe.json` beside the checkpoints.
 
         Raises:
-            InputError: the folder holds checkpoints of another recipe.
+            InputError: the folder holds checkpoints of another recipe, or such as no run can go on from.
         """
         run = Path(self.args.output_dir)
         checkpoint = self.args.resume_from_checkpoint or last_checkpoint(run)
         recipe = json.loads(json.dumps(recipe, default=str))
         before = recipe_before(run)
         if checkpoint is not None and before is not None:
-            changed = sorted(name for name in recipe.keys() | before.keys() if recipe.get(name) != before.get(name))
-            if changed:
+            then, now = _flat(before), _flat(recipe)
+            # What was not kept then, by an older version, cannot be compared.
+            if changed := sorted(name for name in then if then[name] != now.get(name)):
                 name = changed[0]
                 raise InputError(
-                    f"{run}: its checkpoints come from another recipe ({name}: {before.get(name)!r}, now "
-                    f"{recipe.get(name)!r}): choose another --output_dir or delete it"
+                    f"{run}: its checkpoints come from another recipe ({name}: {then[name]!r}, now "
+                    f"{now.get(name)!r}): choose another --output_dir or delete it"
                 )
+        if checkpoint is not None and self.args.save_only_model:
+            raise InputError(
+                f"{checkpoint}: --save_only_model leaves out the optimizer's state, so that a run cannot go on from "
+                "there: choose another --output_dir or delete it"
+            )
         self.accelerator.wait_for_everyone()  # all have read it
         if self.args.should_save:
             partial = run / f"{RECIPE_FILE}.partial"
@@ -184,13 +248,24 @@ class RunMixin(PushMixin):
                 raise InputError(f"--output_dir {run}: cannot be written ({error.strerror}); mend that") from None
         if checkpoint is not None:
             self.accelerator.print(f"resuming from {checkpoint}", flush=True)
+            if self.record is not None:
+                self.record.go_on_from(Path(checkpoint))
         transformers_logging.disable_progress_bar()  # there is one line already
         try:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
+            self.stop_on_signal.restore()
             self.progress_line.close()
 
-    def _get_output_dir(self, trial) -> str:
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        with _refusing(self.args, "optim"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with _refusing(self.args, "lr_scheduler_type"):
+            return super().create_scheduler(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
         return self._staged_run or super()._get_output_dir(trial)
 
     def whole_model(self, weights: dict[str, torch.Tensor] | None = None) -> PreTrainedModel:
@@ -202,19 +277,24 @@ class RunMixin(PushMixin):
             weights: of the whole model, if they were gathered already.
         """
         model = self.accelerator.unwrap_model(self.model)
-        if not self.accelerator.is_fsdp2 or not isinstance(model, PreTrainedModel):
+        if not self.accelerator.is_fsdp2:
             return model
         if weights is None:
             weights = self.accelerator.get_state_dict(self.model)
-        # Sharding puts a class of its own in front, which would be saved by its own name and without the model's code.
-        whole = type(model).__bases__[-1](copy.deepcopy(model.config))
+        whole = _like_sharded(model)
         if weights:
             whole.load_state_dict(weights)
-        if model.can_generate():
-            whole.generation_config = model.generation_config
         return whole.eval()
 
-    def _save(self, output_dir=None, state_dict=None) -> None:
+    def finished_model(self) -> PreTrainedModel:
+        """
+        What the training has made, as [`whole_model`] gives it, but without autocast, which the trained model is
+        wrapped in: what is measured is what the folder gives when it is loaded. All processes must call this.
+        """
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return self.whole_model()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         sharded = self.model
         model = self.whole_model(state_dict)
         if model is not self.accelerator.unwrap_model(sharded):
@@ -228,13 +308,13 @@ class RunMixin(PushMixin):
             self.model = sharded
         save_generation(model, output_dir or self.args.output_dir)
 
-    def _issue_warnings_after_load(self, load_result) -> None:
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
         # A tied matrix stands in the file once; that its other name is missing there is as it should be.
         tied = set(getattr(self.accelerator.unwrap_model(self.model), "_tied_weights_keys", None) or ())
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         run = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         first = self.is_world_process_zero()
@@ -265,11 +345,41 @@ class RunMixin(PushMixin):
         for path in written.iterdir():
             os.rename(path, written.parent / path.name)
         written.rmdir()
-        if self.record is not None:
-            self.record.add_model(self.accelerator.unwrap_model(self.model))
-            self.record.add_training(self.state)
-            self.record.write(written.parent)
-            write_card(written.parent)
+        self._write_card(written.parent)
+
+
+@contextlib.contextmanager
+def _refusing(args: TrainingArguments, name: str) -> Iterator[None]:
+    """What transformers says of a setting that cannot be, as an `InputError`."""
+    try:
+        yield
+    except (ImportError, TypeError, ValueError) as error:
+        value = getattr(args, name)
+        reason = " ".join(str(error).split())
+        raise InputError(f"--{name} {getattr(value, 'value', value)}: {reason}") from error
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the fields of its inner mappings in their place."""
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _like_sharded(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the shape and class of a sharded one, its adapter included, with weights of its own."""
+    if hasattr(model, "get_base_model"):
+        from peft import get_peft_model
+
+        [adapter] = model.peft_config.values()
+        return get_peft_model(_like_sharded(model.get_base_model()), adapter)
+    # Sharding puts a class of its own in front, which would be saved by its own name and without the model's code.
+    own_class: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    whole = own_class(copy.deepcopy(model.config))
+    if model.can_generate():
+        whole.generation_config = model.generation_config
+    return whole
 
 
 class RunTrainer(RunMixin, Trainer):

@@ -1,4 +1,4 @@
-"""Translation: a new model with its tokenizer for both languages, what it learns from, and what its output is worth."""
+"""Translation: a new model and its tokenizer for both languages, its Trainer, and what its output is worth."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
 from .configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from .errors import InputError
+from .finetuning import FinetuningMixin
 from .metrics import Estimate, bootstrap, load
 from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
-from .optim import zero_init_output_projections
+from .optim import build_optimizer, build_scheduler, zero_init_output_projections
 from .records import Records
 from .tokenization import train_tokenizer
 
@@ -105,12 +106,49 @@ def encode_pairs(
 def token_loss(smoothing: float) -> Callable[..., torch.Tensor]:
     """A `compute_loss_func` for Trainer: nats per target token over all accumulated batches, labels smoothed."""
 
-    def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+    def compute(
+        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         logits = outputs["logits"].flatten(0, 1).float()
         loss = F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing)
         return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
     return compute
+
+
+class TranslationTrainer(FinetuningMixin, Seq2SeqTrainer):
+    """
+    The stock Seq2SeqTrainer with what [`FinetuningMixin`] adds, and this package's optimizers.
+
+    Args:
+        optimizer_name: as of [`build_optimizer`]; rate and weight decay are those of the arguments.
+        decay: share of the run at its end over which the rate decays.
+    """
+
+    shards = False  # encoder and decoder have embeddings of their own, one of them tied to the head
+
+    def __init__(self, *args: Any, optimizer_name: str, decay: float, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.optimizer_name, self.decay = optimizer_name, decay
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            rates = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
+            self.optimizer = build_optimizer(self.model, self.optimizer_name, **rates)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LambdaLR:
+        if self.lr_scheduler is None:
+            phases = {"warmup": self.args.warmup_steps, "decay": self.decay}
+            self.lr_scheduler = build_scheduler(optimizer or self.optimizer, "wsd", num_training_steps, **phases)
+        return self.lr_scheduler
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # The stock class leaves in what processes repeat so that their batches are of one size.
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, generated: np.ndarray) -> list[str]:

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from .clean_process import DoesNotLoad, outputs_for_a_stranger
 from .configuration_tfm import TfmConfig
 from .convert import outputs_of
-from .loading import auto_class_of, open_model
+from .errors import InputError
+from .finetuning import quiet
+from .loading import ADAPTER_FILE, auto_class_of, open_model
 
 
 TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller
@@ -67,11 +69,16 @@ class Subject:
         drawn = torch.randint(len(ordinary), shape, generator=torch.Generator().manual_seed(seed))
         return ordinary[drawn]
 
+    def inputs(self, ids: torch.Tensor, **more: Any) -> dict[str, Any]:
+        """What the model reads: `ids`, and where it has an encoder and a decoder, the same as the text so far."""
+        so_far = {"decoder_input_ids": ids} if self.model.config.is_encoder_decoder else {}
+        return {"input_ids": ids, **so_far, **more}
+
     def labels(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Labels for `ids`, a different number of them in each row where they are by token."""
         rows, length = ids.shape[0], ids.shape[-1]
         draw = torch.Generator().manual_seed(5)
-        if self.head in ("CausalLM", "MaskedLM", "PreTraining", "TokenClassification"):
+        if self.head in ("CausalLM", "MaskedLM", "PreTraining", "TokenClassification", "Seq2SeqLM"):
             classes = self.model.config.num_labels if self.head == "TokenClassification" else None
             labels = ids if classes is None else torch.randint(classes, ids.shape, generator=draw)
             columns = torch.arange(length).expand(rows, -1)
@@ -95,7 +102,9 @@ class Subject:
 
 
 def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: str) -> float:
-    """The largest difference. Raises `Broken` if it is more than rounding, or something is not a number."""
+    """The largest difference. Raises `Broken` if it is more than rounding, not a number, or something is not there."""
+    if not expected or expected.keys() - found.keys():
+        raise Broken(f"there is no {' and no '.join(expected.keys() - found.keys()) or 'output'} to compare {what}")
     worst = 0.0
     for name, reference in expected.items():
         difference = (found[name].float() - reference.float()).abs().max().item()
@@ -122,7 +131,7 @@ def check_loading(subject: Subject) -> str:
 
 def check_saving(subject: Subject) -> str:
     """Saved and opened again it is bit for bit the same."""
-    inputs = {"input_ids": subject.ids(2, 12)}
+    inputs = subject.inputs(subject.ids(2, 12))
     with tempfile.TemporaryDirectory() as folder:
         subject.model.save_pretrained(folder)
         subject.tokenizer.save_pretrained(folder)
@@ -139,6 +148,7 @@ def check_saving(subject: Subject) -> str:
 def check_tied_weights(subject: Subject) -> str:
     """What the configuration calls tied is one matrix, also after loading."""
     model = subject.model
+    model = model.decoder if isinstance(model, EncoderDecoderModel) else model
     output, config = model.get_output_embeddings(), model.config.get_text_config()
     if output is None:
         raise NotApplicable("no output projection")
@@ -152,10 +162,10 @@ def check_tied_weights(subject: Subject) -> str:
 def check_batches(subject: Subject) -> str:
     """A row gives the same alone and among others."""
     ids = subject.ids(4, 12)
-    together = outputs_of(subject.model, input_ids=ids)
+    together = outputs_of(subject.model, **subject.inputs(ids))
     worst = 0.0
     for row in range(len(ids)):
-        alone = outputs_of(subject.model, input_ids=ids[row : row + 1])
+        alone = outputs_of(subject.model, **subject.inputs(ids[row : row + 1]))
         expected = {name: value[row : row + 1] for name, value in together.items()}
         worst = max(worst, compare(alone, expected, "between a row alone and in a batch of 4"))
     return f"largest difference {worst:.0e}"
@@ -166,13 +176,13 @@ def check_padding(subject: Subject) -> str:
     ids, pad = subject.ids(2, 9), 5
     filler = subject.model.config.get_text_config().pad_token_id
     filler = (filler if filler is not None else 0) or 0
-    plain, worst = outputs_of(subject.model, input_ids=ids), 0.0
+    plain, worst = outputs_of(subject.model, **subject.inputs(ids)), 0.0
     sides = ["right", *(["left"] if isinstance(subject.model.config, TfmConfig) or subject.head == "CausalLM" else [])]
     for side in sides:
         amount = (0, pad) if side == "right" else (pad, 0)
         padded = nn.functional.pad(ids, amount, value=filler)
         mask = nn.functional.pad(torch.ones_like(ids), amount)
-        inputs = {"input_ids": padded, "attention_mask": mask}
+        inputs = subject.inputs(ids) | {"input_ids": padded, "attention_mask": mask}
         if side == "left" and not isinstance(subject.model.config, TfmConfig):
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` gives them
         found = outputs_of(subject.model, **inputs)
@@ -217,7 +227,7 @@ def check_packing(subject: Subject) -> str:
         raise NotApplicable("a head by row does not read packed documents")
     one, other = subject.ids(1, 7, seed=1), subject.ids(1, 9, seed=2)
     positions = torch.cat([torch.arange(7), torch.arange(9)]).unsqueeze(0)
-    inputs = {"input_ids": torch.cat([one, other], dim=1), "position_ids": positions}
+    inputs: dict[str, Any] = {"input_ids": torch.cat([one, other], dim=1), "position_ids": positions}
     if subject.head == "CausalLM":
         inputs["use_cache"] = False
     packed = outputs_of(subject.model, **inputs)
@@ -248,6 +258,8 @@ def check_accumulation(subject: Subject) -> str:
         raise NotApplicable("its loss takes no num_items_in_batch")
     if subject.head == "QuestionAnswering":
         raise NotApplicable("its loss is a mean over rows, which Trainer divides itself")
+    if isinstance(model, EncoderDecoderModel):
+        raise NotApplicable("its loss is a mean over the batch; the script for translation has its own")
     shifted = labels["labels"][..., 1:] if subject.head == "CausalLM" else labels["labels"]
     items = (shifted != -100).sum() if not shifted.is_floating_point() else torch.tensor(shifted.shape[0])
     whole = _gradients(model, [{"input_ids": ids, **labels, "num_items_in_batch": items}])
@@ -266,7 +278,7 @@ def check_accumulation(subject: Subject) -> str:
 def check_gradients(subject: Subject) -> str:
     """A gradient reaches every weight."""
     model, ids = subject.copy().train(), subject.ids(4, 12)
-    inputs = {"input_ids": ids, **subject.labels(ids)}
+    inputs = subject.inputs(ids, **subject.labels(ids))
     if getattr(model.config, "type_vocab_size", 0):
         inputs["token_type_ids"] = torch.randint_like(ids, model.config.type_vocab_size)
     model.zero_grad()
@@ -285,7 +297,7 @@ def check_bf16(subject: Subject) -> str:
     model, ids = subject.copy().to(torch.bfloat16).eval(), subject.ids(2, 12)
     mask = torch.ones_like(ids)
     mask[0, ..., 2:] = 0
-    for name, value in outputs_of(model, input_ids=ids, attention_mask=mask).items():
+    for name, value in outputs_of(model, **subject.inputs(ids, attention_mask=mask)).items():
         if not value.isfinite().all():
             raise Broken(f"{name} in bf16 are not numbers")
     try:
@@ -294,7 +306,7 @@ def check_bf16(subject: Subject) -> str:
         return "outputs are numbers"
     model = subject.copy().train()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(input_ids=ids, attention_mask=mask, **labels).loss
+        loss = model(**subject.inputs(ids, attention_mask=mask, **labels)).loss
     loss.backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
@@ -316,7 +328,7 @@ def check_lora(subject: Subject) -> str:
         raise NotApplicable("no linear layers that an adapter could stand beside")
     torch.manual_seed(0)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
-    inputs = {"input_ids": subject.ids(2, 12)}
+    inputs = subject.inputs(subject.ids(2, 12))
     beside = outputs_of(adapted, **inputs)
     plain = outputs_of(subject.model, **inputs)
     if all(torch.equal(beside[name], plain[name]) for name in plain):
@@ -327,7 +339,7 @@ def check_lora(subject: Subject) -> str:
 
 def check_clean_process(subject: Subject) -> str:
     """In a new process, this package not installed, it loads with the code it carries and gives the same outputs."""
-    inputs = {"input_ids": subject.ids(2, 12)}
+    inputs = subject.inputs(subject.ids(2, 12))
     folder = subject.path if Path(subject.path).is_dir() else snapshot_download(subject.path)
     try:
         found = outputs_for_a_stranger(folder, subject.auto_class, inputs)
@@ -374,8 +386,10 @@ def verify(
         subject: the model, where it is open already.
 
     Raises:
-        InputError: there is no model that can be opened.
+        InputError: there is no model that can be opened, or it is an adapter.
     """
+    if (Path(path) / ADAPTER_FILE).is_file():
+        raise InputError(f"{path}: is an adapter: `hf-tfm merge` compares it with what it makes, which can be verified")
     if subject is None:
         auto_class = auto_class_of(path, trust_remote_code)
         model, tokenizer = open_model(path, auto_class, trust_remote_code=trust_remote_code)
@@ -386,13 +400,15 @@ def verify(
             continue
         torch.manual_seed(0)
         try:
-            verdicts.append(Verdict(name, "passed", check(subject)))
+            with quiet():
+                verdicts.append(Verdict(name, "passed", check(subject)))
         except NotApplicable as reason:
             verdicts.append(Verdict(name, "skipped", str(reason)))
         except Broken as reason:
             verdicts.append(Verdict(name, "failed", str(reason)))
         except Exception as error:  # whatever breaks in a model that is not ours is its fault, and said
-            verdicts.append(Verdict(name, "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"))
+            said = next(iter(str(error).strip().splitlines()), "no reason given")
+            verdicts.append(Verdict(name, "failed", f"{type(error).__name__}: {said}"))
     return verdicts
 
 

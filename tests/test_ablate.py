@@ -159,6 +159,22 @@ def test_mistakes_in_the_grid_in_one_line(more, message, grid, tmp_path, capsys,
     assert not spawned and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("override", ["{}", '{"validation_data": "other.jsonl", "text_field": "body"}'])
+def test_measures_read_the_text_that_runs_are_measured_on(override, grid, tmp_path, monkeypatch, spawned):
+    """One file may stand without brackets, as in the recipes of the scripts."""
+    seen = []
+
+    def check_measures(names, asked):
+        seen.append(asked)
+        raise InputError("seen")
+
+    monkeypatch.setattr(ablate, "check_measures", check_measures)
+    grid["base"]["validation_data"] = "held_out.jsonl"
+    assert start(grid, tmp_path, "--override", override) == 2
+    expected = (["held_out.jsonl"], "text") if override == "{}" else (["other.jsonl"], "body")
+    assert (seen[0].text, seen[0].text_field) == expected
+
+
 def test_a_grid_from_beginning_to_end(grid, tmp_path, capsys, spawned):
     more = ["--measure", "length", "--lengths", "16", "64", "--log", str(tmp_path / "LOG.md")]
     (tmp_path / "LOG.md").write_text("# Log\n\nNewest first.\n\n## Before\n\nOld.\n")

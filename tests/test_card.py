@@ -225,14 +225,22 @@ def test_figures_on_different_numbers_of_records_say_so():
     assert "n 3,081" in card and "n 100 |" in card and "On 3,081" not in card
 
 
-def test_energy_is_an_estimate_with_its_source_or_is_not_there():
+def test_energy_says_where_it_comes_from_or_is_not_there():
     record = record_of("decoder")
-    watt_hours, source = card_text.energy(record)
-    assert watt_hours == pytest.approx((3 * 12 + 23.5 * 0.3725) * 1234.5 / 3600) and "Green Algorithms" in source
-    watt_hours, source = card_text.energy({**record, "watts": 65.0})
+    watt_hours, kind, source = card_text.energy(record)
+    assert watt_hours == pytest.approx((3 * 12 + 23.5 * 0.3725) * 1234.5 / 3600)
+    assert kind == "an estimate" and "Green Algorithms" in source
+    counted = {**record, "joules": {"package-0": 54_321.0, "dram of package-0": 4321.0}}
+    watt_hours, kind, source = card_text.energy(counted)
+    assert watt_hours == pytest.approx(58_642 / 3600) and kind == "measured" and "RAPL" in source
+    card = render_card(counted)
+    assert (
+        "| energy (measured) | 16.29 Wh: package-0 54,321 J" in card and "Green" not in card and "estimate" not in card
+    )
+    watt_hours, kind, source = card_text.energy({**counted, "watts": 65.0})
     assert watt_hours == pytest.approx(65 * 1234.5 / 3600) and "65 W, as stated" in source
-    record["hardware"]["gpu"] = "Some GPU"
-    assert card_text.energy(record) is None and "energy" not in render_card(record)
+    counted["hardware"]["gpu"] = "Some GPU"  # which no counter of the processor sees
+    assert card_text.energy(counted) is None and "energy" not in render_card(counted)
 
 
 def test_results_on_data_sets_of_the_hub_go_into_files_it_reads():
@@ -245,6 +253,26 @@ def test_results_on_data_sets_of_the_hub_go_into_files_it_reads():
     assert (pairs.value, pairs.task_id, pairs.date) == (0.7113, "default", "2026-03-05T05:06:07Z")
     assert "n 670" in pairs.notes
     assert hub_results(record_of("classifier"), None) == {}
+    here = record_of("decoder")
+    here["data"][1]["name"] = "hub:/data/stories"  # read like one, but a folder
+    assert hub_results(here, None) == {} and ModelCard(render_card(here)).data.datasets == ["someone/stories"]
+
+
+def test_samples_do_not_leave_their_block():
+    record = {**record_of("decoder"), "samples": ["```\n# A title of its own\n````"]}
+    assert "`````text\n```\n# A title of its own\n````\n`````" in render_card(record)
+
+
+@pytest.mark.parametrize("name", ["run_record.json", "evaluation.json"])
+@pytest.mark.parametrize("text", ["{", "[1]", "{}"])
+def test_damaged_files_are_named_in_one_line(folder, name, text, capsys):
+    before = (folder / "run_record.json").read_text()
+    (folder / name).write_text(text)
+    assert main(["card", str(folder), "--name", "Tales"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{name}: " in error
+    assert not (folder / "README.md").exists()
+    assert (folder / "run_record.json").read_text() == (text if name == "run_record.json" else before)
 
 
 # Code

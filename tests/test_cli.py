@@ -26,11 +26,20 @@ def models(tmp_path_factory) -> Path:
         "gpt2": tiny.build("TfmDecoderForCausalLM", "gpt2", eos_token_id=None),
         "encoder": tiny.build("TfmEncoderForMaskedLM"),
         "base": tiny.build("TfmEncoderModel"),
+        "choice": tiny.build("TfmEncoderForMultipleChoice"),
+        "tagger": tiny.build("TfmEncoderForTokenClassification"),
         "llama": native_model("llama", "CausalLM", vocab_size=tiny.VOCAB_SIZE),
     }.items():
         model.save_pretrained(folder / name)
         build_tokenizer().save_pretrained(folder / name)
     (folder / "empty").mkdir()
+    (folder / "one.jsonl").write_text('{"text": "the cat"}\n')
+    for name, config in {
+        "listed": "[]",
+        "adapter": '{"task_type": "CAUSAL_LM", "base_model_name_or_path": "/nowhere/base"}',
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "adapter_config.json").write_text(config)
     for name in ("truncated", "not_json", "unknown", "contradiction", "no_weights"):
         shutil.copytree(folder / "llama", folder / name)
     weights = folder / "truncated/model.safetensors"
@@ -127,6 +136,29 @@ def test_fill_mask_shows_candidates(models, capsys):
     assert capsys.readouterr().out.splitlines()[::3] == ["[MASK] 1", "[MASK] 2"]
 
 
+def test_a_file_that_cannot_be_written_is_one_line(models, tmp_path, capsys):
+    """After minutes of work: what was found stays on the screen."""
+    target = tmp_path / "nowhere/checks.json"
+    assert main(["verify", str(models / "decoder"), "--only", "loading", "--json", str(target)]) == 2
+    printed = capsys.readouterr()
+    assert "all from the checkpoint" in printed.out and printed.err == f"error: {target}: No such file or directory\n"
+    picture = ["--picture", str(models / "llama/config.json/x")]
+    assert main(["inspect", str(models / "encoder"), *picture]) == 2
+    assert "config.json/x" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(models, tmp_path):
+    """As `hf-tfm predict … | head -1`."""
+    (tmp_path / "many.jsonl").write_text('{"text": "the cat sat on the mat"}\n' * 5000)
+    command = [sys.executable, "-m", "hf_tfm.cli", "predict", models / "base", tmp_path / "many.jsonl"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in errors and "BrokenPipe" not in errors
+
+
 def completed(script: str, *words: str) -> set[str]:
     """What bash offers for the last word."""
     typed = " ".join(shlex.quote(word) for word in words)
@@ -175,18 +207,38 @@ WRONG = {
     "destination with something in it": ("convert {models}/llama {models}/encoder", "is not an empty folder"),
     "destination is a file": ("convert {models}/llama {models}/llama/config.json", "is not an empty folder"),
     "destination that cannot be": ("convert {models}/llama {models}/llama/config.json/x", "config.json/x"),
-    "unknown family out": ("export {models}/decoder {out} --to yeti", "unknown family 'yeti'; choose one of gpt2"),
+    "unknown family out": ("export {models}/decoder {out} --to yeti", "unknown form 'yeti'; choose one of gpt2"),
     "family missing": ("export {models}/decoder {out}", "--to"),
     "native model out": ("export {models}/llama {out} --to llama", "is no Tfm model"),
     "shape that does not fit": ("export {models}/decoder {out} --to llama", "qk_norm=True: Llama has no QK-norm"),
     "existing destination out": ("export {models}/decoder {models}/encoder --to qwen3", "is not an empty folder"),
     "no command": ("", "COMMAND"),
     "unknown command": ("dance", "invalid choice: 'dance'"),
-    "encoder cannot generate": ("generate {models}/encoder hello", "encoder: "),
+    "encoder cannot generate": (
+        "generate {models}/encoder hello",
+        "holds TfmEncoderForMaskedLM, which AutoModelForCausalLM does not open",
+    ),
     "no folder to generate from": ("generate {models}/nowhere hello", "nowhere: no such folder"),
     "number too small": ("generate {models}/decoder hello --max-new-tokens 0", "must be at least 1, not 0"),
     "not a number": ("generate {models}/decoder hello --temperature hot", "invalid float value: 'hot'"),
     "prompt too long": ("generate {models}/decoder " + "the" * 200, "leaves no room"),
+    "no number": ("generate {models}/decoder hello --temperature nan", "must be a number, not nan"),
+    "seed out of range": ("generate {models}/decoder hello --seed -1", "must be at least 0, not -1"),
+    "seed too large": ("chat {models}/decoder --seed 99999999999", "must be at most 4294967295"),
+    "text without picture": ("inspect {models}/decoder --text hello", "--text is what --picture is drawn for"),
+    "layer without senses": ("inspect {models}/decoder --layer 1", "--layer is of what --senses compares"),
+    "adapter file that holds a list": (
+        "generate {models}/listed hello",
+        "adapter_config.json: holds no object but a list",
+    ),
+    "adapter to verify": ("verify {models}/adapter", "is an adapter: `hf-tfm merge`"),
+    "folder below a file": (
+        "predict {models}/base {models}/one.jsonl --out {models}/llama/config.json/x.jsonl",
+        "config.json/x.jsonl: cannot be written",
+    ),
+    "field as this command calls it": ("predict {models}/choice {models}/one.jsonl", "right one with --question-field"),
+    "words as this command calls them": ("predict {models}/tagger {models}/one.jsonl", "right one with --words-field"),
+    "base that is gone": ("generate {models}/adapter hello", "say where it is, with --base"),
     "no mask": ("fill-mask {models}/encoder hello", "write [MASK]"),
     "no head": ("fill-mask {models}/base [MASK]", "no weights for decoder.bias, which TfmEncoderForMaskedLM needs"),
 }

@@ -53,6 +53,17 @@ def files(tmp_path) -> dict[str, Path]:
     return {"train": write(tmp_path / "train.jsonl", rows[:60]), "test": write(tmp_path / "test.jsonl", rows[60:])}
 
 
+def test_sets_of_one_name_or_one_label_are_refused(files, tmp_path, capsys):
+    twice = ["--train_file", files["train"], files["train"], "--test_file", files["test"], files["test"]]
+    assert script.main(list(map(str, ["--model", tmp_path / "model", *twice]))) == 2
+    assert "two test files are called" in capsys.readouterr().err
+    rows = [json.loads(line) for line in files["train"].read_text().splitlines()]
+    one_each = [next(row for row in rows if row["label"] == label) for label in ("cat", "ship")]
+    write(files["train"], one_each)
+    assert run(files, tmp_path) == 2
+    assert "2 training records are too few" in capsys.readouterr().err
+
+
 def run(files: dict[str, Path], tmp_path: Path, **more: str) -> int:
     fields = {
         "model": tmp_path / "model", "train_file": files["train"], "test_file": files["test"],
@@ -82,6 +93,8 @@ def test_a_comparison_from_end_to_end(files, tmp_path, capsys):
         ({"text_field": "words"}, "no field 'words'"),
         ({"max_train": "5"}, "max_train 5 leaves too little"),
         ({"model": "nowhere"}, "nowhere"),
+        ({"output_dir": __file__}, "is a file"),
+        ({"max_length": "0"}, "--max_length 0: must be at least 1"),
     ],
 )
 def test_wrong_input_is_one_line(files, tmp_path, capsys, more, message):

@@ -1,5 +1,6 @@
 """Two processes (gloo, on the CPU) train as one does: the same losses and weights, with DDP and with FSDP2."""
 
+import importlib
 import json
 import os
 import shutil
@@ -7,12 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import finetune_checks
 import pytest
+import torch
+import yaml
 from safetensors.torch import load_file
-from test_pretraining import WHOLE_FOLDER, arguments, files  # noqa: F401 (a fixture)
-from transformers import AutoModelForCausalLM
+from test_pretraining import OVERRIDES, WHOLE_FOLDER, arguments, files  # noqa: F401 (a fixture)
+from tiny import build, build_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_tfm.checkpoints import complete_checkpoints
+from hf_tfm.tokenization import train_tokenizer
 
 
 import pretrain_clm  # noqa: E402 isort: skip (its folder is on the path since the import above)
@@ -140,3 +146,104 @@ def test_a_run_of_two_processes_goes_on_in_one(files, one, two, tmp_path, optimi
     rough = 20 if optimizer == "muon" else 1
     assert curve(tmp_path / "run") == pytest.approx(curve(one / f"clm-{optimizer}"), rel=2e-5 * rough)
     assert distance(one / f"clm-{optimizer}", tmp_path / "run") < 5e-4 * rough
+
+
+def tuning(root: Path, model: Path, records: list[dict], **changes) -> list[str]:
+    """Arguments of a fine-tuning run of few steps, its records in order: two processes share each batch of 8."""
+    out = changes.pop("out")
+    train, test = (finetune_checks.write(root / f"{out}-{name}.jsonl", records) for name in ("train", "test"))
+    fields = {
+        "validation_file": train, "test_file": test, "baselines": None, "per_device_train_batch_size": 4,
+        "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
+        "optim": "sgd", "train_sampling_strategy": "sequential", **changes,
+    }  # fmt: skip
+    return finetune_checks.arguments(model, train, root / out, **fields)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bases")
+    build("TfmEncoderForMaskedLM", initializer_range=0.05).save_pretrained(root / "encoder")
+    build_tokenizer().save_pretrained(root / "encoder")
+    size = dict(vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    LlamaForCausalLM(LlamaConfig(**size, max_position_embeddings=64)).save_pretrained(root / "llama")
+    build_tokenizer().save_pretrained(root / "llama")
+    ids = dict(initializer_range=0.05, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    build("TfmDecoderForCausalLM", **ids).save_pretrained(root / "decoder")
+    train_tokenizer(kind="bytes").save_pretrained(root / "decoder")
+    return root
+
+
+LABELLED = [{"text": f"a {word} of {n}", "label": word} for n in range(8) for word in ("cat", "ship", "moon")]
+PREFERRED = [{"prompt": f"say {n}", "chosen": f"{n}, please", "rejected": "duh"} for n in range(19)]
+TRANSLATED = [{"translation": {"en": f"a cat of {n}", "fr": f"{n} cats"}} for n in range(11)]
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def tuned(request, bases, tmp_path_factory):
+    """Fine-tuned folders of every kind that can be sharded, or copied to two processes."""
+    root = tmp_path_factory.mktemp(f"tuned-{request.param}")
+    encoder, decoder = bases / "encoder", bases / "decoder"
+    random_order = {"train_sampling_strategy": None, "optim": None}
+    jobs = [
+        ("finetune_classification", tuning(root, encoder, LABELLED, out="plain")),
+        ("finetune_classification", tuning(root, encoder, LABELLED, out="adapter", lora="true")),
+        ("finetune_classification", tuning(root, bases / "llama", LABELLED, out="foreign")),
+        ("finetune_preference", tuning(root, decoder, PREFERRED, out="preferred", **random_order)),
+    ]
+    if request.param == "ddp":
+        fields = dict(vocab_size=300, max_length=24, num_train_epochs=1, beams=1, model_overrides=OVERRIDES)
+        jobs.append(
+            ("finetune_translation", tuning(root, "nano", TRANSLATED, out="translated", **random_order, **fields))
+        )
+    launch(request.param, jobs, root)
+    return request.param, root
+
+
+def test_fine_tuned_folders_hold_the_best_checkpoint_whole(tuned):
+    kind, root = tuned
+    for out in ("plain", "adapter", "foreign", "preferred", *(["translated"] if kind == "ddp" else [])):
+        record = finetune_checks.record_of(root / out)
+        name = "adapter_model.safetensors" if out == "adapter" else "model.safetensors"
+        best = load_file(root / out / f"checkpoint-{record['best']['step']}" / name)
+        kept = load_file(root / out / name)
+        assert kept.keys() == best.keys()
+        for weight, tensor in kept.items():
+            assert torch.equal(tensor, best[weight]), (out, weight)
+        assert record["model"]["class"].startswith("Llama" if out == "foreign" else "Tfm") and record["results"]
+        assert (root / out / "checkpoint-4" / "pytorch_model_fsdp.bin").exists() == (kind == "fsdp2")
+
+
+def test_fine_tuning_in_two_processes_is_that_in_one(tuned, bases, tmp_path):
+    kind, root = tuned
+    argv = tuning(tmp_path, bases / "encoder", LABELLED, out="plain", per_device_train_batch_size=8)
+    assert importlib.import_module("finetune_classification").main(argv) == 0
+    one, two = (finetune_checks.record_of(path / "plain") for path in (tmp_path, root))
+    assert [entry["loss"] for entry in two["curve"]] == pytest.approx(
+        [entry["loss"] for entry in one["curve"]], rel=1e-4
+    )
+    assert two["results"] == one["results"]
+    assert distance(tmp_path / "plain", root / "plain") < 1e-5
+
+
+def test_one_and_several_machines_shard_alike():
+    one, several = (yaml.safe_load((ROOT / f"training/launch/{n}.yaml").read_text()) for n in ("fsdp2", "multi_node"))
+    assert one["fsdp_config"] == several["fsdp_config"]
+
+
+@pytest.mark.parametrize("script, model", [("finetune_embeddings", "encoder"), ("finetune_translation", "nano")])
+def test_what_cannot_be_sharded_says_so(script, model, bases, tmp_path):
+    fields = {"train_sampling_strategy": None, "optim": None}
+    if script == "finetune_translation":
+        fields |= dict(vocab_size=300, max_length=24, model_overrides=OVERRIDES)
+    else:
+        fields |= dict(text_field="text", text_pair_field="label")
+    argv = tuning(
+        tmp_path,
+        model if model == "nano" else bases / model,
+        TRANSLATED if model == "nano" else LABELLED,
+        out="out",
+        **fields,
+    )
+    with pytest.raises(AssertionError, match="training/launch/ddp.yaml"):
+        launch("fsdp2", [(script, argv)], tmp_path)

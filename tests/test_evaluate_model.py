@@ -2,17 +2,20 @@
 
 import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from parity_table import native_model
 from peft import LoraConfig, get_peft_model
 from tiny import build_tokenizer
 
-from hf_tfm import evaluation
+from hf_tfm import card_text, evaluation
 from hf_tfm.record import RunRecord, model_facts
 
 
@@ -194,7 +197,78 @@ def test_figures_come_into_the_card(models, data, tmp_path):
     assert f"```text\n{tasks['samples']['samples'][0]}\n```" in card
 
 
+HUB = ["--label_field", "label_text", "--hub_dataset", "someone/pairs:plain:validation"]
+
+
+def on_the_hub(place: Path) -> list:
+    """What `.eval_results/` of a folder says, as the Hub reads it."""
+    (file,) = (place / ".eval_results").iterdir()
+    return parse_eval_result_entries(yaml.safe_load(file.read_text()))
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_results_on_a_data_set_of_the_hub(has_record, models, data, tmp_path):
+    """They stand beside the model once somebody says which data set it is, and only as long as there are figures."""
+    folder = shutil.copytree(models / "classifier", tmp_path / "model")
+    if has_record:
+        record = RunRecord("finetune_classification", 0)
+        record["model"] = model_facts(tiny.build("TfmEncoderForSequenceClassification"))
+        record.write(folder)
+    file = ["--test_file", data / "labels.jsonl"]
+    measured(folder, tmp_path / "out", *file)
+    assert not (folder / ".eval_results").exists(), "nobody said what the file is"
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results/mine.yaml").write_text("- by hand\n")
+    results = measured(folder, tmp_path / "out", *file, *HUB)["SequenceClassification"]["results"]
+    (folder / ".eval_results/mine.yaml").replace(tmp_path / "mine.yaml")
+    (entry,) = on_the_hub(folder)
+    assert (entry.dataset_id, entry.task_id) == ("someone/pairs", "plain")
+    assert entry.value == results["accuracy"]["value"] and entry.date is not None
+    assert entry.notes.startswith("accuracy, SequenceClassification") and entry.notes.endswith("split validation")
+    measured(folder, tmp_path / "again", *file, *HUB, "--hub_task", "hard")
+    assert [entry.task_id for entry in on_the_hub(folder)] == ["hard"]
+    if has_record:
+        found = ModelCard.load(folder / "README.md").data.eval_results
+        assert {(one.dataset_type, one.dataset_config, one.dataset_split) for one in found} == {
+            ("someone/pairs", "plain", "validation")
+        }
+    (tmp_path / "mine.yaml").replace(folder / ".eval_results/mine.yaml")
+    measured(folder, tmp_path / "third", *file)
+    assert [path.name for path in (folder / ".eval_results").iterdir()] == ["mine.yaml"]
+
+
+def test_a_card_is_left_alone_on_request(models, data, tmp_path):
+    before = sorted((models / "classifier").rglob("*"))
+    measured(models / "classifier", tmp_path, "--test_file", data / "labels.jsonl", *HUB, "--card", "false")
+    assert sorted((models / "classifier").rglob("*")) == before and on_the_hub(tmp_path)
+
+
+def test_figures_of_two_runs_have_their_own_commands(models, data, tmp_path, monkeypatch):
+    folder = shutil.copytree(models / "decoder", tmp_path / "model")
+    record = RunRecord("pretrain_clm", 0)
+    record["model"] = model_facts(tiny.build("TfmDecoderForCausalLM"))
+    record.write(folder)
+    for number, arguments in enumerate((["--text", data / "text.jsonl.gz"], ["--prompts", "the cat"])):
+        monkeypatch.setattr(sys, "argv", ["evaluate_model.py", f"--run={number}"])
+        measured(folder, tmp_path / "out", *arguments)
+        card = (folder / "README.md").read_text()
+        assert [f"--run={n}" in card for n in range(2)] == [True, number == 1]
+
+
+def test_prompts_alone_make_no_empty_table(models, tmp_path):
+    measured(models / "decoder", tmp_path, "--prompts", "the cat", "--max_new_tokens", 2)
+    text = card_text.results_body("a model", json.loads((tmp_path / "evaluation.json").read_text()))
+    assert "```text\nthe cat" in text and "|" not in text.partition("```text")[0]
+
+
 WRONG = {
+    "no documents": (["--text", "{data}/text.jsonl.gz", "--max_documents", "-1"], "--max_documents -1: must be"),
+    "no pairs": (["--minimal_pairs", "{data}/pairs.jsonl", "--pairs_per_group", "0"], "--pairs_per_group 0"),
+    "negative seed": (["--prompts", "the", "--seed", "-1"], "--seed -1: must be at least 0"),
+    "no temperature": (["--prompts", "the", "--temperature", "nan"], "--temperature nan"),
+    "no such task": (["--test_file", "{data}/labels.jsonl", "--hub_task", "x"], "--hub_dataset tells"),
+    "hub of what": (["--text", "{data}/text.jsonl.gz", "--hub_dataset", "a/b"], "--hub_dataset tells"),
+    "no such hub": (["--test_file", "{data}/labels.jsonl", "--hub_dataset", "a/b:c:d:e"], "'a/b:c:d:e' is no data set"),
     "nothing to do": ([], "nothing to measure: give one of --text, --minimal_pairs"),
     "no such model": (["--model", "{models}/nowhere", "--text", "{data}/text.jsonl.gz"], "nowhere: no such folder"),
     "a base model": (["--model", "{models}/base", "--text", "{data}/text.jsonl.gz"], "is no language model"),
@@ -209,6 +283,10 @@ WRONG = {
     "unknown label": (
         ["--model", "{models}/classifier", "--test_file", "{data}/labels.jsonl", "--label_field", "text"],
         "label 'the moon'",
+    ),
+    "label without words": (
+        ["--test_file", "{data}/labels.jsonl", "--template", "{{text}}:{{label}}", "--label_words", "bad="],
+        "a label has no words",
     ),
     "prompted encoder": (
         ["--model", "{models}/encoder", "--test_file", "{data}/labels.jsonl", "--template", "{{text}} {{label}}"],

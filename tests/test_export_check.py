@@ -108,6 +108,17 @@ def test_a_native_export_says_how_it_compares(decoder, tmp_path):
     assert not (tmp_path / "again" / REPORT_FILE).exists()
 
 
+def test_an_export_that_gives_less_is_refused():
+    model = build("TfmEncoderForPreTraining", "bert")
+
+    class Less(TorchSide):
+        def outputs(self, rows):
+            return [{"prediction_logits": row["prediction_logits"]} for row in super().outputs(rows)]
+
+    with pytest.raises(InputError, match="gives no seq_relationship_logits"):
+        compare(model, Less(model), ROWS)
+
+
 def test_an_export_that_differs_leaves_nothing(decoder, tmp_path, monkeypatch):
     def spoiled(*args):
         native = to_native(*args)
@@ -127,11 +138,18 @@ def test_int8_folders_load_as_what_they_were(name, tmp_path, tokenizer):
     pytest.importorskip("torchao")
     build(name, bos_token_id=BOS, eos_token_id=EOS).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
+    for file in ("run_record.json", "evaluation.json"):
+        (tmp_path / "model" / file).write_text("{}")
+    (tmp_path / "model/README.md").write_text("accuracy 0.99")
     report = export(tmp_path / "model", tmp_path / "int8", "int8")
     assert 0 < report.checks[0].relative_difference < 0.05 and report.export_bytes < report.source_bytes
     loaded = convert.load_tfm(tmp_path / "int8")
     assert "Int8" in type(loaded.model.layers[0].mlp.up_proj.weight).__name__
     assert (tmp_path / "int8/tokenizer.json").is_file() and (tmp_path / "int8/modeling_tfm.py").is_file()
+    # What the source was measured with is no figure of this one.
+    assert not {"run_record.json", "evaluation.json"} & {path.name for path in (tmp_path / "int8").iterdir()}
+    card = (tmp_path / "int8/README.md").read_text()
+    assert "0.99" not in card and str(report) in card
     with pytest.raises(InputError, match="quantization_config: its weights are rounded already"):
         export(tmp_path / "int8", tmp_path / "out", "gguf")
 

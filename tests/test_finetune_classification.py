@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetune_checks import record_of
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import SEP, build, build_tokenizer, encoder_config
@@ -158,10 +159,6 @@ def in_memory(monkeypatch):
     return kept
 
 
-def record_of(folder: Path) -> dict:
-    return json.loads((folder / "run_record.json").read_text())
-
-
 def test_single_labels_with_an_encoder(models, files, tmp_path, in_memory, capsys):
     train, test = files / "single" / "train.jsonl.gz", files / "single" / "test.jsonl.gz"
     out = tmp_path / "run"
@@ -262,6 +259,30 @@ def test_best_checkpoint_is_what_is_kept(models, files, tmp_path):
     for name, tensor in load_file(out / "model.safetensors").items():
         assert torch.equal(tensor, kept[name]), name
     assert record["measured_on"] == "validation" and "was chosen on these" in (out / "README.md").read_text()
+
+
+def test_the_last_checkpoint_is_kept_if_that_is_asked_for(models, files, tmp_path):
+    argv = arguments(
+        models / "bert", files / "single" / "train.jsonl.gz", tmp_path / "run", load_best_model_at_end="false"
+    )
+    assert finetune_classification.main(argv) == 0
+    assert "best" not in record_of(tmp_path / "run")
+    last = load_file(complete_checkpoints(tmp_path / "run")[-1] / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.equal(tensor, last[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        (dict(optim="adamw_8bit"), "error: --optim adamw_8bit: You need to install `bitsandbytes`"),
+        (dict(lr_scheduler_type="cosine_with_min_lr"), "error: --lr_scheduler_type cosine_with_min_lr: One of min_lr"),
+    ],
+)
+def test_what_transformers_refuses_late_is_one_line(models, files, tmp_path, capsys, changes, complaint):
+    argv = arguments(models / "bert", files / "single" / "train.jsonl.gz", tmp_path / "run", max_steps=2, **changes)
+    assert finetune_classification.main(argv) == 2
+    assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("base", ["decoder", "llama"])
@@ -612,6 +633,16 @@ def test_bad_files_and_settings_stop_it_in_one_line(models, files, tmp_path, cap
         (dict(validation_fraction=0), "between 0 and 1"),
         (dict(num_train_epoch=3), "did you mean num_train_epochs"),
         (dict(metric_for_best_model="f1"), "must be one of accuracy, macro_f1, matthews, loss"),
+        (dict(per_device_train_batch_size=0), "--per_device_train_batch_size 0: must be at least 1"),
+        (dict(num_train_epochs=0), "num_train_epochs 0 must be above 0"),
+        (dict(max_length=3), "takes at most 64 tokens, and 4 at least"),
+        (dict(learning_rate=-1), "learning_rate -1.0 must be above 0"),
+        (dict(learning_rate="nan"), "learning_rate nan must be above 0"),
+        (dict(label_smoothing_factor=2), "label_smoothing_factor 2.0 must be 0 or more and below 1"),
+        (dict(lora="true", lora_dropout=2), "lora_dropout 2.0 must be 0 or more and below 1"),
+        (dict(lora="true", lora_alpha=0), "--lora_alpha 0: must be at least 1"),
+        (dict(prediction_loss_only="true"), "--prediction_loss_only has no effect in this script"),
+        (dict(resume_from_checkpoint="true"), "--resume_from_checkpoint true: no checkpoint there"),
     ]
     spoiled = {
         "empty.jsonl": (b"", "holds no records"),

@@ -279,6 +279,8 @@ def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
         (dict(pooling="best"), "pooling 'best' must be one of"),
         (dict(lora="true", lora_target_modules="nothing"), "the model's linear modules are"),
         (dict(max_length=65), "max_length 65"),
+        (dict(metric_for_best_model="loss"), "must be one of spearman, pearson"),
+        (dict(train_sampling_strategy="random"), "batches are of texts of similar length"),
     ]
     for changes, complaint in refused:
         argv = arguments(root, tmp_path / "out", **changes)

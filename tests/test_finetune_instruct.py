@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune_checks import record_of, write
 from safetensors.torch import load_file
 from tiny import build, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -63,11 +64,6 @@ TOKENIZERS = {
     "marked": lambda: foreign_tokenizer(MARKED),
     "plain": lambda: foreign_tokenizer(None),
 }
-
-
-def write(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def spoken(tokenizer, tokens) -> list[str]:
@@ -256,10 +252,6 @@ def arguments(model: Path, files: Path, out: Path, **changes) -> list[str]:
     return [part for name, value in fields.items() if value is not None for part in (f"--{name}", str(value))]
 
 
-def record_of(folder: Path) -> dict:
-    return json.loads((folder / "run_record.json").read_text())
-
-
 @pytest.mark.parametrize("base", ["ours", "llama"])
 def test_learns_to_answer_and_to_stop(bases, files, tmp_path, base, capsys):
     out = tmp_path / "run"
@@ -410,8 +402,11 @@ def test_bad_records_are_named(bases, tmp_path, capsys, bad, complaint):
         (dict(chat_template="nowhere.jinja"), "--chat_template nowhere.jinja: cannot be read"),
         (dict(lora="true", new_tokens="<|tool|>", model="full"), "embeddings are all taken"),
         (dict(lora_int8="true"), "add --lora"),
+        (dict(max_new_tokens=0), "--max_new_tokens 0: must be at least 1"),
         (dict(metric_for_best_model="accuracy"), "must be one of loss"),
         (dict(train_file="nothing.jsonl"), "nothing.jsonl"),
+        # transformers would smooth labels that do not stand one place behind what predicts them.
+        (dict(label_smoothing_factor=0.1), "--label_smoothing_factor has no effect"),
     ],
 )
 def test_bad_settings_are_refused(bases, files, tmp_path, capsys, changes, complaint):
@@ -424,6 +419,7 @@ def test_bad_settings_are_refused(bases, files, tmp_path, capsys, changes, compl
     if changes.get("train_file") == "nothing.jsonl":
         changes = {"train_file": write(tmp_path / "nothing.jsonl", [])}
     argv = arguments(changes.pop("model", bases / "ours"), files, tmp_path / "run", **changes)
+    capsys.readouterr()  # what saving the model said
     assert finetune_instruct.main(argv) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1 and complaint in shown

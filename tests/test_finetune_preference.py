@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune_checks import record_of, write
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import build, build_tokenizer
@@ -38,11 +39,6 @@ WORDS = ["cat", "moon", "rain", "ship", "book", "roof"]
 def pair(number: int) -> dict:
     word, other = WORDS[number % 6], WORDS[number // 6 % 6]
     return {"prompt": f"say {word} for {other}", "chosen": f"{word}, please", "rejected": f"{other}? duh"}
-
-
-def write(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +77,6 @@ def arguments(model: Path, files: Path, out: Path, **changes) -> list[str]:
         **changes,
     }
     return [part for name, value in fields.items() if value is not None for part in (f"--{name}", str(value))]
-
-
-def record_of(folder: Path) -> dict:
-    return json.loads((folder / "run_record.json").read_text())
 
 
 def log_likelihoods(model, tokenizer, pairs: list[dict], which: str) -> torch.Tensor:
@@ -243,10 +235,14 @@ def test_bad_records_are_named(bases, tmp_path, capsys, bad, complaint):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
+        (dict(beta=-1), "--beta -1.0: must be at least 0"),
         (dict(mode="ppo"), "mode 'ppo' must be dpo or reward"),
         (dict(max_length=10), "of 24 pairs 24 are longer"),
         (dict(trl='{"betta": 1}'), "betta"),
         (dict(trl='{"loss_weights": [1, 2]}'), "same length"),
+        (dict(trl="[1]"), "trl: must be a mapping"),
+        (dict(train_sampling_strategy="group_by_length"), "pairs are drawn at random"),
+        (dict(label_smoothing_factor=0.1), "--label_smoothing_factor has no effect"),
     ],
 )
 def test_bad_settings_are_refused(bases, files, tmp_path, capsys, changes, complaint):

@@ -220,6 +220,8 @@ def test_spans_are_the_best_of_all():
     assert answer.text() == answer.spans[0].text and answer.text(answer.null - 1e-9) == ""
     shares = answer.probabilities()
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1
+    [nothing] = qa.find_answers(logits[:1], [qa.Window(0, 5, [], 0)], ["\u200b"])
+    assert nothing.spans == nothing.probabilities() == [] and nothing.text() == ""
 
 
 @pytest.mark.parametrize("seed", range(5))

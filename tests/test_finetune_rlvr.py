@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune_checks import record_of, write
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import build
@@ -38,11 +39,6 @@ def fails(answer, record):
 def says_nothing(answer, record):
     return float("nan")
 """
-
-
-def write(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -98,6 +94,8 @@ def test_rewards_that_cannot_be_had_are_refused(tmp_path, kind, complaint):
 
 def test_sums_of_the_test_stand_nowhere_else(tmp_path):
     assert make_sums.main(["--output", str(tmp_path), "--digits", "1"]) == 0
+    assert make_sums.main(["--output", str(tmp_path / "train.jsonl")]) == 2, "a file is no folder to write"
+    assert make_sums.main(["--output", str(tmp_path), "--lines", "0"]) == 2
     splits = make_sums.deal(1, 0)
     seen = {tuple(sorted(pair)) for name in ("train", "validation") for pair in splits[name]}
     assert splits["test"] and not seen & {tuple(sorted(pair)) for pair in splits["test"]}
@@ -149,10 +147,6 @@ def arguments(model: Path, files: Path, out: Path, **changes) -> list[str]:
         **changes,
     }
     return [part for name, value in fields.items() if value is not None for part in (f"--{name}", str(value))]
-
-
-def record_of(folder: Path) -> dict:
-    return json.loads((folder / "run_record.json").read_text())
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -217,7 +211,11 @@ def test_stopped_and_resumed_equals_straight_through(base, files, tmp_path, monk
         (dict(answer_field="solution"), "line 1: no field 'solution'"),
         (dict(reward="number"), "line 1: no number in field 'answer'"),
         (dict(max_length=8), "no prompt is short enough"),
-        (dict(answers_per_prompt=5), "must be divisible by num_generations"),
+        (dict(answers_per_prompt=5), "GRPOConfig: generation_batch_size (32) must be divisible by"),
+        (dict(metric_for_best_model="loss"), "must be one of reward"),
+        (dict(temperature=0), "--temperature 0.0: must be at least 0.01"),
+        (dict(max_new_tokens=0), "--max_new_tokens 0: must be at least 1"),
+        (dict(train_sampling_strategy="sequential"), "prompts are drawn at random"),
         (dict(answers_per_prompt=1), "at least 2 generations"),
         (dict(metric_for_best_model="accuracy"), "must be one of reward"),
     ],

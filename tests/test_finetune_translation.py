@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForCo
 sacrebleu = pytest.importorskip("sacrebleu")
 
 import hf_tfm  # noqa: E402
-from hf_tfm import translation  # noqa: E402
+from hf_tfm import InputError, translation  # noqa: E402
 from hf_tfm.checkpoints import complete_checkpoints  # noqa: E402
 
 
@@ -170,6 +170,20 @@ def test_other_models_and_adamw(root, tmp_path):
     assert type(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")) is T5ForConditionalGeneration
 
 
+def test_weight_decay_is_the_arguments_or_the_optimizers(root, tmp_path, monkeypatch):
+    given = []
+
+    def build(*args, **rates):
+        given.append(rates)
+        raise InputError("seen")
+
+    monkeypatch.setattr(translation, "build_optimizer", build)
+    for weight_decay in (None, 0.3):
+        argv = arguments(root, tmp_path / "run", weight_decay=weight_decay)
+        assert finetune_translation.main(argv) == 2
+    assert [rates["weight_decay"] for rates in given] == [None, 0.3]
+
+
 def test_stopped_and_resumed_equals_straight_through(root, tmp_path, monkeypatch, capsys):
     def run(out: Path, **changes) -> list[str]:
         return arguments(root, out, watched=8, per_device_train_batch_size=18, **changes)  # 10 steps an epoch
@@ -233,6 +247,12 @@ def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
         (dict(model="nobody/nothing-at-all"), "no tokenizer can be loaded"),
         (dict(model_overrides='{"layers": 2}'), "unknown field 'layers'"),
         (dict(model_overrides="{"), "model_overrides is not JSON"),
+        (dict(model_overrides="[1]"), "model_overrides: must be a mapping"),
+        (dict(watched=0), "--watched 0: must be at least 1"),
+        (dict(beams=0), "--beams 0: must be at least 1"),
+        (dict(decay=2), "decay 2: a share of the run"),
+        (dict(optim="sgd"), "choose --optimizer muon or adamw"),
+        (dict(lr_scheduler_type="cosine"), "give --warmup_steps and --decay"),
         (dict(optimizer="sgdx"), "must be one of muon, adamw"),
         (dict(lora="true"), "this script trains all weights"),
         (dict(vocab_size=100), "vocab_size 100 is too small"),

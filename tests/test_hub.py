@@ -108,6 +108,9 @@ def test_what_is_no_model_or_no_name_is_refused(decoder, whole, tmp_path, capsys
     assert "USER/NAME" in refusal(decoder, capsys, monkeypatch, repo="decoder")
     assert "me/a b" in refusal(decoder, capsys, monkeypatch, repo="me/a b")
     assert "a folder of this machine" in refusal(whole / "adapter", capsys, monkeypatch)
+    (decoder / "README.md").write_text("---\nlicense: [\n---\n")
+    assert "README.md: while parsing" in refusal(decoder, capsys, monkeypatch)
+    (decoder / "README.md").unlink()
     (decoder / "tokenizer.json").unlink()
     assert "decoder" in refusal(decoder, capsys, monkeypatch)
 

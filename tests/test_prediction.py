@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from hf_tfm import prediction, question_answering
 from hf_tfm.cli import main
 from hf_tfm.data import document_ends
+from hf_tfm.errors import InputError
 from hf_tfm.prediction import open_predictor, predict_file
 
 
@@ -189,15 +190,18 @@ def test_likelihoods(folders, tmp_path):
 def test_embeddings_in_every_pooling(folders, tmp_path):
     records = [{"text": text} for text in TEXTS]
     for name, default in (("TfmEncoderModel", "mean"), ("TfmDecoderModel", "last")):
-        for pooling in ("mean", "cls", "last", None):
+        for pooling in ("mean", "max", "cls", "last", None):
             rows = run(folders / name, records, tmp_path, *(["--pooling", pooling] if pooling else []))
             for row, text in zip(rows, TEXTS, strict=True):
                 states = outputs_alone(folders / name, text).last_hidden_state[0]
-                pooled = {"mean": states.mean(0), "cls": states[0], "last": states[-1]}[pooling or default]
+                pooled = {"mean": states.mean(0), "max": states.amax(0), "cls": states[0], "last": states[-1]}[
+                    pooling or default
+                ]
                 np.testing.assert_allclose(row["embedding"], pooled, atol=1e-5)
 
 
-def test_embeddings_as_sentence_transformers_makes_them(folders, tmp_path):
+@pytest.mark.parametrize("mode", ["cls", "max"])
+def test_embeddings_as_sentence_transformers_makes_them(mode, folders, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = tmp_path / "embedder"
     shutil.copytree(folders / "TfmEncoderModel", tmp_path / "base")
@@ -205,11 +209,30 @@ def test_embeddings_as_sentence_transformers_makes_them(folders, tmp_path):
         from sentence_transformers.models import Normalize, Pooling, Transformer
     except ImportError:
         pytest.skip("another layout of sentence-transformers")
-    parts = [Transformer(str(tmp_path / "base")), Pooling(32, pooling_mode="cls"), Normalize()]
+    parts = [Transformer(str(tmp_path / "base")), Pooling(32, pooling_mode=mode), Normalize()]
     embedder = sentence_transformers.SentenceTransformer(modules=parts, device="cpu")
     embedder.save(str(folder))
     rows = run(folder, [{"text": text} for text in TEXTS], tmp_path)
     np.testing.assert_allclose([row["embedding"] for row in rows], embedder.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pooling, module, message",
+    [
+        ({"pooling_mode": "weightedmean"}, "models.Normalize", "is pooled by 'weightedmean', known here are mean"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "models.Normalize", "mean_tokens\\+max"),
+        ({"pooling_mode_mean_tokens": True}, "models.Dense", "go through Dense"),
+    ],
+)
+def test_embeddings_that_are_made_otherwise_are_refused(pooling, module, message, folders, tmp_path):
+    folder = shutil.copytree(folders / "TfmEncoderModel", tmp_path / "embedder")
+    (folder / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.{module}"}]))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    with pytest.raises(InputError, match=message):
+        open_predictor(str(folder))
+    if module.endswith("Normalize"):
+        assert open_predictor(str(folder), pooling="mean").normalize
 
 
 def test_fields_and_lengths_come_from_the_run_record(folders, tmp_path):
@@ -304,7 +327,7 @@ WRONG = {
     "no words": ("{root}/TfmEncoderForTokenClassification {file}", "no field 'tokens'"),
     "no question": ("{root}/TfmEncoderForQuestionAnswering {file}", "no field 'question'"),
     "no options": ("{root}/TfmEncoderForMultipleChoice {file} --question-field text", "no field 'options'"),
-    "pooling": ("{root}/TfmEncoderModel {file} --pooling max", "invalid choice"),
+    "pooling": ("{root}/TfmEncoderModel {file} --pooling sum", "invalid choice"),
     "not finite": ("{classifier} {nan}", "nan.jsonl, line 1: a number is not finite"),
     "other fields in CSV": ("{classifier} {ragged} --out {out}/o.csv", "ragged.jsonl, line 2: has a field 'more'"),
 }

@@ -2,16 +2,31 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import build
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
+from hf_tfm import TfmDecoderConfig
 from hf_tfm.checkpoints import complete_checkpoints
+from hf_tfm.objectives import causal
+from hf_tfm.pretraining import (
+    PretrainArguments,
+    PretrainTrainingArguments,
+    build_model,
+    describe_text,
+    fast_bf16,
+    load_tokenizer,
+    prepare_data,
+)
+from hf_tfm.recipe import parse_recipe
 from hf_tfm.tokenization import train_tokenizer
 from hf_tfm.trainer import ProgressLine, RunMixin
 
@@ -19,6 +34,7 @@ from hf_tfm.trainer import ProgressLine, RunMixin
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import pretrain_clm  # noqa: E402
 import pretrain_mlm  # noqa: E402
+import quickstart  # noqa: E402
 
 
 STORY = (
@@ -157,16 +173,62 @@ def test_a_crash_during_a_save_loses_only_the_steps_since_the_last_one(files, wh
     assert_equal_weights(whole_run, out)
 
 
-def test_another_recipe_does_not_resume(files, whole_run, tmp_path, capsys):
+OTHER_RECIPES = {
+    "another recipe (max_steps: 8, now 9)": {"max_steps": 9},
+    "another recipe (learning_rate: None, now 0.001)": {"learning_rate": 1e-3},
+    "another recipe (rows_per_step: 4, now 8)": {"per_device_train_batch_size": 8},
+    "another recipe (z_loss: 0.0, now 0.1)": {"z_loss": 0.1},
+    "--save_only_model leaves out the optimizer's state": {"save_only_model": "true"},
+}
+
+
+@pytest.mark.parametrize("complaint", OTHER_RECIPES)
+def test_another_recipe_does_not_resume(files, whole_run, tmp_path, capsys, complaint):
     out = tmp_path / "run"
     out.mkdir()
-    (out / ".recipe.json").write_text((whole_run / ".recipe.json").read_text())
-    (whole_run / "checkpoint-4").rename(out / "checkpoint-4")
-    try:
-        assert pretrain_clm.main(arguments(files, out, max_steps=9)) == 2
-        assert "another recipe (max_steps: 8, now 9)" in capsys.readouterr().err
-    finally:
-        (out / "checkpoint-4").rename(whole_run / "checkpoint-4")
+    shutil.copy(whole_run / ".recipe.json", out)
+    shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
+    assert pretrain_clm.main(arguments(files, out, **OTHER_RECIPES[complaint])) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    recipe = json.loads((whole_run / ".recipe.json").read_text())
+    (out / ".recipe.json").write_text(json.dumps({name: recipe[name] for name in ("script", "max_steps", "seed")}))
+    shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    assert_equal_weights(whole_run, out)
+    # What a run took is what all of its parts took.
+    first, second, whole = (
+        json.loads((folder / "run_record.json").read_text()) for folder in (out / "checkpoint-4", out, whole_run)
+    )
+    assert second["started"] == first["started"] == whole["started"]
+    assert second["seconds"] > first["seconds"] + 0.1
+
+
+def test_a_seed_of_the_data_of_0_is_one(files, tmp_path):
+    firsts = []
+    for seed, data_seed in ((5, 0), (0, 0), (5, 5)):
+        script, args = parse_recipe(
+            arguments(files, tmp_path, seed=seed, data_seed=data_seed), PretrainArguments, PretrainTrainingArguments
+        )
+        tokenizer = load_tokenizer(script.tokenizer)
+        model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+        firsts.append(prepare_data(script, args, tokenizer, model, causal).train[0]["input_ids"])
+    assert torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[0], firsts[2])
+
+
+def test_an_archive_is_named_once(files, tmp_path):
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
+        for name in ("a.jsonl", "b.jsonl"):
+            archive.write(files / "train.jsonl", name)
+    script, _ = parse_recipe(
+        arguments(files, tmp_path, data=tmp_path / "texts.zip"), PretrainArguments, PretrainTrainingArguments
+    )
+    [facts] = describe_text("train", script.data, [], script)
+    assert len(facts["sha256"]) == 64 and facts["name"] == "texts.zip"
 
 
 @pytest.mark.parametrize("script, style", [(pretrain_clm, "decoder"), (pretrain_mlm, "encoder")])
@@ -189,6 +251,22 @@ def test_masked_run(files, tmp_path, capsys):
     assert "[MASK] → " in capsys.readouterr().out
     assert AutoModelForMaskedLM.from_pretrained(out).config.mask_token_id is not None
     assert len(json.loads((out / "run_record.json").read_text())["samples"]) == 3
+
+
+def test_an_encoder_may_begin_with_next_tokens(files, tmp_path, capsys):
+    records = {}
+    for name, changes in {
+        "whole": {},
+        "halves": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    }.items():
+        fields = {"causal_first": 0.5, "per_device_train_batch_size": 4, **changes}
+        assert pretrain_mlm.main(arguments(files, tmp_path / name, "encoder", **fields)) == 0
+        records[name] = json.loads((tmp_path / name / "run_record.json").read_text())
+    assert records["halves"]["results"]["loss"] == pytest.approx(records["whole"]["results"]["loss"], rel=1e-5)
+    assert "→" in capsys.readouterr().out  # the example: what stands there and the token behind it
+    wrong = {"causal_first": 0.5, "sentence_task": "next_sentence"}
+    assert pretrain_mlm.main(arguments(files, tmp_path / "wrong", "encoder", **wrong)) != 0
+    assert "causal_first goes without a sentence task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["next_sentence", "sentence_order"])
@@ -245,13 +323,40 @@ def damage(files, tmp_path, what):
         return {"tokenizer": broken}, "no tokenizer there"
     if what == "bad override":
         return {"model_overrides": '{"hidden_act": "swoosh"}'}, "hidden_act 'swoosh' is unknown"
-    return {"max_steps": "many"}, "max_steps"
+    if what == "unknown field of a model":
+        folder = broken / "model"
+        assert pretrain_clm.main(arguments(files, folder, max_steps=1)) == 0
+        return {"model": folder, "model_overrides": '{"nope": 1}'}, "unexpected keyword argument 'nope'"
+    return SETTINGS[what]
+
+
+SETTINGS = {
+    "not a number": ({"max_steps": "many"}, "max_steps"),
+    "overrides in a list": ({"model_overrides": "[1]"}, "model_overrides: must be a mapping"),
+    "epochs": ({"num_train_epochs": 2}, "--num_train_epochs has no effect in this script: a run is counted in steps"),
+    "no steps": ({"max_steps": -1}, "--max_steps -1: must be at least 1"),
+    "no rows": ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),
+    "nothing to measure": ({"validation_tokens": 0}, "--validation_tokens 0"),
+    "another schedule": ({"lr_scheduler_type": "cosine"}, "--lr_scheduler_type has no effect in this script"),
+    "decay over more than the run": ({"decay": 3}, "decay 3: a share of the run"),
+    "another warm-up": ({"warmup_steps": 10}, "give --warmup"),
+    "another optimizer": ({"adam_beta2": 0.95}, "--adam_beta2 has no effect in this script"),
+    "smoothing": ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor has no effect"),
+    "the best and the last": (
+        {"ema_decay": 0.9, "load_best_model_at_end": "true"}, "ends with the average of the last weights"
+    ),
+    "no such tracker": ({"report_to": "clearml"}, "--report_to clearml: there is no such package here"),
+    "no such checkpoint": ({"resume_from_checkpoint": "true"}, "--resume_from_checkpoint true: no checkpoint"),
+    "rate by rows of any length": (
+        {"masked_share": 0.5, "length_schedule": "0:16,0.5:32"}, "masked_share with a length_schedule"
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "what",
     ["missing file", "empty file", "wrong field", "binary junk", "another tokenizer", "too long", "unknown field",
-     "unknown preset", "no tokenizer", "bad override", "not a number"],
+     "unknown preset", "no tokenizer", "bad override", "unknown field of a model", *SETTINGS],
 )  # fmt: skip
 def test_mistakes_get_one_line_and_write_nothing(files, tmp_path, capsys, what):
     changes, said = damage(files, tmp_path, what)
@@ -262,6 +367,54 @@ def test_mistakes_get_one_line_and_write_nothing(files, tmp_path, capsys, what):
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0], error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"length_schedule": "0:16,0.5:32"}, "length_schedule is for decoders"),
+        ({"streaming": "true", "sentence_task": "next_sentence"}, "streaming goes without a sentence task"),
+    ],
+)
+def test_what_an_encoder_does_not_do_is_refused(files, tmp_path, capsys, changes, complaint):
+    assert pretrain_mlm.main(arguments(files, tmp_path / "run", "encoder", **changes)) == 2
+    assert complaint in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_ends_in_one_line(files, tmp_path, capsys):
+    fields = {"optimizer": "adamw", "learning_rate": 1e25, "max_grad_norm": 0, "eval_steps": 2}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **fields)) == 2
+    assert "error: the loss is not finite, the training diverged" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "signals do what they did before"
+    assert not (tmp_path / "run" / "run_record.json").exists()
+
+
+def test_what_is_there_is_not_written_over(files, tmp_path, capsys):
+    """A model that no run of ours made, be it what is trained."""
+    build("TfmDecoderForCausalLM").save_pretrained(tmp_path / "mine")
+    before = (tmp_path / "mine" / "model.safetensors").read_bytes()
+    for model in ("nano", tmp_path / "mine"):
+        fields = {"model": model, "model_overrides": "{}"}
+        assert pretrain_clm.main(arguments(files, tmp_path / "mine", **fields)) == 2
+        assert "holds another model" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
+
+
+def test_the_quickstart_writes_where_it_is_told(tmp_path, monkeypatch):
+    """Relative to where one stands, though its steps begin at the repository."""
+    seen = []
+    monkeypatch.setattr(quickstart, "steps", lambda out: seen.append(out) or [])
+    for here, given in ((tmp_path, ["--output_dir", "mine"]), (quickstart.REPOSITORY, [])):
+        monkeypatch.chdir(here)
+        assert quickstart.main(given) == 0
+    assert seen == [str(tmp_path / "mine"), "runs/quickstart"]
+
+
+def test_bf16_is_used_where_the_hardware_has_it(monkeypatch):
+    """A T4 can emulate it, slowly, and says that it supports it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not fast_bf16()
 
 
 def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):

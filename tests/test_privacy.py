@@ -7,7 +7,8 @@ import torch
 from hub_server import TOKEN
 from safetensors.torch import save_file
 
-from hf_tfm.privacy import private_part
+from hf_tfm.clean_process import stranger_environment
+from hf_tfm.privacy import private_part, public_name
 
 
 FINE = {
@@ -50,6 +51,23 @@ def test_what_is_private_is_found_and_not_repeated(name, tmp_path, monkeypatch):
     (tmp_path / name).write_text(text, encoding="latin-1")
     said = private_part(tmp_path / name)
     assert found in said and TOKEN not in said and "hunter2" not in said
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "some_api_key", "DB_PASSWORD"])
+def test_secrets_go_by_the_end_of_their_name(name, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, "hunter2-hunter2")
+    (tmp_path / "a.txt").write_text("hunter2-hunter2")
+    assert private_part(tmp_path / "a.txt") == f"holds the value of {name}"
+    assert name not in stranger_environment(tmp_path)
+
+
+def test_a_file_is_not_called_after_its_owner(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    names = {"/data/banking77/test.jsonl": "banking77/test.jsonl", "/test.jsonl": "test.jsonl"}
+    names |= {"/home/ann/test.jsonl": "test.jsonl", "/scratch/ann/test.jsonl": "test.jsonl"}
+    assert {path: public_name(path) for path in names} == names
+    monkeypatch.chdir("/")
+    assert public_name("test.jsonl") == "test.jsonl"
 
 
 def test_a_token_between_two_pieces_of_a_large_file_is_found(tmp_path, monkeypatch):

@@ -241,6 +241,22 @@ def test_mistakes_in_one_line(name, folders, index, tmp_path, monkeypatch):
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_index_is_told_in_one_line(text, folders, index, tmp_path):
+    damaged = shutil.copytree(folders / "index", tmp_path / "damaged")
+    vectors = (damaged / "vectors.bin").read_bytes()
+    (damaged / "vectors.bin").write_bytes(vectors[:-4])
+    with pytest.raises(InputError, match="vectors.bin is damaged"):
+        Index(damaged)
+    (damaged / "index.json").write_text(text)
+    for use in (
+        Index,
+        lambda folder: build_index(str(folders / "docs.jsonl"), folder, str(folders / "encoder"), 24, 6),
+    ):
+        with pytest.raises(InputError, match="index.json: is damaged"):
+            use(damaged)
+
+
 def test_another_encoder_is_refused(folders, index):
     with pytest.raises(InputError, match="not the encoder"):
         index.open_encoder(str(folders / "other"))

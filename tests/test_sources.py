@@ -252,6 +252,7 @@ BROKEN = {
     "junk.jsonl.bz2": (lambda path: path.write_bytes(b"junk"), "junk.jsonl.bz2: cannot be read"),
     "junk.jsonl.zst": (lambda path: path.write_bytes(b"junk"), "junk.jsonl.zst: cannot be read"),
     "junk.zip": (lambda path: path.write_bytes(b"junk"), "junk.zip: cannot be read"),
+    "wide.csv": (lambda path: path.write_text("text\na\nhello, world\n"), "wide.csv, line 3: has more cells"),
     "quote.csv": (lambda path: path.write_text('text\n"a" b\n'), "quote.csv: cannot be read"),
 }
 

@@ -383,6 +383,7 @@ def test_the_script_writes_a_tokenizer_and_says_what_it_did(tmp_path, capsys, co
         ("small vocabulary", "vocab_size 100 is too small"),
         ("wrong kind", "kind is 'unigram'"),
         ("output is a file", "is a file"),
+        ("output is a model", "holds a model, whose tokenizer would be lost"),
     ],
 )
 def test_the_script_refuses_bad_input_and_writes_nothing(tmp_path, capsys, case, complaint):
@@ -394,6 +395,9 @@ def test_the_script_refuses_bad_input_and_writes_nothing(tmp_path, capsys, case,
     arguments += ["--kind", "unigram"] if case == "wrong kind" else []
     if case == "output is a file":
         output.write_text("mine")
+    if case == "output is a model":
+        output.mkdir()
+        (output / "config.json").write_text("{}")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     assert script.main(arguments) == 2
     shown = capsys.readouterr()

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from tiny import MODELS, build, build_tokenizer
+from tiny import BOS, MODELS, PAD, build, build_tokenizer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_tfm import cli, modeling_tfm_decoder, verify
+from hf_tfm import TfmEncoderDecoderModel, cli, modeling_tfm_decoder, verify
 from hf_tfm.verify import CHECKS, Subject
 
 
@@ -41,6 +41,37 @@ def test_models_of_other_packages_are_checked_too():
     subject.model = LlamaForCausalLM(config).eval()
     found = outcomes(subject)
     assert set(found.values()) == {"passed"}, found
+
+
+def test_a_model_that_translates_is_given_both_its_texts():
+    subject = subject_of()
+    decoder = build("TfmDecoderForCausalLM", add_cross_attention=True)
+    subject.model = TfmEncoderDecoderModel(encoder=build("TfmEncoderModel"), decoder=decoder).eval()
+    subject.model.config.decoder_start_token_id, subject.model.config.pad_token_id = BOS, PAD
+    subject.auto_class = "AutoModelForSeq2SeqLM"
+    verdicts = verify.verify("planted", IN_PROCESS, subject=subject)
+    assert not [v for v in verdicts if v.outcome == "failed"], verdicts
+    passed = {v.check for v in verdicts if v.outcome == "passed"}
+    assert {"loading", "saving", "tied weights", "batches", "padding", "gradients", "bf16", "LoRA"} <= passed
+    subject.model.decoder.lm_head.weight = nn.Parameter(subject.model.decoder.lm_head.weight.detach().clone())
+    assert outcomes(subject, "tied weights") == {"tied weights": "failed"}
+
+
+def test_nothing_to_compare_is_a_fault():
+    logits = {"logits": torch.ones(1, 2)}
+    assert verify.compare(logits, logits, "here") == 0
+    for found, expected in (({}, {}), ({}, logits), ({"loss": torch.ones(1)}, logits)):
+        with pytest.raises(verify.Broken, match="there is no (output|logits) to compare here"):
+            verify.compare(found, expected, "here")
+
+
+def test_a_fault_without_a_word_is_told_too(monkeypatch):
+    def silent(subject):
+        raise NotImplementedError
+
+    monkeypatch.setitem(verify.CHECKS, "loading", silent)
+    (verdict,) = verify.verify("planted", ["loading"], subject=subject_of())
+    assert (verdict.outcome, verdict.found) == ("failed", "NotImplementedError: no reason given")
 
 
 def leaking_pack(subject, monkeypatch):

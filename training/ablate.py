@@ -26,7 +26,7 @@ from hf_tfm.ablation import Run, Runner, check_cells, expand, write_recipes
 from hf_tfm.ablation_measures import OF_A_RUN, SIDE_BY_SIDE, Asked, check_measures
 from hf_tfm.ablation_report import as_json, choose_metric, draw, figures_of, log_entry, put_into_log
 from hf_tfm.pretraining import PretrainTrainingArguments
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.recipe import one_line_errors, parse_recipe, read_mapping
 from hf_tfm.record import public_command, read_record
 from hf_tfm.results import Results
 
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     recipe, _ = parse_recipe(argv, AblationRecipe, None, __doc__)
     if recipe.script not in SCRIPTS:
         raise InputError(f"script {recipe.script!r}: choose {' or '.join(SCRIPTS)}")
-    base, grid, override = (mapping(getattr(recipe, name), name) for name in ("base", "grid", "override"))
+    base, grid, override = (read_mapping(getattr(recipe, name), name) for name in ("base", "grid", "override"))
     cells = expand(base, grid, override)
     arguments, config_class, style = SCRIPTS[recipe.script]
     check_cells(cells, partial(check, arguments=arguments, config_class=config_class))
@@ -73,9 +73,16 @@ def main(argv: list[str] | None = None) -> int:
     cores = recipe.cores or available
     if not 1 <= recipe.threads <= cores:
         raise InputError(f"threads {recipe.threads}: a run may have 1 to {cores}, which --cores gives")
-    text = {"text": base.get("validation_data", []), "text_field": base.get("text_field", "text")}
-    probe = tuple(recipe.probe) if len(recipe.probe) == 2 else None
-    asked = Asked(**text, bytes=recipe.measure_bytes, lengths=recipe.lengths, context=recipe.context, probe=probe)
+    shared = {**base, **override}
+    text = shared.get("validation_data", [])
+    asked = Asked(
+        [text] if isinstance(text, str) else text,
+        shared.get("text_field", "text"),
+        bytes=recipe.measure_bytes,
+        lengths=recipe.lengths,
+        context=recipe.context,
+        probe=tuple(recipe.probe) if len(recipe.probe) == 2 else None,
+    )
     check_measures(recipe.measure, asked)
 
     output = Path(recipe.output_dir)
@@ -107,17 +114,6 @@ def main(argv: list[str] | None = None) -> int:
     for name, reason in runner.failed.items():
         print(f"error: {name}: {reason}", file=sys.stderr)
     return 1 if runner.failed else 0
-
-
-def mapping(text: str, name: str) -> dict:
-    """A field that holds a mapping as JSON."""
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{name} is not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{name}: must be a mapping, not {text}")
-    return found
 
 
 def check(argv: list[str], arguments: type, config_class: type) -> None:

@@ -22,11 +22,12 @@ import torch
 
 from hf_tfm import InputError
 from hf_tfm.classification import read_task
-from hf_tfm.finetuning import encode_records
+from hf_tfm.finetuning import encode_records, longest_input
 from hf_tfm.loading import open_model
 from hf_tfm.metrics import Estimate, bootstrap, proportion
 from hf_tfm.prediction import Predictor
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.privacy import public_name
+from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import Records, read_records
 
 
@@ -51,18 +52,26 @@ class ComparisonRecipe:
     def __post_init__(self):
         if len(self.train_file) != len(self.test_file):
             raise InputError(f"{len(self.train_file)} train files but {len(self.test_file)} test files: give pairs")
+        names = [public_name(path) for path in self.test_file]
+        if len(set(names)) < len(names):
+            raise InputError(f"two test files are called {max(names, key=names.count)}: give each a folder of its own")
         if self.max_train < 20:
             raise InputError(f"max_train {self.max_train} leaves too little to choose on: 20 at least")
+        refuse_below(self, max_length=1, seed=0)
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, ComparisonRecipe, None, __doc__)
     sets = {
-        _name(test): (read_records(train), read_records(test))
+        public_name(test): (read_records(train), read_records(test))
         for train, test in zip(recipe.train_file, recipe.test_file)
     }
+    folder = Path(recipe.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file; give the name of a folder")
     model, tokenizer = open_model(recipe.model, "AutoModel", trust_remote_code=recipe.trust_remote_code)
+    recipe.max_length = min(recipe.max_length, longest_input(model.config) or recipe.max_length)
     print(f"model      {recipe.model}, {type(model).__name__}, {model.num_parameters():,} parameters", flush=True)
     predictor = Predictor(
         model, tokenizer, "AutoModel", {"text_field": recipe.text_field}, recipe.max_length, pooling="mean"
@@ -74,17 +83,12 @@ def main(argv: list[str] | None = None) -> None:
         for row, figure in compare(predictor, recipe, train, test):
             print(f"  {row:28} {figure}", flush=True)
             results[name][row] = figure
-    folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: {row: figure.as_dict() for row, figure in rows.items()} for name, rows in results.items()}
     path, partial = folder / "results.json", folder / "results.json.partial"
     partial.write_text(json.dumps({"recipe": vars(recipe), "accuracy": plain}, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
     print(f"\nresults    {path}")
-
-
-def _name(path: str) -> str:
-    return "/".join(Path(path).parts[-2:])
 
 
 def compare(
@@ -148,6 +152,8 @@ def classify(train: Any, test: Any, labels: np.ndarray) -> np.ndarray:
         return LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(features, targets)
 
     tenth = np.arange(train.shape[0]) % 10 == 0
+    if len(np.unique(labels[~tenth])) < 2:
+        raise InputError(f"{len(labels)} training records are too few: without a tenth to choose on one label is left")
     held_out = [
         (fit(train[~tenth], labels[~tenth], strength).score(train[tenth], labels[tenth]), -strength)
         for strength in STRENGTHS

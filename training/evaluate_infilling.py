@@ -24,11 +24,10 @@ from pathlib import Path
 import torch
 
 from hf_tfm import InputError
-from hf_tfm.data import default_cache_dir, file_hash
 from hf_tfm.infilling import WAYS, cut_gaps, measure_infilling
 from hf_tfm.loading import auto_class_of, fingerprint, open_model, recorded
-from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.results import Results
+from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.results import Results, content
 from hf_tfm.sources import read_documents
 
 
@@ -53,6 +52,9 @@ class InfillingRecipe:
     trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model's folder carries"})
     output_dir: str | None = field(default=None, metadata={"help": "of results; by default runs/infilling/MODEL"})
 
+    def __post_init__(self):
+        refuse_below(self, passages=1, per_text=1, words=1, gaps=1, longest_gap=1, batch_size=1)
+
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(recipe.model)
     name = folder.resolve().name if folder.exists() else recipe.model
     settings = {"text_field": recipe.text_field, "passages": len(texts), **cutting}
-    key = {"task": "infilling", "text": file_hash(Path(recipe.text), default_cache_dir()), **settings}
+    key = {"task": "infilling", "text": content(recipe.text), **settings}
     results, opened_as = None, None
     for way in ways:
         auto_class = "AutoModelForMaskedLM" if way in ("once", "iterative") else "AutoModelForCausalLM"

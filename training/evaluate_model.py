@@ -4,13 +4,13 @@ Measure a model on what is given to it, and put the figures into its card.
     python training/evaluate_model.py --model runs/decoder --text held_out.jsonl.gz --minimal_pairs blimp.jsonl.gz
     python training/evaluate_model.py --model runs/decoder --test_file test.jsonl --train_file train.jsonl \\
         --template "Review: {text}\\nSentiment: {label}" --examples 4
-    python training/evaluate_model.py --model runs/classifier --test_file test.jsonl
+    python training/evaluate_model.py --model runs/classifier --test_file sst2.jsonl --hub_dataset stanfordnlp/sst2
 
 Takes any model folder of ours or a native one, a name on the Hub, or an adapter. Each figure has its 95 % interval and
-the number of records. Stopped and started again with the same --output_dir it goes on behind what is finished.
+the number of records; what the Hub shows beside a model, figures on a --hub_dataset, goes into `.eval_results/` there.
+Stopped and started again with the same --output_dir it goes on behind what is finished.
 """
 
-import shutil
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,16 +20,14 @@ from pathlib import Path
 import torch
 
 from hf_tfm import InputError, evaluation, prompting
-from hf_tfm.card import EVALUATION_FILE, write_card
+from hf_tfm.card import HubData, add_evaluation
 from hf_tfm.classification import read_task
-from hf_tfm.data import default_cache_dir, file_hash
 from hf_tfm.evaluation import LanguageModel
 from hf_tfm.labelled import measure_head
 from hf_tfm.loading import LANGUAGE_MODELS, auto_class_of, fingerprint, open_model, recorded
-from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.record import RECORD_FILE
+from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import read_records
-from hf_tfm.results import Results
+from hf_tfm.results import Results, content
 
 
 @dataclass
@@ -60,6 +58,8 @@ class EvaluationRecipe:
     train_file: str | None = field(default=None, metadata={"help": "labelled records to draw examples from"})
     text_pair_field: str | None = field(default=None, metadata={"help": "where a record has the second text"})
     label_field: str | None = field(default=None, metadata={"help": "where it has its label (answers, tags)"})
+    hub_dataset: str | None = field(default=None, metadata={"help": "test_file on the Hub: NAME[:CONFIG[:SPLIT]]"})
+    hub_task: str | None = field(default=None, metadata={"help": "in its eval.yaml; by default CONFIG, or default"})
     template: str | None = field(default=None, metadata={"help": "prompt: fields in braces, {label} at its end"})
     label_words: list[str] = field(default_factory=list, metadata={"help": "words for labels: 0=bad 1=good"})
     instruction: str = field(default="", metadata={"help": "stands in front of the prompt"})
@@ -67,6 +67,16 @@ class EvaluationRecipe:
     prompts: list[str] = field(default_factory=list, metadata={"help": "texts to continue"})
     max_new_tokens: int = field(default=80, metadata={"help": "of each continuation"})
     temperature: float = field(default=0.8, metadata={"help": "of the continuations; 0 takes the likeliest token"})
+
+    def __post_init__(self):
+        refuse_below(self, max_documents=1, pairs_per_group=1, examples=0, max_new_tokens=1, temperature=0.0)
+        refuse_below(self, batch_tokens=1, seed=0)
+        if (self.hub() and not self.test_file) or (self.hub_task and not self.hub()):
+            raise InputError("--hub_dataset tells what the --test_file is on the Hub, and --hub_task its task there")
+
+    def hub(self) -> HubData | None:
+        """What the test file is on the Hub."""
+        return HubData.read(self.hub_dataset, self.hub_task, split="test") if self.hub_dataset else None
 
 
 @one_line_errors
@@ -97,12 +107,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         head(model, tokenizer, auto_class, recipe, results)
 
-    path = results.write()
-    print(f"results    {path}")
-    if recipe.card and (folder / RECORD_FILE).is_file():
-        shutil.copyfile(path, folder / EVALUATION_FILE)
-        write_card(folder)
-        print(f"card       {folder / 'README.md'}")
+    print(f"results    {(path := results.write())}")
+    for written in add_evaluation(folder if recipe.card and folder.is_dir() else path.parent, path):
+        print(f"written    {written}")
 
 
 def text(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
@@ -160,7 +167,7 @@ def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> N
         lambda: prompting.prompted_estimates(task, prompting.prompted_scores(lm, prompt, records, examples), labels),
     )
     shown = {f"{metric}, {decision}": figures[decision][metric] for decision in figures for metric in task.metrics}
-    results.add(settings["task"], recipe.test_file, settings, shown)
+    results.add(settings["task"], recipe.test_file, settings, shown, recipe.hub())
 
 
 def head(model, tokenizer, auto_class: str, recipe: EvaluationRecipe, results: Results) -> None:
@@ -174,7 +181,7 @@ def head(model, tokenizer, auto_class: str, recipe: EvaluationRecipe, results: R
         {**settings, "data": content(recipe.test_file), "threshold": threshold},
         partial(measure_head, model, tokenizer, auto_class, records, fields, recipe.label_field, threshold, **batching),
     )
-    results.add(settings["task"], recipe.test_file, settings, figures)
+    results.add(settings["task"], recipe.test_file, settings, figures, recipe.hub())
 
 
 def samples(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
@@ -187,11 +194,6 @@ def samples(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> No
     )
     print("\n\n".join(texts))
     results.add("samples", None, settings, {}, samples=texts)
-
-
-def content(path: str) -> str:
-    """A file as parts know it: by what is in it."""
-    return file_hash(Path(path), default_cache_dir())
 
 
 if __name__ == "__main__":

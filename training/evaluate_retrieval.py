@@ -23,11 +23,12 @@ import torch
 
 from hf_tfm import InputError
 from hf_tfm.answers import answer
+from hf_tfm.convert import as_input_errors
 from hf_tfm.grounding import encode_question, holds
 from hf_tfm.loading import fingerprint, open_model
 from hf_tfm.metrics import proportion
 from hf_tfm.question_answering import Question, read_questions, unfold
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import read_records
 from hf_tfm.results import Results
 from hf_tfm.retrieval import Index, build_index
@@ -56,6 +57,9 @@ class RetrievalRecipe:
     max_new_tokens: int = field(default=32, metadata={"help": "of an answer"})
     batch_tokens: int = field(default=4096, metadata={"help": "embedded at once; changes the speed alone"})
     trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the models' folders carry"})
+
+    def __post_init__(self):
+        refuse_below(self, recall_at=1, passages=1, sample=1, max_new_tokens=1, batch_tokens=1)
 
 
 @one_line_errors
@@ -107,7 +111,8 @@ def main(argv: list[str] | None = None) -> None:
 def write_documents(contexts: list[str], path: Path) -> str:
     """The contexts as a file to index; the same ones leave it as it is."""
     text = "".join(json.dumps({"text": context}, ensure_ascii=False) + "\n" for context in contexts)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with as_input_errors(f"--output_dir {path.parent}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
     return str(path)

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
 
-from hf_tfm import finetuning
+from hf_tfm import finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.batches import PAD_TO_MULTIPLE_OF
 from hf_tfm.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer, say
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
+from hf_tfm.reporting import say
 
 
 CONFUSION_FILE = "confusion_matrix.png"
@@ -93,7 +94,7 @@ def measure(
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, ClassificationRecipe, FinetuningArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    finetuning.check_finetuning(args, recipe)
     set_seed(args.seed)
 
     splits, task = read_splits(recipe, args.seed)
@@ -114,18 +115,18 @@ def main(argv: list[str] | None = None) -> int:
     }
     if recipe.lora:
         model = add_adapter(model, recipe, "SEQ_CLS", new)
-    record = finetuning.begin_record("finetune_classification", recipe, args, model, splits)
+    record = reporting.begin_record("finetune_classification", recipe, args, model, splits)
 
     finetuning.settle_arguments(args, recipe, model, task.metrics)
     weights = task.class_weights(labels["train"]) if recipe.class_weights else None
 
-    finetuning.say_model(model, recipe, new)
+    reporting.say_model(model, recipe, new)
     say("task", f"{task.problem_type}: {len(task.names)} label{'s' * (len(task.names) > 1)} in {recipe.label_field!r}")
     for name, encoded in labels.items():
         say(name, f"{len(encoded):,} records: {describe_counts(task.counts(encoded))}")
-    finetuning.say_steps(args, data["train"], max_length)
-    finetuning.say_example(tokenizer, data["train"][0], task.name_of(labels["train"][0]))
-    record["overlap_with_train"] = finetuning.say_overlap({name: text_keys(texts[name]) for name in splits})
+    reporting.say_steps(args, data["train"], max_length)
+    reporting.say_example(tokenizer, data["train"][0], task.name_of(labels["train"][0]))
+    record["overlap_with_train"] = reporting.say_overlap({name: text_keys(texts[name]) for name in splits})
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return task.figures(task.decide(prediction.predictions), prediction.label_ids)
@@ -141,23 +142,24 @@ def main(argv: list[str] | None = None) -> int:
         compute_metrics=compute_metrics,
         record=record,
     )
-    finetuning.say_time(trainer)
+    reporting.say_time(trainer)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     logits = trainer.predict_in_order(data[split])
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     results, beside = measure(task, recipe, texts, labels, logits, split)
-    finetuning.report_results(record, split, results, beside)
+    reporting.report_results(record, split, results, beside)
     if task.problem_type == "single_label_classification":
         matrix = confusion_matrix(task.decide(logits), labels[split], len(task.names))
         plot_confusion(matrix, task.names, Path(args.output_dir) / CONFUSION_FILE)
         record["confusion_matrix"] = {"labels": task.names, "actual_by_predicted": matrix.tolist()}
         record["pictures"] = {CONFUSION_FILE: f"Confusion matrix on the {split} records"}
-    finetuning.write_results(trainer)
+    reporting.write_results(trainer, model)
     return 0
 
 

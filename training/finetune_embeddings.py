@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import AutoModel, set_seed
 
-from hf_tfm import finetuning
+from hf_tfm import finetuning, reporting
 from hf_tfm.adapters import add_adapter, merge_inside
 from hf_tfm.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, forget_lengths, read_scores
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, say
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
+from hf_tfm.reporting import say
 
 
 @dataclass
@@ -34,6 +35,7 @@ class EmbeddingArguments(FinetuningArguments, SentenceTransformerTrainingArgumen
     """Both libraries' arguments, with defaults for fine-tuning."""
 
     include_num_input_tokens_seen: str | bool = False  # sentence-transformers' batches hide them
+    prediction_loss_only: bool = True  # and its evaluations are their own
 
 
 @dataclass
@@ -95,7 +97,11 @@ def read_splits(recipe: EmbeddingRecipe, seed: int) -> dict[str, Records]:
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, EmbeddingRecipe, EmbeddingArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    ignored = {
+        "label_smoothing_factor": "nothing here has labels to smooth",
+        "train_sampling_strategy": "batches are of texts of similar length",
+    }
+    finetuning.check_finetuning(args, recipe, ignored)
     set_seed(args.seed)
 
     splits = read_splits(recipe, args.seed)
@@ -108,20 +114,20 @@ def main(argv: list[str] | None = None) -> int:
     embedder = build_embedder(model, tokenizer, recipe.model, max_length, recipe.pooling, recipe.trust_remote_code)
     if recipe.lora:
         add_adapter(model, recipe, "FEATURE_EXTRACTION", inside=True)
-    record = finetuning.begin_record("finetune_embeddings", recipe, args, embedder, splits)
+    record = reporting.begin_record("finetune_embeddings", recipe, args, embedder, splits)
     record["library"] = "sentence-transformers"
-    finetuning.settle_arguments(args, recipe, model, pairs["validation"].metrics)
+    finetuning.settle_arguments(args, recipe, model, pairs["validation"].metrics, loss=False)
 
-    finetuning.say_model(model, recipe, new)
+    reporting.say_model(model, recipe, new)
     say("task", f"{recipe.loss} loss, {getattr(embedder[1], 'pooling_mode', 'no')} pooling")
     for name, several in pairs.items():
         say(name, f"{len(splits[name]):,} pairs{'' if several.scores is None else ' with scores'}")
     encoded = [finetuning.encode_records(tokenizer, max_length, texts) for texts in pairs["train"].columns]
     longest = [max(texts, key=finetuning.length_of) for texts in zip(*encoded)]
-    finetuning.say_steps(args, longest, max_length)
-    finetuning.say_example(tokenizer, encoded[0][0], pairs["train"].columns[1][0])
+    reporting.say_steps(args, longest, max_length)
+    reporting.say_example(tokenizer, encoded[0][0], pairs["train"].columns[1][0])
     keys = {name: [key[:2] for key in several.keys()] for name, several in pairs.items()}
-    record["overlap_with_train"] = finetuning.say_overlap(keys)
+    record["overlap_with_train"] = reporting.say_overlap(keys)
 
     split = "test" if "test" in pairs else "validation"
     before = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
@@ -134,22 +140,20 @@ def main(argv: list[str] | None = None) -> int:
         lengths=[finetuning.length_of(texts) for texts in longest],
         record=record,
     )
-    finetuning.say_time(trainer)
+    reporting.say_time(trainer)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
+    embedder = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
-
-    # Without autocast, which the trained model is wrapped in: what is measured is what the folder gives.
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if recipe.lora:
         merge_inside(model)
         record["adapter"]["merged"] = True
     results = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
-    finetuning.report_results(record, split, results, {"before training": before})
+    reporting.report_results(record, split, results, {"before training": before})
     forget_lengths(tokenizer)
-    finetuning.write_results(trainer)
+    reporting.write_results(trainer, embedder)
     return 0
 
 

@@ -17,14 +17,15 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, set_seed
 
-from hf_tfm import answers, conversations, finetuning
+from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder, ConversationCollator
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, say
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.metrics import proportion
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import Records, read_records
+from hf_tfm.reporting import say
 
 
 @dataclass
@@ -41,6 +42,10 @@ class InstructRecipe(FinetuningRecipe):
     max_new_tokens: int = field(default=128, metadata={"help": "Where answers to measured prompts are cut."})
     answers: int = field(default=100, metadata={"help": "How many prompts of the measured split are answered."})
     baselines: bool = field(default=True, metadata={"help": "Measure the model as it was before, too."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below(self, max_new_tokens=1, answers=0)
 
 
 @dataclass
@@ -98,7 +103,7 @@ def measure(
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, InstructRecipe, InstructArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    finetuning.check_finetuning(args, recipe, {"label_smoothing_factor": "the loss on answers is the plain one"})
     args.remove_unused_columns = False  # the collator knows what the model is to get
     set_seed(args.seed)
 
@@ -116,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     conversations.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM", new_tokens=new_tokens)
-    record = finetuning.begin_record("finetune_instruct", recipe, args, model, splits)
+    record = reporting.begin_record("finetune_instruct", recipe, args, model, splits)
     record["loss_name"] = "loss (nats per trained token)"
     finetuning.settle_arguments(args, recipe, model, ["loss"])
 
@@ -125,10 +130,10 @@ def main(argv: list[str] | None = None) -> int:
         train = conversations.pack(train, length, tokenizer.pad_token_id)
         filled = encoded["train"].tokens / (length * len(train))
         say("packing", f"{len(train):,} rows of {length} tokens, {filled:.1%} full, no conversation sees another")
-    finetuning.say_model(model, recipe, new)
-    finetuning.say_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
+    reporting.say_model(model, recipe, new)
+    reporting.say_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
     say("example", conversations.show(tokenizer, encoded["train"].rows[0]))
-    record["overlap_with_train"] = finetuning.say_overlap(
+    record["overlap_with_train"] = reporting.say_overlap(
         {name: [what_is_asked(messages) for messages in chats[name]] for name in splits}
     )
 
@@ -143,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if recipe.packing:
         conversations.check_packing(trainer.model, train)
-    finetuning.say_time(trainer)
+    reporting.say_time(trainer)
 
     split = "test" if "test" in splits else "validation"
     held_out = encoded[split]
@@ -154,17 +159,17 @@ def main(argv: list[str] | None = None) -> int:
         before, said_before = measure(trainer.model, encoder, recipe, held_out.rows, asked)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
 
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    results, said = measure(model, encoder, recipe, held_out.rows, asked)
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
-    finetuning.report_results(record, split, results, {"before": before} if before else {})
+    results, said = measure(model, encoder, recipe, held_out.rows, asked)
+    reporting.report_results(record, split, results, {"before": before} if before else {})
     record["samples"] = answers.dialogues(prompts, {"before": said_before, "after": said})
     print("\n\n".join(["", *record["samples"]]))
     record["chat"] = prompts[0][-1]["content"] if prompts else None
-    finetuning.write_results(trainer)
+    reporting.write_results(trainer, model)
     return 0
 
 

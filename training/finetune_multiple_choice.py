@@ -18,14 +18,15 @@ from dataclasses import dataclass, field
 
 from transformers import AutoModelForMultipleChoice, EvalPrediction, set_seed
 
-from hf_tfm import finetuning
+from hf_tfm import finetuning, reporting
 from hf_tfm import multiple_choice as mc
 from hf_tfm.adapters import add_adapter
 from hf_tfm.batches import RightPadding, in_order
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer, say
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
+from hf_tfm.reporting import say
 
 
 @dataclass
@@ -71,7 +72,7 @@ def describe_options(choices: list[mc.Choice]) -> str:
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, ChoiceRecipe, FinetuningArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    finetuning.check_finetuning(args, recipe)
     set_seed(args.seed)
 
     splits, choices = read_splits(recipe, args.seed)
@@ -86,20 +87,20 @@ def main(argv: list[str] | None = None) -> int:
         mc.add_labels(data[name], choices[name])
     if recipe.lora:
         model = add_adapter(model, recipe, None, new)
-    record = finetuning.begin_record("finetune_multiple_choice", recipe, args, model, splits)
+    record = reporting.begin_record("finetune_multiple_choice", recipe, args, model, splits)
     record["max_length"] = max_length
 
     args.label_names = ["labels"]
     finetuning.settle_arguments(args, recipe, model, mc.METRICS)
 
-    finetuning.say_model(model, recipe, new)
+    reporting.say_model(model, recipe, new)
     for name, several in choices.items():
         say(name, f"{len(several):,} records: {describe_options(several)}")
-    finetuning.say_steps(args, data["train"], max_length)
+    reporting.say_steps(args, data["train"], max_length)
     shown = choices["train"][0]
     ids = data["train"][0]["input_ids"][shown.answer]
-    finetuning.say_example(tokenizer, {"input_ids": ids}, f"right, of {len(shown.options)} options")
-    record["overlap_with_train"] = finetuning.say_overlap({name: choice_keys(choices[name]) for name in splits})
+    reporting.say_example(tokenizer, {"input_ids": ids}, f"right, of {len(shown.options)} options")
+    record["overlap_with_train"] = reporting.say_overlap({name: choice_keys(choices[name]) for name in splits})
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         finetuning.refuse_diverged(prediction.predictions)
@@ -117,19 +118,20 @@ def main(argv: list[str] | None = None) -> int:
         compute_metrics=compute_metrics,
         record=record,
     )
-    finetuning.say_time(trainer)
+    reporting.say_time(trainer)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     logits = trainer.predict_in_order(data[split])
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     results = mc.estimates(mc.decide(logits, choices[split]), choices[split])
     beside = mc.baselines(choices[split]) if recipe.baselines else {}
-    finetuning.report_results(record, split, results, beside)
-    finetuning.write_results(trainer)
+    reporting.report_results(record, split, results, beside)
+    reporting.write_results(trainer, model)
     return 0
 
 

@@ -20,14 +20,15 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-from hf_tfm import answers, conversations, finetuning
+from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, say
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import Records, read_records
+from hf_tfm.reporting import say
 from hf_tfm.trainer import RunMixin
 
 
@@ -42,6 +43,7 @@ class PreferenceRecipe(FinetuningRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_below(self, beta=0)
         if self.mode not in ("dpo", "reward"):
             raise InputError(f"mode {self.mode!r} must be dpo or reward")
 
@@ -113,7 +115,11 @@ def figures(now: tuple[np.ndarray, ...], before: tuple[np.ndarray, ...] | None, 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, PreferenceRecipe, PreferenceArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    ignored = {
+        "label_smoothing_factor": "a DPO loss has a label_smoothing of its own, among the fields of --trl",
+        "train_sampling_strategy": "pairs are drawn at random",
+    }
+    finetuning.check_finetuning(args, recipe, ignored)
     set_seed(args.seed)
 
     train = read_records(recipe.train_file)
@@ -137,17 +143,17 @@ def main(argv: list[str] | None = None) -> int:
         conversations.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM" if recipe.mode == "dpo" else "SEQ_CLS", new)
-    record = finetuning.begin_record("finetune_preference", recipe, args, model, splits)
+    record = reporting.begin_record("finetune_preference", recipe, args, model, splits)
     # Preferences are a small change to a model that can speak already.
     finetuning.settle_arguments(args, recipe, model, ["loss"], pace=0.1 if recipe.mode == "dpo" else 0.5)
 
-    finetuning.say_model(model, recipe, new)
+    reporting.say_model(model, recipe, new)
     for name, encoded in found.items():
         say(name, f"{len(encoded.rows):,} pairs")
         for count, what in ((encoded.alike, "have the same answer twice"), (encoded.left_out, "are too long")):
             if count:
                 say("note", f"{count:,} {name} pairs {what}, they are left out (max_length {length})")
-    total, per_epoch = finetuning.count_steps(args, len(found["train"].rows))
+    total, per_epoch = reporting.count_steps(args, len(found["train"].rows))
     say("steps", f"{total:,}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}")
     for which in ("chosen", "rejected"):
         say(which, conversations.show(tokenizer, found["train"].answered(which)[0]))
@@ -155,8 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     datasets = {name: pair_dataset(encoded, recipe.mode) for name, encoded in found.items()}
     fields = {"max_length": None, "disable_dropout": recipe.lora_dropout == 0}
     if recipe.mode == "dpo":
-        # The model as it was is asked once, before the training, and need not be kept beside the one that is trained.
-        fields |= {"beta": recipe.beta, "precompute_ref_log_probs": True}
+        # The model as it was is asked once, before the training, and need not be kept beside the one that is trained;
+        # but the first process writes what it says to a file that TRL has the others look for in the wrong place.
+        fields |= {"beta": recipe.beta, "precompute_ref_log_probs": args.world_size == 1}
     config_class, trainer_class = (
         (DPOConfig, PairDPOTrainer) if recipe.mode == "dpo" else (RewardConfig, PairRewardTrainer)
     )
@@ -172,15 +179,15 @@ def main(argv: list[str] | None = None) -> int:
     before = scores(trainer.model, tokenizer, found[split], recipe.mode)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
 
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    results = figures(scores(model, tokenizer, found[split], recipe.mode), before, recipe.mode)
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
+    results = figures(scores(model, tokenizer, found[split], recipe.mode), before, recipe.mode)
     beside = {"before": figures(before, None, recipe.mode)}
-    finetuning.report_results(record, split, results, beside)
-    finetuning.write_results(trainer)
+    reporting.report_results(record, split, results, beside)
+    reporting.write_results(trainer, model)
     return 0
 
 

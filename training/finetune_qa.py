@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, set_seed
 
-from hf_tfm import finetuning
+from hf_tfm import finetuning, reporting
 from hf_tfm import question_answering as qa
 from hf_tfm.adapters import add_adapter
 from hf_tfm.batches import RightPadding, in_order
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer, say
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
+from hf_tfm.reporting import say
 
 
 @dataclass
@@ -84,7 +85,7 @@ def both_ends(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.T
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, QuestionRecipe, FinetuningArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    finetuning.check_finetuning(args, recipe)
     set_seed(args.seed)
 
     splits, questions = read_splits(recipe, args.seed)
@@ -101,21 +102,21 @@ def main(argv: list[str] | None = None) -> int:
         qa.add_labels(data[name], windows[name], several)
     if recipe.lora:
         model = add_adapter(model, recipe, "QUESTION_ANS", new)
-    record = finetuning.begin_record("finetune_qa", recipe, args, model, splits)
+    record = reporting.begin_record("finetune_qa", recipe, args, model, splits)
     record["max_length"], record["stride"] = max_length, stride
 
     args.label_names = ["labels"]
     finetuning.settle_arguments(args, recipe, model, qa.METRICS)
 
-    finetuning.say_model(model, recipe, new)
+    reporting.say_model(model, recipe, new)
     for name, several in questions.items():
         answered = sum(bool(question.answers) for question in several)
         without = f", {len(several) - answered:,} of them without an answer" if answered < len(several) else ""
         say(name, f"{len(several):,} questions in {len(data[name]):,} windows{without}")
-    finetuning.say_steps(args, data["train"], max_length)
+    reporting.say_steps(args, data["train"], max_length)
     shown = next(question for question in questions["train"] if question.answers)
     say("example", f"{shown.question} → {shown.answers[0]}")
-    record["overlap_with_train"] = finetuning.say_overlap(
+    record["overlap_with_train"] = reporting.say_overlap(
         {name: [(q.context, q.question.casefold()) for q in several] for name, several in questions.items()}
     )
 
@@ -140,16 +141,17 @@ def main(argv: list[str] | None = None) -> int:
         preprocess_logits_for_metrics=both_ends,
         record=record,
     )
-    finetuning.say_time(trainer)
+    reporting.say_time(trainer)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
 
     answers = {
         name: answers_of(trainer.predict_in_order(data[name]), name)
         for name in ("validation", "test")
         if name in splits
     }
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     split = "test" if "test" in splits else "validation"
@@ -158,12 +160,12 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.baselines:
         guesses = qa.baselines(questions[split], questions["train"], args.seed)
         beside = {name: qa.estimates(texts, questions[split]) for name, texts in guesses.items()}
-    finetuning.report_results(record, split, results, beside)
+    reporting.report_results(record, split, results, beside)
     first = answers[split][0]
     nearest = [f"{span.text} ({share:.0%})" for span, share in zip(first.spans[:3], first.probabilities())]
     say("sample", f"{questions[split][0].question} → {', '.join(nearest)}")
     record["no_answer_threshold"] = threshold
-    finetuning.write_results(trainer)
+    reporting.write_results(trainer, model)
     return 0
 
 

@@ -21,12 +21,13 @@ from transformers import AutoModelForCausalLM, set_seed
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from hf_tfm import answers, conversations, finetuning
+from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, say
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
+from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import read_records
+from hf_tfm.reporting import say
 from hf_tfm.rewards import Questions, estimate, read_questions, read_verifier
 from hf_tfm.trainer import RunMixin
 
@@ -43,6 +44,10 @@ class RlvrRecipe(FinetuningRecipe):
     chat_template: str | None = field(
         default=None, metadata={"help": "File with a chat template; by default the tokenizer's, or one that suits it."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below(self, max_new_tokens=1, temperature=0.01, beta=0)
 
 
 @dataclass
@@ -107,7 +112,11 @@ class RewardedTrainer(RunMixin, GRPOTrainer):
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, RlvrRecipe, RlvrArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    ignored = {
+        "label_smoothing_factor": "nothing here has labels",
+        "train_sampling_strategy": "prompts are drawn at random",
+    }
+    finetuning.check_finetuning(args, recipe, ignored)
     set_seed(args.seed)
 
     train = read_records(recipe.train_file)
@@ -134,9 +143,9 @@ def main(argv: list[str] | None = None) -> int:
     conversations.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM", new)
-    record = finetuning.begin_record("finetune_rlvr", recipe, args, model, splits)
-    finetuning.settle_arguments(args, recipe, model, ["reward"], pace=0.1)
-    finetuning.say_model(model, recipe, new)
+    record = reporting.begin_record("finetune_rlvr", recipe, args, model, splits)
+    finetuning.settle_arguments(args, recipe, model, ["reward"], pace=0.1, loss=False)
+    reporting.say_model(model, recipe, new)
     per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps / recipe.answers_per_prompt
     say("steps", f"{per_step:g} prompts with {recipe.answers_per_prompt} answers each, rate {args.learning_rate:.3g}")
     say("example", tokenizer.decode(questions["train"].ids[0]).replace("\n", "⏎") + " ⟦what it says⟧")
@@ -166,18 +175,18 @@ def main(argv: list[str] | None = None) -> int:
     say("before", ", ".join(f"{name} {figure} on {split}" for name, figure in beside["before"].items()))
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
 
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    after, said = questions[split].ask(model, tokenizer, recipe.max_new_tokens)
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
+    after, said = questions[split].ask(model, tokenizer, recipe.max_new_tokens)
     results = estimate(after, recipe.reward)
-    finetuning.report_results(record, split, results, beside)
+    reporting.report_results(record, split, results, beside)
     texts = {"before": [answer.text for answer in said_before], "after": [answer.text for answer in said]}
     record["samples"] = answers.dialogues(questions[split].prompts, texts)
     record["chat"] = questions[split].prompts[0][-1]["content"]
-    finetuning.write_results(trainer)
+    reporting.write_results(trainer, model)
     return 0
 
 

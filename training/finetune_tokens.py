@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
 
-from hf_tfm import finetuning, tagging
+from hf_tfm import finetuning, reporting, tagging
 from hf_tfm.adapters import add_adapter
 from hf_tfm.batches import RightPadding, in_order
 from hf_tfm.classification import describe_counts
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer, say
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
+from hf_tfm.reporting import say
 
 
 @dataclass
@@ -71,7 +72,7 @@ def best_tags(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, TaggingRecipe, FinetuningArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    finetuning.check_finetuning(args, recipe)
     set_seed(args.seed)
 
     splits, task = read_splits(recipe, args.seed)
@@ -88,13 +89,13 @@ def main(argv: list[str] | None = None) -> int:
         tagging.add_labels(data[name], windows[name], tags[name])
     if recipe.lora:
         model = add_adapter(model, recipe, "TOKEN_CLS", new)
-    record = finetuning.begin_record("finetune_tokens", recipe, args, model, splits)
+    record = reporting.begin_record("finetune_tokens", recipe, args, model, splits)
     record["max_length"] = max_length
 
     args.label_names = ["labels"]
     finetuning.settle_arguments(args, recipe, model, task.metrics)
 
-    finetuning.say_model(model, recipe, new)
+    reporting.say_model(model, recipe, new)
     what = (
         f"{len(task.kinds)} types of entities in {len(task.names)} tags" if task.entities else f"{len(task.names)} tags"
     )
@@ -104,11 +105,11 @@ def main(argv: list[str] | None = None) -> int:
         lost = sum(map(len, words[name])) - sum(len(window.words) for window in windows[name])
         if lost:
             say("note", f"{lost:,} words of {name} have no pieces and always get the tag {task.names[task.default]}")
-    finetuning.say_steps(args, data["train"], max_length)
+    reporting.say_steps(args, data["train"], max_length)
     shown = max(range(min(50, len(tags["train"]))), key=lambda number: len(Counter(tags["train"][number])))
     tagged = zip(words["train"][shown], tags["train"][shown])
     say("example", " ".join(f"{word}/{task.names[tag]}" if tag != task.default else word for word, tag in tagged))
-    record["overlap_with_train"] = finetuning.say_overlap({name: sentence_keys(words[name]) for name in splits})
+    record["overlap_with_train"] = reporting.say_overlap({name: sentence_keys(words[name]) for name in splits})
 
     def tags_of(predictions, name: str) -> list[list[int]]:
         return tagging.tags_of_words(predictions, windows[name], words[name], task.default)
@@ -129,21 +130,22 @@ def main(argv: list[str] | None = None) -> int:
         preprocess_logits_for_metrics=best_tags,
         record=record,
     )
-    finetuning.say_time(trainer)
+    reporting.say_time(trainer)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     predictions = trainer.predict_in_order(data[split])
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     results, beside = task.estimates(tags_of(predictions, split), tags[split]), {}
     if recipe.baselines:
         tagger = tagging.dictionary_tagger(words["train"], tags["train"])
         beside["dictionary"] = task.estimates(tagger(words[split]), tags[split])
-    finetuning.report_results(record, split, results, beside)
-    finetuning.write_results(trainer)
+    reporting.report_results(record, split, results, beside)
+    reporting.write_results(trainer, model)
     return 0
 
 

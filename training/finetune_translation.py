@@ -12,31 +12,34 @@ records, whose translations are shown as they get better; the test records are t
 same command goes on where a run was stopped.
 """
 
-import json
 import sys
 import warnings
 from dataclasses import dataclass, field
 
-import torch
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
     EvalPrediction,
-    Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     set_seed,
 )
 
-from hf_tfm import finetuning, translation
-from hf_tfm.batches import PAD_TO_MULTIPLE_OF
+from hf_tfm import finetuning, reporting, translation
+from hf_tfm.batches import PAD_TO_MULTIPLE_OF, in_order
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningArguments, FinetuningMixin, FinetuningRecipe, in_order, say
-from hf_tfm.optim import DEFAULTS, build_optimizer, build_scheduler
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
+from hf_tfm.optim import DEFAULTS
+from hf_tfm.pretraining import OWN_OPTIMIZER
+from hf_tfm.recipe import one_line_errors, parse_recipe, read_mapping, refuse_below
 from hf_tfm.records import Records, read_records
+from hf_tfm.reporting import say
 
 
 SHOWN = 3  # translations at each evaluation
+_IGNORED = {
+    **OWN_OPTIMIZER,
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler_kwargs"), "give --warmup_steps and --decay"),
+}
 
 
 @dataclass
@@ -49,6 +52,7 @@ class TranslationArguments(FinetuningArguments, Seq2SeqTrainingArguments):
     num_train_epochs: float = 5.0
     per_device_train_batch_size: int = 64
     label_smoothing_factor: float = 0.1
+    weight_decay: float | None = field(default=None, metadata={"help": "By default optimizer's."})
     max_grad_norm: float = 1.0
     predict_with_generate: bool = True
 
@@ -66,29 +70,13 @@ class TranslationRecipe(FinetuningRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_below(self, watched=1, beams=1, decay=0)
+        if self.decay > 1:
+            raise InputError(f"decay {self.decay:g}: a share of the run, 1 at most")
         if self.lora:
             raise InputError("--lora is for models that were trained before; this script trains all weights")
         if self.optimizer not in DEFAULTS:
             raise InputError(f"optimizer {self.optimizer!r} must be one of {', '.join(DEFAULTS)}")
-
-
-class TranslationTrainer(FinetuningMixin, Seq2SeqTrainer):
-    """The stock Seq2SeqTrainer with what [`FinetuningMixin`] adds, and this package's optimizers."""
-
-    def __init__(self, *args, recipe: TranslationRecipe, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.recipe = recipe
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model, self.recipe.optimizer, lr=self.args.learning_rate)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None) -> torch.optim.lr_scheduler.LambdaLR:
-        if self.lr_scheduler is None:
-            phases = dict(warmup=self.args.warmup_steps, decay=self.recipe.decay)
-            self.lr_scheduler = build_scheduler(optimizer or self.optimizer, "wsd", num_training_steps, **phases)
-        return self.lr_scheduler
 
 
 def read_pairs(records: Records, recipe: TranslationRecipe) -> tuple[list[str], list[str]]:
@@ -110,17 +98,14 @@ def prepare_model(recipe: TranslationRecipe, texts: list[str]):
         tokenizer = finetuning.load_tokenizer(recipe)
     else:
         tokenizer = translation.train_shared_tokenizer(texts, recipe.vocab_size, max_length)
-    try:
-        overrides = json.loads(recipe.model_overrides)
-    except ValueError as error:
-        raise InputError(f'model_overrides is not JSON ({error}); write it as {{"field": value}}') from error
+    overrides = read_mapping(recipe.model_overrides, "model_overrides")
     return translation.build_translator(recipe.model, tokenizer, max_length, overrides), tokenizer, max_length
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, TranslationRecipe, TranslationArguments, __doc__)
-    finetuning.check_output_dir(args, recipe)
+    finetuning.check_finetuning(args, recipe, _IGNORED)
     set_seed(args.seed)
     # transformers says at every evaluation how it computed the loss before 4.12.
     warnings.filterwarnings("ignore", "Version v4.12.0", FutureWarning)
@@ -136,21 +121,21 @@ def main(argv: list[str] | None = None) -> int:
     finetuning.settle_attention(args, model, max_length)
     start = model.config.decoder_start_token_id
     data = {name: translation.encode_pairs(tokenizer, max_length, start, *both) for name, both in pairs.items()}
-    record = finetuning.begin_record("finetune_translation", recipe, args, model, splits)
+    record = reporting.begin_record("finetune_translation", recipe, args, model, splits)
     if translation.is_preset(recipe.model):
         record["base_model"] = None
     args.learning_rate = args.learning_rate or DEFAULTS[recipe.optimizer]["lr"]
     args.generation_max_length = max_length
     finetuning.settle_arguments(args, recipe, model, ("bleu", "chrf"))
 
-    finetuning.say_model(model, recipe, [])
+    reporting.say_model(model, recipe, [])
     say("tokenizer", f"{len(tokenizer):,} tokens for {recipe.source_field} and {recipe.target_field}")
     for name, records in splits.items():
         say(name, f"{len(records):,} pairs")
-    finetuning.say_steps(args, data["train"], max_length)
-    finetuning.say_example(tokenizer, data["train"][0], tokenizer.decode(data["train"][0]["labels"]))
+    reporting.say_steps(args, data["train"], max_length)
+    reporting.say_example(tokenizer, data["train"][0], tokenizer.decode(data["train"][0]["labels"]))
     sources = {name: [text.casefold() for text in both[0]] for name, both in pairs.items()}
-    record["overlap_with_train"] = finetuning.say_overlap(sources)
+    record["overlap_with_train"] = reporting.say_overlap(sources)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         translations = translation.decode(tokenizer, in_order(prediction.predictions, data["validation"]))
@@ -158,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
             say("sample", f"{source} → {found}")
         return translation.scores(translations, pairs["validation"][1])
 
-    trainer = TranslationTrainer(
+    trainer = translation.TranslationTrainer(
         model=model,
         args=args,
         train_dataset=data["train"],
@@ -168,27 +153,29 @@ def main(argv: list[str] | None = None) -> int:
         compute_loss_func=translation.token_loss(args.label_smoothing_factor),
         compute_metrics=compute_metrics,
         record=record,
-        recipe=recipe,
+        optimizer_name=recipe.optimizer,
+        decay=recipe.decay,
     )
-    finetuning.say_time(trainer)
+    reporting.say_time(trainer)
     trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return finetuning.say_stopped(trainer)
+        return reporting.say_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     # Whoever opens the folder and calls generate gets what is measured here.
     model.generation_config.num_beams = args.generation_num_beams = recipe.beams
     model.generation_config.max_length = max_length
     translations = translation.decode(tokenizer, trainer.predict_in_order(data[split]))
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     sources, references = pairs[split]
     results = translation.estimates(translations, references)
     copied = {"source copied": translation.estimates(sources, references)}
-    finetuning.report_results(record, split, results, copied)
+    reporting.report_results(record, split, results, copied)
     record["samples"] = [f"{s} → {t} (reference: {r})" for s, t, r in list(zip(sources, translations, references))[:8]]
     print("\n".join(record["samples"]))
-    finetuning.write_results(trainer)
+    reporting.write_results(trainer, model)
     return 0
 
 

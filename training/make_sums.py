@@ -15,6 +15,9 @@ import random
 import sys
 from pathlib import Path
 
+from hf_tfm.errors import InputError
+from hf_tfm.recipe import one_line_errors, refuse_below
+
 
 SHARES = {"validation": 0.03, "test": 0.05}
 
@@ -44,14 +47,18 @@ def write(path: Path, records: list[dict[str, str]]) -> None:
     print(f"{path}: {len(records):,} records")
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--digits", type=int, default=2, choices=(1, 2, 3), help="of the numbers (default 2)")
     parser.add_argument("--lines", type=int, default=20, help="sums in a document to pretrain on (default 20)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    refuse_below(args, lines=1)
     folder = Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file; give the name of a folder")
     folder.mkdir(parents=True, exist_ok=True)
     splits = deal(args.digits, args.seed)
     lines = [f"{a} + {b} = {a + b}" for a, b in splits["train"]]
@@ -61,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
     write(folder / "pretrain_validation.jsonl", [{"text": text} for text in documents[:held_out]])
     for name, pairs in splits.items():
         write(folder / f"{name}.jsonl", [question(a, b) for a, b in pairs])
-    return 0
 
 
 if __name__ == "__main__":

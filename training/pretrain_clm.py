@@ -26,12 +26,13 @@ from hf_tfm.pretraining import (
     PretrainTrainer,
     PretrainTrainingArguments,
     build_model,
+    check_pretraining,
     load_tokenizer,
     masked_evaluation,
     prepare_data,
-    refuse_finished,
     report_end,
     report_start,
+    run_identity,
 )
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.record import RunRecord
@@ -63,7 +64,7 @@ class CausalArguments(PretrainArguments):
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     script, args = parse_recipe(argv, CausalArguments, PretrainTrainingArguments, __doc__)
-    refuse_finished(args.output_dir)
+    check_pretraining(script, args)
     set_seed(args.seed)
     record = RunRecord("pretrain_clm", args.seed)
     tokenizer = load_tokenizer(script.tokenizer)
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         model=model, args=args, processing_class=tokenizer, data=data, script=script, record=record
     )
     report_start(trainer, is_new, tokenizer)
-    trainer.train_or_resume({"script": vars(script), "max_steps": args.max_steps, "seed": args.seed})
+    trainer.train_or_resume(run_identity(script, args))
     if trainer.stopped:
         print(f"stopped at step {trainer.state.global_step} of {args.max_steps}; the same command goes on from there")
         return 0
@@ -106,6 +107,11 @@ def choose_objective(script: CausalArguments, args, tokenizer, model) -> Callabl
         return causal
     if script.masked_share and script.denoisers:
         raise InputError("masked_share and denoisers are two ways to train one model: choose one of them")
+    if script.masked_share and script.length_schedule and script.masking_rate != script.final_masking_rate:
+        raise InputError(
+            "masked_share with a length_schedule: the masking rate goes by rows, of which there are more while they "
+            "are short, and would reach its end too soon: give one rate as masking_rate and final_masking_rate"
+        )
     if not isinstance(model.config, TfmDecoderConfig):
         name = "masked_share" if script.masked_share else "denoisers"
         raise InputError(f"{name} needs this package's decoder, not {type(model).__name__}")

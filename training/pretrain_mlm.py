@@ -2,7 +2,7 @@
 Pretrain an encoder: predict masked tokens, and on request whether two segments follow one another.
 
     python training/pretrain_mlm.py training/recipes/pretrain_mlm.yaml --max_steps 2000 --output_dir runs/encoder
-    python training/pretrain_mlm.py training/recipes/pretrain_mlm.yaml --sentence_task next_sentence
+    python training/pretrain_mlm.py training/recipes/pretrain_mlm.yaml --sentence_task next_sentence --causal_first 0
 
 Stop it with Ctrl-C at any time; the same command goes on from there. The output folder is a model repository that
 `AutoModelForMaskedLM.from_pretrained` loads (with a sentence task: `AutoModelForPreTraining`).
@@ -16,18 +16,19 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, set_seed
 
 from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.masks import fill_masks
-from hf_tfm.objectives import DrawnRate, Masked, RateSchedule
+from hf_tfm.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
 from hf_tfm.pretraining import (
     PretrainArguments,
     PretrainTrainer,
     PretrainTrainingArguments,
     build_model,
+    check_pretraining,
     load_tokenizer,
     prepare_data,
     prepare_pairs,
-    refuse_finished,
     report_end,
     report_start,
+    run_identity,
 )
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.record import RunRecord
@@ -50,6 +51,10 @@ class MaskedArguments(PretrainArguments):
         default=False,
         metadata={"help": "draw the rate of each row from 0 to 1 instead, for an encoder that writes by `generate`"},
     )
+    causal_first: float = field(
+        default=0.0,
+        metadata={"help": "share of the steps, the first ones, that predict the next token from those to its left"},
+    )
     masking_unit: str = field(default="token", metadata={"help": "token, word (all pieces of a word) or span"})
     sentence_task: str = field(
         default="none", metadata={"help": "none, next_sentence (BERT) or sentence_order (ALBERT)"}
@@ -59,9 +64,17 @@ class MaskedArguments(PretrainArguments):
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     script, args = parse_recipe(argv, MaskedArguments, PretrainTrainingArguments, __doc__)
-    refuse_finished(args.output_dir)
+    check_pretraining(script, args)
     if script.sentence_task not in ("none", "next_sentence", "sentence_order"):
         raise InputError(f"sentence_task {script.sentence_task!r}: choose none, next_sentence or sentence_order")
+    if script.length_schedule:
+        raise InputError("length_schedule is for decoders: an encoder's rows, cut short, would not begin with [CLS]")
+    if script.streaming and script.sentence_task != "none":
+        raise InputError("streaming goes without a sentence task, which draws its second segments from all of the text")
+    if not 0 <= script.causal_first < 1:
+        raise InputError(f"causal_first {script.causal_first}: must be a share of the steps, 0 or more and below 1")
+    if script.causal_first and script.sentence_task != "none":
+        raise InputError("causal_first goes without a sentence task: give --causal_first 0")
     set_seed(args.seed)
     record = RunRecord("pretrain_mlm", args.seed)
     tokenizer = load_tokenizer(script.tokenizer)
@@ -69,12 +82,16 @@ def main(argv: list[str] | None = None) -> int:
     model, is_new = build_model(
         AutoModelForPreTraining if pairs else AutoModelForMaskedLM, TfmEncoderConfig, tokenizer, script
     )
-    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
-    rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows)
+    rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows_per_step * args.max_steps)
     if script.drawn_masking_rate:
         rate = DrawnRate(seed=args.seed)
     compact = "masked_positions" in inspect.signature(model.forward).parameters
     objective = Masked(tokenizer, rate, script.masking_unit, seed=args.seed, compact=compact)
+    if script.causal_first:
+        if model.config._attn_implementation not in ("sdpa", "blockwise"):
+            raise InputError("causal_first: takes sdpa attention; this model's config asks for another")
+        objective = CausalFirst(objective, rows_per_step * round(script.causal_first * args.max_steps))
     evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
     prepare = prepare_pairs if pairs else prepare_data
     data = prepare(script, args, tokenizer, model, objective, evaluation)
@@ -82,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         model=model, args=args, processing_class=tokenizer, data=data, script=script, record=record
     )
     report_start(trainer, is_new, tokenizer)
-    trainer.train_or_resume({"script": vars(script), "max_steps": args.max_steps, "seed": args.seed})
+    trainer.train_or_resume(run_identity(script, args))
     if trainer.stopped:
         print(f"stopped at step {trainer.state.global_step} of {args.max_steps}; the same command goes on from there")
         return 0

@@ -93,7 +93,8 @@ def steps(out: str) -> list[tuple[str, object, list[str], str]]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/quickstart", help="where the folders are written")
-    out = parser.parse_args(argv).output_dir
+    folder = Path(parser.parse_args(argv).output_dir).absolute()  # before the steps' own paths begin at the repository
+    out = str(folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder)
     os.chdir(REPOSITORY)
     started = time.time()
     for number, (title, function, arguments, finished) in enumerate(steps(out), 1):

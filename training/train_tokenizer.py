@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hf_tfm.data import read_documents
 from hf_tfm.errors import InputError
+from hf_tfm.recipe import one_line_errors
 from hf_tfm.tokenization import encode_text, train_tokenizer
 
 
@@ -64,10 +65,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; give the name of a folder")
+    if (output / "config.json").exists():
+        raise InputError(f"--output {output} holds a model, whose tokenizer would be lost: give a folder of its own")
     if not args.data and args.kind != "bytes":
         raise InputError(f"--data is missing; name the files that {args.kind} is to be trained on")
 
@@ -102,15 +107,6 @@ def run(args: argparse.Namespace) -> None:
     pieces = (tokenizer.decode(token) for token in encode_text(tokenizer, [text])[0])
     print(f"a sample   {'|'.join(pieces)}")
     print(f'load it    AutoTokenizer.from_pretrained("{output}")')
-
-
-def main(argv: list[str] | None = None) -> int:
-    try:
-        run(parse(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import torch
 from side_by_side import SHAPES, interleaved, masked_configs, parameters, spread, write_result
 from transformers import AutoModel
 
-from hf_tfm.attention import use_blockwise_attention
 from hf_tfm.pretraining import fast_bf16
+from hf_tfm.unpadded import use_unpadded_encoding
 
 
 def sorted_batches(texts: int, rows: int, vocab_size: int) -> list[dict[str, torch.Tensor]]:
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             model = AutoModel.from_config(copy.deepcopy(config)).eval().to(dtype)
             sizes[name] = parameters(model)
             if name == "hf_tfm":
-                use_blockwise_attention(model)
+                use_unpadded_encoding(model)
             functions[f"{name} {way}"] = encoder(model, batches, autocast)
     seconds = {name: spread(samples) for name, samples in interleaved(functions, args.repeats, warmups=1).items()}
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)

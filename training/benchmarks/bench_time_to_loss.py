@@ -7,9 +7,9 @@ How long pretraining takes to the loss that a tuned opponent ends with.
 
 Opponents are transformers' models of equal size with fused AdamW, on rows cut from the joined text. Their learning rate
 is swept by factors of two until the best one is not at the edge, then their schedule; the best is run with `--seeds`
-seeds. This project trains with its own recipe (Muon, packing; for masked tokens also its rates, windows, and next tokens
-first), with fewer and fewer steps until the mean over the seeds no longer reaches the opponent's. Same tokenizer, same tokens in a step, same held-out rows, bf16
-autocast, no dropout, gradients clipped at 1.
+seeds. This project trains with its own recipe (Muon, packing; for masked tokens also its rates, windows, and next
+tokens first), with fewer and fewer steps until the mean over the seeds no longer reaches the opponent's. Same
+tokenizer, same tokens in a step, same held-out rows, bf16 autocast, no dropout, gradients clipped at 1.
 
 Seconds are steps times the median of steps that take turns in one process, the compiler's time added where compiling
 pays, so that what else the machine does falls on both. Every run is kept in `results/time_to_loss_runs.jsonl`, and is

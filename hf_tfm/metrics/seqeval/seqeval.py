@@ -1,6 +1,7 @@
 """Precision, recall and F1 of named entities, each counted whole, by seqeval."""
 
 import importlib
+from typing import Any
 
 import datasets
 import evaluate
@@ -31,7 +32,7 @@ class Seqeval(evaluate.Metric):
             zero_division=zero_division,
         )
         averages = {name: report.pop(name) for name in ("micro avg", "macro avg", "weighted avg")}
-        scores = {
+        scores: dict[str, Any] = {
             kind: {
                 "precision": float(row["precision"]),
                 "recall": float(row["recall"]),

@@ -1,0 +1,175 @@
+"""What a person sees of a fine-tuning run before, at and after its training, and what its record keeps of it."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from .batches import length_of
+from .card import is_adapter, opening
+from .finetuning import FinetuningRecipe
+from .metrics import Estimate
+from .record import RECORD_FILE, RunRecord, write_model_folder
+from .records import Records, data_facts
+
+
+def begin_record(
+    job: str, recipe: FinetuningRecipe, args: TrainingArguments, model: PreTrainedModel, splits: Mapping[str, Records]
+) -> RunRecord:
+    """The run's record with what is known before the training: base model, data, adapter."""
+    record = RunRecord(job, args.seed)
+    record["loss_name"] = "loss"
+    record["license"] = recipe.license
+    record["base_model"] = recipe.base_model or recipe.model
+    if recipe.base_model is None and Path(recipe.model).exists():
+        record["base_model"] = Path(recipe.model).resolve().name
+    # Where the records have what; prediction looks there again.
+    record["fields"] = {
+        name: value
+        for name, value in dataclasses.asdict(recipe).items()
+        if name.endswith(("_field", "_fields")) and value
+    }
+    record["data"] = [data_facts(name, records) for name, records in splits.items()]
+    if recipe.validation_file is None:
+        record["data"][1]["name"] += " (carved out)"
+    if recipe.lora:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        record["adapter"] = {
+            "type": recipe.lora_variant,
+            "rank": recipe.lora_rank,
+            "alpha": recipe.lora_alpha,
+            "parameters": trained,
+            "share": trained / sum(p.numel() for p in model.parameters()),
+        }
+    return record
+
+
+def say(name: str, text: Any) -> None:
+    """A line of the run's report, from the first process only."""
+    PartialState().print(f"{name:<10} {text}", flush=True)
+
+
+def say_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[str]) -> None:
+    """Class, size, how many weights are trained, and which are new."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    how = f", {recipe.lora_variant} of rank {recipe.lora_rank}" if recipe.lora else ""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    say("model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})")
+    if new:
+        say("new", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
+
+
+def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
+    """Steps of the run, and of an epoch."""
+    batches = math.ceil(records / (args.train_batch_size * args.world_size))
+    per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
+
+
+def say_steps(
+    args: TrainingArguments,
+    records: list[dict[str, Any]],
+    max_length: int,
+    packed: list[dict[str, Any]] | None = None,
+) -> None:
+    """Steps, and how long the records are in tokens; `packed` are rows with several of them, if they are trained so."""
+    total, per_epoch = count_steps(args, len(records if packed is None else packed))
+    size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    unit = "records" if packed is None else "packed rows"
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    say("steps", f"{total:,} of {size} {unit}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}, {precision}")
+    lengths = [length_of(record) for record in records]
+    cut = sum(length >= max_length for length in lengths)
+    reach = f", {cut:,} of them cut or just fitting" if cut else ""
+    say("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}")
+
+
+def say_example(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], label: str) -> None:
+    """A record as the model gets it, from its tokens back to text, and what it is to say."""
+    ids = record["input_ids"]
+    say("example", f"{tokenizer.decode(ids[:64])}{' …' if len(ids) > 64 else ''} → {label}")
+
+
+def say_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+    """How many records of the other splits have a text that train has too; returned for the run record."""
+    seen = set(keys["train"])
+    overlap = {name: sum(key in seen for key in several) for name, several in keys.items() if name != "train"}
+    for name, count in overlap.items():
+        if count:
+            say("note", f"{count:,} of {len(keys[name]):,} {name} records have a text that train has too")
+    return overlap
+
+
+def say_time(trainer: Trainer) -> None:
+    """How long the training will take, measured on its `middling_batch()`; nothing is changed by it."""
+    if trainer.is_fsdp_enabled:  # a model that is not sharded yet may fit on no device
+        return
+    args, model, random_state = trainer.args, trainer.model, torch.get_rng_state()
+    inputs = trainer._prepare_inputs(trainer.middling_batch())
+    model.train()
+    for _ in range(2):  # the first pays for allocations
+        started = time.time()
+        with trainer.accelerator.autocast():
+            trainer.compute_loss(model, dict(inputs)).backward()
+        model.zero_grad()
+    seconds = (time.time() - started) * args.gradient_accumulation_steps
+    torch.set_rng_state(random_state)
+    minutes = count_steps(args, len(trainer.train_dataset))[0] * seconds / 60
+    say("time", f"about {minutes:.1f} minutes at {seconds:.2f} s a step")
+
+
+def say_stopped(trainer: Trainer) -> int:
+    """What a person reads when a signal ended the run; returns the exit code."""
+    say("stopped", f"at step {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on there")
+    return 0
+
+
+def report_results(
+    record: RunRecord, split: str, results: Mapping[str, Estimate], baselines: Mapping[str, Mapping[str, Estimate]]
+) -> None:
+    """Figures with 95 % intervals, this model's and the baselines' beside them: shown as a table, and kept."""
+    record["measured_on"], record["results"] = split, _as_dicts(results)
+    record["baselines"] = {name: _as_dicts(figures) for name, figures in baselines.items()}
+    columns = {"this model": results, **baselines}
+    n = next(iter(results.values())).n
+    longest = max(12, *map(len, results))
+    widths = {
+        name: max(len(name), *(len(str(figure)) for figure in figures.values())) for name, figures in columns.items()
+    }
+    lines = [f"result on {split} ({n:,} records, 95 % intervals)"]
+    lines.append("  ".join([" " * longest, *(f"{name:<{width}}" for name, width in widths.items())]).rstrip())
+    for metric in results:
+        cells = (f"{str(figures.get(metric, '')):<{widths[name]}}" for name, figures in columns.items())
+        lines.append("  ".join([f"{metric:<{longest}}", *cells]).rstrip())
+    PartialState().print("\n".join(lines), flush=True)
+
+
+def write_results(trainer: Trainer, model: PreTrainedModel) -> None:
+    """Write the folder of the finished model, with card and record, and say how to load it."""
+    folder, record = Path(trainer.args.output_dir), trainer.record
+    record.add_model(model)
+    record.add_training(trainer.state)
+    if trainer.args.load_best_model_at_end:
+        record["best"] = {
+            "step": trainer.state.best_global_step,
+            trainer.args.metric_for_best_model: trainer.state.best_metric,
+        }
+    write_model_folder(folder, model, trainer.processing_class, record)
+    say("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
+    adapter = is_adapter(record.fields)
+    say("load it", "on its base model, as the card shows" if adapter else opening(record.fields, folder))
+    if trainer.args.push_to_hub and (commit := trainer.push_to_hub()):
+        say("pushed", commit.commit_url)
+
+
+def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Figures as the run record keeps them."""
+    return {name: estimate.as_dict() for name, estimate in estimates.items()}

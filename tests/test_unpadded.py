@@ -1,0 +1,86 @@
+"""Encoding without padding: the same outputs as with it, whatever the head, the shape and the side."""
+
+import pytest
+import tiny
+import torch
+
+from hf_tfm.unpadded import NAME, use_unpadded_encoding
+
+
+def batch(side: str) -> dict[str, torch.Tensor]:
+    """Rows of 9, 4, 1 and 7 tokens."""
+    torch.manual_seed(1)
+    mask = torch.zeros(4, 9, dtype=torch.long)
+    for row, length in enumerate((9, 4, 1, 7)):
+        mask[row, slice(0, length) if side == "right" else slice(9 - length, 9)] = 1
+    return {"input_ids": torch.randint(7, tiny.VOCAB_SIZE, mask.shape) * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("shape", tiny.ENCODER_SHAPES)
+def test_states_are_those_of_the_padded_batch(shape, side):
+    inputs = batch(side)
+    model = tiny.build("TfmEncoderModel", shape)
+    with torch.no_grad():
+        expected = model(**inputs)
+        assert use_unpadded_encoding(model) and use_unpadded_encoding(model)
+        found = model(**inputs)
+        by_position = model(inputs["input_ids"], inputs["attention_mask"])
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found.last_hidden_state[real], expected.last_hidden_state[real], rtol=1e-4, atol=1e-5)
+    assert not found.last_hidden_state[~real].any()
+    assert torch.equal(by_position.last_hidden_state, found.last_hidden_state)
+    if expected.pooler_output is not None:
+        torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", tiny.ENCODER_HEADS)
+def test_heads_say_the_same(head):
+    inputs = batch("right")
+    model = tiny.build(f"TfmEncoder{head}", "modernbert")
+    real = inputs["attention_mask"].bool()
+    if head == "ForMultipleChoice":
+        inputs = {name: value.view(2, 2, -1) for name, value in inputs.items()}
+    with torch.no_grad():
+        expected = model(**inputs)
+        assert use_unpadded_encoding(model)
+        found = model(**inputs)
+    for name, values in expected.items():
+        theirs = found[name]
+        if values.shape[:2] == real.shape:
+            values, theirs = values[real], theirs[real]
+        torch.testing.assert_close(theirs, values, rtol=1e-4, atol=1e-5)
+
+
+def test_long_rows_are_attended_some_at_a_time(monkeypatch):
+    model, inputs = tiny.build("TfmEncoderModel", "modernbert"), batch("right")
+    assert use_unpadded_encoding(model)
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state
+        monkeypatch.setattr("hf_tfm.unpadded.SCORES", 1)
+        assert torch.allclose(model(**inputs).last_hidden_state, expected, atol=1e-6)
+
+
+def test_what_it_does_not_serve_is_computed_as_before():
+    inputs = batch("right")
+    plain, model = (tiny.build("TfmEncoderForMaskedLM", "modernbert") for _ in range(2))
+    assert use_unpadded_encoding(model)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    for each in (plain, model):
+        each(**inputs, labels=labels).loss.backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(dict(model.named_parameters())[name].grad, parameter.grad)
+    packed = {"input_ids": inputs["input_ids"], "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]] * 4)}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**packed).logits, plain(**packed).logits)
+        states = [each(**inputs, output_hidden_states=True).hidden_states for each in (model, plain)]
+        for one, other in zip(*states, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_nothing_of_it_is_saved(tmp_path):
+    model = tiny.build("TfmEncoderModel")
+    use_unpadded_encoding(model)
+    model.save_pretrained(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text()
+    assert not use_unpadded_encoding(tiny.build("TfmDecoderModel"))
