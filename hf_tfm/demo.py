@@ -8,7 +8,7 @@ This module alone needs Gradio (`pip install hf-tfm[demo]`).
 import copy
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def _told_stream(function: Callable[..., Iterator]) -> Callable[..., Iterator]:
     return wrapper
 
 
-def _form(inputs: list[gr.Component], function: Callable, action: str) -> None:
+def _form(inputs: Sequence[gr.Component], function: Callable, action: str) -> None:
     """A button that shows HTML for the inputs; Enter in a field of one line presses it."""
     button = gr.Button(action, variant="primary")
     shown = gr.HTML(label="Result")
