@@ -21,7 +21,7 @@ from hf_tfm import InputError, ablation, ablation_measures, ablation_report
 from hf_tfm.ablation import Cell, Run, Runner, check_cells, expand
 from hf_tfm.ablation_measures import Asked
 from hf_tfm.loading import open_model
-from hf_tfm.recipe import parse_recipe
+from hf_tfm.recipe import parse_recipe, read_mapping
 
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -436,7 +436,7 @@ def test_an_entry_goes_in_front_of_the_others_once(tmp_path, text, right):
 @pytest.mark.parametrize("path", sorted((TRAINING / "recipes/ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_are_sound(path):
     recipe, _ = parse_recipe([str(path)], ablate.AblationRecipe, None)
-    cells = expand(*(ablate.mapping(getattr(recipe, name), name) for name in ("base", "grid", "override")))
+    cells = expand(*(read_mapping(getattr(recipe, name), name) for name in ("base", "grid", "override")))
     arguments, config_class, _ = ablate.SCRIPTS[recipe.script]
     check_cells(cells, partial(ablate.check, arguments=arguments, config_class=config_class))
     probe = tuple(recipe.probe) or None
