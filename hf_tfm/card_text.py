@@ -145,6 +145,7 @@ def _summary(record: dict[str, Any]) -> str:
         "feed-forward": _feed_forward(config),
         "norm": _norm(config),
         "positions": config.get("position_embedding_type"),
+        "attention windows": _windows(config),
         "vocabulary": config.get("vocab_size"),
         "longest sequence": config.get("max_position_embeddings"),
         "labels": len(config.get("id2label") or {}) if model["class"].endswith("Classification") else None,
@@ -164,6 +165,16 @@ def _feed_forward(config: dict[str, Any]) -> str | None:
     if config.get("gated_mlp") is None:
         return config.get("hidden_act")
     return f"{config['hidden_act']}{', gated' if config['gated_mlp'] else ''}"
+
+
+def _windows(config: dict[str, Any]) -> str | None:
+    """How far local attention looks, and in how many of the blocks; None if all see everything."""
+    types, window = config.get("layer_types") or [], config.get("sliding_window")
+    local = types.count("sliding_attention")
+    if not local or not window:
+        return None
+    reach = f"{window} tokens to each side" if config.get("model_type") == "tfm_encoder" else f"{window} tokens"
+    return f"{reach}, in {local} of {len(types)} blocks"
 
 
 def _norm(config: dict[str, Any]) -> str | None:

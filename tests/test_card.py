@@ -218,6 +218,13 @@ def test_what_has_no_source_is_left_out(case):
     assert "## How to load it" in card and complaints(card) == []
 
 
+def test_local_attention_is_said():
+    record = record_of("decoder")
+    assert "attention windows" not in render_card(record)
+    record["model"]["config"] |= {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+    assert "| attention windows | 3 tokens, in 1 of 2 blocks |" in render_card(record)
+
+
 def test_figures_on_different_numbers_of_records_say_so():
     record = record_of("chat")
     record["results"]["stops_by_itself"] = estimate(0.83, 100)
