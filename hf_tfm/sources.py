@@ -256,13 +256,15 @@ def _text_of(record: Any, source: Source, place: str) -> str:
     field = source.text_field
     if not isinstance(record, Mapping):
         raise InputError(f"{place}: is a {type(record).__name__}, not an object with a field {field!r}")
-    there = ", ".join(map(str, record)) or "nothing"
     for key, values in (source.where or {}).items():
         if key not in record:
-            raise InputError(f"{place}: no field {key!r} to choose by; it has {there}")
-        if str(record[key]) not in values:
+            raise InputError(
+                f"{place}: no field {key!r} to choose by; it has {', '.join(map(str, record)) or 'nothing'}"
+            )
+        if str(record[key]) not in map(str, values):
             return ""
     if field not in record:
+        there = ", ".join(map(str, record)) or "nothing"
         raise InputError(f"{place}: no field {field!r}; it has {there}: name the right one as text_field")
     text = record[field]
     if not isinstance(text, str):

@@ -74,7 +74,7 @@ class Rows:
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, bias: torch.Tensor | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, bias: torch.Tensor
 ) -> torch.Tensor:
     """Softmax attention of `(batch, heads, length, head_dim)`, as many rows at a time as fit into the cache."""
     batch, heads, length, width = query.shape
@@ -83,8 +83,7 @@ def attend(
     for start in range(0, batch, together):
         q, k, v = (x[start : start + together].reshape(-1, length, width) for x in (query, key, value))
         scores = torch.bmm(q, k.mT).mul_(scaling).view(-1, heads, length, length)
-        if bias is not None:
-            scores += bias[start : start + together]
+        scores += bias[start : start + together]
         weights = F.softmax(scores, dim=-1).view(-1, length, length)
         output[start : start + together] = torch.bmm(weights, v).view(-1, heads, length, width)
     return output
@@ -149,6 +148,8 @@ def use_unpadded_encoding(model: nn.Module) -> bool:
 def rows_of(asked: dict[str, Any], hidden_states: torch.Tensor, config: Any) -> Rows | None:
     """The rows of a call with these arguments, or None where it is to be computed as it stands."""
     mask = asked.get("attention_mask")
+    if config._attn_implementation != NAME:  # somebody asked for another one since
+        return None
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or asked.get("position_ids") is not None:
         return None
     if torch.is_grad_enabled() or hidden_states.device.type != "cpu" or is_tracing(hidden_states):

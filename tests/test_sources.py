@@ -125,13 +125,14 @@ def test_zip(tmp_path):
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
 def test_records_are_chosen_by_a_field(tmp_path, kind):
-    records = [{"text": text, "source": source} for text, source in zip("abcd", ("news", "web", "books", "news"))]
+    origins = ("news", "web", "books", "news")
+    records = [{"text": text, "source": one, "number": i} for i, (text, one) in enumerate(zip("abcd", origins))]
     path = tmp_path / f"mix{kind}"
     if kind == ".parquet":
         parquet.write_table(pa.Table.from_pylist(records), path)
     elif kind == ".csv":
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["text", "source"])
+            writer = csv.DictWriter(file, ["text", "source", "number"])
             writer.writeheader()
             writer.writerows(records)
     else:
@@ -139,6 +140,7 @@ def test_records_are_chosen_by_a_field(tmp_path, kind):
         path.write_text("\n".join(lines) if kind == ".jsonl" else f"[{','.join(lines)}]")
     assert list(read_documents(f"{path}?source=news,books")) == ["a", "c", "d"]
     assert list(read_documents(f"{path}?source=web")) == ["b"]
+    assert list(read_documents({"location": str(path), "where": {"number": [2]}})) == ["c"]
     chosen = {"location": str(path), "where": {"source": ["news"]}, "limit": 1}
     assert list(read_documents(chosen)) == ["a"]
     with pytest.raises(InputError, match="holds no text; no record where .*poems"):

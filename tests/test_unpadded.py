@@ -76,6 +76,9 @@ def test_what_it_does_not_serve_is_computed_as_before():
         states = [each(**inputs, output_hidden_states=True).hidden_states for each in (model, plain)]
         for one, other in zip(*states, strict=True):
             torch.testing.assert_close(one, other)
+        for each in (model, plain):
+            each.set_attn_implementation("eager")
+        torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits)
 
 
 def test_nothing_of_it_is_saved(tmp_path):
