@@ -14,6 +14,7 @@ from .convert import as_input_errors, read_config
 from .errors import InputError
 from .finetuning import quiet
 from .record import RECORD_FILE, read_record
+from .speed import keep_freed_memory
 from .tokenization import tokenizer_fingerprint
 
 
@@ -58,7 +59,8 @@ def open_model(
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    A model in evaluation mode, all of whose weights come from the checkpoint, and its tokenizer.
+    A model in evaluation mode, all of whose weights come from the checkpoint, and its tokenizer. Where there is no
+    accelerator, the process keeps its memory from then on: see [`speed.keep_freed_memory`].
 
     Args:
         path: folder or Hub name of a model, or folder of an adapter.
@@ -69,6 +71,8 @@ def open_model(
     Raises:
         InputError: there is no such model, or it lacks weights that the class needs.
     """
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     adapter = _adapter_config(path)
     auto_class = auto_class or auto_class_of(path, trust_remote_code)
     options |= {"trust_remote_code": trust_remote_code}

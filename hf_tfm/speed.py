@@ -1,4 +1,8 @@
-"""When and how a training run is compiled."""
+"""Memory that is kept for the next step; when and how a training run is compiled."""
+
+import ctypes
+import os
+import platform
 
 import torch
 from torch import nn
@@ -8,6 +12,41 @@ from transformers import PreTrainedModel
 # Seconds that compiling a model's block takes on two cores, and the share of a step that it saves: training/LOG.md.
 COMPILE_SECONDS = 40.0
 SAVED_SHARE = 0.15
+
+# glibc's numbers of its settings (malloc.h), the kernel's of an advice (mman.h), and the size of its large pages.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MADV_HUGEPAGE, LARGE_PAGE = -1, -3, 14, 2**21
+
+
+def keep_freed_memory(reserve: int = 2**30 - LARGE_PAGE) -> bool:
+    """
+    Let this process keep the memory of freed tensors for the next ones, in large pages where the kernel has them.
+
+    glibc gives large blocks back as soon as they are free, and the kernel zeroes them, page by page, when the next step
+    asks for the same again: a quarter of the time of a small model's step (`training/LOG.md`). What a process has taken
+    it then holds until it ends. Settings in the environment (`MALLOC_…`, `GLIBC_TUNABLES`) stand.
+
+    Args:
+        reserve: bytes of address space, not of memory, that are to have large pages.
+
+    Returns:
+        Whether something was set: only glibc has these settings.
+    """
+    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if chosen or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(M_MMAP_THRESHOLD, 2**30) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
+        return False
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    # Freed, the untouched block stays at the top of the heap, where the next blocks are cut from.
+    start = libc.malloc(reserve)
+    if start:
+        aligned = -(-start // LARGE_PAGE) * LARGE_PAGE
+        libc.madvise(aligned, (start + reserve - aligned) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
+        libc.free(start)
+    return True
 
 
 def repeated_blocks(model: PreTrainedModel) -> list[nn.Module]:

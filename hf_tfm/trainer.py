@@ -27,6 +27,7 @@ from .errors import InputError
 from .pushing import PushMixin
 from .recipe import refuse_below, refuse_ignored
 from .record import RECORD_FILE, RunRecord, save_generation, with_cache
+from .speed import keep_freed_memory
 
 
 RECIPE_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model
@@ -193,6 +194,8 @@ class RunMixin(PushMixin):
         if self.is_fsdp_enabled and not self.shards:
             raise InputError("this training cannot divide its model (FSDP): launch it with training/launch/ddp.yaml")
         self.record = record
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         if self.args.bf16:
             use_blockwise_attention(self.model)
         for noisy in (ProgressCallback, PrinterCallback):

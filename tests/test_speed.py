@@ -1,6 +1,9 @@
 """Kernels for training on a processor give the numbers of the plain ones."""
 
 import copy
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_tfm.attention import BLOCK, MAX_LENGTH, use_blockwise_attention
 from hf_tfm.modeling_tfm import linear_cross_entropy
-from hf_tfm.speed import compile_blocks, pays_to_compile, repeated_blocks
+from hf_tfm.speed import compile_blocks, keep_freed_memory, pays_to_compile, repeated_blocks
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
@@ -161,6 +164,38 @@ def test_attention_of_another_kind_is_kept():
     model = build("TfmDecoderForCausalLM")
     model.set_attn_implementation("eager")
     assert not use_blockwise_attention(model) and model.config._attn_implementation == "eager"
+
+
+FAULTS = """
+import resource, sys, torch
+from hf_tfm.speed import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    a = torch.ones(2**24)
+    b = a + a
+    assert b.sum() == 2**25
+    del a, b
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_freed_memory_is_used_again(monkeypatch):
+    for name in ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+
+    def faults(mode: str) -> int:
+        run = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    assert faults("kept") * 4 < faults("given back")
+
+
+def test_settings_in_the_environment_stand(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not keep_freed_memory()
 
 
 @pytest.mark.slow

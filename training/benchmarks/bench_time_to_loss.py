@@ -11,10 +11,11 @@ seeds. This project trains with its own recipe (Muon, packing; for masked tokens
 tokens first), with fewer and fewer steps until the mean over the seeds no longer reaches the opponent's. Same
 tokenizer, same tokens in a step, same held-out rows, bf16 autocast, no dropout, gradients clipped at 1.
 
-Seconds are steps times the median of steps that take turns in one process, the compiler's time added where compiling
-pays, so that what else the machine does falls on both. Every run is kept in `results/time_to_loss_runs.jsonl`, and is
-not made again while its code and settings are the same: the command goes on where it was stopped. They are compiled,
-which changes a loss by rounding only.
+Seconds are steps times the median of steps that take turns, so that what else the machine does falls on both, the
+compiler's time added where compiling pays. This project's run in a process that keeps freed memory, as its scripts do,
+the opponent's in one with and in one without; `_same_memory` is the ratio to the one with it. Every run is kept in
+`results/time_to_loss_runs.jsonl`, and is not made again while its code and settings are the same: the command goes on
+where it was stopped. They are compiled, which changes a loss by rounding only.
 """
 
 import argparse
@@ -33,7 +34,17 @@ import numpy as np
 import torch
 import torch._inductor.config
 import transformers
-from side_by_side import RESULTS, SHAPES, causal_configs, interleaved, masked_configs, spread, write_result
+from side_by_side import (
+    KEPT,
+    RESULTS,
+    SHAPES,
+    apart,
+    causal_configs,
+    interleaved,
+    masked_configs,
+    spread,
+    write_result,
+)
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 import hf_tfm
@@ -210,6 +221,26 @@ def code_hash(name: str) -> str:
     return hashlib.sha256(b"".join((folder / f"{file}.py").read_bytes() for file in files)).hexdigest()[:12]
 
 
+def build(
+    names: list[str], args: argparse.Namespace, settings: dict[str, dict], steps: int
+) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+    """Steps by contestant, way and phase, and how many of them a run has (an opponent's are all of one kind)."""
+    torch._inductor.config.force_disable_caches = True  # what earlier runs compiled would come for nothing
+    text = Text(args.train, args.validation, args.kind, args.vocab, args.cache)
+    functions, counts = {}, {}
+    for name, way in itertools.product(names, ("eager", "compiled")):
+        contestant = Contestant(text, name, args.shape, steps, 0, way=way, **settings[name])
+        for start, end in itertools.pairwise(contestant.phases):
+
+            def step(contestant=contestant, start=start, end=end):
+                if not start <= contestant.number < end:
+                    contestant.number = start
+                contestant.step()
+
+            functions[f"{name} {way} from {start}"], counts[f"{name} {way} from {start}"] = step, end - start
+    return functions, counts
+
+
 class Bench:
     def __init__(self, text: Text, args: argparse.Namespace):
         self.text, self.args, self.digest = text, args, text.digest()
@@ -282,29 +313,6 @@ class Bench:
             done, loss = reached(count_at(notch))
         return best
 
-    def step_seconds(self, contestants: dict[str, dict], steps: int) -> tuple[dict, dict, dict]:
-        """
-        By contestant, way and phase: medians of steps that take turns, the seconds of the first ones, the compiler's
-        among them, and how many such steps a run of ours has (an opponent's are all of one kind).
-        """
-        torch._inductor.config.force_disable_caches = True  # what earlier runs compiled would come for nothing
-        functions, first, counts = {}, {}, {}
-        for (name, settings), way in itertools.product(contestants.items(), ("eager", "compiled")):
-            contestant = Contestant(self.text, name, self.args.shape, steps, 0, way=way, **settings)
-            for start, end in itertools.pairwise(contestant.phases):
-
-                def step(contestant=contestant, start=start, end=end):
-                    if not start <= contestant.number < end:
-                        contestant.number = start
-                    contestant.step()
-
-                kind = f"{name} {way} from {start}"
-                started = time.perf_counter()
-                step()
-                first[kind] = time.perf_counter() - started
-                functions[kind], counts[kind] = step, end - start
-        return {n: spread(s) for n, s in interleaved(functions, self.args.repeats).items()}, first, counts
-
     def compare(self) -> None:
         kind, args = self.text.kind, self.args
         steps = STEPS[kind] * (10 if args.long else 1)
@@ -328,25 +336,33 @@ class Bench:
         print(f"goal: {name} {goal:.4f}")
         ours, loss = self.fewest_steps(goal, steps, seeds)
         recipe = args.recipe
-        seconds, first, counts = self.step_seconds({"hf_tfm": recipe, name: settings}, ours)
+        with apart(build, [name], args, {"hf_tfm": recipe, name: settings}, ours) as (functions, counts):
+            first = {}
+            for step, function in functions.items():
+                started = time.perf_counter()
+                function()
+                first[step] = time.perf_counter() - started
+            seconds = {step: spread(samples) for step, samples in interleaved(functions, args.repeats).items()}
 
-        def wall(who: str, count: int) -> tuple[float, str]:
+        def wall(who: str, count: int, mark: str = "") -> tuple[float, str]:
             totals = []
             for way in ("eager", "compiled"):
-                kinds = [kind for kind in seconds if kind.startswith(f"{who} {way} ")]
-                steps = sum(counts[kind] * seconds[kind]["median"] for kind in kinds) / ours * count
-                totals.append((steps + sum(first[kind] for kind in kinds) * (way == "compiled"), way))
+                phases = [phase for phase in counts if phase.startswith(f"{who} {way} ")]
+                total = sum(counts[phase] * seconds[phase + mark]["median"] for phase in phases) / ours * count
+                totals.append((total + sum(first[phase + mark] for phase in phases) * (way == "compiled"), way))
             return min(totals)
 
         (theirs, their_way), (mine, my_way) = wall(name, steps), wall("hf_tfm", ours)
+        kept, _ = wall(name, steps, KEPT)
         label = f"{kind}_time_to_loss" + ("_long" if args.long else "")
         print(f"{name:10} {steps} steps, {their_way}: {theirs:.0f} s to {goal:.4f}")
         print(f"{'hf_tfm':10} {ours} steps, {my_way}: {mine:.0f} s to {loss:.4f}; {steps / ours:.2f} times fewer steps")
-        print(f"{label} {theirs / mine:.2f}")
+        ratios = {label: theirs / mine, f"{label}_same_memory": kept / mine}
+        print(", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
         if not args.dry_run:
             write_result(
                 label,
-                {label: theirs / mine},
+                ratios,
                 public_command(["training/benchmarks/bench_time_to_loss.py", *sys.argv[1:]]),
                 opponent={"model": name, "settings": settings, "others": {n: p[0] for n, p in peers.items()}},
                 settings={
@@ -360,7 +376,7 @@ class Bench:
                 },
                 steps={name: steps, "hf_tfm": ours},
                 loss={name: goals, "hf_tfm": loss},
-                wall_clock_seconds={name: theirs, "hf_tfm": mine},
+                wall_clock_seconds={name: theirs, name + KEPT: kept, "hf_tfm": mine},
                 way={name: their_way, "hf_tfm": my_way},
                 step_seconds=seconds,
                 first_step_seconds=first,

@@ -69,12 +69,13 @@ def summarise() -> None:
 
     ratios = json.loads((RESULTS / "summary.json").read_text())
     shown = {name: label for name, label in SHOWN.items() if name in ratios}
-    lines = ["| what | times as fast | against |", "|---|---|---|"]
+    lines = ["| what | times as fast | both keep freed memory | against |", "|---|---|---|---|"]
     for name, label in shown.items():
         file = next(f for f in RESULTS.glob("*.json") if name in json.loads(f.read_text()).get("ratios", {}))
         opponent = json.loads(file.read_text())["opponent"]
         opponent = opponent if isinstance(opponent, str) else opponent["model"]
-        lines.append(f"| {label} | {ratios[name]:.2f} | {opponent} |")
+        same = f"{ratios[memory]:.2f}" if (memory := f"{name}_same_memory") in ratios else ""
+        lines.append(f"| {label} | {ratios[name]:.2f} | {same} | {opponent} |")
     (RESULTS / "summary.md").write_text("\n".join(lines) + "\n")
 
     figure = Figure(figsize=(8, 0.5 * len(shown) + 1.2), layout="constrained")

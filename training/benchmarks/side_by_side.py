@@ -1,13 +1,17 @@
 """What the benchmarks share: opponents of equal size, interleaved timing, the result files."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import transformers
 from transformers import BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, PretrainedConfig, PreTrainedModel
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.speed import keep_freed_memory
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,6 +94,78 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int, warmups: 
             functions[name]()
             seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+# What marks an opponent that runs with this project's setting of the allocator.
+KEPT = ", memory kept"
+
+
+@contextlib.contextmanager
+def apart(
+    build: Callable[..., tuple[dict[str, Callable[[], Any]], dict[str, Any]]], peers: list[str], *arguments: Any
+) -> Iterator[tuple[dict[str, Callable[[], None]], dict[str, Any]]]:
+    """
+    Functions that run in two processes, one at a time: in one the opponents as anybody runs them, in the other this
+    project, which keeps freed memory ([`keep_freed_memory`]), and beside it the opponents with the same setting, their
+    functions marked with [`KEPT`].
+
+    Args:
+        build: called as `build(names, *arguments)` in either process; must be importable. Returns functions, whose
+            names begin with the contestant's, and facts about them.
+
+    Yields:
+        The functions by name, and the facts of the second process.
+    """
+    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+
+        def start(names: list[str], keep: bool) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
+            pipe, far = context.Pipe()
+            process = context.Process(target=_serve, args=(far, build, names, arguments, threads, keep), daemon=True)
+            process.start()
+            stack.callback(process.terminate)
+            far.close()  # so that a process that died ends the wait for it
+
+            def call(name: str) -> None:
+                pipe.send(name)
+                pipe.recv()
+
+            functions, facts = pipe.recv()
+            return {name: partial(call, name) for name in functions}, facts
+
+        functions, _ = start(peers, keep=False)
+        kept, facts = start(["hf_tfm", *peers], keep=True)
+        for name, function in kept.items():
+            functions[name if name.startswith("hf_tfm") else name + KEPT] = function
+        yield functions, facts
+
+
+def _serve(pipe: Connection, build: Callable, names: list[str], arguments: tuple, threads: int, keep: bool) -> None:
+    torch.set_num_threads(threads)
+    if keep:
+        keep_freed_memory()
+    functions, facts = build(names, *arguments)
+    pipe.send((list(functions), facts))
+    while True:
+        functions[pipe.recv()]()
+        pipe.send(None)
+
+
+def fastest(seconds: dict[str, dict], who: str, *words: str, kept: bool = False) -> float:
+    """
+    The least median among a contestant's functions.
+
+    Args:
+        words: that the function's name has, behind the contestant's.
+        kept: an opponent's with [`KEPT`], rather than those without.
+    """
+    return min(
+        spread["median"]
+        for name, spread in seconds.items()
+        if name.split()[0] == who
+        and set(words) <= set(name.removesuffix(KEPT).split()[1:])
+        and (who == "hf_tfm" or name.endswith(KEPT) == kept)
+    )
 
 
 def spread(samples: list[float]) -> dict[str, float]:
