@@ -138,6 +138,7 @@ def _summary(record: dict[str, Any]) -> str:
         "class": model["class"],
         "parameters": f"{model['parameters']:,}",
         "of these outside the embedding": f"{model['parameters_without_embedding']:,}",
+        "weights": record.get("weights"),
         "blocks": config.get("num_hidden_layers"),
         "width": config.get("hidden_size"),
         "heads (query / key-value)": f"{heads} / {key_value_heads or heads}" if heads else None,

@@ -104,7 +104,10 @@ def convert(args: argparse.Namespace) -> None:
     argument("source", metavar="IN", help="folder of a model of this package"),
     argument("target", metavar="OUT", help="folder to write; must not exist or be empty"),
     argument(
-        "--to", required=True, metavar="FORM", help="qwen3, llama, mistral, gpt2, bert, modernbert; gguf, onnx, int8"
+        "--to",
+        required=True,
+        metavar="FORM",
+        help="qwen3, llama, mistral, gpt2, bert, modernbert; gguf, onnx; bf16, f16, int8",
     ),
     argument("--untie", action="store_true", help="write the output projection although it is the token embedding"),
     argument("--dtype", choices=("f32", "f16", "bf16", "q8_0"), help="of gguf; by default as the weights are"),
@@ -112,6 +115,7 @@ def convert(args: argparse.Namespace) -> None:
         "hf-tfm export my-decoder served --to qwen3",
         "hf-tfm export my-decoder for-llama-cpp --to gguf --dtype q8_0",
         "hf-tfm export my-encoder for-onnxruntime --to onnx",
+        "hf-tfm export my-encoder half-the-size --to bf16",
     ),
 )
 def export(args: argparse.Namespace) -> None:

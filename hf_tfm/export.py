@@ -1,20 +1,23 @@
 """What `hf-tfm export` does: one folder out for each kind of program that runs models, compared before it is done."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
+import torch
 from transformers import TorchAoConfig
 
-from .card import EVALUATION_FILE, task_of
+from .card import EVALUATION_FILE, task_of, write_card
 from .convert import carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
 from .errors import InputError
 from .export_check import Report, TorchSide, compare, report_on, rows_for, write_usage
 from .families import FAMILIES
-from .record import RECORD_FILE
+from .record import RECORD_FILE, read_record
 
 
-FORMATS = (*FAMILIES, "gguf", "onnx", "int8")
+ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
+FORMATS = (*FAMILIES, "gguf", "onnx", *ROUNDED, "int8")
 _USAGE = """\
 from transformers import AutoTokenizer, {auto_class}
 
@@ -30,8 +33,8 @@ def export(
     Writes a model of this package in another form, with `export_check.json` beside it.
 
     Args:
-        to: One of `FORMATS`: a native family, `gguf` (llama.cpp), `onnx` (ONNX Runtime), or `int8` (this package's own
-            classes, the matrices of the blocks in 8 bits by torchao).
+        to: One of `FORMATS`: a native family, `gguf` (llama.cpp), `onnx` (ONNX Runtime), or this package's own classes
+            with all weights in `bf16` or `f16`, or the matrices of the blocks in `int8` by torchao.
         untie: Write the output projection although it is the token embedding; native families and GGUF.
         dtype: Of GGUF weights, see [`export_gguf`].
 
@@ -42,7 +45,7 @@ def export(
         raise InputError(f"unknown form {to!r}; choose one of {', '.join(FORMATS)}")
     if dtype is not None and to != "gguf":
         raise InputError(f"a dtype can be chosen for gguf only, not for {to}, which keeps what the weights are")
-    if untie and to in ("onnx", "int8"):
+    if untie and to in ("onnx", "int8", *ROUNDED):
         raise InputError(f"untie does nothing for {to}; it is for native families and gguf")
     if read_config(source).get("quantization_config"):
         raise InputError(f"{source}: quantization_config: its weights are rounded already; export the original")
@@ -54,7 +57,41 @@ def export(
         from .export_onnx import export_onnx
 
         return export_onnx(source, target)
+    if to in ROUNDED:
+        return export_rounded(source, target, to)
     return export_int8(source, target) if to == "int8" else export_folder(source, target, to, untie).report
+
+
+def export_rounded(source: str | os.PathLike, target: str | os.PathLike, to: str) -> Report:
+    """
+    Writes a folder of the same class with weights of half the size, to give to others. Its card says that training's
+    figures are from before the rounding; what `training/evaluate_model.py` measured is to be measured again.
+
+    Raises:
+        InputError: the weights are of that kind already, or the outputs, computed in float32, differ by more than a
+            tenth. Nothing is written then.
+    """
+    refuse_existing(target)
+    source, dtype = Path(source), ROUNDED[to]
+    model = load_tfm(source)
+    if model.dtype == dtype:
+        raise InputError(f"{source}: its weights are {to} already")
+    name = str(dtype).removeprefix("torch.")
+    with whole_folder(target) as folder:
+        load_tfm(source).to(dtype).save_pretrained(folder)
+        carry_over(source, folder)
+        (folder / EVALUATION_FILE).unlink(missing_ok=True)
+        written = TorchSide(load_tfm(folder).float(), f"transformers, {name} weights computed with in float32")
+        check = compare(model.float(), written, rows_for(model.config, source), relative=0.1)
+        report = report_on(to, name, model, source, folder, check)
+        report.save(folder)
+        if (folder / RECORD_FILE).is_file():
+            change = f"outputs differ by {check.relative_difference:.1e} of their norm"
+            weights = f"{name}, rounded after the run; its figures and samples are from before ({change})"
+            record = json.dumps({**read_record(folder), "weights": weights}, indent=1, ensure_ascii=False)
+            (folder / RECORD_FILE).write_text(record, encoding="utf-8")
+            write_card(folder)
+        return report
 
 
 def export_int8(source: str | os.PathLike, target: str | os.PathLike) -> Report:

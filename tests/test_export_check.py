@@ -12,6 +12,7 @@ from hf_tfm.convert import export_folder
 from hf_tfm.errors import InputError
 from hf_tfm.export import FORMATS, export
 from hf_tfm.export_check import REPORT_FILE, TorchSide, as_rows, batch_of, compare, outputs_of, rows_for
+from hf_tfm.record import model_facts
 
 
 ROWS = [random_ids(1, length, seed=length)[0].tolist() for length in (11, 6, 2)]
@@ -152,6 +153,27 @@ def test_int8_folders_load_as_what_they_were(name, tmp_path, tokenizer):
     assert "0.99" not in card and str(report) in card
     with pytest.raises(InputError, match="quantization_config: its weights are rounded already"):
         export(tmp_path / "int8", tmp_path / "out", "gguf")
+
+
+@pytest.mark.parametrize("name", [DECODER, "TfmEncoderForMaskedLM", "TfmEncoderForSequenceClassification"])
+def test_rounded_folders_say_so(name, tmp_path, tokenizer):
+    model = build(name, bos_token_id=BOS, eos_token_id=EOS)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    record = {"job": "a run", "data": [], "model": model_facts(model), "results": {"loss": 1.5}}
+    (tmp_path / "model/run_record.json").write_text(json.dumps(record))
+    (tmp_path / "model/evaluation.json").write_text("{}")
+    report = export(tmp_path / "model", tmp_path / "half", "bf16")
+    assert 0 < report.checks[0].relative_difference < 0.05 and report.export_bytes < 0.6 * report.source_bytes
+    half, whole = convert.load_tfm(tmp_path / "half"), convert.load_tfm(tmp_path / "model")
+    assert type(half) is type(whole) and half.dtype == torch.bfloat16
+    for one, other in zip(half.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other.bfloat16())
+    assert not (tmp_path / "half/evaluation.json").exists()
+    card = (tmp_path / "half/README.md").read_text()
+    assert "bfloat16, rounded after the run" in card and f"{report.checks[0].relative_difference:.1e}" in card
+    with pytest.raises(InputError, match="are bf16 already"):
+        export(tmp_path / "half", tmp_path / "again", "bf16")
 
 
 def test_greedy_text_of_int8_is_what_its_logits_say(tmp_path):
