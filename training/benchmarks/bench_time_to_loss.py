@@ -317,20 +317,16 @@ class Bench:
         kind, args = self.text.kind, self.args
         steps = STEPS[kind] * (10 if args.long else 1)
         seeds = 1 if args.long else args.seeds
-        peers = {}
-        for name in PEERS[kind]:
-            if args.long:
-                _, settings = self.tuned_peer(name, STEPS[kind])
-                losses = {
-                    r: self.run(name, steps, 0, **{**settings, "lr": r}) for r in (settings["lr"], settings["lr"] / 2)
-                }
-                while (best := min(losses, key=losses.get)) == min(losses):  # more steps want a smaller rate
-                    losses[best / 2] = self.run(name, steps, 0, **{**settings, "lr": best / 2})
-                peers[name] = (losses[best], {**settings, "lr": best})
-            else:
-                peers[name] = self.tuned_peer(name, steps)
+        peers = {name: self.tuned_peer(name, STEPS[kind]) for name in PEERS[kind]}
         name = min(peers, key=lambda n: peers[n][0])
         settings = peers[name][1]
+        if args.long:  # the one that was better in fewer steps; more steps want a smaller rate
+            losses = {
+                r: self.run(name, steps, 0, **{**settings, "lr": r}) for r in (settings["lr"], settings["lr"] / 2)
+            }
+            while (best := min(losses, key=losses.get)) == min(losses):
+                losses[best / 2] = self.run(name, steps, 0, **{**settings, "lr": best / 2})
+            settings = {**settings, "lr": best}
         goals = [self.run(name, steps, seed, **settings) for seed in range(seeds)]
         goal = statistics.mean(goals)
         print(f"goal: {name} {goal:.4f}")
