@@ -119,6 +119,7 @@ def blockwise_attention_forward(
         and query.requires_grad
         and dropout == 0.0
         and length == key.shape[2]
+        and query.shape[3] == value.shape[3]
         and length <= MAX_LENGTH
         and (attention_mask is None or attention_mask.dtype == torch.bool)
     )

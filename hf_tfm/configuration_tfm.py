@@ -401,7 +401,7 @@ class TfmDecoderConfig(TfmConfig):
     }
 
     qk_norm: bool = True
-    final_logit_softcapping: float | None = None
+    final_logit_softcapping: float | int | None = None
     use_cache: bool = True
     is_decoder: bool = False
     add_cross_attention: bool = False

@@ -449,8 +449,17 @@ class TfmModel(TfmPreTrainedModel):
             hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
         return self.embed_dropout(self.embed_norm(hidden_states))
 
+    def used_layers(self) -> nn.ModuleList:
+        """All blocks, or the first `num_hidden_layers` where somebody lowers it (a draft by early exit does)."""
+        return self.layers[: self.config.num_hidden_layers]
+
     def run_blocks(
-        self, hidden_states: torch.Tensor, position_ids: torch.Tensor, masks: dict[str, torch.Tensor | None], **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        position_ids: torch.Tensor,
+        masks: dict[str, torch.Tensor | None],
+        encoder_hidden_states: torch.Tensor | None = None,
+        **kwargs,
     ) -> torch.Tensor:
         """The blocks and the last norm; `masks` holds the attention mask for each layer type."""
         rotations = dict.fromkeys(masks)
@@ -461,10 +470,11 @@ class TfmModel(TfmPreTrainedModel):
                 rotations = {name: self.rotary_emb(like, position_ids, name) for name in masks}
             else:
                 rotations = dict.fromkeys(masks, self.rotary_emb(like, position_ids))
-        for layer_type, block in zip(self.config.layer_types, self.layers, strict=True):
+        for layer_type, block in zip(self.config.layer_types, self.used_layers()):
             hidden_states = block(
                 hidden_states,
                 masks[layer_type],
+                encoder_hidden_states,  # not by name: reentrant checkpointing takes gradients of these alone
                 position_embeddings=rotations[layer_type],
                 position_ids=position_ids,
                 **kwargs,
@@ -481,22 +491,25 @@ def packed_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | 
     """
     Which document each token of a packed row belongs to.
 
-    Within a document positions count up with the tokens, so the difference between a token's position and the number
-    of tokens before it names the document. Padding on either side changes neither.
+    Within a document positions rise, by one or more (tokens may be left out, or masked); where they do not, another one
+    begins. Padding on either side, or between, changes nothing.
 
     Args:
         position_ids: `(batch, length)`.
         attention_mask: `(batch, length)`, 0 at padding, or None.
 
     Returns:
-        Numbers `(batch, length)`, equal within a document, or None where no row holds two documents.
+        Numbers `(batch, length)`, equal within a document, or None where no row holds two documents. Padding has that
+        of the document before it: a row that sees nothing at all is not a number in some kernels.
     """
-    real = torch.ones_like(position_ids) if attention_mask is None else attention_mask.long()
-    documents = position_ids - real.cumsum(-1)
-    # Padding joins the row's first document: a row that sees nothing at all is not a number in some kernels.
-    first = documents.gather(1, real.argmax(-1, keepdim=True))
-    documents = torch.where(real.bool(), documents, first)
-    if not is_tracing(documents) and bool((documents == first).all()):
+    real = torch.ones_like(position_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    # Positions of the tokens alone, in line from column 1 on; padding falls behind the end.
+    rank, length = real.cumsum(-1), position_ids.shape[1]
+    in_line = F.pad(position_ids, (1, 1), value=-1)
+    in_line = in_line.scatter(1, torch.where(real, rank, length + 1), position_ids)
+    starts = real & (position_ids <= in_line.gather(1, rank - real.long()))
+    documents = starts.cumsum(-1)
+    if not is_tracing(documents) and not bool(starts.any()):
         return None
     return documents
 

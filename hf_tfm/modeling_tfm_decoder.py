@@ -112,7 +112,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        is_causal: bool = True,
+        is_causal: bool | None = None,
         prefix_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -134,6 +134,12 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
+        if encoder_hidden_states is not None and not self.config.add_cross_attention:
+            raise ValueError(
+                "encoder_hidden_states are given, but the model has no cross-attention: set add_cross_attention"
+            )
+
+        is_causal = is_causal is None or is_causal
         # Packing is looked for before there is a cache, which hides it from transformers' mask functions.
         packing, boundaries = {}, {}
         if past_key_values is None:
@@ -154,7 +160,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             kwargs["is_causal"] = False  # kernels must not leave out what stands above the diagonal
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if use_cache and self.config.add_cross_attention:
+        if past_key_values is not None and self.config.add_cross_attention:
             if not isinstance(past_key_values, EncoderDecoderCache):
                 past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
             elif self.config.sliding_window is not None and not past_key_values.is_updated.get(0):
@@ -266,7 +272,11 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, Gener
         )
         logits, loss, softcap = None, None, self.config.final_logit_softcapping
         if skip_logits:
-            following = F.pad(labels[:, 1:], (0, 1), value=-100)
+            if labels is None:
+                raise ValueError("skip_logits returns the loss alone, and needs labels")
+            following = kwargs.get("shift_labels")
+            if following is None:
+                following = F.pad(labels[:, 1:], (0, 1), value=-100)
             items = kwargs.get("num_items_in_batch")
             loss = linear_cross_entropy(outputs.last_hidden_state, self.lm_head, following, items, softcap)
         else:

@@ -47,8 +47,9 @@ def mean_of_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor | N
     """Mean over each row's tokens that are not padding, `(batch, length, hidden)` to `(batch, hidden)`."""
     if not marks_padding(attention_mask):
         return hidden_states.mean(1)
-    weights = attention_mask.to(hidden_states.device, hidden_states.dtype).unsqueeze(-1)
-    return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    # In fp32: a sum in fp16 has an end at 65504, one of ones in bf16 at 256.
+    weights = attention_mask.to(hidden_states.device, torch.float32).unsqueeze(-1)
+    return ((hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)).to(hidden_states.dtype)
 
 
 def at_positions(hidden_states: torch.Tensor, positions: torch.LongTensor | None) -> torch.Tensor:
@@ -196,6 +197,8 @@ class TfmEncoderForMaskedLM(TfmInfilling, TfmEncoderPreTrainedModel):
         states = self.head(at_positions(outputs.last_hidden_state, masked_positions))
         logits, loss = None, None
         if skip_logits:
+            if labels is None:
+                raise ValueError("skip_logits returns the loss alone, and needs labels")
             loss = linear_cross_entropy(states, self.decoder, labels, kwargs.get("num_items_in_batch"))
         else:
             logits = self.decoder(states)

@@ -8,7 +8,17 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
-from .modeling_tfm import soft_capped
+from .modeling_tfm import TfmAttention, TfmMLP, soft_capped
+
+
+# What the loop here takes apart; a stand-in of another type (quantized, wrapped, left out) is run as it stands.
+_TAKEN_APART = {
+    "self_attn": TfmAttention,
+    "mlp": TfmMLP,
+    **dict.fromkeys(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"), nn.Linear
+    ),
+}
 
 
 class TfmDecodingLinear:
@@ -23,7 +33,7 @@ class TfmDecodingLinear:
         self.product = F.linear
         if rows == 1 and weight.dtype == torch.float32:
             weight, self.product = weight.T.contiguous(), _product_inputs_first
-        elif weight.dtype in (torch.float32, torch.bfloat16) and _can_pack():
+        elif _can_pack(weight.dtype):
             weight, self.product = torch.ops.mkldnn._reorder_linear_weight(weight, rows), _product_packed
         self.weight = weight
 
@@ -31,8 +41,11 @@ class TfmDecodingLinear:
         return self.product(states, self.weight, self.bias)
 
 
-def _can_pack() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+def _can_pack(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    # A processor without the instructions for bf16 refuses it.
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _product_packed(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -206,7 +219,7 @@ class TfmGenerationMixin:
         outputs = self._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
         logits = outputs.logits[:, -1]
         filled = outputs.past_key_values.layers
-        layers = [TfmDecodingLayer(b, x.keys, x.values) for b, x in zip(self.model.layers, filled, strict=True)]
+        layers = [TfmDecodingLayer(b, x.keys, x.values) for b, x in zip(self.model.used_layers(), filled)]
         head = TfmDecodingLinear(self.lm_head, rows=len(input_ids))
         del outputs, filled
         positions = model_kwargs["position_ids"][:, -1:] + 1
@@ -243,7 +256,7 @@ class TfmGenerationMixin:
             positions = positions + 1
         if streamer is not None:
             streamer.end()
-        return ids[:, :length]
+        return ids[:, :length].contiguous()
 
     def _next_states(
         self,
@@ -258,7 +271,7 @@ class TfmGenerationMixin:
         embeds = model.embed_tokens(tokens.unsqueeze(1))
         positions = model.positions(positions, embeds, None, past_length=length - 1)
         states = model.embed(embeds, positions, None)
-        for layer_type, layer in zip(self.config.layer_types, layers, strict=True):
+        for layer_type, layer in zip(self.config.layer_types, layers):
             if layer_type in hidden:
                 continue
             hidden[layer_type] = None
@@ -269,7 +282,7 @@ class TfmGenerationMixin:
                 named = (layer_type,) if model.rotary_emb.layer_types != [None] else ()
                 rotations[layer_type] = model.rotary_emb(states, positions, *named)
         states = states[:, 0]
-        for layer_type, layer in zip(self.config.layer_types, layers, strict=True):
+        for layer_type, layer in zip(self.config.layer_types, layers):
             states = layer.step(states, rotations[layer_type], hidden[layer_type])
         return model.norm(states)
 
@@ -300,17 +313,22 @@ class TfmGenerationMixin:
             and all(p.device.type == "cpu" and type(p.data) is torch.Tensor for p in weights)
             and sum(p.nbytes for p in weights) <= self.largest_joined_bytes
             and not torch.is_autocast_enabled("cpu")
-            and not any(_is_watched(module) for module in self.modules())
+            and not any(_is_watched(name, module) for name, module in self.named_modules())
         )
 
 
-def _is_watched(module: nn.Module) -> bool:
-    """Whether a module does more than its class says: hooks, a forward of its own or a compiled one, an adapter."""
+def _is_watched(name: str, module: nn.Module) -> bool:
+    """Whether a module does more or other than the loop here would: hooks, a forward or inputs of its own or a compiled
+    one, a subclass, a stand-in, an adapter."""
+    kind, last = type(module), name.rpartition(".")[2]
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._compiled_call_impl
-        or "forward" in vars(module)
-        or (isinstance(module, nn.Linear) and type(module) is not nn.Linear)
-        or type(module).__module__.startswith("peft.")
+        or {"forward", "prepare_inputs_for_generation"} & vars(module).keys()
+        or kind is not _TAKEN_APART.get(last, kind)
+        or not (
+            kind.__module__.rpartition(".")[0] == __package__
+            or kind.__module__.startswith(("torch.nn.modules.", "transformers.activations"))
+        )
     )

@@ -33,8 +33,11 @@ class TfmInfilling:
 
         Returns: `(batch, length + max_new_tokens)` without masks; padding is on the right if masks were added.
         """
-        if input_ids is None:
-            input_ids = settings.pop("inputs")
+        if input_ids is None and (input_ids := settings.pop("inputs", None)) is None:
+            raise ValueError("a masked LM fills the mask tokens of a text: input_ids are missing")
+        known = {*inspect.signature(fill_masks_together).parameters, *inspect.signature(self.forward).parameters}
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(f"a masked LM's generate does not know {', '.join(unknown)}")
         if max_new_tokens:
             input_ids, attention_mask, settings = add_masks(
                 self.config, input_ids, attention_mask, max_new_tokens, settings

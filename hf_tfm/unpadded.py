@@ -6,6 +6,8 @@ the real tokens of all rows in one row; attention alone sees rows again, as prod
 cache, which for short rows are twice as fast as `scaled_dot_product_attention`. `training/LOG.md` has the figures.
 """
 
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -126,23 +128,33 @@ def use_unpadded_encoding(model: nn.Module) -> bool:
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
         base = model.base_model
-        run_blocks = base.run_blocks
-        asked: dict[str, Any] = {}
-
-        def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            asked.clear()
-            asked.update(zip(("input_ids", "attention_mask", "token_type_ids", "position_ids"), args), **kwargs)
-
-        def run(hidden_states: torch.Tensor, position_ids: torch.Tensor, masks: dict, **kwargs: Any) -> torch.Tensor:
-            rows = None if base.training else rows_of(asked, hidden_states, base.config)
-            if rows is None:
-                return run_blocks(hidden_states, position_ids, masks, **kwargs)
-            states, position_ids = rows.flatten(hidden_states), rows.flatten(position_ids.expand(rows.shape))
-            return rows.unflatten(run_blocks(states, position_ids, dict.fromkeys(masks, rows), **kwargs))
-
-        base.register_forward_pre_hook(remember, with_kwargs=True)
-        base.run_blocks = run
+        base.register_forward_pre_hook(_hand_on, with_kwargs=True)
+        base.run_blocks = MethodType(_run_blocks, base)  # a method, so that a copy of the model runs its own blocks
     return True
+
+
+def _hand_on(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call, by name, as one more argument, which goes on to `run_blocks`."""
+    return args, {
+        **kwargs,
+        "asked": dict(zip(("input_ids", "attention_mask", "token_type_ids", "position_ids"), args), **kwargs),
+    }
+
+
+def _run_blocks(
+    self: nn.Module,
+    hidden_states: torch.Tensor,
+    position_ids: torch.Tensor,
+    masks: dict,
+    asked: dict[str, Any],
+    **kwargs: Any,
+) -> torch.Tensor:
+    run_blocks = partial(type(self).run_blocks, self)
+    rows = None if self.training else rows_of(asked, hidden_states, self.config)
+    if rows is None:
+        return run_blocks(hidden_states, position_ids, masks, **kwargs)
+    states, position_ids = rows.flatten(hidden_states), rows.flatten(position_ids.expand(rows.shape))
+    return rows.unflatten(run_blocks(states, position_ids, dict.fromkeys(masks, rows), **kwargs))
 
 
 def rows_of(asked: dict[str, Any], hidden_states: torch.Tensor, config: Any) -> Rows | None:
@@ -152,7 +164,7 @@ def rows_of(asked: dict[str, Any], hidden_states: torch.Tensor, config: Any) -> 
         return None
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or asked.get("position_ids") is not None:
         return None
-    if torch.is_grad_enabled() or hidden_states.device.type != "cpu" or is_tracing(hidden_states):
+    if not mask.any() or torch.is_grad_enabled() or hidden_states.device.type != "cpu" or is_tracing(hidden_states):
         return None
     if any(asked.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions")):
         return None

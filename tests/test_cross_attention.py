@@ -6,6 +6,7 @@ from tiny import BOS, EOS, PAD, build, random_ids
 from torch.testing import assert_close
 from transformers import (
     AutoModelForSeq2SeqLM,
+    DynamicCache,
     EncoderDecoderModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -127,3 +128,26 @@ def test_it_learns_to_copy_with_the_stock_trainer(translator, tmp_path):
     trainer.train()
     copied = translator.eval().generate(rows, max_new_tokens=8)
     assert torch.equal(copied[:, 1:], torch.cat([rows, ends], 1))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradients(translator, reentrant):
+    inputs = {**sentences(), "labels": random_ids(3, 5, seed=3)}
+    translator(**inputs).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in translator.named_parameters()}
+    translator.zero_grad()
+    translator.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    translator(**inputs).loss.backward()
+    for name, parameter in translator.named_parameters():
+        assert_close(parameter.grad, expected[name], **CLOSE)
+
+
+def test_a_plain_cache_will_do(translator):
+    states = translator.encoder(**sentences()).last_hidden_state
+    ids = random_ids(3, 4)
+    with torch.no_grad():
+        expected = translator.decoder(ids, encoder_hidden_states=states).logits
+        found = translator.decoder(
+            ids, encoder_hidden_states=states, past_key_values=DynamicCache(), use_cache=False
+        ).logits
+    assert_close(found, expected, **CLOSE)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from tiny import DECODER_SHAPES, PAD, build, random_ids
+from torch import nn
 from transformers import DynamicCache, TextStreamer
 from transformers.generation import GenerationMixin
 
+from hf_tfm import TfmDecoderForCausalLM
 from hf_tfm.modeling_tfm_generation import TfmDecodingLayer, TfmGenerationMixin
 
 
@@ -140,3 +142,65 @@ def test_hooks_and_adapters_see_every_token(taken):
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False))
     adapted.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
     assert taken == [False, False]
+
+
+@pytest.mark.parametrize("shape", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+def test_virtual_tokens_are_counted(shape, kind, monkeypatch):
+    """PEFT puts tokens in front of the prompt by a method of the instance."""
+    peft = pytest.importorskip("peft")
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(build(LM, shape), config).eval()
+    ids, mask = random_ids(2, 8), torch.ones(2, 8, dtype=torch.long)
+    settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+    written = model.generate(input_ids=ids, attention_mask=mask, **settings)
+    monkeypatch.setattr(type(model.base_model), "_sample", GenerationMixin._sample)
+    assert torch.equal(written, model.generate(input_ids=ids, attention_mask=mask, **settings))
+
+
+class Insistent(TfmDecoderForCausalLM):
+    """Says what it wants to, whatever it was asked."""
+
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits[..., 50] = 1e4
+        return outputs
+
+
+def test_a_subclass_has_the_last_word():
+    model = Insistent(build(LM).config).eval()
+    written = model.generate(random_ids(2, 4), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert written[:, 4:].eq(50).all()
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return 2 * self.inner(states)
+
+
+def test_stand_ins_are_run_as_they_are(monkeypatch):
+    quantized = torch.ao.quantization.quantize_dynamic(build(LM, tie_word_embeddings=False), {nn.Linear})
+    assert quantized.generate(random_ids(2, 4), max_new_tokens=4, do_sample=False).shape[1] > 4
+    model = build(LM)
+    model.model.layers[0].self_attn.q_proj = Wrapped(model.model.layers[0].self_attn.q_proj)
+    own, stock = both_loops(monkeypatch, model, random_ids(2, 4), max_new_tokens=8, do_sample=False)
+    assert torch.equal(own, stock)
+
+
+def test_a_draft_by_early_exit_changes_nothing(monkeypatch):
+    model, ids = build(LM, num_hidden_layers=3, layer_types=None), random_ids(1, 6)
+    settings = dict(max_new_tokens=10, do_sample=False, eos_token_id=None)
+    assert torch.equal(model.generate(ids, assistant_early_exit=1, **settings), model.generate(ids, **settings))
+    model.model.layers = model.model.layers[:2]  # as who cuts a model short does
+    own, stock = both_loops(monkeypatch, model, ids, **settings)
+    assert torch.equal(own, stock)
+
+
+def test_what_is_written_is_a_tensor_of_its_own():
+    written = build(LM).generate(random_ids(3, 4), max_new_tokens=5, do_sample=False)
+    assert written.is_contiguous() and written.untyped_storage().nbytes() == written.nbytes

@@ -19,6 +19,8 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import hf_tfm
+from hf_tfm.modeling_tfm import packed_documents
+from hf_tfm.modeling_tfm_encoder import mean_of_tokens
 
 
 SHAPES = [("Decoder", shape) for shape in DECODER_SHAPES] + [("Encoder", shape) for shape in ENCODER_SHAPES]
@@ -96,6 +98,30 @@ def test_packed_rows_with_padding(family, shape, attention, side):
         for length, got in zip(row, states[row_mask].split(row)):
             assert_close(got, alone[length], **CLOSE)
     assert outputs.isfinite().all()
+
+
+@pytest.mark.parametrize("family, shape", SHAPES)
+def test_a_document_may_have_gaps(family, shape):
+    """A token that is masked, and one that is left out, end no document: its positions go on rising."""
+    model, ids = build(f"Tfm{family}Model", shape), random_ids(2, 9)
+    positions, mask = torch.arange(9).expand(2, -1), torch.ones(2, 9, dtype=torch.long)
+    mask[0, 3] = mask[1, 5:7] = 0
+    with torch.no_grad():
+        holes = model(ids, attention_mask=mask, position_ids=positions).last_hidden_state
+        for row, kept in enumerate(mask.bool()):
+            short = model(ids[row : row + 1, kept], position_ids=positions[:1, kept]).last_hidden_state
+            if model.config.sliding_window is None:  # a window counts tokens that are there, masked or not
+                assert_close(holes[row : row + 1, kept], short, **CLOSE)
+
+
+def test_documents_begin_where_positions_do_not_rise():
+    positions = torch.tensor([[0, 1, 5, 0, 1, 2, 2], [4, 5, 6, 7, 8, 9, 11], [0, 0, 1, 0, 1, 2, 3]])
+    assert packed_documents(positions, None).tolist() == [[0, 0, 0, 1, 1, 1, 2], [0] * 7, [0, 1, 1, 2, 2, 2, 2]]
+    assert packed_documents(positions[1:2], None) is None
+    mask = torch.tensor([[1, 1, 0, 1, 0, 1, 1]])
+    assert packed_documents(torch.tensor([[0, 1, 0, 2, 0, 0, 1]]), mask).tolist() == [[0, 0, 0, 0, 0, 1, 1]]
+    left = torch.tensor([[0, 0, 1, 1, 1, 1, 1]])
+    assert packed_documents(torch.tensor([[0, 0, 0, 1, 2, 0, 1]]), left).tolist() == [[0, 0, 0, 0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("name", ["TfmDecoderForCausalLM", "TfmEncoderForMaskedLM"])
@@ -439,3 +465,30 @@ def test_base_and_heads_open_one_another(tmp_path):
     base.save_pretrained(tmp_path / "base")
     again = hf_tfm.TfmEncoderForMaskedLM.from_pretrained(tmp_path / "base")
     assert torch.equal(again.model(ids).last_hidden_state, masked.model(ids).last_hidden_state)
+
+
+def test_the_mean_of_many_large_states_is_finite():
+    states, mask = torch.full((2, 4000, 3), 20.0, dtype=torch.float16), torch.ones(2, 4000)
+    mask[1, 100:] = 0
+    assert mean_of_tokens(states, mask).eq(20).all()
+
+
+def test_the_loss_alone_takes_shifted_labels():
+    model, ids = build("TfmDecoderForCausalLM"), random_ids(2, 8)
+    shifted = random_ids(2, 8, seed=5)
+    with torch.no_grad():
+        whole, alone = (model(ids, labels=ids, shift_labels=shifted, skip_logits=skip).loss for skip in (False, True))
+    assert_close(alone, whole)
+    for name in ("TfmDecoderForCausalLM", "TfmEncoderForMaskedLM"):
+        with pytest.raises(ValueError, match="needs labels"):
+            build(name)(ids, skip_logits=True)
+
+
+def test_what_would_be_ignored_is_refused():
+    model, ids = build("TfmDecoderModel"), random_ids(2, 8)
+    with pytest.raises(ValueError, match="no cross-attention"):
+        model(ids, encoder_hidden_states=torch.zeros(2, 3, model.config.hidden_size))
+    with torch.no_grad():
+        assert torch.equal(model(ids, is_causal=None).last_hidden_state, model(ids).last_hidden_state)
+    with pytest.raises(ValueError, match="does not know temprature"):
+        build("TfmEncoderForMaskedLM").generate(ids, max_new_tokens=3, temprature=0.5)

@@ -1,5 +1,8 @@
 """Encoding without padding: the same outputs as with it, whatever the head, the shape and the side."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import tiny
 import torch
@@ -87,3 +90,41 @@ def test_nothing_of_it_is_saved(tmp_path):
     model.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
     assert not use_unpadded_encoding(tiny.build("TfmDecoderModel"))
+
+
+def test_a_copy_runs_its_own_weights():
+    model, inputs = tiny.build("TfmEncoderModel"), batch("right")
+    use_unpadded_encoding(model)
+    copied = copy.deepcopy(model)
+    plain = tiny.build("TfmEncoderModel")
+    with torch.no_grad():
+        for one in (copied, plain):
+            one.layers[0].mlp.down_proj.weight.mul_(0.5)
+        found, expected = (one(**inputs).last_hidden_state for one in (copied, plain))
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-5)
+
+
+def test_threads_keep_their_rows_apart():
+    model = tiny.build("TfmEncoderModel")
+    use_unpadded_encoding(model)
+    inputs = batch("right")
+    alone = [{name: value[row : row + 1] for name, value in inputs.items()} for row in range(4)]
+
+    @torch.no_grad()
+    def states(one: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(**one).last_hidden_state
+
+    expected = [states(one) for one in alone]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for found, right in zip(pool.map(states, alone), expected, strict=True):
+                torch.testing.assert_close(found, right)
+
+
+def test_rows_of_padding_alone():
+    model = tiny.build("TfmEncoderModel")
+    use_unpadded_encoding(model)
+    with torch.no_grad():
+        found = model(torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long))
+    assert found.last_hidden_state.isfinite().all()
