@@ -17,7 +17,7 @@ from .errors import InputError
 
 
 # Part of the name of a plan on disk: raise it when the same store would be packed otherwise.
-_LAYOUT = 1
+PLAN_LAYOUT = 2
 
 # Blocks are planned for this many documents, or blocks' worth of tokens, at a time: bounded memory, packed no worse.
 _CHUNK = 1 << 19
@@ -58,7 +58,8 @@ class BlockPlan:
             block_length: Tokens of a block.
             extra: Tokens that are put around each piece later on, and need room.
             max_padding: Where best fit alone leaves more padding than this share, the emptiest blocks are given up and
-                their pieces cut to fill the others.
+                their pieces cut to fill the others. The last block may stay as empty as it is: in a store of a few
+                blocks that is more.
         """
         if block_length < extra + 8:
             raise InputError(f"block_length {block_length} is too short to hold text; give at least {extra + 8}")
@@ -66,7 +67,7 @@ class BlockPlan:
         if store.folder is None:
             whole = list(chunks)
             return cls(**{name: np.concatenate([chunk[name] for chunk in whole]) for name in whole[0]})
-        folder = store.folder / f"plan{_LAYOUT}-{block_length}-{extra}-{max_padding}"
+        folder = store.folder / f"plan{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}"
         if not folder.exists():
             write_arrays(folder, chunks, {"block_length": block_length})
         return cls.open(folder)
@@ -196,7 +197,7 @@ def _dissolve(
     given_up[emptiest[:spare]] = True
     moving = given_up[block]
     holes = iter([(hole, int(room[hole])) for hole in emptiest[spare:].tolist()])
-    least = extra + min(8, block_length // 8)  # no hole is worth less than a few tokens
+    least = extra + max(1, min(8, block_length // 128))  # smaller holes stay: less than a hundredth of a block
     pieces, new_block, hole, free = [], len(room), -1, 0
     for start, length in zip(starts[moving].tolist(), lengths[moving].tolist()):
         while length:

@@ -15,11 +15,12 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,15 @@ def write_arrays(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        if error.errno is None:  # not the file system's, but a broken connection to where the chunks come from
-            raise
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}); free space, or set HF_TFM_CACHE to another folder"
-        ) from None
+        raise _not_written(folder, error) from None
+
+
+def _not_written(path: Path, error: OSError) -> Exception:
+    if error.errno is None:  # not the file system's, but a broken connection to where the chunks come from
+        return error
+    return InputError(
+        f"{path}: cannot be written ({error.strerror}); free space, or set HF_TFM_CACHE to another folder"
+    )
 
 
 def _write_partial(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
@@ -195,7 +200,9 @@ def _write_partial(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], met
                 if name not in files:
                     files[name] = stack.enter_context(open(folder / f"{name}.bin", "wb"))
                     arrays[name] = {"dtype": str(array.dtype), "length": 0}
-                array.tofile(files[name])
+                files[name].write(
+                    np.ascontiguousarray(array).data
+                )  # array.tofile says of a full disk no more than that something is wrong
                 arrays[name]["length"] += len(array)
         for file in files.values():
             file.flush()
@@ -361,14 +368,23 @@ def _content(source: Source, cache_dir: Path, num_proc: int) -> dict[str, Any]:
     return {**decides, "where": source.where} if source.where else decides
 
 
+def contents_digest(sources: Any, text_field: str, cache_dir: Path) -> str:
+    """Tells texts apart by what is in their files, or by the version of a dataset."""
+    return _digest([_content(source, cache_dir, _num_cores()) for source in parse_sources(sources, text_field)])
+
+
 def file_hash(path: Path, cache_dir: Path) -> str:
-    """sha256 of a file; remembered for as long as the file's size and time stay the same."""
+    """
+    sha256 of a file; remembered for as long as it is the same file with the same size and times. The time of its last
+    change of any kind is among them, which nobody can set back as `cp -p` and archives do with that of its contents.
+    """
     with readable(path):
         path = path.resolve()
         stat = path.stat()
-        state = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+        state = {"path": str(path), "size": stat.st_size, "inode": stat.st_ino, **times}
         memo = _memo(cache_dir, str(path))
-        if memo.exists():
+        with suppress(OSError, ValueError):  # there is none, or a crash of the machine left it empty
             known = json.loads(memo.read_text())
             if known | state == known:
                 return known["sha256"]
@@ -377,7 +393,7 @@ def file_hash(path: Path, cache_dir: Path) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     # A file changed a moment ago can change again without a change of its time.
-    if time.time() - stat.st_mtime > 2:
+    if time.time() - max(stat.st_mtime, stat.st_ctime) > 2:
         _write_memo(memo, {**state, "sha256": digest.hexdigest()})
     return digest.hexdigest()
 
@@ -404,10 +420,15 @@ def _memo(cache_dir: Path, key: str) -> Path:
 
 
 def _write_memo(memo: Path, content: dict[str, Any]) -> None:
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as file:
-        json.dump(content, file)
-    os.replace(file.name, memo)
+    partial = memo.with_name(f"{memo.name}.partial-{os.getpid()}-{threading.get_ident()}")
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content))
+        os.replace(partial, memo)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise _not_written(memo, error) from None
 
 
 class TokenStream:

@@ -102,7 +102,7 @@ class Masked:
         if self.unit != "token":
             starts = self._starts_word[input_ids] | (batch["position_ids"] == 0) | ~candidates
             if self.unit == "span":
-                starts = self._span_starts(starts, rows)
+                starts = self._span_starts(starts, rows) | (batch["position_ids"] == 0)  # no span leaves its text
             # Every token of a unit has the priority of its first one.
             first = np.maximum.accumulate(np.where(starts, np.arange(input_ids.shape[1]), 0), axis=1)
             priority = np.take_along_axis(priority, first, axis=1)
@@ -131,12 +131,13 @@ class Hybrid:
     Args:
         masked: What is masked and how.
         share: Of the batches that are masked ones, spread evenly over the run.
-        world_size: Over how many processes a batch is shared: all of them know its number by its rows.
+        parts: Over how many processes and accumulated batches the rows of a step are shared: all of them know the
+            step's number by their rows.
     """
 
     masked: Masked
     share: float
-    world_size: int = 1
+    parts: int = 1
 
     def __post_init__(self):
         if not 0 < self.share < 1:
@@ -144,7 +145,7 @@ class Hybrid:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor | bool]:
         """What [`causal`] gives, or masked `input_ids` with their `labels` and `is_causal=False`."""
-        number = int(batch["rows"].min()) // (len(batch["rows"]) * self.world_size)
+        number = int(batch["rows"].min()) // (len(batch["rows"]) * self.parts)
         if int((number + 1) * self.share) == int(number * self.share):
             return causal(batch)
         return masked_next_token(self.masked, batch)

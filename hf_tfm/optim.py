@@ -236,9 +236,13 @@ def _fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int,
     heads = getattr(config, "num_attention_heads", None)
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     if heads and key_value_heads != heads:  # grouped queries: k and v have fewer rows than q
-        head_dim = rows // (heads + 2 * key_value_heads)
-        return (heads * head_dim, key_value_heads * head_dim, key_value_heads * head_dim)
-    return (columns,) * (rows // columns) if rows % columns == 0 else (rows // 3,) * 3
+        head_dim, rest = divmod(rows, heads + 2 * key_value_heads)
+        # Some families keep as many keys as queries whatever the configuration says (MiniMax's lightning attention).
+        if not rest and head_dim == (getattr(config, "head_dim", None) or columns // heads):
+            return (heads * head_dim, key_value_heads * head_dim, key_value_heads * head_dim)
+    if rows % columns == 0:
+        return (columns,) * (rows // columns)
+    return (rows // 3,) * 3 if rows % 3 == 0 else None
 
 
 def _is_layer_matrix(name: str, module: nn.Module, parameter: Tensor) -> bool:
@@ -431,25 +435,25 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
     """Initialises a model for the recipe: every layer starts as the identity.
 
     Projections that write into the residual stream become zero, other matrices inside the layers normal with standard
-    deviation `std` / sqrt(inputs), embeddings and untied output layers normal with `embedding_std`. Biases become zero;
-    norms stay as they are.
+    deviation `std` / sqrt(inputs), embeddings and untied output layers normal with `embedding_std`. Biases,
+    norms, and what an architecture sets by rules of its own (the states of Mamba) stay as they are.
 
     Returns:
         The names of the modules whose weight is zero now.
     """
     zeroed = []
     for name, kind in parameter_kinds(model).items():
-        weight, (module_name, _, attribute) = model.get_parameter(name), name.rpartition(".")
-        if kind == "scalars":
-            if attribute == "bias":
-                weight.zero_()
-        elif kind != "matrices":
+        weight, module_name = model.get_parameter(name), name.rpartition(".")[0]
+        module = model.get_submodule(module_name)
+        if kind == "scalars" or not isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
+            continue
+        if kind != "matrices":
             weight.normal_(0.0, embedding_std)
         elif _OUTPUT_PROJECTION.search(f".{module_name}") and re.search(r"\.\d+\.", f".{module_name}"):
             weight.zero_()
             zeroed.append(module_name)
         else:
-            inputs = weight.shape[0] if isinstance(model.get_submodule(module_name), Conv1D) else weight.shape[1]
+            inputs = weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
             weight.normal_(0.0, std / math.sqrt(inputs))
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from .block_plan import BlockPlan
+from .block_plan import PLAN_LAYOUT, BlockPlan
 from .data import TokenStore, TokenStream, document_ends, parse_sources
 from .errors import InputError
 
@@ -224,9 +224,10 @@ class _StreamBlocks:
         blocks = _StoreBlocks(store, self.make_plan(store), (*self.seed, index), **self.layout)
         note = {"window": index + 1, "first": self.firsts[index] + len(blocks), "position": following}
         if self._learn(**note):
-            self.notes.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.notes, "a") as file:
-                file.write(json.dumps(note) + "\n")
+            with contextlib.suppress(OSError):  # a full disk: the notes save time and decide nothing
+                self.notes.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.notes, "a") as file:
+                    file.write(json.dumps(note) + "\n")
         return blocks
 
 
@@ -263,7 +264,9 @@ class PackedBlocks:
         self._parts = [
             _StoreBlocks(store, make_plan(store), (seed, number), **layout)
             if isinstance(store, TokenStore)
-            else _StreamBlocks(store, make_plan, f"{block_length}-{extra}-{max_padding}", (seed, number), **layout)
+            else _StreamBlocks(
+                store, make_plan, f"{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}", (seed, number), **layout
+            )
             for number, store in enumerate(self.stores)
         ]
         shares = np.array(weights or [1.0] * len(self.stores))
@@ -418,6 +421,7 @@ class StepBatches(Dataset):
         num_steps: Number of steps of the run.
         schedule: Lengths of rows; by default as `make` gives them.
         transform: The objective: turns a batch into what the model is called with.
+        accumulation: Micro steps of an optimizer's step, all of which have rows of one length.
         rank, world_size: Which of how many processes this is; it gets its part of the rows.
     """
 
@@ -427,12 +431,14 @@ class StepBatches(Dataset):
         batch_size: int,
         num_steps: int,
         *,
+        accumulation: int = 1,
         schedule: LengthSchedule | None = None,
         transform: Callable[[Batch], dict[str, Any]] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.make, self.num_steps, self.schedule, self.transform = make, num_steps, schedule, transform
+        self.accumulation = accumulation
         self.split = functools.partial(own_rows, batch_size=batch_size, rank=rank, world_size=world_size)
         self.split(0)  # raises now rather than at the first step
 
@@ -444,7 +450,8 @@ class StepBatches(Dataset):
             raise IndexError(step)
         batch = self.make(self.split(step))
         if self.schedule is not None:
-            batch = shorten(batch, self.schedule.length(step / self.num_steps))
+            began = step // self.accumulation * self.accumulation
+            batch = shorten(batch, self.schedule.length(began / self.num_steps))
         if self.transform is not None:
             batch = self.transform(batch)
         return {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in batch.items()}

@@ -16,20 +16,25 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from .averaging import AveragingMixin
 from .card import task_of
 from .configuration_tfm import SIZES, TfmConfig
-from .data import TokenStore, TokenStream, default_cache_dir, file_hash
+from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash
 from .errors import InputError
 from .objectives import Masked, SentencePairs, causal, masked_next_token
 from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
+from .packed_rows import PackedRows
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .recipe import read_mapping, refuse_below
 from .record import write_model_folder
 from .sources import Source, list_files, parse_sources
 from .speed import compile_blocks, compiler_found, pays_to_compile
+from .tokenization import tokenizer_fingerprint
 from .trainer import RunTrainer, check_arguments, data_seed, recipe_before
 
 
 # Settings of transformers' that decide what is learned.
-_DECISIVE = ("max_steps", "seed", "data_seed", "learning_rate", "weight_decay", "max_grad_norm", "bf16", "fp16")
+_DECISIVE = (
+    "max_steps", "seed", "data_seed", "learning_rate", "weight_decay", "max_grad_norm", "bf16", "fp16",
+    "neftune_noise_alpha",
+)  # fmt: skip
 # Of this package's optimizers and schedules transformers' fields know nothing.
 OWN_OPTIMIZER = dict.fromkeys(
     ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"), "choose --optimizer muon or adamw"
@@ -135,7 +140,17 @@ def check_pretraining(script: PretrainArguments, args: TrainingArguments) -> Non
 def run_identity(script: PretrainArguments, args: TrainingArguments) -> dict[str, Any]:
     """What must stay the same while a run is stopped and resumed; more processes may share the rows of a step."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return {"script": vars(script), "rows_per_step": rows, **{name: getattr(args, name) for name in _DECISIVE}}
+    cache_dir = Path(script.cache_dir or default_cache_dir())
+    contents = {
+        f"contents of {name}": contents_digest(getattr(script, name), script.text_field, cache_dir)
+        for name in ("data", "validation_data")
+    }
+    contents["contents of tokenizer"] = tokenizer_fingerprint(load_tokenizer(script.tokenizer))
+    config = Path(script.model) / "config.json" if Path(script.model).is_dir() else Path(script.model)
+    if config.is_file():
+        contents["contents of model"] = file_hash(config, cache_dir)
+    decisive = {name: getattr(args, name) for name in _DECISIVE}
+    return {"script": vars(script), "rows_per_step": rows, **decisive, **contents}
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -260,12 +275,13 @@ def prepare_data(
 
     rows = args.per_device_train_batch_size * args.world_size
     micro_steps = args.max_steps * args.gradient_accumulation_steps
-    shares = {"rank": args.process_index, "world_size": args.world_size}
+    accumulation = args.gradient_accumulation_steps
+    shares = {"rank": args.process_index, "world_size": args.world_size, "accumulation": accumulation}
     schedule = parse_length_schedule(script.length_schedule, script.block_length) if script.length_schedule else None
     batches = StepBatches(blocks.rows, rows, micro_steps, schedule=schedule, transform=objective, **shares)
 
     evaluation, measured = [], 0
-    packing = dict(pad_token_id=tokenizer.pad_token_id, piece_ids=piece_ids)
+    packing: dict[str, Any] = dict(pad_token_id=tokenizer.pad_token_id or 0, piece_ids=piece_ids)
     for batch in iter_eval_blocks(validation, script.block_length, args.per_device_eval_batch_size, **packing):
         if measured >= script.validation_tokens:
             break
@@ -273,6 +289,8 @@ def prepare_data(
         inputs = (evaluation_objective or objective)(batch)
         evaluation.append({**inputs, "num_bytes": int(batch["num_bytes"].sum())})
         measured += int(batch["num_tokens"].sum())
+    if all(bool((torch.as_tensor(batch["labels"]) == -100).all()) for batch in evaluation):
+        raise InputError(f"validation_data {', '.join(script.validation_data)}: too little text, nothing is predicted")
     return PretrainData(
         train=batches,
         evaluation=evaluation,
@@ -289,11 +307,12 @@ def prepare_data(
 
 def masked_evaluation(data: PretrainData, masked: Masked) -> list[dict[str, Any]]:
     """The evaluation batches of a causal LM as masked ones, for a model trained on both."""
-    batches = []
-    for number, batch in enumerate(data.evaluation):
+    batches, rows = [], 0
+    for batch in data.evaluation:
         arrays = {name: batch[name].numpy() for name in ("input_ids", "position_ids")}
         arrays["sequence_ids"] = ((batch["labels"].numpy() != -100) | (arrays["position_ids"] == 0)).astype(int)
-        arrays["rows"] = number * len(arrays["input_ids"]) + np.arange(len(arrays["input_ids"]))
+        arrays["rows"] = rows + np.arange(len(arrays["input_ids"]))
+        rows += len(arrays["rows"])
         batches.append({**masked_next_token(masked, arrays), "num_bytes": 0})
     return batches
 
@@ -399,6 +418,8 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         super().__init__(*args, **datasets, **run, **kwargs)
         self.data = data
         self.script = script
+        self.rows = PackedRows.of(self.model)
+        check_fit(self.model, self.processing_class, script.block_length + self.rows.first_position)
         self._skips_logits = "skip_logits" in inspect.signature(self.model.forward).parameters and not script.z_loss
         if self.record is not None:
             self.record["license"] = script.license
@@ -410,7 +431,7 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         return self.train_dataset.loader()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
+        inputs = self.rows.fit(super()._prepare_inputs(inputs))
         return {**inputs, "skip_logits": True} if self._skips_logits else inputs
 
     def compute_loss(
@@ -420,13 +441,19 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        if not self.script.z_loss:
+        if not self.script.z_loss and self.rows.adds_up:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        logits, labels = outputs["logits" if "logits" in outputs else "prediction_logits"], inputs["labels"]
-        if self._loss_shifts_labels:
-            logits, labels = logits[..., :-1, :], labels[..., 1:]
-        loss = loss + self.script.z_loss * z_loss(logits, labels, num_items_in_batch)
+        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        if not self.rows.adds_up and num_items_in_batch is not None:
+            loss = loss * (labels != -100).sum() / num_items_in_batch  # its share of the mean over the whole step
+        if self.script.z_loss:
+            logits = outputs["logits" if "logits" in outputs else "prediction_logits"]
+            logits = logits[..., :-1, :] if self._loss_shifts_labels else logits
+            scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            # As Trainer does with the loss: gradients are averaged over processes, the tokens are those of all.
+            processes = self.accelerator.num_processes if scaled else 1
+            loss = loss + self.script.z_loss * processes * z_loss(logits, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def settle_compile(self, seconds: float | None) -> str:
@@ -466,8 +493,9 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
     ) -> torch.optim.lr_scheduler.LambdaLR:
         if self.lr_scheduler is None:
             s = self.script
+            decay = num_training_steps if s.decay == 1 else s.decay  # the whole run, not one step
             self.lr_scheduler = build_scheduler(
-                optimizer or self.optimizer, s.schedule, num_training_steps, warmup=s.warmup, decay=s.decay
+                optimizer or self.optimizer, s.schedule, num_training_steps, warmup=s.warmup, decay=decay
             )
         return self.lr_scheduler
 
@@ -482,6 +510,8 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
             inputs = self._prepare_inputs({name: value for name, value in batch.items() if name != "num_bytes"})
             labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
             count = int((labels != -100).sum())
+            if not count:  # of which the mean loss is no number
+                continue
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 nats += float(self.model(**inputs).loss) * count
             predicted += count
@@ -504,6 +534,8 @@ def report_start(trainer: PretrainTrainer, is_new: bool, tokenizer: PreTrainedTo
     steps, tokens = args.max_steps, data.tokens_per_step * args.max_steps
     say(f"model      {type(model).__name__}, {model.num_parameters():,} parameters, {embedding:,} of them embeddings")
     say(f"weights    {'new' if is_new else f'from {trainer.script.model}'}")
+    if not trainer.rows.apart:
+        say("rows       texts packed into one row are read as one: this architecture cannot keep them apart")
     for fact in data.facts:
         counts = [f"{fact[unit]:,} {unit}" for unit in ("documents", "tokens", "bytes") if unit in fact]
         say(f"{fact['split']:10} {', '.join(counts or [fact['name']])}")

@@ -93,6 +93,14 @@ def test_every_token_once_with_little_padding(name, extra):
     assert padding < 0.02
 
 
+@pytest.mark.parametrize("block_length, length, extra", [(64, 57, 0), (128, 15, 2), (256, 10, 0), (256, 17, 2)])
+def test_documents_of_one_length_that_does_not_fit(block_length, length, extra):
+    store = make_store([length] * 4000)
+    plan = BlockPlan.of(store, block_length, extra)
+    check_plan(plan, store, block_length, extra)
+    assert plan.lengths[plan.starts < 0].sum() / (len(plan) * block_length) < 0.025
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_documents_are_cut_only_at_the_block_length_unless_padding_calls_for_it(name):
     store = make_store(sample(name, 2000))

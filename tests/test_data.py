@@ -1,5 +1,6 @@
 """Text into tokens: exact, the same whatever the number of workers, kept, and never half a store."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +137,7 @@ def test_a_store_is_built_once(file, tokenizer, cache, monkeypatch, tmp_path):
 def test_opening_reads_neither_text_nor_tokens(file, tokenizer, cache, monkeypatch):
     old = time.time() - 60
     os.utime(file, (old, old))
+    monkeypatch.setattr(data.time, "time", lambda: old + 120)  # what was just changed is not remembered
     first = TokenStore.build(file, tokenizer, cache_dir=cache)
     real_open = open
 
@@ -146,10 +149,14 @@ def test_opening_reads_neither_text_nor_tokens(file, tokenizer, cache, monkeypat
         patch.setattr("builtins.open", careful_open)
         patch.setattr(data, "encode_documents", no_tokenizing)
         assert TokenStore.build(file, tokenizer, cache_dir=cache).folder == first.folder
-    # A file of the same size that was touched is read again.
+    # A file of the same size that was touched is read again, also one that was given the old one's time.
     file.write_text(file.read_text().replace("moon", "noon"))
     os.utime(file, (old + 1, old + 1))
-    assert TokenStore.build(file, tokenizer, cache_dir=cache).folder != first.folder
+    second = TokenStore.build(file, tokenizer, cache_dir=cache)
+    assert second.folder != first.folder
+    file.write_text(file.read_text().replace("noon", "soon"))
+    os.utime(file, (old + 1, old + 1))
+    assert TokenStore.build(file, tokenizer, cache_dir=cache).folder not in (first.folder, second.folder)
 
 
 def in_child(function) -> int:
@@ -218,6 +225,30 @@ def test_cache_errors(file, tokenizer, tmp_path):
         TokenStore.build(file, tokenizer, cache_dir=tmp_path / "cache")
     with pytest.raises(InputError, match="is not a whole cache folder"):
         TokenStore.open(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("full", ["versions", "tokens"])
+def test_a_full_disk_is_one_line(full, file, tokenizer, cache, monkeypatch):
+    """Neither what is known of files nor tokens can be written; nothing half written is left."""
+    monkeypatch.setattr(data.time, "time", lambda: os.stat(file).st_ctime + 60)
+    real_open, real_write_text = open, Path.write_text
+
+    def full_open(path, mode="r", *args, **kwargs):
+        if "w" in mode and cache / full in Path(path).parents:
+            return real_open("/dev/full", mode, *args, **kwargs)
+        return real_open(path, mode, *args, **kwargs)
+
+    def full_write_text(path, *args, **kwargs):
+        if cache / full in path.parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write_text(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", full_open)
+    monkeypatch.setattr(Path, "write_text", full_write_text)
+    with pytest.raises(InputError, match=rf"{full}.*: cannot be written \(No space left on device\); free space"):
+        TokenStore.build(file, tokenizer, cache_dir=cache)
+    assert not [path for path in (cache / full).iterdir() if path.suffix != ".lock"]
 
 
 def test_check_vocab(tokenizer):

@@ -126,6 +126,23 @@ def test_words_are_masked_whole_and_spans_are_longer_than_words(encoder_tokenize
     assert runs["token"] < runs["word"] < runs["span"]
 
 
+def test_spans_stay_within_their_text(encoder_tokenizer):
+    """Whether a text's last token is masked says nothing about the next text's first."""
+    rows, length, text = 400, 48, 12
+    rng = np.random.default_rng(0)
+    batch = {
+        "input_ids": rng.choice(np.flatnonzero(word_starts(encoder_tokenizer))[20:], (rows, length)),
+        "position_ids": np.tile(np.arange(length) % text, (rows, 1)),
+        "sequence_ids": np.tile(1 + np.arange(length) // text, (rows, 1)),
+        "rows": np.arange(rows),
+    }
+    chosen = Masked(encoder_tokenizer, 0.15, "span").choose(batch)
+    last, first = chosen[:, text - 1 : -1 : text], chosen[:, text::text]
+    inside = chosen[:, 5::text][chosen[:, 4::text]].mean()
+    assert abs(first[last].mean() - 0.15) < 0.12 and inside > 0.5
+    assert abs(chosen.mean() - 0.15) < 0.01
+
+
 def test_rate_schedule_falls_with_the_rows(encoder_tokenizer, batch):
     rate = RateSchedule(0.4, 0.1, rows=1000)
     assert rate(np.array([0, 500, 1000, 2000])).tolist() == pytest.approx([0.4, 0.25, 0.1, 0.1])

@@ -14,6 +14,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     Phi3Config,
@@ -186,6 +188,23 @@ def test_fused_projections_are_read_as_their_parts(family, module, blocks):
     weights = {id(p) for name, p in model.named_parameters() if f".{module}.weight" in name}
     found = {g["blocks"] for g in optimizer.param_groups for p in g["params"] if id(p) in weights}
     assert found == {blocks}
+
+
+def test_fused_projections_that_do_not_follow_the_configuration():
+    """Lightning attention keeps as many keys as queries, whatever the configuration says of grouped ones."""
+    grouped = LlamaConfig(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=1, head_dim=8)
+    assert optim._fused_blocks("model.layers.0.self_attn.qkv_proj.weight", 192, 32, grouped) == (32,) * 6
+    assert optim._fused_blocks("model.layers.0.self_attn.qkv_proj.weight", 80, 32, grouped) == (64, 8, 8)
+    assert optim._fused_blocks("model.layers.0.self_attn.qkv_proj.weight", 100, 32, grouped) is None
+
+
+def test_zero_initialisation_leaves_states_alone():
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    assert optim.zero_init_output_projections(model)
+    own = [name for name in before if name.endswith(("A_log", ".D", "dt_proj.bias")) or "conv1d" in name]
+    assert len(own) == 10 and all(torch.equal(before[name], model.get_parameter(name)) for name in own)
 
 
 # --- the update

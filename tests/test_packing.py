@@ -277,6 +277,16 @@ def test_torn_notes_of_a_killed_process_do_no_harm(make_stream):
         assert same(make_stream().batch(50, 16), batch)
 
 
+def test_notes_that_cannot_be_written_do_no_harm(make_stream):
+    expected = make_stream().batch(50, 16)
+    running = make_stream()
+    folder = running._parts[0].notes.parent
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    running = make_stream()
+    assert same(running.batch(50, 16), expected) and folder.is_file()
+
+
 def test_a_stream_in_data_loader_workers(make_stream):
     blocks = make_stream()
     expected = [blocks.batch(step, 4) for step in range(40)]
@@ -343,6 +353,10 @@ def test_step_batches(store):
     whole = StepBatches(blocks.rows, 12, 10, schedule=schedule)[2]
     parts = [StepBatches(blocks.rows, 12, 10, schedule=schedule, rank=r, world_size=3)[2] for r in range(3)]
     assert all(torch.equal(torch.cat([part[name] for part in parts]), whole[name]) for name in whole)
+    # The micro steps of one step have one length.
+    uneven = LengthSchedule([(0.0, 16), (0.35, 64)], LENGTH)
+    micro = StepBatches(blocks.rows, 6, 20, schedule=uneven, accumulation=2)
+    assert [micro[i]["input_ids"].shape[1] for i in range(4, 10)] == [16, 16, 16, 16, 64, 64]
     for step in (-1, 10):
         with pytest.raises(IndexError):
             steps[step]

@@ -1,5 +1,6 @@
 """The pretraining scripts from the outside: what they write, that they go on exactly, what they say to mistakes."""
 
+import copy
 import json
 import os
 import shutil
@@ -12,18 +13,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import build
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+)
 
 from hf_tfm import TfmDecoderConfig
 from hf_tfm.checkpoints import complete_checkpoints
-from hf_tfm.objectives import causal
+from hf_tfm.objectives import Masked, causal
+from hf_tfm.optim import zero_init_output_projections
+from hf_tfm.packed_rows import PackedRows
 from hf_tfm.pretraining import (
     PretrainArguments,
+    PretrainTrainer,
     PretrainTrainingArguments,
     build_model,
     describe_text,
     fast_bf16,
     load_tokenizer,
+    masked_evaluation,
     prepare_data,
 )
 from hf_tfm.recipe import parse_recipe
@@ -231,10 +242,25 @@ def test_an_archive_is_named_once(files, tmp_path):
     assert len(facts["sha256"]) == 64 and facts["name"] == "texts.zip"
 
 
-@pytest.mark.parametrize("script, style", [(pretrain_clm, "decoder"), (pretrain_mlm, "encoder")])
-def test_accumulated_batches_equal_whole_ones(files, tmp_path, script, style):
+BERT = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "hidden_dropout_prob": 0,
+        "attention_probs_dropout_prob": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "script, style, changes",
+    [
+        (pretrain_clm, "decoder", {}),
+        (pretrain_clm, "decoder", {"masked_share": 0.5, "compile": "off"}),
+        (pretrain_mlm, "encoder", {}),
+        (pretrain_mlm, "encoder", {"model": "bert.json", "model_overrides": "{}"}),  # whose loss is a mean
+    ],
+)
+def test_accumulated_batches_equal_whole_ones(files, tmp_path, monkeypatch, script, style, changes):
+    (tmp_path / "bert.json").write_text(json.dumps(BERT))
+    monkeypatch.chdir(tmp_path)
     # AdamW from ordinary weights: Muon makes rounding in a zero gradient as large as a step.
-    plain = {"optimizer": "adamw", "zero_init": "false"}
+    plain = {"optimizer": "adamw", "zero_init": "false", **changes}
     halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     runs = {"whole": plain, "halves": {**plain, **halves}}
     curves = {}
@@ -243,6 +269,124 @@ def test_accumulated_batches_equal_whole_ones(files, tmp_path, script, style):
         record = json.loads((tmp_path / name / "run_record.json").read_text())
         curves[name] = [entry["loss"] for entry in record["curve"]] + [record["results"]["loss"]]
     assert curves["halves"] == pytest.approx(curves["whole"], rel=1e-5)
+
+
+def change_text(folder):
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[::-1]))
+
+
+def change_tokenizer(folder):
+    other = train_tokenizer([text.upper() for text in TEXTS], vocab_size=320, style="decoder", num_spare_tokens=0)
+    other.save_pretrained(folder / "decoder")
+
+
+def change_model(folder):
+    (folder / "llama.json").write_text(json.dumps({**LLAMA, "rope_theta": 77.0}))
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (change_text, "another recipe (contents of data: "),
+        (change_tokenizer, "another recipe (contents of tokenizer: "),
+        (change_model, "another recipe (contents of model: "),
+    ],
+)
+def test_files_that_changed_under_their_names_do_not_resume(files, tmp_path, capsys, change, said):
+    for name in ("train.jsonl", "held_out.jsonl"):
+        shutil.copy(files / name, tmp_path / name)
+    shutil.copytree(files / "decoder", tmp_path / "decoder")
+    (tmp_path / "llama.json").write_text(json.dumps(LLAMA))
+    fields = {"model": tmp_path / "llama.json", "model_overrides": "{}", "max_steps": 4}
+    command = arguments(tmp_path, tmp_path / "run", **fields)
+    assert pretrain_clm.main(command) == 0
+    for name in ("run_record.json", "config.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()  # as if it had been killed after its last checkpoint
+    change(tmp_path)
+    assert pretrain_clm.main(command) == 2
+    assert said in capsys.readouterr().err
+
+
+ROW = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+       "max_position_embeddings": 66, "initializer_range": 0.3, "pad_token_id": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize("zero_init", [False, True])
+@pytest.mark.parametrize(
+    "name, auto, fields, apart",
+    [
+        ("llama", AutoModelForCausalLM, {}, True),
+        ("opt", AutoModelForCausalLM, {"ffn_dim": 48, "word_embed_proj_dim": 32}, True),
+        ("mamba", AutoModelForCausalLM, {}, False),
+        ("bert", AutoModelForMaskedLM, {}, True),
+        ("roberta", AutoModelForMaskedLM, {}, True),
+        ("electra", AutoModelForMaskedLM, {"embedding_size": 16}, True),
+        ("modernbert", AutoModelForMaskedLM, {"local_attention": 6}, True),
+    ],
+)
+def test_any_architecture_reads_packed_texts_as_if_alone(name, auto, fields, apart, zero_init):
+    torch.manual_seed(0)
+    model = auto.from_config(AutoConfig.for_model(name, **{**ROW, **fields})).eval()
+    model.config.use_cache = False  # as Trainer sets it
+    trained = copy.deepcopy(model)
+    if zero_init:
+        zero_init_output_projections(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    rows = PackedRows.of(model)
+    assert rows.apart == apart
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    ids, lengths = torch.randint(2, 99, (2, 32)), (14, 12, 6)
+    inputs = rows.fit({"input_ids": ids, "position_ids": torch.cat([torch.arange(n) for n in lengths]).repeat(2, 1)})
+    together = trained(**inputs).logits.split(lengths, dim=1)
+    alone = [trained(input_ids=part).logits for part in ids.split(lengths, dim=1)]
+    near = [torch.allclose(one, other, atol=1e-4) for one, other in zip(together, alone, strict=True)]
+    assert all(near) == apart
+
+
+def test_a_decay_of_1_lasts_all_the_run(files, tmp_path):
+    changes = {"warmup": 0, "decay": 1.0, "logging_steps": 1}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
+    curve = json.loads((tmp_path / "run" / "run_record.json").read_text())["curve"]
+    rates = [entry["learning_rate"] for entry in curve]
+    assert rates == sorted(set(rates), reverse=True) and rates[-1] < rates[0] / 5
+
+
+def test_a_tokenizer_without_a_pad_token(files, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(files / "decoder")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", tokenizer=tmp_path / "tokenizer")) == 0
+
+
+def test_validation_text_of_which_nothing_is_masked(files, tmp_path, capsys):
+    """Such a batch counts for nothing; if there is no other, one line says so."""
+    long, short = json.dumps({"text": "the miller asked the river for a story " * 3}), json.dumps({"text": "a"})
+    for name, text in (("both", f"{long}\n{short}\n"), ("short", short)):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+        changes = {"validation_data": tmp_path / f"{name}.jsonl", "per_device_eval_batch_size": 1, "max_steps": 2}
+        capsys.readouterr()
+        done = pretrain_mlm.main(arguments(files, tmp_path / name, "encoder", **changes))
+        assert done == (0 if name == "both" else 2)
+    assert "short.jsonl: too little text, nothing is predicted" in capsys.readouterr().err
+
+
+def test_z_loss_weighs_as_much_in_any_number_of_processes(files, tmp_path, monkeypatch):
+    fields = arguments(files, tmp_path, z_loss=0.1)
+    script, args = parse_recipe(fields, PretrainArguments, PretrainTrainingArguments)
+    tokenizer = load_tokenizer(script.tokenizer)
+    model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+    data = prepare_data(script, args, tokenizer, model, causal)
+    trainer = PretrainTrainer(model=model, args=args, processing_class=tokenizer, data=data, script=script)
+    losses = []
+    for processes in (1, 2):
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
+        loss = trainer.compute_loss(model, dict(data.train[0]), num_items_in_batch=torch.tensor(200))
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)  # of which the gradients' mean makes the sum
 
 
 def test_masked_run(files, tmp_path, capsys):
@@ -259,7 +403,7 @@ def test_an_encoder_may_begin_with_next_tokens(files, tmp_path, capsys):
         "whole": {},
         "halves": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     }.items():
-        fields = {"causal_first": 0.5, "per_device_train_batch_size": 4, **changes}
+        fields = {"causal_first": 0.5, "per_device_train_batch_size": 4, "optimizer": "adamw", **changes}
         assert pretrain_mlm.main(arguments(files, tmp_path / name, "encoder", **fields)) == 0
         records[name] = json.loads((tmp_path / name / "run_record.json").read_text())
     assert records["halves"]["results"]["loss"] == pytest.approx(records["whole"]["results"]["loss"], rel=1e-5)
@@ -422,10 +566,19 @@ def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):
     assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
     results = json.loads((tmp_path / "run" / "run_record.json").read_text())["results"]
     assert {"bits_per_byte", "masked_loss"} <= results.keys()
-    causal = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    # What is masked is the same however many rows are measured together.
+    script, args = parse_recipe(arguments(files, tmp_path), PretrainArguments, PretrainTrainingArguments)
+    tokenizer, masks = load_tokenizer(script.tokenizer), []
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    for args.per_device_eval_batch_size in (2, 3, 16):
+        data = prepare_data(script, args, tokenizer, model, causal)
+        batches = masked_evaluation(data, Masked(tokenizer, 0.15))
+        masks.append(torch.cat([batch["labels"] for batch in batches]))
+    assert len(masks[0]) % 3 and torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
+    writer = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     masked, found = AutoModelForMaskedLM.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not found["missing_keys"] and not found["unexpected_keys"]
-    for name, weight in causal.state_dict().items():
+    for name, weight in writer.state_dict().items():
         assert torch.equal(weight, masked.state_dict()[name]), name
     # Only half of the steps were causal ones: it is another model than the causal objective alone gives.
     assert pretrain_clm.main(arguments(files, tmp_path / "causal")) == 0

@@ -119,7 +119,9 @@ def choose_objective(script: CausalArguments, args, tokenizer, model) -> Callabl
         return Denoisers(tokenizer, parse_shares(script.denoisers), args.seed)
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
     rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows)
-    return Hybrid(Masked(tokenizer, rate, seed=args.seed), script.masked_share, args.world_size)
+    # All rows of a step are of one kind, over however many processes and accumulated batches they are shared.
+    parts = args.world_size * args.gradient_accumulation_steps
+    return Hybrid(Masked(tokenizer, rate, seed=args.seed), script.masked_share, parts)
 
 
 def continue_text(model, tokenizer, prompt: str, seed: int) -> str:
