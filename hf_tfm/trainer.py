@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import logging
 import math
 import os
 import signal
@@ -163,6 +164,11 @@ def check_arguments(args: TrainingArguments, model: str, ignored: Mapping[str, s
         raise InputError(f"--output_dir {folder} is the folder of --model: give another one")
 
 
+def _not_compared_again(line: logging.LogRecord) -> bool:
+    """Trainer takes a share of the run (`eval_steps: 0.2`) for another number of steps; recipes are compared anyway."""
+    return "do not match the ones in the `trainer_state.json`" not in line.getMessage()
+
+
 def data_seed(args: TrainingArguments) -> int:
     """What the order of the training data is drawn with."""
     return args.seed if args.data_seed is None else args.data_seed
@@ -254,9 +260,12 @@ class RunMixin(PushMixin):
             if self.record is not None:
                 self.record.go_on_from(Path(checkpoint))
         transformers_logging.disable_progress_bar()  # there is one line already
+        stock = transformers_logging.get_logger("transformers.trainer_utils")
+        stock.addFilter(_not_compared_again)
         try:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
+            stock.removeFilter(_not_compared_again)
             self.stop_on_signal.restore()
             self.progress_line.close()
 
