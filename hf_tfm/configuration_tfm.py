@@ -119,7 +119,8 @@ class TfmConfig(PreTrainedConfig):
             `full_attention` or `sliding_attention` for each layer. By default all sliding if there is a
             `sliding_window`, else all full.
         sliding_window (`int`, *optional*):
-            Decoder: tokens that a sliding layer sees, itself included. Encoder: tokens that it sees on each side.
+            Decoder: tokens that a sliding layer sees, itself included, so two or more. Encoder: tokens that it sees on
+            each side.
         type_vocab_size (`int`): Number of segment embeddings (`token_type_ids`), 0 for none.
         scale_embeddings (`bool`): Multiply the token embeddings by the root of `hidden_size`, as in 2017.
         hidden_dropout (`float`): Dropout after each sublayer.
@@ -419,6 +420,12 @@ class TfmDecoderConfig(TfmConfig):
             "AutoModelForQuestionAnswering": "modeling_tfm_decoder.TfmDecoderForQuestionAnswering",
         }
         super().__post_init__(**kwargs)
+
+    def validate_layer_type(self) -> None:
+        """As for all, and a window that caches can hold."""
+        super().validate_layer_type()
+        if self.sliding_window == 1:
+            raise ValueError("sliding_window must be at least 2: for one token transformers' caches keep all others")
 
     def validate_logits(self) -> None:
         """A cap of 0 would divide by it."""

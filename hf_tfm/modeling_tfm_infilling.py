@@ -7,6 +7,14 @@ import torch
 from torch import nn
 
 
+# Settings of other models' `generate` that ask for what happens here, with these values or with any.
+_AS_IT_IS: dict[str, tuple] = {
+    "do_sample": (False, None),
+    "num_beams": (1, None),
+    **dict.fromkeys(("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"), ()),
+}
+
+
 class TfmInfilling:
     """
     Gives a masked LM a `generate` that fills several masks together, or writes at the end of a text.
@@ -29,12 +37,16 @@ class TfmInfilling:
             input_ids: `(batch, length)`; its mask tokens are filled.
             attention_mask: `(batch, length)`, 0 at padding.
             max_new_tokens: masks to set behind each row's text, in front of a closing separator, and to fill as well.
-            settings: as in [`fill_masks_together`].
+            settings: as in [`fill_masks_together`]. Raises `ValueError` for others that would change nothing, such as
+                `num_beams=4`.
 
         Returns: `(batch, length + max_new_tokens)` without masks; padding is on the right if masks were added.
         """
         if input_ids is None and (input_ids := settings.pop("inputs", None)) is None:
             raise ValueError("a masked LM fills the mask tokens of a text: input_ids are missing")
+        for name, values in _AS_IT_IS.items():
+            if not values or settings.get(name) in values:
+                settings.pop(name, None)
         known = {*inspect.signature(fill_masks_together).parameters, *inspect.signature(self.forward).parameters}
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f"a masked LM's generate does not know {', '.join(unknown)}")

@@ -187,6 +187,7 @@ def test_a_mistake_is_one_line_that_names_its_fields(config_class, fields, words
     "config_class, fields, words",
     [
         (TfmDecoderConfig, dict(final_logit_softcapping=0.0), ["final_logit_softcapping"]),
+        (TfmDecoderConfig, dict(sliding_window=1), ["sliding_window", "at least 2"]),
         (TfmEncoderConfig, dict(head_act="swish2"), ["head_act", "swish2", "gelu"]),
         (TfmEncoderConfig, dict(classifier_pooling="max"), ["classifier_pooling", "max", "mean"]),
         (TfmEncoderConfig, dict(mask_token_id=-1), ["mask_token_id", "-1"]),

@@ -233,7 +233,7 @@ def test_the_last_token_is_found_by_mask_and_not_by_id(name):
     assert not torch.allclose(model(input_ids=ids[:, :3]).logits, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("window", [2, 3])
 @torch.no_grad()
 def test_the_window_is_as_wide_as_documented(window):
     """A change of one token reaches exactly the tokens whose window holds it."""
@@ -492,3 +492,6 @@ def test_what_would_be_ignored_is_refused():
         assert torch.equal(model(ids, is_causal=None).last_hidden_state, model(ids).last_hidden_state)
     with pytest.raises(ValueError, match="does not know temprature"):
         build("TfmEncoderForMaskedLM").generate(ids, max_new_tokens=3, temprature=0.5)
+    with pytest.raises(ValueError, match="does not know do_sample, num_beams"):
+        build("TfmEncoderForMaskedLM").generate(ids, max_new_tokens=3, do_sample=True, num_beams=2)
+    build("TfmEncoderForMaskedLM").generate(ids, max_new_tokens=3, do_sample=False, use_cache=True, eos_token_id=3)

@@ -47,7 +47,7 @@ def switches(draw, family: str) -> dict:
     layers = draw(st.integers(1, 3))
     positions = draw(st.sampled_from(["rope", "learned", "sinusoidal", "none"]))
     norm = draw(st.sampled_from(["rmsnorm", "layernorm"]))
-    window = draw(st.sampled_from([None, 1, 3, 40]))
+    window = draw(st.sampled_from([None, 2 if family == "decoder" else 1, 3, 40]))
     layer_types = None
     if window is not None:
         kinds = st.sampled_from(["full_attention", "sliding_attention"])
