@@ -1,6 +1,7 @@
 """How a masked LM writes: it fills mask tokens step by step, the surest first, and takes back the least sure."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,14 @@ class TfmInfilling:
     masked-diffusion models and write best this way (Nie et al. 2025, https://huggingface.co/papers/2502.09992).
     """
 
-    def generate(
+    @property
+    def generate(self) -> Callable[..., torch.Tensor]:
+        """[`TfmInfilling.fill`]; without a `mask_token_id` not there, since what has a `generate` is expected to write."""
+        if self.config.mask_token_id is None:
+            raise AttributeError("the model's config names no mask_token_id, so there is nothing to fill")
+        return self.fill
+
+    def fill(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

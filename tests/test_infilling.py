@@ -118,7 +118,8 @@ def test_text_without_masks_comes_back_as_it_was(model):
 
 
 @pytest.mark.parametrize("new", [0, 2])
-def test_a_model_without_a_mask_token_is_refused(new):
+def test_a_model_without_a_mask_token_fills_nothing(new):
     model = type(build("TfmEncoderForMaskedLM"))(encoder_config(mask_token_id=None))
+    assert not hasattr(model, "generate")
     with pytest.raises(ValueError, match="mask_token_id"):
-        model.generate(torch.tensor([[CLS, 3, SEP]]), max_new_tokens=new)
+        model.fill(torch.tensor([[CLS, 3, SEP]]), max_new_tokens=new)
