@@ -28,7 +28,7 @@ class TfmInfilling:
 
     @property
     def generate(self) -> Callable[..., torch.Tensor]:
-        """[`TfmInfilling.fill`]; without a `mask_token_id` not there, since what has a `generate` is expected to write."""
+        """[`TfmInfilling.fill`]; without a `mask_token_id` not there: what has a `generate` is expected to write."""
         if self.config.mask_token_id is None:
             raise AttributeError("the model's config names no mask_token_id, so there is nothing to fill")
         return self.fill
