@@ -360,6 +360,11 @@ def test_recipes_name_fields_that_there_are(name):
     assert recipe.test_file and isinstance(recipe.train_file, list) and args.output_dir
 
 
+def test_no_test_file_takes_back_a_recipes():
+    recipe = finetune_qa.QuestionRecipe(model="m", train_file=["a"], validation_file=["b", ""], test_file=[""])
+    assert recipe.test_file is None and recipe.validation_file == ["b"]
+
+
 def test_adapters_that_nobody_could_load_are_refused(models, files, tmp_path, capsys):  # noqa: F811
     """transformers' LlamaForQuestionAnswering does not find the weights of a LlamaForCausalLM."""
     out = tmp_path / "out"

@@ -49,6 +49,13 @@ class QuestionRecipe(FinetuningRecipe):
     )
     baselines: bool = field(default=True, metadata={"help": "Measure simple rules at the end."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # As with one file: `--test_file ""` takes back what a recipe says.
+        self.validation_file, self.test_file = (
+            [name for name in files or () if name] or None for files in (self.validation_file, self.test_file)
+        )
+
     @property
     def fields(self) -> tuple[str, str, str]:
         return self.question_field, self.context_field, self.answers_field
