@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable
+from functools import update_wrapper
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,6 +18,24 @@ _AS_IT_IS: dict[str, tuple] = {
 }
 
 
+class WithMaskToken:
+    """
+    A method that is not there if the model's config names no mask token: what has a `generate` is expected to write.
+    Another may be put in its place, as programs do that wrap models.
+    """
+
+    def __init__(self, method: Callable[..., torch.Tensor]):
+        self.method = method
+        update_wrapper(self, method)
+
+    def __get__(self, model: nn.Module | None, owner: type) -> Callable[..., torch.Tensor]:
+        if model is None:
+            return self.method
+        if model.config.mask_token_id is None:
+            raise AttributeError("the model's config names no mask_token_id, so there is nothing to fill")
+        return MethodType(self.method, model)
+
+
 class TfmInfilling:
     """
     Gives a masked LM a `generate` that fills several masks together, or writes at the end of a text.
@@ -26,14 +46,8 @@ class TfmInfilling:
     masked-diffusion models and write best this way (Nie et al. 2025, https://huggingface.co/papers/2502.09992).
     """
 
-    @property
-    def generate(self) -> Callable[..., torch.Tensor]:
-        """[`TfmInfilling.fill`]; without a `mask_token_id` not there: what has a `generate` is expected to write."""
-        if self.config.mask_token_id is None:
-            raise AttributeError("the model's config names no mask_token_id, so there is nothing to fill")
-        return self.fill
-
-    def fill(
+    @WithMaskToken
+    def generate(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
