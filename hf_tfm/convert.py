@@ -26,12 +26,12 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from . import modeling_tfm_decoder, modeling_tfm_encoder
-from .card import write_card
+from .card import rewrite_card
 from .configuration_tfm import TfmConfig
 from .errors import InputError
 from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
 from .families import FAMILIES, Family
-from .record import RECORD_FILE, model_facts, read_record
+from .record import RECORD_FILE, model_facts
 
 
 Weights = dict[str, torch.Tensor]
@@ -162,7 +162,8 @@ def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: 
         del native
         carry_over(Path(source), folder)
         written = native_class.from_pretrained(folder, **_pooler_option(native_class, model))
-        _retell_card(folder, written)
+        if (folder / RECORD_FILE).is_file():
+            rewrite_card(folder, model=model_facts(written))
         check = compare(model.float(), TorchSide(written.float()), rows_for(model.config, Path(source)))
         report = report_on(family, dtype, model, source, folder, check)
     return Conversion(type(written).__name__, written.num_parameters(), check.max_difference, report=report)
@@ -533,14 +534,6 @@ def carry_over(source: Path, folder: Path, gguf_file: str | None = None) -> None
         if name and Path(name).name == name and (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
     _carry_tokenizer(source, folder, gguf_file)
-
-
-def _retell_card(folder: Path, model: PreTrainedModel) -> None:
-    """A card made from a run record is made again for the class that the folder holds now."""
-    if (folder / RECORD_FILE).is_file():
-        record = {**read_record(folder), "model": model_facts(model)}
-        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-        write_card(folder)
 
 
 def _carry_tokenizer(source: Path, folder: Path, gguf_file: str | None) -> None:

@@ -1,19 +1,18 @@
 """What `hf-tfm export` does: one folder out for each kind of program that runs models, compared before it is done."""
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 
 import torch
 from transformers import TorchAoConfig
 
-from .card import EVALUATION_FILE, task_of, write_card
+from .card import EVALUATION_FILE, rewrite_card, task_of
 from .convert import carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
 from .errors import InputError
 from .export_check import Report, TorchSide, compare, report_on, rows_for, write_usage
 from .families import FAMILIES
-from .record import RECORD_FILE, read_record
+from .record import RECORD_FILE
 
 
 ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
@@ -88,9 +87,7 @@ def export_rounded(source: str | os.PathLike, target: str | os.PathLike, to: str
         if (folder / RECORD_FILE).is_file():
             change = f"outputs differ by {check.relative_difference:.1e} of their norm"
             weights = f"{name}, rounded after the run; its figures and samples are from before ({change})"
-            record = json.dumps({**read_record(folder), "weights": weights}, indent=1, ensure_ascii=False)
-            (folder / RECORD_FILE).write_text(record, encoding="utf-8")
-            write_card(folder)
+            rewrite_card(folder, weights=weights)
         return report
 
 

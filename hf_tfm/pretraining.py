@@ -45,6 +45,11 @@ _IGNORED = {
     "warmup_steps": "give --warmup",
     "num_train_epochs": "a run is counted in steps, give --max_steps",
     "train_sampling_strategy": "batches follow from the seed and the number of the step",
+    "ignore_data_skip": "a run goes on at its very batch without reading the ones before",
+    **dict.fromkeys(
+        ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+        "a batch is made in less than a millisecond",
+    ),
     "label_smoothing_factor": "bits per byte want the plain loss",
 }
 

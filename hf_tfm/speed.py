@@ -17,16 +17,17 @@ SAVED_SHARE = 0.1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MADV_HUGEPAGE, LARGE_PAGE = -1, -3, 14, 2**21
 
 
-def keep_freed_memory(reserve: int = 2**30 - LARGE_PAGE) -> bool:
+# Bytes of address space, not of memory, that are to have large pages; below the threshold for blocks of their own.
+RESERVED = 2**30 - LARGE_PAGE
+
+
+def keep_freed_memory() -> bool:
     """
     Let this process keep the memory of freed tensors for the next ones, in large pages where the kernel has them.
 
     glibc gives large blocks back as soon as they are free, and the kernel zeroes them, page by page, when the next step
     asks for the same again: a quarter of the time of a small model's step (`training/LOG.md`). What a process has taken
     it then holds until it ends. Settings in the environment (`MALLOC_…`, `GLIBC_TUNABLES`) stand.
-
-    Args:
-        reserve: bytes of address space, not of memory, that are to have large pages.
 
     Returns:
         Whether something was set: only glibc has these settings.
@@ -41,10 +42,10 @@ def keep_freed_memory(reserve: int = 2**30 - LARGE_PAGE) -> bool:
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     # Freed, the untouched block stays at the top of the heap, where the next blocks are cut from.
-    start = libc.malloc(reserve)
+    start = libc.malloc(RESERVED)
     if start:
         aligned = -(-start // LARGE_PAGE) * LARGE_PAGE
-        libc.madvise(aligned, (start + reserve - aligned) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
+        libc.madvise(aligned, (start + RESERVED - aligned) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
         libc.free(start)
     return True
 

@@ -491,6 +491,8 @@ SETTINGS = {
     "nothing to measure": ({"validation_tokens": 0}, "--validation_tokens 0"),
     "another schedule": ({"lr_scheduler_type": "cosine"}, "--lr_scheduler_type has no effect in this script"),
     "decay over more than the run": ({"decay": 3}, "decay 3: a share of the run"),
+    "loading ahead": ({"dataloader_num_workers": 2}, "--dataloader_num_workers has no effect in this script"),
+    "data read again": ({"ignore_data_skip": "true"}, "--ignore_data_skip has no effect in this script"),
     "another warm-up": ({"warmup_steps": 10}, "give --warmup"),
     "another optimizer": ({"adam_beta2": 0.95}, "--adam_beta2 has no effect in this script"),
     "smoothing": ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor has no effect"),

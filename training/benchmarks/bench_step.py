@@ -14,7 +14,6 @@ the fastest with it.
 import argparse
 import copy
 import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -24,6 +23,7 @@ from side_by_side import (
     apart,
     causal_configs,
     fastest,
+    first_calls,
     interleaved,
     masked_configs,
     parameters,
@@ -97,11 +97,7 @@ def build(names: list[str], kind: str, args: argparse.Namespace) -> tuple[dict[s
 def measure(kind: str, args: argparse.Namespace) -> None:
     peers = {"causal": ["llama", "gpt2"], "masked": ["modernbert", "bert"]}[kind]
     with apart(build, peers, kind, args) as (steps, sizes):
-        first = {}
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            first[name] = time.perf_counter() - started
+        first = first_calls(steps)
         seconds = {name: spread(samples) for name, samples in interleaved(steps, args.repeats).items()}
     bf16 = fast_bf16() and not args.fp32
     print(f"{kind}, {args.rows} rows of {args.length}, {'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} threads")

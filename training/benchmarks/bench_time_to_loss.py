@@ -40,6 +40,7 @@ from side_by_side import (
     SHAPES,
     apart,
     causal_configs,
+    first_calls,
     interleaved,
     masked_configs,
     spread,
@@ -333,11 +334,7 @@ class Bench:
         ours, loss = self.fewest_steps(goal, steps, seeds)
         recipe = args.recipe
         with apart(build, [name], args, {"hf_tfm": recipe, name: settings}, ours) as (functions, counts):
-            first = {}
-            for step, function in functions.items():
-                started = time.perf_counter()
-                function()
-                first[step] = time.perf_counter() - started
+            first = first_calls(functions)
             seconds = {step: spread(samples) for step, samples in interleaved(functions, args.repeats).items()}
 
         def wall(who: str, count: int, mark: str = "") -> tuple[float, str]:

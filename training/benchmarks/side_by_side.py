@@ -96,6 +96,16 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int, warmups: 
     return seconds
 
 
+def first_calls(functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds of the first call of each, the compiler's among them."""
+    seconds = {}
+    for name, function in functions.items():
+        started = time.perf_counter()
+        function()
+        seconds[name] = time.perf_counter() - started
+    return seconds
+
+
 # What marks an opponent that runs with this project's setting of the allocator.
 KEPT = ", memory kept"
 
