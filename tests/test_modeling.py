@@ -106,13 +106,18 @@ def test_a_document_may_have_gaps(family, shape):
     # A window counts the tokens that are there, masked or not: here it holds all of them.
     window = {} if (model := build(f"Tfm{family}Model", shape)).config.sliding_window is None else {"sliding_window": 9}
     model, ids = build(f"Tfm{family}Model", shape, **window), random_ids(2, 9)
-    positions, mask = torch.arange(9).expand(2, -1), torch.ones(2, 9, dtype=torch.long)
-    mask[0, 3] = mask[1, 5:7] = 0
+    positions, mask = torch.arange(9).expand(2, -1), torch.ones(2, 9, dtype=torch.bool)
+    mask[0, 3] = mask[1, 5:7] = False
+    seen = mask[:, None, None, :].expand(-1, 1, 9, 9)  # as a dense mask, in which nobody looks for documents
+    if family == "Decoder":
+        seen = seen & torch.ones(9, 9, dtype=torch.bool).tril()
     with torch.no_grad():
-        holes = model(ids, attention_mask=mask, position_ids=positions).last_hidden_state
-        for row, kept in enumerate(mask.bool()):
+        expected = model(ids, attention_mask=seen, position_ids=positions).last_hidden_state
+        holes = model(ids, attention_mask=mask.long(), position_ids=positions).last_hidden_state
+        assert_close(holes[mask], expected[mask], **CLOSE)
+        for row, kept in enumerate(mask):
             short = model(ids[row : row + 1, kept], position_ids=positions[:1, kept]).last_hidden_state
-            assert_close(holes[row : row + 1, kept], short, **CLOSE)
+            assert_close(short[0], expected[row, kept], **CLOSE)
 
 
 def test_documents_begin_where_positions_do_not_rise():
