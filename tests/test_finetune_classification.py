@@ -571,6 +571,23 @@ def test_pooling_takes_the_place_of_a_pooler(tmp_path):
         torch.testing.assert_close(pooled.eval()(torch.cat([one, two])).logits, expected)
 
 
+@pytest.mark.parametrize("base", ["encoder", "bert", "decoder"])
+def test_keeping_the_first_layers(models, base):
+    path, fields = str(models / base), {"num_labels": 2}
+    whole, _ = load_model(AutoModelForSequenceClassification, FinetuningRecipe(path, ""), build_tokenizer(), **fields)
+    recipe = FinetuningRecipe(path, "", keep_layers=1)
+    cut, new = load_model(AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields)
+    body, parts = cut.base_model.state_dict(), whole.base_model.state_dict()
+    # Neither the pooler, which BERT's folder has, nor anything below the second block is new.
+    assert not [name for name in new if name in {f"{cut.base_model_prefix}.{part}" for part in body}]
+    assert body.keys() == {name for name in parts if ".1." not in name}
+    assert all(torch.equal(body[name], parts[name]) for name in body)
+    if base != "bert":
+        assert whole.config.num_hidden_layers == len(whole.config.layer_types) > len(cut.config.layer_types) == 1
+    with pytest.raises(InputError, match="keep_layers 9: this .* has 2 blocks"):
+        load_model(AutoModelForSequenceClassification, FinetuningRecipe(path, "", keep_layers=9), build_tokenizer())
+
+
 def _drop(name):
     return lambda rows: [row.pop(name) for row in rows[2:3]]
 
@@ -621,6 +638,8 @@ def test_bad_files_and_settings_stop_it_in_one_line(models, files, tmp_path, cap
         (dict(model=tmp_path / "none"), "there is no such folder"),
         (dict(model="nobody/nothing-at-all"), "no tokenizer can be loaded"),
         (dict(max_length=65), "max_length 65"),
+        (dict(keep_layers=0), "keep_layers 0: this bert has 2 blocks"),
+        (dict(keep_layers=1, lora="true"), "keep_layers: an adapter is loaded on its whole base"),
         (dict(text_field="body"), "--text_field"),
         (dict(text_pair_field="second"), "--text_pair_field"),
         (dict(label_field="kind"), "--label_field"),
