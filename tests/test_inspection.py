@@ -169,8 +169,8 @@ def test_help_and_mistakes_import_no_torch(arguments, code):
     assert done.stdout.splitlines()[-1] == f"[] {code}", done.stderr
 
 
-def test_the_command_runs_the_package(tmp_path, capsys):
-    import hf_tfm_command
-
-    assert hf_tfm_command.main(["inspect", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere: no such folder" in capsys.readouterr().err
+def test_the_command_runs_the_package_and_says_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "hf_tfm_command", "inspect", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "nowhere: no such folder" in done.stderr
