@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LORA_VARIANTS = ("lora", "dora", "rslora")
 _HEADS = ("classifier", "score", "qa_outputs")
+# Those that PEFT trains and saves by itself, by task.
+_PEFT_HEADS = {"SEQ_CLS": _HEADS[:2], "TOKEN_CLS": _HEADS[:2], "QUESTION_ANS": _HEADS[2:]}
 
 
 def add_adapter(
@@ -48,8 +50,7 @@ def add_adapter(
     # All of "all-linear" but these: PEFT leaves the head of SEQ_CLS out by itself, those of other tasks it would wrap.
     heads = {name for name in _HEADS if hasattr(model, name)} if task_type != "CAUSAL_LM" else set()
     whole = {name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new} | heads
-    if task_type in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"):
-        whole -= heads  # these PEFT adds by itself
+    whole -= set(_PEFT_HEADS.get(task_type or "", ()))
     config = LoraConfig(
         task_type=task_type,
         r=recipe.lora_rank,

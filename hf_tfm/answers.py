@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .conversations import IGNORED
 from .evaluation import LanguageModel, Row
-from .finetuning import FinetuningTrainer, refuse_diverged
+from .finetuning import FinetuningTrainer, longest_input, refuse_diverged
 from .metrics import Estimate, bootstrap
 
 
@@ -40,7 +40,7 @@ def answer(
     batch_size: int = 16,
 ) -> list[Answer]:
     """
-    The likeliest continuation of each prompt, token by token.
+    The likeliest continuation of each prompt, token by token, as far as the model can take it.
 
     Args:
         prompts: token ids.
@@ -60,14 +60,21 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=own.bos_token_id,
     )
-    answers: list[Any] = [None] * len(prompts)
+    answers: list[Any] = [Answer("", False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    most = longest_input(model.config) or 1 << 20
     with _at_rest(model):
         # What a call leaves open is taken from here: temperatures, penalties.
         model.generation_config = greedy
-        for first in range(0, len(order), batch_size):
-            numbers = order[first : first + batch_size]
-            longest = len(prompts[numbers[0]])
+        while order:
+            longest = len(prompts[order[0]])
+            room = min(max_new_tokens, most - longest)
+            # What the model has no place for is left out, of each prompt by itself, whatever stands beside it.
+            numbers = order[: batch_size if room == max_new_tokens else 1]
+            del order[: len(numbers)]
+            if room < 1:
+                continue
+            greedy.max_new_tokens = room
             lengths = torch.tensor([len(prompts[number]) for number in numbers], device=model.device)
             ids = [[tokenizer.pad_token_id] * (longest - len(prompts[n])) + list(prompts[n]) for n in numbers]
             said = model.generate(

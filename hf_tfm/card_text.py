@@ -210,6 +210,10 @@ def _loading(record: dict[str, Any]) -> str:
         if record["model"]["class"].endswith("Classification"):
             labels = {int(number): name for number, name in record["model"]["config"]["id2label"].items()}
             own += f", id2label={labels}"
+        if record.get("pooling"):
+            config = record["model"]["config"]
+            chosen = (name for name in ("classifier_pooling", "use_pooler") if name in config)
+            own += "".join(f", {name}={config[name]!r}" for name in chosen)
         lines.insert(0, "from peft import PeftConfig, PeftModel")
         lines.append("base = PeftConfig.from_pretrained(path).base_model_name_or_path  # or where you have it")
         lines.append(f"model = {auto_class}.from_pretrained(base{own}{trust})")

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .errors import InputError
 from .finetuning import refuse_diverged
 from .metrics import Estimate, bootstrap, proportion
-from .records import Records
+from .records import Records, read_list
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -77,6 +77,8 @@ class Task:
         return labels
 
     def _id(self, value: Any, place: str) -> int:
+        if not written_label(value).strip():  # as a table leaves a label open
+            raise InputError(f"{place}: a label in field {self.field!r} is blank; mend or drop this record")
         number = self.ids.get(written_label(value))
         if number is None or (self.known is not None and number not in self.known):
             there = ", ".join(self.names[:8]) + (" …" if len(self.names) > 8 else "")
@@ -198,14 +200,11 @@ def read_task(train: Records, field: str = "label", problem_type: str | None = N
     if problem_type == _REGRESSION:
         return Task(problem_type, [field], field, {})
 
-    written = {
-        written_label(one): None for value in values for one in (_several(value) if problem_type == _MULTI else [value])
-    }
+    written = written_labels(values, problem_type)
     listed = listed_names(Path(train.path).parent / "labels.json", field)
     told = None if listed or problem_type == _MULTI else _told_names(train, field)
     if listed:
-        names, ids = listed, {str(number): number for number in range(len(listed))}
-        ids.update((name, number) for number, name in enumerate(names))
+        names, ids = listed, label_ids(listed, written)
     else:
         order = sorted(written, key=_order(written))
         names = [told[value] for value in order] if told else order
@@ -235,7 +234,7 @@ def baselines(
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.multiclass import OneVsRestClassifier
-    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.pipeline import make_union
 
     # In a large set what occurs once helps nobody and makes the fit many times slower.
     often = 2 if len(train_texts) >= 1000 else 1
@@ -243,19 +242,29 @@ def baselines(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=often),
         TfidfVectorizer(analyzer="char", ngram_range=(2, 4), sublinear_tf=True, min_df=often),
     )
+    try:
+        vectors = (vectorizer := words_and_characters).fit_transform(train_texts)
+    except ValueError:  # there are no words, as in emoji, or none stands in two texts
+        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True)
+        vectors = vectorizer.fit_transform(train_texts)
+    seen = vectorizer.transform(texts)
     if task.problem_type == _REGRESSION:
-        models = {"mean": DummyRegressor(), "TF-IDF + ridge": make_pipeline(words_and_characters, Ridge())}
+        models = {"mean": DummyRegressor(), "TF-IDF + ridge": Ridge()}
     else:
         linear = LogisticRegression(C=10, max_iter=1000)
         linear = OneVsRestClassifier(linear) if task.problem_type == _MULTI else linear
         models = {
             "majority": DummyClassifier(strategy="most_frequent"),
-            "TF-IDF + logistic regression": make_pipeline(words_and_characters, linear),
+            "TF-IDF + logistic regression": linear,
         }
     target = np.asarray(train_labels)
     if task.problem_type == _MULTI:
         target = target.astype(int)
-    return {name: np.asarray(model.fit(train_texts, target).predict(texts)) for name, model in models.items()}
+    # scikit-learn gives a single column as a plain row.
+    return {
+        name: np.asarray(model.fit(vectors, target).predict(seen)).reshape(len(texts), *target.shape[1:])
+        for name, model in models.items()
+    }
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -272,8 +281,9 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     figure.colorbar(image, ax=axes, label="share of the label's records", shrink=0.8)
     size = 9 if len(names) <= _SHOWN_CELLS else 6
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=90 if len(names) > 4 else 0, fontsize=size)
-    axes.set_yticks(ticks, names, fontsize=size)
+    # Two dollars in a label are no formula.
+    axes.set_xticks(ticks, names, rotation=90 if len(names) > 4 else 0, fontsize=size, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
     axes.set(xlabel="predicted", ylabel="actual")
     if len(names) <= _SHOWN_CELLS:
         for (actual, predicted), count in np.ndenumerate(matrix):
@@ -299,8 +309,28 @@ def written_label(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def written_labels(values: Sequence[Any], problem_type: str) -> dict[str, None]:
+    """The labels that occur in a field, as text, in the order of their first record."""
+    several = (_several(value) if problem_type == _MULTI else [value] for value in values)
+    return dict.fromkeys(written_label(one) for labels in several for one in labels)
+
+
+def label_ids(names: Sequence[str], written: Iterable[str]) -> dict[str, int]:
+    """
+    Ids by what the records of a file write: names, or numbers from 0. Where names are numbers themselves, as the stars
+    of a review, "1" could be either: then all records write the one or all the other.
+    """
+    by_number = {str(number): number for number in range(len(names))}
+    by_name = {name: number for number, name in enumerate(names)}
+    if all(by_number.get(name, number) == number for name, number in by_name.items()):
+        return by_number | by_name
+    return by_name if by_name.keys() >= set(written) else by_number
+
+
 def _several(value: Any) -> list[Any]:
-    """The labels of a multi-label record: a list, or text with commas (CSV)."""
+    """The labels of a multi-label record: a list, or text (CSV) that [`read_list`] reads or that has commas."""
+    if isinstance(value, str) and (listed := read_list(value)) is not None:
+        return listed
     if isinstance(value, str):
         return [name.strip() for name in value.split(",") if name.strip()]
     return value if isinstance(value, list) else [value]

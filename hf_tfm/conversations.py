@@ -12,7 +12,7 @@ others the text is rendered turn by turn and the difference taken.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -320,12 +320,14 @@ class Encoded:
 
     Attributes:
         numbers: which conversation each row comes from.
+        turns: how many of its messages each row has.
         shortened: conversations that lost their last turns.
         left_out: conversations whose first answer does not fit either.
     """
 
-    rows: list[dict[str, list[int]]]
-    numbers: list[int]
+    rows: list[dict[str, list[int]]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
     shortened: int = 0
     left_out: int = 0
 
@@ -356,7 +358,7 @@ def encode_conversations(
     Raises:
         InputError: a conversation is malformed, or none fits.
     """
-    encoded = Encoded([], [])
+    encoded = Encoded()
     for number, (messages, place) in enumerate(zip(conversations, places)):
         tokens, kept = encoder(messages, place), len(messages)
         while len(tokens.ids) > max_length and kept:
@@ -375,6 +377,7 @@ def encode_conversations(
         labels[0] = IGNORED
         encoded.rows.append({"input_ids": tokens.ids, "labels": labels})
         encoded.numbers.append(number)
+        encoded.turns.append(kept)
     if not encoded.rows:
         raise InputError(f"max_length {max_length}: no conversation fits, not even to its first answer; raise it")
     return encoded

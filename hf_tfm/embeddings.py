@@ -17,6 +17,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.util import is_sentence_transformer_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .batches import SeededLengthGroups
@@ -130,6 +131,9 @@ def build_embedder(
         embedder = SentenceTransformer(folder, **options)
         if not isinstance(embedder[0], Transformer):
             raise InputError(f"{folder}: its first module is a {type(embedder[0]).__name__}, not a Transformer")
+        if not is_sentence_transformer_model(folder):
+            # A tokenizer with a chat template would have every text taken for what a user says, here and nowhere else.
+            embedder[0].modality_config.pop("message", None)
         embedder[0].model = model
         embedder[0].processor = tokenizer
         if pooling is not None:

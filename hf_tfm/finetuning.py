@@ -47,6 +47,11 @@ _PAD_TOKENS = re.compile(
     r"<\|?pad(ding)?\|?>|\[PAD\]|<\|finetune_right_pad_id\|>|<\|endoftext\|>|"
     r"<\|?(reserved|spare|unused)[^>]*>|\[unused\d+\]"
 )
+# Models whose positions start behind the pad token's id.
+_BEHIND_PADDING = (
+    "camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 # Settings that decide what is learned; the others may change between the parts of one run.
 _DECISIVE = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -336,8 +341,9 @@ def separate_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
 def longest_input(config: PreTrainedConfig) -> int | None:
     """How many tokens a model can take; None if its configuration does not say."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1  # their positions start behind the pad token's
+    if positions is not None and config.model_type in _BEHIND_PADDING:
+        # MPNet has the pad token's id in its code.
+        positions -= 2 if config.model_type == "mpnet" else config.pad_token_id + 1
     return positions
 
 
@@ -367,7 +373,7 @@ def carve_validation(
 ) -> tuple[Records, Records]:
     """The training and the validation records: of their own file, or carved out of train as [`carve`] does."""
     if recipe.validation_file:
-        return train, read_records(recipe.validation_file)
+        return train, read_records(recipe.validation_file, "validation")
     return carve(train, recipe.validation_fraction, seed, keys, strata)
 
 
@@ -431,6 +437,16 @@ class FinetuningMixin(RunMixin):
             return in_order(self.predict(records).predictions, records)
         finally:
             self.compute_metrics = compute_metrics
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        # The stock count takes -100 for a label to leave out, which among numbers to learn is one like any other.
+        counted = [
+            {**batch, "labels": torch.zeros_like(labels)}
+            if (labels := batch.get("labels")) is not None and labels.is_floating_point()
+            else batch
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(counted, device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":

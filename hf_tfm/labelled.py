@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import question_answering, tagging
 from .batches import RightPadding, length_of
-from .classification import Task
+from .classification import Task, label_ids, written_labels
 from .errors import InputError
 from .finetuning import encode_records, longest_input
 from .metrics import Estimate
@@ -17,13 +17,15 @@ from .records import Records
 from .unpadded import use_unpadded_encoding
 
 
-def task_of_model(model: PreTrainedModel, field: str) -> Task:
-    """The classification task that a model was trained for; records may name labels or give their numbers."""
+def task_of_model(model: PreTrainedModel, field: str, records: Records) -> Task:
+    """The classification task that a model was trained for; the records may name labels or give their numbers."""
     config = model.config
     names = [config.id2label[number] for number in range(config.num_labels)]
     problem_type = config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
-    ids = {str(number): number for number in range(len(names))} | {name: i for i, name in enumerate(names)}
-    return Task(problem_type, [field] if problem_type == "regression" else names, field, ids)
+    if problem_type == "regression":
+        return Task(problem_type, [field], field, {})
+    ids = label_ids(names, written_labels(records.values(field, "label_field"), problem_type))
+    return Task(problem_type, names, field, ids)
 
 
 def measure_classifier(
@@ -32,13 +34,14 @@ def measure_classifier(
     records: Records,
     text_fields: Sequence[str],
     label_field: str,
+    max_length: int | None = None,
     **batching: Any,
 ) -> dict[str, Estimate]:
     """Figures of a model for sequence classification; `batching` is for [`predict_rows`]."""
-    task = task_of_model(model, label_field)
+    task = task_of_model(model, label_field, records)
     labels = task.encode(records)
     columns = [records.texts(field, "text_field") for field in text_fields]
-    rows = encode_records(tokenizer, _most_tokens(model, tokenizer), *columns)
+    rows = encode_records(tokenizer, _most_tokens(model, tokenizer, max_length), *columns)
     logits = predict_rows(model, tokenizer, rows, lambda outputs: outputs.logits, **batching)
     return task.estimates(task.decide(np.stack(logits)), labels)
 
@@ -49,15 +52,16 @@ def measure_tagger(
     records: Records,
     words_field: str,
     tags_field: str,
+    max_length: int | None = None,
     **batching: Any,
 ) -> dict[str, Estimate]:
     """Figures of a model for token classification."""
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    ids = {str(number): number for number in range(len(names))} | {name: i for i, name in enumerate(names)}
-    task = tagging.TagTask(names, tags_field, ids, ids.get("O", 0))
+    default = names.index("O") if "O" in names else 0
+    task = tagging.TagTask(names, tags_field, tagging.tag_ids(names, records, tags_field), default)
     words = tagging.read_words(records, words_field)
     tags = task.encode(records, words)
-    rows, windows = tagging.encode_words(tokenizer, _most_tokens(model, tokenizer), words)
+    rows, windows = tagging.encode_words(tokenizer, _most_tokens(model, tokenizer, max_length), words)
     best = predict_rows(model, tokenizer, rows, lambda outputs: outputs.logits.argmax(-1), True, **batching)
     return task.estimates(tagging.tags_of_words(best, windows, words, task.default), tags)
 
@@ -68,6 +72,8 @@ def measure_answers(
     records: Records,
     fields: tuple[str, str, str],
     threshold: float | None = None,
+    max_length: int | None = None,
+    stride: int | None = None,
     **batching: Any,
 ) -> dict[str, Estimate]:
     """
@@ -76,9 +82,10 @@ def measure_answers(
     Args:
         threshold: "no answer" is said where it is better than the best span by more than this, never by default.
     """
-    records, questions = question_answering.read_questions(records, fields)
-    longest = _most_tokens(model, tokenizer)
-    rows, windows = question_answering.encode_questions(tokenizer, model, questions, longest, min(128, longest // 4))
+    records, questions = question_answering.read_questions(question_answering.unfold(records), fields)
+    longest = _most_tokens(model, tokenizer, max_length)
+    stride = min(128, longest // 4) if stride is None else stride
+    rows, windows = question_answering.encode_questions(tokenizer, model, questions, longest, stride)
     ends = predict_rows(
         *(model, tokenizer, rows),
         lambda outputs: torch.stack([outputs.start_logits, outputs.end_logits], -1),
@@ -98,15 +105,22 @@ def measure_head(
     text_fields: Sequence[str] = ("text",),
     label_field: str | None = None,
     threshold: float | None = None,
+    max_length: int | None = None,
+    stride: int | None = None,
     **batching: Any,
 ) -> dict[str, Estimate]:
     """
     Figures of a model by its head. Texts, words or question and context stand in `text_fields`, what is right in
     `label_field`, by default `label`, `tags` or `answers`.
 
+    Args:
+        max_length: tokens that texts are cut to, or of a window; as many as the model takes by default, up to 512.
+        stride: tokens that two windows of a long context share.
+
     Raises:
         InputError: the model has no such head, or the records do not go with it.
     """
+    batching["max_length"] = max_length
     if auto_class == "AutoModelForSequenceClassification":
         return measure_classifier(model, tokenizer, records, text_fields, label_field or "label", **batching)
     if auto_class == "AutoModelForTokenClassification":
@@ -114,7 +128,7 @@ def measure_head(
     if auto_class == "AutoModelForQuestionAnswering":
         question, context = text_fields if len(text_fields) == 2 else ("question", "context")
         fields = (question, context, label_field or "answers")
-        return measure_answers(model, tokenizer, records, fields, threshold, **batching)
+        return measure_answers(model, tokenizer, records, fields, threshold, stride=stride, **batching)
     raise InputError(f"a model for {auto_class.removeprefix('AutoModel') or 'no task'} cannot be measured on labels")
 
 
@@ -154,8 +168,8 @@ def predict_rows(
     return results
 
 
-def _most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def _most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
     most = min(tokenizer.model_max_length, longest_input(model.config) or 512)
     if most < 8:
         raise InputError(f"this model takes {most} tokens: too few for texts")
-    return min(most, 512)
+    return min(most, asked or 512)

@@ -138,12 +138,13 @@ def _adapter_config(path: str) -> dict[str, Any] | None:
 
 
 def head_of_adapter(path: str) -> dict[str, Any]:
-    """What an adapter's head is like, which the base's configuration does not know: its labels, from the run record."""
+    """What an adapter's head is like, which its base's configuration does not say: labels, pooling, from the record."""
     model = recorded(path, "model")
     if model is None:
         return {}
     config = model["config"]
-    fields = {name: config[name] for name in ("problem_type", "pad_token_id") if config.get(name) is not None}
+    own = ("problem_type", "pad_token_id", "classifier_pooling", "use_pooler")
+    fields = {name: config[name] for name in own if config.get(name) is not None}
     if labels := config.get("id2label"):
         fields["id2label"] = {int(number): name for number, name in labels.items()}
         fields["label2id"] = {name: number for number, name in fields["id2label"].items()}

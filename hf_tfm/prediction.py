@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ POOLINGS = ("mean", "max", "cls", "last")
 # Of sentence-transformers, by their names there; `pooling_mode_` stood in front of some.
 _POOLINGS_THERE = {"mean_tokens": "mean", "max_tokens": "max", "cls_token": "cls", "lasttoken": "last"}
 _WORDS_AND_MARKS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_JOINERS = "\u200c\u200d"  # Persian and Indic words have them inside
 Outputs = list[dict[str, Any]]
 
 
@@ -242,11 +244,25 @@ def _follows(predictor: Predictor, records: Records) -> Outputs:
     return [{"predicted_follows": bool(row[0] > 0.5), "predicted_score": float(row[0])} for row in shares]
 
 
+def words_and_marks(text: str) -> list[str]:
+    """Words, and punctuation marks one by one; accents, vowel signs and joiners are of the word that they stand in."""
+    words: list[str] = []
+    end, goes_on = -1, False
+    for found in _WORDS_AND_MARKS.finditer(text):
+        sign = unicodedata.category(found[0][0]).startswith("M") or found[0] in _JOINERS
+        if words and found.start() == end and (sign or (goes_on and found[0][0].isalnum())):
+            words[-1] += found[0]
+        else:
+            words.append(found[0])
+        end, goes_on = found.end(), sign and words[-1][0].isalnum()
+    return words
+
+
 def _tag(predictor: Predictor, records: Records) -> Outputs:
     fields = predictor.fields
     if "text_field" in fields:
         texts = records.texts(fields["text_field"], "text-field")
-        sentences = [_WORDS_AND_MARKS.findall(text) or [text] for text in texts]
+        sentences = [words_and_marks(text) or [text] for text in texts]
     else:
         name = fields.get("words_field", "tokens")
         records.values(name, "words-field")  # or scripts' options would be named
@@ -385,6 +401,11 @@ def _pooling_of(path: str, model: PreTrainedModel, given: str | None) -> dict[st
     steps = [module["type"].rpartition(".")[2] for module in modules]
     if others := [step for step in steps if step not in ("Transformer", "Pooling", "Normalize")]:
         raise InputError(f"{path}: its embeddings go through {others[0]}, which only sentence-transformers computes")
+    told: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    if "message" in (told.get("modality_config") or {}):
+        raise InputError(f"{path}: texts go through its chat template, which only sentence-transformers does")
     named = pooling.get("pooling_mode") or [n for n, on in pooling.items() if n.startswith("pooling_mode_") and on]
     how = "+".join([named] if isinstance(named, str) else named).replace("pooling_mode_", "")
     chosen = given or _POOLINGS_THERE.get(how, how)

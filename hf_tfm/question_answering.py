@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -223,15 +224,19 @@ def add_labels(rows: Sequence[dict[str, Any]], windows: Sequence[Window], questi
     Put the columns of the answer's first and last token into the rows, and how long they are: columns behind are
     padding. Where the answer is not wholly inside, both are the column of "no answer".
     """
-    for row, window in zip(rows, windows):
+    for number, (row, window) in enumerate(zip(rows, windows)):
         question = questions[window.question]
         length = len(row["input_ids"])
         row["labels"] = (window.null, window.null, length)
+        # At both ends of a context, blanks and what else the tokenizer drops may be of an answer and of no token.
+        first, last = (
+            not 0 <= n < len(windows) or windows[n].question != window.question for n in (number - 1, number + 1)
+        )
         if (
             question.answers
             and window.spans
-            and window.spans[0][0] <= question.start
-            and question.end <= window.spans[-1][1]
+            and (first or window.spans[0][0] <= question.start)
+            and (last or question.end <= window.spans[-1][1])
         ):
             tokens = [n for n, (a, b) in enumerate(window.spans) if b > question.start and a < question.end]
             if tokens:
@@ -308,11 +313,15 @@ def find_answers(
         inside = row[window.first : window.first + len(window.spans)].astype(np.float64)
         ends = np.pad(inside[:, 1], (0, _MAX_ANSWER_TOKENS - 1), constant_values=-np.inf)
         scores = inside[:, :1] + np.lib.stride_tricks.sliding_window_view(ends, _MAX_ANSWER_TOKENS)
+        if 0 <= (null := window.null - window.first) < len(scores):
+            scores[null, 0] = -np.inf  # of a causal model: what the last token says by itself is "no answer here"
         flat = scores.ravel()
         top = np.argpartition(flat, -min(best, flat.size))[-min(best, flat.size) :]
         for number in top[np.isfinite(flat[top])]:
             first, more = divmod(int(number), _MAX_ANSWER_TOKENS)
             start, end = window.spans[first][0], window.spans[first + more][1]
+            while end < len(context) and unicodedata.combining(context[end]):
+                end += 1  # an accent that the tokenizer drops is of the letter before it
             text = context[start:end]
             start += len(text) - len(text.lstrip())  # tokens of byte-level tokenizers begin with the blank
             if text.strip():
@@ -368,7 +377,9 @@ def choose_threshold(answers: Sequence[Answer], questions: Sequence[Question]) -
     order = np.argsort(nulls, kind="stable")
     # Answering the first n of them, in the order of how little "no answer" is preferred.
     totals = np.concatenate([[0.0], np.cumsum(answered[order])]) + np.append(np.cumsum(refused[order][::-1])[::-1], 0.0)
-    n = int(totals.argmax())
+    # Those that are alike, as a question asked twice, are on one side of any threshold.
+    apart = np.concatenate([[True], np.diff(nulls[order]) > 0, [True]])
+    n = int(np.where(apart, totals, -1.0).argmax())
     return float(nulls[order[n - 1]]) if n else float(nulls.min()) - 1.0
 
 

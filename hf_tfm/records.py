@@ -1,15 +1,18 @@
 """Labelled records for fine-tuning: read, checked and split. Every complaint names the file and the record."""
 
+import ast
+import contextlib
 import hashlib
 import json
 import random
+import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .privacy import public_name
-from .sources import READERS, Source, TextFile, list_files, open_file
+from .sources import READERS, Source, TextFile, list_files, named_split, open_file
 
 
 class Records(list):
@@ -65,10 +68,10 @@ class Records(list):
         return texts
 
 
-def read_records(path: str | Path | Sequence[str | Path]) -> Records:
+def read_records(path: str | Path | Sequence[str | Path], split: str = "train") -> Records:
     """
     All records of one file or several: .jsonl, .json (an array or lines), .csv, .tsv or .parquet, also compressed or in
-    a .zip.
+    a .zip. Of a folder those of the split are read, if names in it say which files are of which.
 
     Raises:
         InputError: a file is missing, damaged, of an unknown kind or without records; the message names the line.
@@ -77,7 +80,7 @@ def read_records(path: str | Path | Sequence[str | Path]) -> Records:
     records, places = [], []
     for one in paths:
         before = len(records)
-        for place, record in iter_records(one):
+        for place, record in iter_records(one, split):
             records.append(record)
             places.append(place)
         if len(records) == before:
@@ -85,9 +88,12 @@ def read_records(path: str | Path | Sequence[str | Path]) -> Records:
     return Records(records, places, str(paths[0]), map(str, paths[1:]))
 
 
-def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and record of what [`read_records`] reads, one at a time. Raises `InputError` as it does."""
-    for file in list_files(Source(str(path))):
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or not any(named_split(file.relative_to(folder)) for file in folder.rglob("*")):
+        split = "train"
+    for file in list_files(Source(str(path), split=split)):
         for place, record in _read(file):
             if not isinstance(record, Mapping):
                 raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
@@ -102,17 +108,27 @@ def _read(file: TextFile) -> Iterator[tuple[str, Any]]:
         yield from READERS[suffix](stream, file, None)
 
 
+def read_list(text: str) -> list[Any] | None:
+    """A list that a cell of CSV holds, as JSON or as Python (and pandas and datasets) writes it; None if it is none."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+        # What Python reads is its own writing only if it would write the same again: NumPy's has no commas.
+        with contextlib.suppress(ValueError, SyntaxError):
+            found = ast.literal_eval(text.strip())
+            if isinstance(found, list) and repr(found) == text.strip():
+                return found
+    return None
+
+
 def split_list(value: Any) -> Any:
-    """A list that a cell of CSV holds, as JSON or with blanks between its entries; anything but text as it is."""
+    """A list out of a cell of CSV as [`read_list`] reads it, or with blanks between its entries; all else as it is."""
     if not isinstance(value, str):
         return value
-    if value.lstrip().startswith("["):
-        try:
-            if isinstance(several := json.loads(value), list):
-                return several
-        except ValueError:
-            pass  # words of which the first is a bracket
-    return value.split()
+    if (several := read_list(value)) is not None:
+        return several
+    # Quoted entries in brackets that cannot be read are a list all the same, and no words.
+    return value if re.fullmatch(r"""\s*\[\s*(['"]).*['"]\s*\]\s*""", value, re.DOTALL) else value.split()
 
 
 def carve(

@@ -181,18 +181,25 @@ def list_files(source: Source) -> list[TextFile]:
     return files
 
 
+_SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test", "training": "train"}
+
+
 def _belongs(path: Path, split: str) -> bool:
     """Whether a file of a folder is of the split, by its name or a folder's; hidden files belong to none."""
     if any(part.startswith(".") for part in path.parts):
         return False
-    aliases = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test", "training": "train"}
+    return (named_split(path) or "train") == _SPLIT_ALIASES.get(split, split)
+
+
+def named_split(path: Path) -> str | None:
+    """The split that a file's name, or a folder's above it, says it is of."""
     for part in reversed(path.parts):
         word = re.match(r"[a-z]*", part.lower()).group()
         rest = part[len(word) :]
-        word = aliases.get(word, word)
+        word = _SPLIT_ALIASES.get(word, word)
         if word in ("train", "validation", "test") and (not rest or rest[0] in "-_."):
-            return word == aliases.get(split, split)
-    return split == "train"
+            return word
+    return None
 
 
 def _known_suffixes() -> str:
@@ -290,10 +297,14 @@ def _read_jsonl(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> 
 
 
 def _read_json(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> Iterator[tuple[str, Any]]:
-    """An array of records, parsed one record at a time; or else one record a line."""
+    """An array of records, parsed one record at a time; or else one record a line, or one over several lines."""
     stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
-    if not stream.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        yield from _read_jsonl(stream, file, columns)
+    start = stream.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not start.startswith(b"["):
+        if re.match(rb"\{[ \t]*\r?\n", start):
+            yield from _read_whole(stream, file)
+        else:
+            yield from _read_jsonl(stream, file, columns)
         return
     text = io.TextIOWrapper(stream, encoding="utf-8-sig")
     decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
@@ -313,6 +324,16 @@ def _read_json(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> I
             continue
         yield f"{file}, record {number}", record
         number += 1
+
+
+def _read_whole(stream: BinaryIO, file: TextFile) -> Iterator[tuple[str, Any]]:
+    """One record, indented over the lines of the file, as SQuAD's own files are when somebody has looked into them."""
+    with readable(file):
+        text = stream.read().decode("utf-8-sig")
+    try:
+        yield f"{file}, record 1", json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: broken JSON ({error}); mend it") from None
 
 
 def _read_csv(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> Iterator[tuple[str, Any]]:

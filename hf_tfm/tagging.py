@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from .classification import listed_names, written_label
+from .classification import label_ids, listed_names, written_label
 from .errors import InputError
 from .metrics import Estimate, bootstrap
 from .records import Records, split_list
@@ -160,7 +160,7 @@ def read_task(train: Records, sentences: Sequence[Sequence[str]], field: str) ->
     counts = Counter(written_label(tag) for tags in _read_tags(train, field) for tag in tags)
     names = listed_names(Path(train.path).parent / "labels.json", field)
     if names:
-        ids = {str(number): number for number in range(len(names))} | {name: i for i, name in enumerate(names)}
+        ids = label_ids(names, counts)
     else:
         names = sorted(counts, key=lambda name: (name != "O", name))
         ids = {name: number for number, name in enumerate(names)}
@@ -170,6 +170,11 @@ def read_task(train: Records, sentences: Sequence[Sequence[str]], field: str) ->
         raise InputError(f"{train.path}: all words have the tag {next(iter(counts))!r} in field {field!r}")
     most_frequent = task.ids[counts.most_common(1)[0][0]]
     return TagTask(names, field, ids, default=names.index("O") if task.entities and "O" in names else most_frequent)
+
+
+def tag_ids(names: Sequence[str], records: Records, field: str) -> dict[str, int]:
+    """Ids of a model's tags by what the records write, names or numbers, as [`label_ids`] tells them apart."""
+    return label_ids(names, {written_label(tag) for tags in _read_tags(records, field) for tag in tags})
 
 
 def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
@@ -215,15 +220,14 @@ def encode_words(
         )
     blank = _blank_before_words(tokenizer)
     room = max_length - tokenizer.num_special_tokens_to_add()
-    counted = tokenizer(
-        [[blank + word for word in words] for words in sentences],
-        is_split_into_words=True, add_special_tokens=False, verbose=False,
-    )  # fmt: skip
+    # The first word of a row that goes on with a sentence is cut as in that sentence too, and as it was counted.
+    sentences = [[(blank if n else "") + word for n, word in enumerate(words)] for words in sentences]
+    counted = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
     spans = []
     for record, words in enumerate(sentences):
         pieces = Counter(counted.word_ids(record))
         spans += [(record, part) for part in _parts([pieces[word] for word in range(len(words))], room)]
-    texts = [[(blank if i else "") + sentences[record][word] for i, word in enumerate(part)] for record, part in spans]
+    texts = [[sentences[record][word] for word in part] for record, part in spans]
     inputs = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=max_length, verbose=False)
     # Truncation set by this call must not be saved as the tokenizer's own.
     tokenizer.backend_tokenizer.no_truncation()

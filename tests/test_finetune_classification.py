@@ -16,28 +16,39 @@ import torch
 from finetune_checks import record_of
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import SEP, build, build_tokenizer, encoder_config
+from tiny import CLS, PAD, SEP, build, build_tokenizer, encoder_config
 from tokenizers import processors
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    pipeline,
 )
 
 import hf_tfm
 from hf_tfm.adapters import merge_adapter
 from hf_tfm.checkpoints import complete_checkpoints
-from hf_tfm.classification import baselines, read_task
+from hf_tfm.classification import baselines, plot_confusion, read_task
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, load_model
+from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, load_model, longest_input
+from hf_tfm.labelled import task_of_model
+from hf_tfm.loading import open_model
+from hf_tfm.prediction import open_predictor
 from hf_tfm.records import Records, carve, read_records
 from hf_tfm.trainer import ProgressLine
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+import evaluate_model  # noqa: E402
 import finetune_classification  # noqa: E402
 
 
@@ -460,6 +471,14 @@ def test_accumulated_batches_train_as_one_large_batch(models, files, tmp_path, k
         torch.testing.assert_close(four[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_minus_a_hundred_is_a_number_to_learn(models, tmp_path):
+    rows = [{"text": f"rain {n}", "label": -100.0 if n else -99.5} for n in range(16)]
+    train = write(tmp_path / "train.jsonl", rows)
+    argv = arguments(models / "bert", train, tmp_path / "run", validation_file=train, max_steps=2, learning_rate=1e-3)
+    assert finetune_classification.main(argv) == 0
+    assert 90 < record_of(tmp_path / "run")["results"]["rmse"]["value"] < 101
+
+
 def test_baselines_are_scikit_learns():
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -512,6 +531,61 @@ def test_names_of_labels_and_their_order(tmp_path):
     listed.path = str(tmp_path / "train.jsonl")
     task = read_task(listed)
     assert task.names == ["zero", "one", "two"] and task.encode(listed) == [2, 0]
+
+
+def test_names_that_are_numbers_are_not_taken_for_the_labels_numbers(tmp_path):
+    (tmp_path / "labels.json").write_text('["1", "2", "3"]')
+    for written in ([1, 2, 3], ["1", "2", "3"], [0, 1, 2]):
+        records = records_of(*written)
+        records.path = str(tmp_path / "train.jsonl")
+        assert read_task(records).encode(records) == [0, 1, 2], written
+    model = build("TfmEncoderForSequenceClassification", num_labels=2)
+    model.config.id2label = {0: "1", 1: "2"}
+    assert task_of_model(model, "label", records_of(1, 2)).encode(records_of(1, 2)) == [0, 1]
+    assert task_of_model(model, "label", records_of(0, 1)).encode(records_of(0, 1)) == [0, 1]
+
+
+def test_lists_in_the_cells_of_a_table(tmp_path):
+    cells = ['["a", "b"]', "['a', 'b']", "a, b"]
+    for cell in cells:
+        records = records_of(cell, "b", "")
+        task = read_task(records, problem_type="multi_label_classification")
+        assert task.names == ["a", "b"] and task.encode(records)[:2] == [[1.0, 1.0], [0.0, 1.0]], cell
+
+
+def test_baselines_without_words_and_with_one_label_alone():
+    for texts in (["😀", "😁"] * 4, ["a", "b"] * 4, [chr(0x4E00 + n) * 2 for n in range(1000)]):
+        task = read_task(records_of(0, 1))
+        labels = [0, 1] * (len(texts) // 2)
+        guesses = baselines(task, texts, labels, texts[:4])
+        assert guesses["TF-IDF + logistic regression"].tolist() == [0, 1, 0, 1], texts[:2]
+    task, texts = read_task(records_of(["a"], [])), ["one", "two", "one"]
+    for guess in baselines(task, texts, [[1.0], [0.0], [1.0]], texts).values():
+        assert guess.shape == (3, 1)
+        assert 0 <= task.figures(guess, np.array([[1.0], [0.0], [1.0]]))["micro_f1"] <= 1
+
+
+def test_labels_with_dollars_are_no_formulas(tmp_path):
+    plot_confusion(np.eye(2, dtype=int), ["$_{$", "under $5"], tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").is_file()
+
+
+def test_of_a_folder_each_split_has_its_files(tmp_path):
+    for name in ("train", "validation", "test"):
+        write(tmp_path / "all" / f"{name}.jsonl", [{"text": name}])
+        assert read_records(tmp_path / "all", name) == [{"text": name}]
+    write(tmp_path / "part" / "0001.jsonl", [{"text": "x"}])
+    assert read_records(tmp_path / "part", "test") == [{"text": "x"}], "no name in it says which split it is of"
+
+
+@pytest.mark.parametrize("kind", ["mpnet", "ibert", "luke", "markuplm", "roberta-prelayernorm", "xlm-roberta"])
+def test_positions_behind_the_pad_tokens_are_fewer(kind):
+    size = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = AutoConfig.for_model(kind, **size, max_position_embeddings=24, pad_token_id=1)
+    model, ids = AutoModel.from_config(config).eval(), torch.full((1, longest_input(config)), 9)
+    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.cat([ids, ids[:, :1]], 1), attention_mask=torch.ones(1, ids.shape[1] + 1))
 
 
 def test_carving_takes_its_share_of_every_label_and_keeps_copies_together():
@@ -571,6 +645,71 @@ def test_pooling_takes_the_place_of_a_pooler(tmp_path):
         torch.testing.assert_close(pooled.eval()(torch.cat([one, two])).logits, expected)
 
 
+@pytest.mark.parametrize("base", ["encoder", "pooler"])
+def test_an_adapter_opens_with_the_pooling_that_it_was_trained_with(models, files, tmp_path, in_memory, base):
+    out, folder, pooling = tmp_path / "run", files / "single", "cls" if base == "encoder" else "mean"
+    where = models / base
+    if base == "pooler":
+        where = tmp_path / base
+        build("TfmEncoderForMaskedLM", "bert", initializer_range=0.05).save_pretrained(where)
+        build_tokenizer().save_pretrained(where)
+    test = write(tmp_path / "test.jsonl", single(6, 2))
+    argv = arguments(
+        where, folder / "train.jsonl.gz", out, test_file=test, lora="true", pooling=pooling, max_steps=2
+    )  # fmt: skip
+    assert finetune_classification.main(argv) == 0
+    texts = [[record["text"] for record in read_records(test)]]
+    model, _ = open_model(str(out))
+    np.testing.assert_allclose(logits_one_by_one(out, texts, model), in_memory[-1], atol=1e-4)
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    loaded = {}
+    exec(code.replace('path = "."', f"path = {str(out)!r}"), loaded)
+    np.testing.assert_allclose(logits_one_by_one(out, texts, loaded["model"]), in_memory[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bart"])
+def test_padding_on_the_left_and_states_behind_the_logits(files, tmp_path, in_memory, kind):
+    """GPT-2 counts positions from the left, whatever stands there; BART gives its encoder's states too."""
+    special = dict(pad_token_id=PAD, eos_token_id=SEP, bos_token_id=CLS)
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=16, n_layer=1, n_head=2, n_positions=64, **special))
+    else:
+        size = dict(encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)
+        size |= dict(encoder_ffn_dim=16, decoder_ffn_dim=16, d_model=16, max_position_embeddings=64)
+        model = BartForConditionalGeneration(BartConfig(vocab_size=320, decoder_start_token_id=SEP, **special, **size))
+    model.save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    options = dict(padding_side="left", bos_token="[CLS]", eos_token="[SEP]")
+    AutoTokenizer.from_pretrained(tmp_path / "base", **options).save_pretrained(tmp_path / "base")
+    test = write(tmp_path / "test.jsonl", single(8, 2))
+    argv = arguments(
+        tmp_path / "base", files / "single" / "train.jsonl.gz", tmp_path / "run", test_file=test, max_steps=3,
+        learning_rate=0.02,
+    )  # fmt: skip
+    assert finetune_classification.main(argv) == 0
+    texts = [record["text"] for record in read_records(test)]
+    np.testing.assert_allclose(logits_one_by_one(tmp_path / "run", [texts]), in_memory[-1], atol=1e-4)
+    several = pipeline("text-classification", model=str(tmp_path / "run"), batch_size=8)(texts)
+    shares = torch.tensor(in_memory[-1]).softmax(-1).amax(-1)
+    np.testing.assert_allclose([one["score"] for one in several], shares, atol=1e-4)
+
+
+def test_predicting_and_measuring_again_cut_texts_as_the_training_did(models, files, tmp_path, in_memory):
+    test = write(tmp_path / "test.jsonl", [{**row, "text": row["text"] * 3} for row in single(12, 2)])
+    argv = arguments(
+        models / "encoder", files / "single" / "train.jsonl.gz", tmp_path / "run", test_file=test, max_steps=3,
+        max_length=8, learning_rate=0.02,
+    )  # fmt: skip
+    assert finetune_classification.main(argv) == 0
+    said = open_predictor(str(tmp_path / "run"))(read_records(test))
+    shares = torch.tensor(in_memory[-1]).softmax(-1).amax(-1)
+    np.testing.assert_allclose([one["predicted_score"] for one in said], shares, atol=1e-4)
+    argv = ["--model", str(tmp_path / "run"), "--test_file", str(test), "--output_dir", str(tmp_path / "figures")]
+    assert evaluate_model.main(argv) == 0
+    [task] = json.loads((tmp_path / "figures" / "evaluation.json").read_text())["tasks"]
+    assert task["results"] == record_of(tmp_path / "run")["results"]
+
+
 @pytest.mark.parametrize("base", ["encoder", "bert", "decoder"])
 def test_keeping_the_first_layers(models, base):
     path, fields = str(models / base), {"num_labels": 2}
@@ -596,6 +735,12 @@ def _set(name, value, which=slice(2, 3)):
     return lambda rows: [row.__setitem__(name, value) for row in rows[which]]
 
 
+def _blank_label(rows):
+    for row in rows:
+        del row["label_text"]
+    rows[2]["label"] = ""
+
+
 BAD_RECORDS = {
     "no text": (_drop("text"), "train.jsonl, line 3: no field 'text', there are label, label_text"),
     "null text": (_set("text", None), "train.jsonl, line 3: field 'text' is null"),
@@ -606,6 +751,7 @@ BAD_RECORDS = {
     "NaN label": (_set("label", float("nan")), "train.jsonl, line 3: field 'label' is nan"),
     "one class": (_set("label", 0, slice(None)), "all 30 records have the label"),
     "two names": (_set("label_text", "elephant"), "but 'ship' before; mend 'label_text'"),
+    "blank label": (_blank_label, "train.jsonl, line 3: a label in field 'label' is blank"),
     "half a character": (_set("text", "a \ud800"), "line 3: field 'text' has half of a surrogate pair"),
 }
 
@@ -645,6 +791,7 @@ def test_bad_files_and_settings_stop_it_in_one_line(models, files, tmp_path, cap
         (dict(label_field="kind"), "--label_field"),
         (dict(problem_type="regression", label_field="label_text"), "not a number"),
         (dict(problem_type="guess"), "must be one of"),
+        (dict(problem_type="regression", label_smoothing_factor=0.1), "--label_smoothing_factor is for one label"),
         (dict(pooling="mean"), "has no switch classifier_pooling"),
         (dict(lora="true", lora_variant="qlora"), "lora, dora, rslora"),
         (dict(lora="true", lora_target_modules="q_proj"), "the model's linear modules are"),

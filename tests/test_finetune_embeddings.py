@@ -20,7 +20,10 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
 from hf_tfm.checkpoints import complete_checkpoints  # noqa: E402
-from hf_tfm.embeddings import PairBatches, Pairs  # noqa: E402
+from hf_tfm.embeddings import PairBatches, Pairs, build_embedder  # noqa: E402
+from hf_tfm.errors import InputError  # noqa: E402
+from hf_tfm.prediction import open_predictor  # noqa: E402
+from hf_tfm.records import Records  # noqa: E402
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -155,6 +158,24 @@ def test_pairs_that_belong_together(root, tmp_path, model):
     before, after = record["baselines"]["before training"], record["results"]
     assert after["mrr"]["value"] > before["mrr"]["value"] + 0.1
     assert record["best"]["mrr"] == max(entry["eval_mrr"] for entry in record["evaluations"])
+
+
+def test_texts_are_no_chats(root, tmp_path):
+    """sentence-transformers puts texts into a chat template where there is one; the Auto classes do not."""
+    model, tokenizer = AutoModel.from_pretrained(root / "decoder"), build_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}[BOS]{{ message['content'] }}[EOS]{% endfor %}"
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    build_embedder(model, tokenizer, str(tmp_path / "base"), 32).save(str(tmp_path / "embedder"))
+    texts = ["rain fell on the roof", "seven ships"]
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path / "embedder"), device="cpu")
+    records = Records([{"text": text} for text in texts], ["here"] * 2, "texts")
+    said = [row["embedding"] for row in open_predictor(str(tmp_path / "embedder"))(records)]
+    np.testing.assert_allclose(embedder.encode(texts), said, atol=1e-5)
+
+    sentence_transformers.SentenceTransformer(str(tmp_path / "base"), device="cpu").save(str(tmp_path / "chats"))
+    with pytest.raises(InputError, match="texts go through its chat template"):
+        open_predictor(str(tmp_path / "chats"))
 
 
 def test_scored_pairs_for_the_contrastive_loss(root, tmp_path, capsys):

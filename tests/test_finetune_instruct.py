@@ -11,7 +11,15 @@ import torch
 from finetune_checks import record_of, write
 from safetensors.torch import load_file
 from tiny import build, build_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hf_tfm import conversations
 from hf_tfm.answers import answer, nats_and_tokens
@@ -148,7 +156,7 @@ def test_long_conversations_lose_turns_and_are_counted():
     whole, first = (len(encoder(TALK[:end], "x").ids) for end in (4, 2))
     long = [{"role": "user", "content": "why? " * 30}, {"role": "assistant", "content": "so"}]
     found = encode_conversations(encoder, [TALK, long, TALK[:2]], ["x"] * 3, whole - 1)
-    assert (found.shortened, found.left_out, found.numbers) == (1, 1, [0, 2])
+    assert (found.shortened, found.left_out, found.numbers, found.turns) == (1, 1, [0, 2], [2, 2])
     assert [len(row["input_ids"]) for row in found.rows] == [first, first]
     assert found.rows[0]["input_ids"][-1] == encoder.tokenizer.eos_token_id, "no answer is cut"
     with pytest.raises(InputError, match="no conversation fits"):
@@ -306,6 +314,16 @@ def test_answers_are_the_same_alone_and_in_a_batch():
         first = model(input_ids=torch.tensor([prompts[1]])).logits[0, -1].argmax()
     assert together[1].text.startswith(tokenizer.decode([first]))
     assert together == [answer(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+
+
+def test_answers_end_where_a_model_has_no_more_positions():
+    tokenizer = own_tokenizer()
+    config = GPT2Config(vocab_size=320, n_positions=16, n_embd=8, n_layer=1, n_head=1)
+    model = GPT2LMHeadModel(config).eval()
+    prompts = [list(range(30, 30 + length)) for length in (3, 14, 16, 17, 9)]
+    together = answer(model, tokenizer, prompts, 8)
+    assert together == [answer(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    assert [len(said.text) > 0 for said in together] == [True, True, False, False, True]
 
 
 def test_accumulated_and_packed_batches_train_as_one_padded_batch(bases, files, tmp_path):

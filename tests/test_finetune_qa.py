@@ -23,14 +23,17 @@ from finetune_checks import (
 from peft import AutoPeftModelForQuestionAnswering
 from test_finetune_classification import models  # noqa: F401
 from tiny import build, build_tokenizer
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from tokenizers import normalizers, pre_tokenizers, processors
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
 
 from hf_tfm import question_answering as qa
-from hf_tfm.adapters import merge_adapter
+from hf_tfm.adapters import add_adapter, merge_adapter
 from hf_tfm.checkpoints import complete_checkpoints
 from hf_tfm.errors import InputError
+from hf_tfm.finetuning import FinetuningRecipe, load_model
+from hf_tfm.labelled import measure_answers
 from hf_tfm.recipe import parse_recipe
-from hf_tfm.records import Records
+from hf_tfm.records import Records, read_records
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -200,6 +203,66 @@ def test_windows_hold_every_token_and_the_answer_stands_where_it_is(name, stride
     assert windows[0].null == (0 if "Encoder" in name else len(inputs[0]["input_ids"]) - 1)
 
 
+@pytest.mark.parametrize(
+    ("context", "answer", "words"),
+    [(" the cat sat", " the cat", "the cat"), ("a cat ", "cat ", "cat"), ("\ufffda cat", "\ufffda", "a")],
+)
+def test_what_no_token_has_at_the_ends_of_a_context_may_be_of_an_answer(context, answer, words):
+    tokenizer, model = build_tokenizer(), build("TfmEncoderForQuestionAnswering")
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    asked = [qa.Question("who?", context, (answer,), context.index(answer))]
+    rows, [window] = qa.encode_questions(tokenizer, model, asked, 40, 4)
+    qa.add_labels(rows, [window], asked)
+    start, end, _ = rows[0]["labels"]
+    assert start > window.null, "it is not said that there is none"
+    assert context[window.spans[start - window.first][0] : window.spans[end - window.first][1]] == words
+
+
+def test_saying_that_there_is_no_answer_is_no_answer():
+    """A causal model says so at the last token of a row, which may be one of the context."""
+    tokenizer, model = build_tokenizer(), build("TfmDecoderForQuestionAnswering")
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    context = "the cat sat on the mat and looked at the moon " * 3
+    asked = [qa.Question("who?", context, ("cat",), 4)]
+    rows, windows = qa.encode_questions(tokenizer, model, asked, 20, 4)
+    qa.add_labels(rows, windows, asked)
+    assert len(rows) > 3 and windows[1].null - windows[1].first == len(windows[1].spans) - 1
+    logits = np.zeros((len(rows), 20, 2))
+    for row, surely in zip(
+        rows, [5.0, 9.0, 9.0, *[0.0] * len(rows)]
+    ):  # what is right, of some rows surer than of others
+        start, end, _ = row["labels"]
+        logits[rows.index(row), [start, end], [0, 1]] = surely
+    [answer] = qa.find_answers(logits, windows, [context])
+    assert answer.spans[0].text == "cat"
+
+
+def test_an_accent_that_the_tokenizer_drops_is_of_the_answer():
+    [answer] = qa.find_answers(np.zeros((1, 2, 2)), [qa.Window(0, 1, [(0, 4)], 0)], ["cafe\u0301 noir"])
+    assert answer.spans[0].text == "cafe\u0301"
+
+
+def test_a_head_by_another_name_is_saved_with_the_adapter(tmp_path):
+    """PEFT knows `qa_outputs` alone; ModernBERT's is called `classifier`."""
+    size = dict(vocab_size=320, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    config = ModernBertConfig(**size, pad_token_id=0, bos_token_id=4, eos_token_id=5, cls_token_id=4, sep_token_id=5)
+    ModernBertForMaskedLM(config).save_pretrained(tmp_path / "base")
+    recipe = FinetuningRecipe(model=str(tmp_path / "base"), train_file="", lora=True)
+    model, new = load_model(AutoModelForQuestionAnswering, recipe, build_tokenizer())
+    adapted = add_adapter(model, recipe, "QUESTION_ANS", new)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModelForQuestionAnswering.from_pretrained(tmp_path / "adapter").eval()
+    ids = torch.arange(8, 20)[None]
+    torch.testing.assert_close(again(input_ids=ids).start_logits, adapted.eval()(input_ids=ids).start_logits)
+
+
 def test_spans_are_the_best_of_all():
     draw = np.random.default_rng(0)
     context = " ".join(f"w{n:02d}" for n in range(45))
@@ -227,8 +290,8 @@ def test_spans_are_the_best_of_all():
 @pytest.mark.parametrize("seed", range(5))
 def test_threshold_is_the_best_there_is(seed):
     draw = random.Random(seed)
-    asked = [qa.Question("?", "a b", ("a",) if draw.random() < 0.5 else ()) for _ in range(20)]
-    answers = [qa.Answer([qa.Span(draw.choice("ab"), 0, 1, 0.0)], draw.gauss(0, 1)) for _ in asked]
+    asked = [qa.Question("?", "x y", ("x",) if draw.random() < 0.5 else ()) for _ in range(20)]
+    answers = [qa.Answer([qa.Span(draw.choice("xy"), 0, 1, 0.0)], draw.gauss(0, 1)) for _ in asked]
 
     def f1_at(threshold) -> float:
         return qa.score_answers([answer.text(threshold) for answer in answers], asked)[:, 0].mean()
@@ -237,6 +300,11 @@ def test_threshold_is_the_best_there_is(seed):
     tried = [answer.null for answer in answers] + [-9.0, 9.0]
     assert f1_at(chosen) == pytest.approx(max(map(f1_at, tried)))
     assert qa.choose_threshold(answers, [qa.Question("?", "a", ("a",))] * 20) is None
+
+    # One asked twice with an answer and without is on one side of a threshold.
+    asked = [qa.Question("?", "x y", answers) for answers in (("x",), (), ())]
+    answers = [qa.Answer([qa.Span("x", 0, 1, 0.0)], 0.5)] * 3
+    assert f1_at(qa.choose_threshold(answers, asked)) == pytest.approx(2 / 3)
 
 
 def test_scores_are_the_squad_metrics():
@@ -291,7 +359,7 @@ def test_answers_in_every_form():
     assert kept.places == ["f, line 1", "f, line 3"] and [q.answers for q in asked] == [("cat",), ("dog",)]
 
 
-def test_squads_own_files_are_unfolded():
+def test_squads_own_files_are_unfolded(tmp_path):
     asked = [{"id": "7", "question": "q", "answers": [{"text": "cat", "answer_start": 2}]}]
     asked += [{"id": "8", "question": "r", "answers": [], "is_impossible": True}]
     nested = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "a cat", "qas": asked}]}]}
@@ -301,6 +369,14 @@ def test_squads_own_files_are_unfolded():
     assert [question.answers for question in questions] == [("cat",), ()]
     same = records_of("cat")
     assert qa.unfold(same) is same
+
+    for indent in (None, 2):
+        (tmp_path / "squad.json").write_text(json.dumps(nested, indent=indent))
+        assert qa.unfold(read_records(tmp_path / "squad.json")) == flat
+    measured = measure_answers(
+        build("TfmEncoderForQuestionAnswering"), build_tokenizer(), read_records(tmp_path), FIELDS
+    )
+    assert measured["f1"].n == 2
 
 
 BAD_ANSWERS = {

@@ -220,6 +220,12 @@ def test_words_become_the_pieces_of_running_text_and_none_is_lost():
     assert said[2] == [1, 1] and -1 not in said[1], "a word longer than a row keeps its first pieces"
     assert tokenizer.backend_tokenizer.truncation is None
 
+    # The first word of a row that goes on with a sentence is in as many pieces as in the sentence.
+    vocabulary = "cat mat moon small learns last page first rain roof kettle ships sailed south answer book".split()
+    several = [random.Random(seed).choices(vocabulary, k=30) for seed in range(20)]
+    _, windows = tagging.encode_words(tokenizer, 12, several)
+    assert sum(len(window.words) for window in windows) == 600
+
 
 def test_words_without_pieces_get_the_default():
     said = tagging.tags_of_words(np.array([[7, 8, 9]]), [tagging.Window(1, [0, 2], [1, 2])], [["a"], ["b", "", "c"]], 0)
@@ -240,8 +246,11 @@ def test_words_in_every_form():
         ("a b  c", ["a", "b", "c"]),
         ('["a", "b c"]', ["a", "b c"]),
         ("[ a ]", ["[", "a", "]"]),
+        ("['a', \"it's\"]", ["a", "it's"]),
     ):
         assert tagging.read_words(Records([{"w": value}], ["here"], "f"), "w") == [words]
+    with pytest.raises(InputError, match="no list of words"):  # as NumPy writes it
+        tagging.read_words(Records([{"w": "['EU' 'rejects']"}], ["here"], "f"), "w")
 
 
 def test_tags_in_every_form(tmp_path):

@@ -124,6 +124,9 @@ def test_tags_of_words_and_of_running_text(folders, tmp_path):
     assert [row["predicted_tags"] for row in again] == [row["predicted_tags"] for row in rows]
     [row] = run(folder, [{"text": "rain, or (so-so)?"}], tmp_path, "--text-field", "text")
     assert row["tokens"] == ["rain", ",", "or", "(", "so", "-", "so", ")", "?"]
+    text = "हिन्दी, cafe\u0301s می\u200cخواهم 猫。 👩\u200d👧"
+    [row] = run(folder, [{"text": text}], tmp_path, "--text-field", "text")
+    assert row["tokens"] == ["हिन्दी", ",", "cafe\u0301s", "می\u200cخواهم", "猫", "。", "👩\u200d", "👧"]
 
 
 @pytest.mark.parametrize("name", ["TfmEncoderForQuestionAnswering", "TfmDecoderForQuestionAnswering"])

@@ -172,13 +172,13 @@ def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> N
 
 def head(model, tokenizer, auto_class: str, recipe: EvaluationRecipe, results: Results) -> None:
     """Labelled records by the model's own head."""
-    threshold = recorded(recipe.model, "no_answer_threshold")
+    records, threshold = read_records(recipe.test_file), recorded(recipe.model, "no_answer_threshold")
     fields = [recipe.text_field, *([recipe.text_pair_field] if recipe.text_pair_field else [])]
     settings = {"task": auto_class.removeprefix("AutoModelFor"), "fields": fields, "label_field": recipe.label_field}
-    batching = {"batch_tokens": recipe.batch_tokens, "bf16": recipe.bf16}
-    records = read_records(recipe.test_file)
+    cut = {n: told for n in ("max_length", "stride") if (told := recorded(recipe.model, n)) is not None}  # as trained
+    batching = {**cut, "batch_tokens": recipe.batch_tokens, "bf16": recipe.bf16}
     figures = results.part(
-        {**settings, "data": content(recipe.test_file), "threshold": threshold},
+        {**settings, **cut, "data": content(recipe.test_file), "threshold": threshold},
         partial(measure_head, model, tokenizer, auto_class, records, fields, recipe.label_field, threshold, **batching),
     )
     results.add(settings["task"], recipe.test_file, settings, figures, recipe.hub())

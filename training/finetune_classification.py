@@ -23,6 +23,7 @@ from hf_tfm import finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.batches import PAD_TO_MULTIPLE_OF
 from hf_tfm.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
+from hf_tfm.errors import InputError
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
@@ -70,7 +71,7 @@ def read_splits(recipe: ClassificationRecipe, seed: int) -> tuple[dict[str, Reco
     train, validation = finetuning.carve_validation(recipe, train, seed, keys, strata)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
     return splits, task
 
 
@@ -91,6 +92,11 @@ def measure(
     return results, {name: task.estimates(guess, labels[split]) for name, guess in guesses.items()}
 
 
+def only_logits(outputs: Any, labels: Any) -> Any:
+    """Logits without what some models put behind them, as BART its encoder's states."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, ClassificationRecipe, FinetuningArguments, __doc__)
@@ -102,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     labels = {name: task.encode(records) for name, records in splits.items()}
 
     tokenizer = finetuning.load_tokenizer(recipe)
+    tokenizer.padding_side = "right"  # some models, such as GPT-2, count positions from the left whatever stands there
     config_fields = task.config_fields()
     if recipe.pooling:
         config_fields["classifier_pooling"] = recipe.pooling
@@ -116,9 +123,14 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.lora:
         model = add_adapter(model, recipe, "SEQ_CLS", new)
     record = reporting.begin_record("finetune_classification", recipe, args, model, splits)
+    record["max_length"] = max_length
+    if recipe.pooling:
+        record["pooling"] = recipe.pooling
 
     finetuning.settle_arguments(args, recipe, model, task.metrics)
     weights = task.class_weights(labels["train"]) if recipe.class_weights else None
+    if args.label_smoothing_factor and task.problem_type != "single_label_classification":
+        raise InputError(f"--label_smoothing_factor is for one label a record; this task is a {task.problem_type}")
 
     reporting.say_model(model, recipe, new)
     say("task", f"{task.problem_type}: {len(task.names)} label{'s' * (len(task.names) > 1)} in {recipe.label_field!r}")
@@ -140,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO_MULTIPLE_OF),
         compute_loss_func=task.loss(weights, args.label_smoothing_factor),
         compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=only_logits,
         record=record,
     )
     reporting.say_time(trainer)

@@ -90,7 +90,7 @@ def read_splits(recipe: EmbeddingRecipe, seed: int) -> dict[str, Records]:
             raise InputError(f"{train.path}: no pair has a score of {recipe.positive_score:g} or more")
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
     return splits
 
 

@@ -61,7 +61,7 @@ def read_splits(recipe: InstructRecipe, seed: int) -> tuple[dict[str, Records], 
     train, validation = finetuning.carve_validation(recipe, train, seed, keys)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
     return splits, {name: conversations.read_conversations(records) for name, records in splits.items()}
 
 
@@ -152,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
 
     split = "test" if "test" in splits else "validation"
     held_out = encoded[split]
-    prompts = [conversations.up_to_answer(chats[split][number]) for number in held_out.numbers[: recipe.answers]]
+    asked_of = list(zip(held_out.numbers, held_out.turns))[: recipe.answers]
+    prompts = [conversations.up_to_answer(chats[split][number][:turns]) for number, turns in asked_of]
     asked = [encoder.prompt(prompt, split) for prompt in prompts]
     before, said_before = {}, []
     if recipe.baselines:

@@ -59,7 +59,7 @@ def read_splits(recipe: ChoiceRecipe, seed: int) -> tuple[dict[str, Records], di
     train, validation = finetuning.carve_validation(recipe, train, seed, choice_keys(choices))
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
     return splits, {name: recipe.read(records) for name, records in splits.items()}
 
 

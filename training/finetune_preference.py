@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     train, validation = finetuning.carve_validation(recipe, train, args.seed, keys)
     splits: dict[str, Records] = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
     pairs = {name: read_pairs(records) for name, records in splits.items()}
 
     tokenizer = finetuning.load_tokenizer(recipe)

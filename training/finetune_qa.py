@@ -72,7 +72,7 @@ def read_splits(recipe: QuestionRecipe, seed: int) -> tuple[dict[str, Records], 
     train, validation = finetuning.carve_validation(recipe, train, seed, contexts)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
     asked = {}
     for name, records in splits.items():
         records = qa.unfold(records)

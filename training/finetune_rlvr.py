@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     train, validation = finetuning.carve_validation(recipe, train, args.seed, keys)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
 
     tokenizer = finetuning.load_tokenizer(recipe)
     model, new = finetuning.load_model(AutoModelForCausalLM, recipe, tokenizer)

@@ -46,7 +46,7 @@ def read_splits(recipe: TaggingRecipe, seed: int) -> tuple[dict[str, Records], t
     train, validation = finetuning.carve_validation(recipe, train, seed, sentence_keys(sentences))
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
     return splits, task
 
 

@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     train, validation = finetuning.carve_validation(recipe, train, args.seed, read_pairs(train, recipe)[0])
     splits = {"train": train, "validation": validation.subset(range(min(recipe.watched, len(validation))))}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file)
+        splits["test"] = read_records(recipe.test_file, "test")
     pairs = {name: read_pairs(records, recipe) for name, records in splits.items()}
 
     model, tokenizer, max_length = prepare_model(recipe, [*pairs["train"][0], *pairs["train"][1]])
