@@ -143,6 +143,7 @@ class Contestant:
 
     def _ours(self, steps: int, seed: int, way: str, lengths: str = "", causal_first: float = 0.0, **settings) -> None:
         text, settings = self.text, {"schedule": "wsd", **settings}
+        rows = settings.get("rows", text.rows)
         zero_init_output_projections(self.model)
         use_blockwise_attention(self.model)
         if way == "compiled":
@@ -152,9 +153,9 @@ class Contestant:
         self.scheduler = build_scheduler(self.optimizer, settings["schedule"], steps)
         objective = causal
         if text.kind == "masked":
-            rate = RateSchedule(settings.get("masking_rate", 0.3), 0.15, text.rows * steps)
+            rate = RateSchedule(settings.get("masking_rate", 0.3), 0.15, rows * steps)
             objective = Masked(text.tokenizer, rate, seed=seed, compact=True)
-            objective = CausalFirst(objective, text.rows * round(causal_first * steps))
+            objective = CausalFirst(objective, rows * round(causal_first * steps))
             self.phases.append(round(causal_first * steps))
         pad = text.tokenizer.pad_token_id
         blocks = PackedBlocks(text.store, text.length, seed=seed, pad_token_id=pad, piece_ids=text.frame)
@@ -164,7 +165,7 @@ class Contestant:
             schedule = LengthSchedule(phases, text.length)
             self.phases += [math.ceil(share * steps) for share, _ in phases]
         self.phases = sorted(set(self.phases))
-        self.batches = StepBatches(blocks.rows, text.rows, steps, schedule=schedule, transform=objective)
+        self.batches = StepBatches(blocks.rows, rows, steps, schedule=schedule, transform=objective)
         self.extra = {"skip_logits": True}
 
     def _theirs(self, steps: int, seed: int, way: str, schedule: str = "cosine", optimizer="adamw", **rate) -> None:
