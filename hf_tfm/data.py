@@ -76,6 +76,17 @@ def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[i
     return ([] if begin is None else [begin]), [end]
 
 
+def piece_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """What stands before and after a piece of text: cls and sep; for tokenizers without these, bos and eos."""
+    begin = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+    end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    if begin is None:
+        raise InputError("the tokenizer has neither a bos nor a cls token to begin pieces; use wrap='document'")
+    if end is None:
+        raise InputError("the tokenizer has neither an eos nor a sep token to end pieces; set tokenizer.sep_token")
+    return begin, end
+
+
 def encode_documents(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, *, wrap: bool = True, num_proc: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:

@@ -8,9 +8,11 @@ alone, so a row is the same whenever it is made, by whichever process, and in wh
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
+from unicodedata import category
 
 import numpy as np
 import torch
+from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
 from .data import TokenStore
@@ -18,6 +20,10 @@ from .errors import InputError
 
 
 IGNORED = -100
+
+# What ends a sentence in most scripts, and what may follow it.
+_ENDS = tuple(".!?。！？؟۔।॥")
+_CLOSING = "\"')”’»」』\n"
 
 
 def causal(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -271,7 +277,8 @@ class SentencePairs:
         task: `next_sentence` or `sentence_order`.
 
     Raises:
-        InputError: there are fewer than two documents with two sentences' worth of text.
+        InputError: there are fewer than two documents with two sentences' worth of text, or the tokenizer has no cls or
+            sep token.
     """
 
     store: TokenStore
@@ -286,19 +293,19 @@ class SentencePairs:
     def __post_init__(self):
         if self.task not in ("next_sentence", "sentence_order"):
             raise InputError(f"the task must be next_sentence or sentence_order, not {self.task!r}")
+        if self.tokenizer.cls_token_id is None or self.tokenizer.sep_token_id is None:
+            raise InputError("sentence pairs need a tokenizer with a cls and a sep token; this one lacks them")
         long_enough = np.diff(self.store.offsets) >= self.SHORTEST
         if long_enough.sum() < 2:
             raise InputError(f"sentence pairs need two documents of at least {self.SHORTEST} tokens")
-        tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
-        self._ends_sentence = np.array(
-            [token.rstrip("\"')”’Ċ")[-1:] in (".", "!", "?") or "Ċ" in token for token in tokens]
-        )
+        texts = token_texts(self.tokenizer)
+        self._ends_sentence = np.array([text.rstrip(_CLOSING)[-1:] in _ENDS or "\n" in text for text in texts])
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows with these numbers: ids, positions, mask and segments `(batch, length)`, labels `(batch,)`."""
         batch_size = len(rows)
         pairs = [self._pair(np.random.default_rng((self.seed, int(row)))) for row in rows]
-        input_ids = np.full((batch_size, self.length), self.tokenizer.pad_token_id, np.int64)
+        input_ids = np.full((batch_size, self.length), self.tokenizer.pad_token_id or 0, np.int64)
         segments = np.zeros_like(input_ids)
         real = np.zeros_like(input_ids)
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
@@ -334,7 +341,10 @@ class SentencePairs:
         return first, second, label
 
     def _window(self, rng: np.random.Generator, room: int) -> tuple[int, np.ndarray]:
-        """A document, by its share of the tokens, and text from it that starts behind a sentence's end."""
+        """
+        A document, by its share of the tokens, and text from it that starts with the document or behind a sentence's
+        end; where no sentence ends, anywhere.
+        """
         offsets = self.store.offsets
         while True:
             start = int(rng.integers(self.store.num_tokens))
@@ -344,17 +354,32 @@ class SentencePairs:
                 continue
             start = min(start, end - self.SHORTEST)
             ends = np.flatnonzero(self._ends_sentence[self.store.tokens[start : end - self.SHORTEST]][:room])
-            start = start + int(ends[0]) + 1 if len(ends) else max(begin, end - room)
+            if start - begin < room and not self._ends_sentence[self.store.tokens[begin:start]].any():
+                start = begin
+            elif len(ends):
+                start += int(ends[0]) + 1
+            else:
+                start = max(begin, min(start, end - room))
             return document, self.store.tokens[start : min(start + room, end)].astype(np.int64)
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Which tokens of a vocabulary of byte-level BPE, WordPiece or bytes begin a word, `(vocab_size,)` bool."""
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    if any(token.startswith("##") for token in tokens):
-        return np.array([not token.startswith("##") for token in tokens])
-    # Byte-level tokenizers write a space as Ġ, a line end as Ċ, a tab as ĉ; those are letters to Python.
-    return np.array([token[:1] in "ĠĊĉ" or not token[:1].isalnum() for token in tokens])
+    model, texts = tokenizer.backend_tokenizer.model, token_texts(tokenizer)
+    if isinstance(model, WordPiece):  # in other vocabularies "##" is a piece of text, as Markdown's headings are
+        return np.array([not text.startswith(model.continuing_subword_prefix) for text in texts])
+    # Vowel signs and accents (category M) stand within words, and so do bytes that are no whole character.
+    return np.array(
+        [not (text[:1].isalnum() or text[:1] == "\ufffd" or category(text[:1] or " ")[0] == "M") for text in texts]
+    )
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens of a vocabulary; byte-level ones as the text they stand for, not as letters that stand for bytes."""
+    ids, backend = range(len(tokenizer)), tokenizer.backend_tokenizer
+    if "ByteLevel" in str(backend.decoder):
+        return backend.decode_batch([[number] for number in ids], skip_special_tokens=False)
+    return tokenizer.convert_ids_to_tokens(ids)
 
 
 def _tensors(**arrays: np.ndarray) -> dict[str, torch.Tensor]:

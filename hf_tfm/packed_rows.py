@@ -1,6 +1,7 @@
 """What a model of any architecture needs to read the texts of a packed row as it would read each alone."""
 
 import contextlib
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,9 +98,17 @@ class PackedRows:
         return fitted
 
 
+def sentence_label(model: PreTrainedModel) -> str | None:
+    """What a model that is told how two segments belong together calls that label: BERT's name, or ALBERT's."""
+    taken = inspect.signature(model.forward).parameters
+    return next((name for name in ("next_sentence_label", "sentence_order_label") if name in taken), None)
+
+
 def _loss_adds_up(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> bool:
-    labels = inputs["input_ids"].masked_fill(inputs["position_ids"] == 0, -100)
+    labels = {"labels": inputs["input_ids"].masked_fill(inputs["position_ids"] == 0, -100)}
+    if (name := sentence_label(model)) is not None:
+        labels[name] = torch.zeros(1, dtype=torch.long, device=model.device)
     with contextlib.suppress(*_UNFIT):
-        one, other = (model(**inputs, labels=labels, num_items_in_batch=n).loss for n in (1, 1000))
+        one, other = (model(**inputs, **labels, num_items_in_batch=n).loss for n in (1, 1000))
         return not torch.isclose(one, other)
     return True  # a loss that takes no such number is averaged by Trainer

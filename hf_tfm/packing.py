@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from .block_plan import PLAN_LAYOUT, BlockPlan
-from .data import TokenStore, TokenStream, document_ends, parse_sources
+from .data import TokenStore, TokenStream, parse_sources, piece_ends
 from .errors import InputError
 
 
@@ -295,8 +295,8 @@ class PackedBlocks:
 
         Args:
             sources: What `parse_sources` takes. With weights a mixture; without, each document once per epoch.
-            wrap: Whether bos and eos (cls and sep) go around documents, or around each piece of one, as an encoder
-                wants that always sees them, or nowhere.
+            wrap: Whether bos and eos go around documents, or cls and sep around each piece of one, as an encoder wants
+                that always sees them, or nothing anywhere. A tokenizer with only one of these pairs has it for both.
             streaming: Tokenise while training instead of before it.
             kwargs: For `TokenStore.build` or `TokenStream`.
         """
@@ -304,16 +304,13 @@ class PackedBlocks:
         make = TokenStream if streaming else TokenStore.build
         weights = [source.weight for source in sources] if sources[0].weight else None
         groups = [[source] for source in sources] if weights else [sources]
-        begin, end = document_ends(tokenizer) if wrap == "piece" else ([], [])
-        if wrap == "piece" and not begin:
-            raise InputError("the tokenizer has neither a bos nor a cls token to begin pieces; use wrap='document'")
         return cls(
             [make(group, tokenizer, wrap=wrap == "document", **kwargs) for group in groups],
             block_length,
             seed=seed,
             pad_token_id=tokenizer.pad_token_id or 0,
             weights=weights,
-            piece_ids=(begin[0], end[0]) if wrap == "piece" else None,
+            piece_ids=piece_ends(tokenizer) if wrap == "piece" else None,
             max_padding=max_padding,
         )
 

@@ -1,7 +1,6 @@
 """What the pretraining scripts share: the model to train, the Trainer with its data and optimizer, what is shown."""
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +15,18 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from .averaging import AveragingMixin
 from .card import task_of
 from .configuration_tfm import SIZES, TfmConfig
-from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash
+from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
 from .errors import InputError
 from .objectives import Masked, SentencePairs, causal, masked_next_token
 from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
-from .packed_rows import PackedRows
+from .packed_rows import PackedRows, sentence_label
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .recipe import read_mapping, refuse_below
 from .record import write_model_folder
 from .sources import Source, list_files, parse_sources
 from .speed import compile_blocks, compiler_found, pays_to_compile
 from .tokenization import tokenizer_fingerprint
-from .trainer import RunTrainer, check_arguments, data_seed, recipe_before
+from .trainer import RunTrainer, bits_per_byte, check_arguments, data_seed, recipe_before
 
 
 # Settings of transformers' that decide what is learned.
@@ -67,7 +66,13 @@ class PretrainArguments:
 
     data: list[str] = field(metadata={"help": "text to train on: files, folders, globs, hub:NAME; @WEIGHT mixes them"})
     validation_data: list[str] = field(metadata={"help": "text to measure bits per byte or masked loss on"})
-    tokenizer: str = field(metadata={"help": "folder of the tokenizer (training/train_tokenizer.py makes one)"})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder of the tokenizer (training/train_tokenizer.py makes one); by default that of a model "
+            "folder to go on from"
+        },
+    )
     model: str = field(
         default="tiny",
         metadata={
@@ -104,6 +109,12 @@ class PretrainArguments:
     zero_init: bool = field(default=True, metadata={"help": "start with zero output projections (new models only)"})
     cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
     license: str | None = field(default=None, metadata={"help": "licence of the model, for its card"})
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is None:
+            if not Path(self.model).is_dir():
+                raise InputError("--tokenizer: where is it? Only a model folder to go on from has one of its own")
+            self.tokenizer = self.model
 
 
 @dataclass
@@ -195,10 +206,12 @@ def build_model(
     }
     fields = {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
     try:
-        if path.is_dir() and any(path.glob("*.safetensors*")):
+        if path.is_dir() and (any(path.glob("*.safetensors*")) or any(path.glob("pytorch_model*.bin*"))):
             model, is_new = auto_class.from_pretrained(spec, dtype=torch.float32, **overrides), False
         elif path.exists():
-            config = AutoConfig.from_pretrained(spec, **{**fields, **overrides})
+            config, unused = AutoConfig.from_pretrained(spec, return_unused_kwargs=True, **{**fields, **overrides})
+            if unknown := [name for name in overrides if name in unused]:
+                raise ValueError(f"{type(config).__name__} has no field {unknown[0]!r} to override")
             model, is_new = auto_class.from_config(config), True
         else:
             lookalike, _, size = spec.partition("/")
@@ -207,7 +220,8 @@ def build_model(
             config = config_class.preset(lookalike, size or None, **{**defaults, **known, **overrides})
             model, is_new = auto_class.from_config(config), True
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise InputError(f"model {spec}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split()).split(" Model type should be one of")[0]  # and then some hundred names
+        raise InputError(f"model {spec}: {reason}") from error
     check_fit(model, tokenizer, script.block_length)
     if is_new and script.zero_init:
         zero_init_output_projections(model)
@@ -262,7 +276,7 @@ def prepare_data(
     Raises:
         InputError: what `TokenStore.build` raises, or ids that the model has no embedding for.
     """
-    piece_ids = None if tokenizer.cls_token_id is None else (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    piece_ids = None if tokenizer.cls_token_id is None else piece_ends(tokenizer)
     wrap: Literal["document", "piece"] = "document" if piece_ids is None else "piece"
     reading: dict[str, Any] = dict(text_field=script.text_field, cache_dir=script.cache_dir)
     blocks = PackedBlocks.from_sources(
@@ -285,15 +299,22 @@ def prepare_data(
     schedule = parse_length_schedule(script.length_schedule, script.block_length) if script.length_schedule else None
     batches = StepBatches(blocks.rows, rows, micro_steps, schedule=schedule, transform=objective, **shares)
 
-    evaluation, measured = [], 0
+    evaluation: list[dict[str, Any]] = []
+    measured = text_bytes = text_tokens = 0
     packing: dict[str, Any] = dict(pad_token_id=tokenizer.pad_token_id or 0, piece_ids=piece_ids)
+    begin = piece_ids[0] if piece_ids else tokenizer.bos_token_id
     for batch in iter_eval_blocks(validation, script.block_length, args.per_device_eval_batch_size, **packing):
         if measured >= script.validation_tokens:
             break
         batch["rows"] = len(evaluation) * args.per_device_eval_batch_size + np.arange(len(batch["input_ids"]))
         inputs = (evaluation_objective or objective)(batch)
-        evaluation.append({**inputs, "num_bytes": int(batch["num_bytes"].sum())})
-        measured += int(batch["num_tokens"].sum())
+        tokens = int(batch["num_tokens"].sum())
+        firsts = batch["input_ids"][(batch["position_ids"] == 0) & (batch["sequence_ids"] > 0)]
+        # The first token of a piece is not predicted. Where it is text, its bytes count with the mean of the others.
+        sizes = {"num_bytes": int(batch["num_bytes"].sum()), "num_text_tokens": tokens - int((firsts == begin).sum())}
+        evaluation.append({**inputs, **sizes})
+        measured, text_bytes = measured + tokens, text_bytes + sizes["num_bytes"]
+        text_tokens += sizes["num_text_tokens"]
     if all(bool((torch.as_tensor(batch["labels"]) == -100).all()) for batch in evaluation):
         raise InputError(f"validation_data {', '.join(script.validation_data)}: too little text, nothing is predicted")
     return PretrainData(
@@ -304,9 +325,7 @@ def prepare_data(
             *describe_text("validation", script.validation_data, [validation], script),
         ],
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
-        bytes_per_token=validation.num_bytes / validation.num_tokens
-        if (evaluation_objective or objective) is causal
-        else None,
+        bytes_per_token=text_bytes / text_tokens if (evaluation_objective or objective) is causal else None,
     )
 
 
@@ -348,7 +367,19 @@ def prepare_pairs(
     objective: Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]],
     evaluation_objective: Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]],
 ) -> PretrainData:
-    """As `prepare_data`, with rows that are pairs of segments for the `sentence_task` that `script` has beside."""
+    """
+    As `prepare_data`, with rows that are pairs of segments for the `sentence_task` that `script` has beside.
+
+    Raises:
+        InputError: the model has no head for the task, or what `SentencePairs` and `TokenStore.build` raise.
+    """
+    label = sentence_label(model)
+    if label is None:
+        raise InputError(f"sentence_task {script.sentence_task}: {type(model).__name__} has no head for it")
+
+    def named(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {label if name == "next_sentence_label" else name: value for name, value in inputs.items()}
+
     reading: dict[str, Any] = dict(text_field=script.text_field, cache_dir=script.cache_dir, wrap=False)
     stores = [TokenStore.build(data, tokenizer, **reading) for data in (script.data, script.validation_data)]
     for store in stores:
@@ -364,8 +395,8 @@ def prepare_pairs(
     shares = {"rank": args.process_index, "world_size": args.world_size}
     micro_steps = args.max_steps * args.gradient_accumulation_steps
     return PretrainData(
-        train=StepBatches(pairs[0].batch, rows, micro_steps, transform=objective, **shares),
-        evaluation=[{**evaluation_objective(batch), "num_bytes": 0} for batch in batches],
+        train=StepBatches(pairs[0].batch, rows, micro_steps, transform=lambda batch: named(objective(batch)), **shares),
+        evaluation=[{**named(evaluation_objective(batch)), "num_bytes": 0} for batch in batches],
         facts=[
             *describe_text("train", script.data, stores[:1], script),
             *describe_text("validation", script.validation_data, stores[1:], script),
@@ -510,9 +541,9 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
     ) -> dict[str, float]:
         """Mean loss over the predicted tokens of all batches, and bits per byte where every token is predicted."""
         self.model.eval()
-        started, nats, predicted, text_bytes = time.time(), 0.0, 0, 0
+        started, nats, predicted, text_bytes, text_tokens = time.time(), 0.0, 0, 0, 0
         for batch in eval_dataset or self.data.evaluation:
-            inputs = self._prepare_inputs({name: value for name, value in batch.items() if name != "num_bytes"})
+            inputs = self._prepare_inputs({name: value for name, value in batch.items() if not name.startswith("num_")})
             labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
             count = int((labels != -100).sum())
             if not count:  # of which the mean loss is no number
@@ -521,9 +552,10 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
                 nats += float(self.model(**inputs).loss) * count
             predicted += count
             text_bytes += batch["num_bytes"]
+            text_tokens += batch.get("num_text_tokens", 0)
         metrics = {f"{metric_key_prefix}_loss": nats / predicted}
         if self._loss_shifts_labels and text_bytes:
-            metrics[f"{metric_key_prefix}_bits_per_byte"] = nats / text_bytes / math.log(2)
+            metrics[f"{metric_key_prefix}_bits_per_byte"] = bits_per_byte(nats / predicted, text_bytes / text_tokens)
         metrics[f"{metric_key_prefix}_predicted_tokens"] = predicted
         metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - started, 2)
         self.log(metrics)

@@ -1,5 +1,7 @@
 """What is predicted: labels, masks and sentence pairs, each row a function of its number alone."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -198,6 +200,54 @@ def test_sentence_pairs(encoder_tokenizer):
         first_sep, end = np.flatnonzero(row == tokenizer.sep_token_id)
         a, b = tokenizer.decode(row[1:first_sep]), tokenizer.decode(row[first_sep + 1 : end])
         assert any((b + a if label else a + b) in document for document in documents)
+
+
+@pytest.mark.parametrize("end, blank", [(".", " "), ("。", ""), ("؟", " "), ("", " ")])
+def test_sentence_pairs_come_from_all_of_the_text(end, blank):
+    """Whatever ends its sentences, and if nothing does; the first sentence too."""
+    letters = "abcdefghij"
+    words = [["".join(letters[int(d)] for d in f"{n * 61 % 997:03}") for n in range(i, 900, 3)] for i in range(3)]
+    texts = [blank.join(w + end * (i % 6 == 5) for i, w in enumerate(several)) for several in words]
+    tokenizer = train_tokenizer(texts, vocab_size=400, style="encoder", num_spare_tokens=0)
+    store = TokenStore.from_texts(texts, tokenizer, wrap=False)
+    batch = SentencePairs(store, tokenizer, 48, task="sentence_order").batch(np.arange(1500))
+    six = np.lib.stride_tricks.sliding_window_view(batch["input_ids"], 6, axis=1)
+    rows = {tuple(tokens) for tokens in six.reshape(-1, 6)}
+    seen = [tuple(store[i][j : j + 6]) in rows for i in range(3) for j in range(0, len(store[i]) - 6, 3)]
+    assert np.mean(seen) > 0.9
+    assert all(tuple(store[i][:6]) in rows for i in range(3))
+    if end:
+        in_order = batch["input_ids"][batch["next_sentence_label"] == 0]
+        cuts = [row[: int(np.argmax(row == tokenizer.sep_token_id))] for row in in_order]
+        assert np.mean([end in tokenizer.decode(row[-2:]) for row in cuts]) > 0.6
+
+
+def test_words_begin_where_they_do_in_any_script():
+    headings = ["## one\n### two two two\n" * 50, "the miller and the river and the sea\n" * 50]
+    markdown = train_tokenizer(headings, vocab_size=340, style="encoder", num_spare_tokens=0)
+    assert any(token.startswith("##") for token in markdown.get_vocab())  # which WordPiece alone means otherwise
+    text = train_tokenizer((), kind="bytes", style="encoder", num_spare_tokens=0)
+    for tokenizer, line, words in (
+        (markdown, "the miller x", 3),
+        (text, "café — naïve", 3),
+        (text, "мельник и река", 3),
+        (text, "हिन्दी भाषा", 2),
+        (text, "كِتَاب جديد", 2),
+    ):
+        ids = np.array(tokenizer(line, add_special_tokens=False)["input_ids"])
+        starts = word_starts(tokenizer)[ids]
+        starts[0] = True
+        assert starts.sum() <= words and len(ids) > words, (line, starts)
+
+
+def test_sentence_pairs_of_other_tokenizers(encoder_tokenizer):
+    store = TokenStore.from_texts(TEXTS, encoder_tokenizer, wrap=False)
+    bare = copy.deepcopy(encoder_tokenizer)
+    bare.pad_token = None
+    assert (SentencePairs(store, bare, 48).batch(np.arange(4))["input_ids"] >= 0).all()
+    bare.cls_token = None
+    with pytest.raises(InputError, match="a cls and a sep token"):
+        SentencePairs(store, bare, 48)
 
 
 def test_mistakes_are_named(encoder_tokenizer):

@@ -311,9 +311,11 @@ def test_from_sources(text_file, tokenizer, tmp_path):
     assert np.allclose(mixed._per_turn / mixed._per_turn.sum(), [0.75, 0.25], atol=1e-4)
     pieces = PackedBlocks.from_sources(text_file, tokenizer, LENGTH, wrap="piece", **cache).batch(0, 8)
     ids, real = pieces["input_ids"], pieces["sequence_ids"] > 0
-    assert (ids[(pieces["position_ids"] == 0) & real] == tokenizer.bos_token_id).all()
+    # The tokenizer has a bos token too, as BigBird's has, and validation text is read with cls as well.
+    assert tokenizer.cls_token_id != tokenizer.bos_token_id
+    assert (ids[(pieces["position_ids"] == 0) & real] == tokenizer.cls_token_id).all()
     num_pieces = pieces["sequence_ids"].max(axis=1).sum()
-    assert (ids == tokenizer.bos_token_id).sum() == (ids == tokenizer.eos_token_id).sum() == num_pieces
+    assert (ids == tokenizer.cls_token_id).sum() == (ids == tokenizer.sep_token_id).sum() == num_pieces
     bare = PackedBlocks.from_sources(text_file, tokenizer, LENGTH, wrap="none", **cache).batch(0, 8)
     assert tokenizer.eos_token_id not in bare["input_ids"]
     streamed = PackedBlocks.from_sources(text_file, tokenizer, LENGTH, streaming=True, **cache)
