@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .decoding import stream_text
 from .errors import InputError
+from .finetuning import refuse_unknown_tokens
 
 
 HELP = "/new begins a new conversation, /quit (or Ctrl-D) ends; Ctrl-C stops an answer"
@@ -48,7 +49,8 @@ class Chat:
         The answer, printed as it is made. Interrupted, what there is of it stays in the conversation.
 
         Raises:
-            InputError: the message alone is too long for the model, or the template refuses the conversation.
+            InputError: the message alone is too long for the model or has tokens that it does not know, or the template
+                refuses the conversation.
         """
         try:
             for piece in self.stream(text):
@@ -85,6 +87,7 @@ class Chat:
                 ids = self.tokenizer.apply_chat_template(
                     [*self.system, *self.turns], add_generation_prompt=True, return_dict=True, return_tensors="pt"
                 )["input_ids"]
+                refuse_unknown_tokens(self.model, ids)
             except TemplateError as error:
                 raise InputError(f"the chat template refuses this conversation: {error}") from None
             room = longest - ids.shape[1]
@@ -98,7 +101,7 @@ class Chat:
 
 
 def talk(chat: Chat, seed: int = 0, read: Callable[[str], str] = input) -> None:
-    """Read messages and answer them until the reader ends."""
+    """Read messages and answer them until the reader ends. Raises `InputError` where it reads what is no text."""
     set_seed(seed)
     print(HELP)
     while True:
@@ -107,6 +110,8 @@ def talk(chat: Chat, seed: int = 0, read: Callable[[str], str] = input) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError as error:
+            raise InputError(f"what is read holds bytes that are no text in {error.encoding}") from None
         if text == "/quit":
             return
         if text == "/new":

@@ -56,6 +56,13 @@ def _number(kind: type, least: float = -math.inf, most: float = math.inf) -> Cal
     return parse
 
 
+def _text(text: str) -> str:
+    """An argument type: bytes that are no text arrive as halves of surrogate pairs, which no tokenizer reads."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError("holds bytes that are no text in UTF-8")
+    return text
+
+
 # What several commands have in common.
 _BASE = argument("--base", metavar="FOLDER", help="an adapter's base model, if that is not where the adapter says")
 _TRUST = argument("--trust-remote-code", action="store_true", help="run the code that the model's folder carries")
@@ -151,7 +158,7 @@ def merge(args: argparse.Namespace) -> None:
 
 @command(
     argument("model", help="folder of a causal LM or of an adapter, or a name on the Hub"),
-    argument("prompt", help="text to continue"),
+    argument("prompt", type=_text, help="text to continue"),
     argument("--max-new-tokens", type=_number(int, 1), default=50, help="default 50"),
     *_SAMPLING,
     argument("--beams", type=_number(int, 1), help="search with so many beams"),
@@ -206,7 +213,7 @@ def _compare(args: argparse.Namespace, model: Any, tokenizer: Any, switches: dic
 
 @command(
     argument("model", help="folder of a causal LM or of an adapter, or a name on the Hub"),
-    argument("--system", metavar="TEXT", help="what stands in front of the conversation"),
+    argument("--system", type=_text, metavar="TEXT", help="what stands in front of the conversation"),
     argument("--max-new-tokens", type=_number(int, 1), default=256, help="of an answer (default 256)"),
     *_SAMPLING,
     *_OPENING,
@@ -263,7 +270,7 @@ def demo(args: argparse.Namespace) -> None:
     argument("model", help="folder of any model or adapter, or a name on the Hub"),
     argument("--length", type=_number(int, 1), help="tokens of context to count for; by default the longest"),
     argument("--picture", metavar="DIR", help="folder to write pictures of attention and embeddings to"),
-    argument("--text", help="what the pictures are drawn for"),
+    argument("--text", type=_text, help="what the pictures are drawn for"),
     argument(
         "--senses",
         nargs=2,
@@ -314,7 +321,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 @command(
     argument("model", help="folder of a masked LM, or its name on the Hub"),
-    argument("text", help="text with the tokenizer's mask, mostly [MASK]"),
+    argument("text", type=_text, help="text with the tokenizer's mask, mostly [MASK]"),
     argument("--top", type=_number(int, 1), default=5, help="how many candidates (default 5)"),
     *_OPENING,
     examples=('hf-tfm fill-mask my-encoder "The capital of France is [MASK]."',),
@@ -404,7 +411,7 @@ def index(args: argparse.Namespace) -> None:
 
 @command(
     argument("index", metavar="INDEX", help="folder that `hf-tfm index` wrote"),
-    argument("question", metavar="QUESTION", help="what to ask"),
+    argument("question", type=_text, metavar="QUESTION", help="what to ask"),
     argument("--decoder", required=True, metavar="FOLDER", help="folder of a causal LM that follows instructions"),
     argument("--passages", type=_number(int, 1), default=3, help="how many to put into the prompt (default 3)"),
     argument(
@@ -465,7 +472,7 @@ def verify(args: argparse.Namespace) -> int:
     argument("--private", action="store_true", help="make it private; one that is public already is refused"),
     argument("--revision", metavar="BRANCH", help="branch to push to, made if it is not there (default main)"),
     argument("--tag", help="name to give to this state"),
-    argument("--message", help="of the commit"),
+    argument("--message", type=_text, help="of the commit"),
     _BASE,
     argument("--base-model", metavar="USER/REPO", help="what an adapter's base model is called on the Hub"),
     argument("--trust-remote-code", action="store_true", help="run code in the folder that is not this package's"),
@@ -505,10 +512,10 @@ def push(args: argparse.Namespace) -> None:
 
 @command(
     argument("folder", metavar="FOLDER", help="of a model that a script of this package trained"),
-    argument("--name", help="what the model is called"),
+    argument("--name", type=_text, help="what the model is called"),
     argument("--license", metavar="ID", help="of the model, such as apache-2.0"),
     argument("--language", nargs="+", metavar="CODE", help="of its texts, such as en"),
-    argument("--data-license", metavar="TEXT", help="of the data it was trained and measured on"),
+    argument("--data-license", type=_text, metavar="TEXT", help="of the data it was trained and measured on"),
     argument("--watts", type=_number(float, 0.0), help="what the machine drew, for the energy; an estimate by default"),
     examples=("hf-tfm card runs/decoder", "hf-tfm card runs/decoder --name Tales --language en --watts 65"),
 )

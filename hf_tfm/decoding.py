@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from .errors import InputError
-from .finetuning import longest_input
+from .finetuning import longest_input, refuse_unknown_tokens
 
 
 # Every switch so that nothing of the model's own settings stays.
@@ -60,11 +60,12 @@ def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     Ids `(1, length)` of a text to continue, and how many tokens may follow.
 
     Raises:
-        InputError: there is nothing to begin with, or no room behind it.
+        InputError: there is nothing to begin with, or no room behind it, or the model does not know the tokens.
     """
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     if ids.numel() == 0:
         raise InputError("the prompt is empty and this tokenizer begins texts with nothing; give a word")
+    refuse_unknown_tokens(model, ids)
     longest = longest_input(model.config) or 1 << 20
     if ids.shape[1] >= longest:
         raise InputError(f"the prompt leaves no room: it has {ids.shape[1]} tokens and the model reads {longest}")

@@ -347,6 +347,18 @@ def longest_input(config: PreTrainedConfig) -> int | None:
     return positions
 
 
+def refuse_unknown_tokens(model: Any, ids: torch.Tensor) -> None:
+    """Raises `InputError` where a tokenizer made ids beyond the model's embeddings: a bare IndexError in torch."""
+    try:
+        rows = model.get_input_embeddings().weight.shape[0]
+    except (AttributeError, NotImplementedError):  # CANINE hashes characters
+        return
+    if ids.numel() and (largest := int(ids.max())) >= rows:
+        raise InputError(
+            f"the tokenizer makes token {largest} of the text, and the model has embeddings of {rows}: another model's"
+        )
+
+
 def settle_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The length that texts are cut to, in tokens. Raises `InputError` if the model cannot take the one asked for."""
     positions = longest_input(model.config)

@@ -4,12 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import answer
 from .conversations import ChatEncoder
 from .errors import InputError
-from .finetuning import longest_input
+from .finetuning import longest_input, refuse_unknown_tokens
 from .prediction import Predictor
 from .retrieval import Index, Passage
 
@@ -58,7 +59,8 @@ def encode_question(
     Ids of the chat template around as many of the passages, the first ones, as leave room for an answer; how many.
 
     Raises:
-        InputError: there is no chat template, it refuses the prompt, or the question alone is too long.
+        InputError: there is no chat template, it refuses the prompt, the question alone is too long, or the model knows
+            fewer tokens.
     """
     if not tokenizer.chat_template:
         raise InputError("this tokenizer has no chat template, so the model was not made for questions")
@@ -67,6 +69,7 @@ def encode_question(
         message = {"role": "user", "content": question_prompt(question, passages[:count])}
         ids = encoder.prompt([message], "the prompt")
         if len(ids) + max_new_tokens <= longest:
+            refuse_unknown_tokens(model, torch.tensor(ids))
             return ids, count
     raise InputError(
         f"the question has {len(ids)} tokens and its answer may have {max_new_tokens}; the model reads {longest}: ask "

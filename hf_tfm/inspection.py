@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
+from .finetuning import refuse_unknown_tokens
 
 
 ATTENTION_FILE, NEIGHBOURS_FILE = "attention.png", "embedding_neighbours.png"
@@ -97,7 +98,8 @@ def inspect_model(model: PreTrainedModel, length: int | None = None) -> Inspecti
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     if model.can_generate():
         cached = 2 * 2 * blocks * head_dim * (getattr(config, "num_key_value_heads", None) or heads)
-        memory |= {"cache of a token, bf16": cached, f"cache of {length:,} tokens": cached * length}
+        kept = sum(_context(config, layer, length) for layer in range(blocks))
+        memory |= {"cache of a token, bf16": cached, f"cache of {length:,} tokens": cached // blocks * kept}
 
     multiplied = sum(module.weight.numel() for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)))
     attended = 4 * heads * head_dim * sum(_context(config, layer, length) for layer in range(blocks))
@@ -114,7 +116,13 @@ def _context(config: Any, layer: int, length: int) -> int:
     """How many tokens a token of a full context can look at in a layer."""
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
-    return min(window, length) if window and kinds and kinds[layer] == "sliding_attention" else length
+    # Without kinds all layers slide, as Mistral's do, unless there is a switch for it, which Qwen2's relatives have.
+    sliding = kinds[layer] == "sliding_attention" if kinds else getattr(config, "use_sliding_window", True)
+    if not window or not sliding:
+        return length
+    # Encoders of this shape look so far on each side.
+    both_ways = config.model_type in ("tfm_encoder", "modernbert")
+    return min(2 * window + 1 if both_ways else window, length)
 
 
 def _shape(config: Any) -> dict[str, Any]:
@@ -142,11 +150,12 @@ def draw_attention(
         most: blocks and heads that are shown, spread evenly if there are more.
 
     Raises:
-        InputError: the model gives no attention, or is an encoder and a decoder in one.
+        InputError: the model gives no attention, is an encoder and a decoder in one, or does not know the tokens.
     """
     if model.config.is_encoder_decoder:
         raise InputError(f"{type(model).__name__}: pictures are drawn of one encoder or decoder; try `hf-tfm demo`")
     inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=48)
+    refuse_unknown_tokens(model, inputs["input_ids"])
     with torch.inference_mode():
         attentions = model(**inputs, output_attentions=True).attentions
     if not attentions or attentions[0] is None:

@@ -11,7 +11,7 @@ from . import question_answering, tagging
 from .batches import RightPadding, length_of
 from .classification import Task, label_ids, written_labels
 from .errors import InputError
-from .finetuning import encode_records, longest_input
+from .finetuning import encode_records, longest_input, refuse_unknown_tokens
 from .metrics import Estimate
 from .records import Records
 from .unpadded import use_unpadded_encoding
@@ -160,6 +160,7 @@ def predict_rows(
         batch = order[start:end]
         start = end
         inputs = {name: column.to(device) for name, column in collate([rows[number] for number in batch]).items()}
+        refuse_unknown_tokens(model, inputs["input_ids"])
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             taken = take(model(**inputs))
         taken = (taken.float() if taken.is_floating_point() else taken).cpu().numpy()

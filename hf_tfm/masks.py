@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
-from .finetuning import longest_input
+from .finetuning import longest_input, refuse_unknown_tokens
 
 
 def fill_masks(
@@ -14,11 +14,12 @@ def fill_masks(
     For each mask of a text the likeliest tokens with their probabilities, the likeliest first.
 
     Raises:
-        InputError: the tokenizer has no mask token, the text has none or is too long.
+        InputError: the tokenizer has no mask token, the text has none or is too long, the model does not know a token.
     """
     if tokenizer.mask_token is None:
         raise InputError("this model's tokenizer has no mask token, so it was not made for masks")
     inputs = tokenizer(text, return_tensors="pt").to(model.device)
+    refuse_unknown_tokens(model, inputs["input_ids"])
     longest = longest_input(model.config)
     if longest is not None and (length := inputs["input_ids"].shape[1]) > longest:
         raise InputError(f"the text is too long: it has {length} tokens and the model reads {longest}")

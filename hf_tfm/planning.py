@@ -81,8 +81,21 @@ def count_parameters(config: TfmConfig) -> int:
     attention = width * (2 * heads + 2 * key_value)
     feed_forward = width * inner * (3 if config.gated_mlp else 2)
     embeddings = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
-    norms = width * (2 * config.num_hidden_layers + 1)
-    return embeddings + norms + config.num_hidden_layers * (attention + feed_forward)
+    pre_norm = config.norm_position == "pre"
+    # Between embedding and blocks one norm takes the place of the other.
+    outer = pre_norm + (config.embedding_norm and not pre_norm)
+    norms = width * (2 * config.num_hidden_layers + outer) * (1 + config.norm_bias)
+    if config.qk_norm:
+        norms += 2 * config.head_dim * config.num_hidden_layers * (1 + config.norm_bias)
+    biases = (heads + 2 * key_value + width) * config.attention_bias
+    biases += (inner * (1 + config.gated_mlp) + width) * config.mlp_bias
+    return embeddings + _positions(config) + norms + config.num_hidden_layers * (attention + feed_forward + biases)
+
+
+def _positions(config: TfmConfig) -> int:
+    """Parameters of learned positions and segments."""
+    learned = config.max_position_embeddings if config.position_embedding_type == "learned" else 0
+    return (learned + config.type_vocab_size) * config.hidden_size
 
 
 def plan(
@@ -127,7 +140,7 @@ def plan(
         raise InputError(f"utilisation must lie between 0 and 1, not {utilisation}")
 
     # The embedding is a lookup; the head, tied or not, is a product.
-    lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    lookup = _positions(config) + (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
     attended = config.num_attention_heads * config.head_dim * config.num_hidden_layers
     per_token = 6 * (parameters - lookup) + 12 * attended * length
     compute = per_token * tokens

@@ -365,6 +365,9 @@ class _Embedder(torch.nn.Module):
         super().__init__()
         self.model, self.pooling = model, pooling
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.model.get_input_embeddings()
+
     def forward(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         states = self.model(attention_mask=attention_mask, **inputs).last_hidden_state.float()
         if self.pooling == "cls":

@@ -29,6 +29,11 @@ def models(tmp_path_factory) -> Path:
         "choice": tiny.build("TfmEncoderForMultipleChoice"),
         "tagger": tiny.build("TfmEncoderForTokenClassification"),
         "llama": native_model("llama", "CausalLM", vocab_size=tiny.VOCAB_SIZE),
+        # Fewer embeddings than the tokenizer has tokens.
+        "narrow": tiny.build("TfmDecoderForCausalLM", vocab_size=200),
+        "narrow_encoder": tiny.build("TfmEncoderForMaskedLM", vocab_size=200),
+        "narrow_classifier": tiny.build("TfmEncoderForSequenceClassification", vocab_size=200),
+        "narrow_base": tiny.build("TfmEncoderModel", vocab_size=200),
     }.items():
         model.save_pretrained(folder / name)
         build_tokenizer().save_pretrained(folder / name)
@@ -240,6 +245,15 @@ WRONG = {
     "words as this command calls them": ("predict {models}/tagger {models}/one.jsonl", "right one with --words-field"),
     "base that is gone": ("generate {models}/adapter hello", "say where it is, with --base"),
     "no mask": ("fill-mask {models}/encoder hello", "write [MASK]"),
+    "prompt that is no text": ("generate {models}/decoder caf\udce9", "argument prompt: holds bytes that are no text"),
+    "masked text that is no text": ("fill-mask {models}/encoder '[MASK] \udcff'", "holds bytes that are no text"),
+    "question that is no text": ("ask {models} \udcff --decoder {models}/decoder", "holds bytes that are no text"),
+    "system prompt that is no text": ("chat {models}/decoder --system \udcff", "holds bytes that are no text"),
+    "prompt of another tokenizer": ("generate {models}/narrow 'the cat'", "the model has embeddings of 200"),
+    "methods compared with another tokenizer": ("generate {models}/narrow 'the cat' --compare", "embeddings of 200"),
+    "masks of another tokenizer": ("fill-mask {models}/narrow_encoder 'the [MASK]'", "embeddings of 200"),
+    "records of another tokenizer": ("predict {models}/narrow_classifier {models}/one.jsonl", "embeddings of 200"),
+    "embeddings of another tokenizer": ("predict {models}/narrow_base {models}/one.jsonl", "embeddings of 200"),
     "no head": ("fill-mask {models}/base [MASK]", "no weights for decoder.bias, which TfmEncoderForMaskedLM needs"),
 }
 

@@ -12,10 +12,10 @@ from parity_table import native_model
 from tiny import build_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_tfm.chat import Chat
+from hf_tfm.chat import Chat, talk
 from hf_tfm.cli import main
 from hf_tfm.errors import InputError
-from hf_tfm.inspection import ATTENTION_FILE, NEIGHBOURS_FILE, inspect_model, nearest_tokens
+from hf_tfm.inspection import ATTENTION_FILE, NEIGHBOURS_FILE, draw_attention, inspect_model, nearest_tokens
 from hf_tfm.tokenization import train_tokenizer
 
 
@@ -58,6 +58,20 @@ def test_a_window_bounds_the_context():
     whole, half = (inspect_model(tiny.build("TfmDecoderForCausalLM", shape), 64) for shape in ("llama", "mistral"))
     assert half.flops["of these attention"] == whole.flops["of these attention"] * 4 // 64
     assert whole.memory["cache of a token, bf16"] == 2 * 2 * 2 * 8 * 1
+    assert whole.memory["cache of 64 tokens"] == 64 * whole.memory["cache of a token, bf16"]
+    assert half.memory["cache of 64 tokens"] == 4 * half.memory["cache of a token, bf16"]
+    # Its configuration names no kinds of layers.
+    slid, full = (
+        inspect_model(native_model("mistral", "CausalLM", sliding_window=window), 64).flops["of these attention"]
+        for window in (4, None)
+    )
+    assert slid == full * 4 // 64
+
+
+def test_an_encoders_window_is_on_each_side():
+    # One full layer of 64 tokens, and one of two on each side of a token.
+    found = inspect_model(tiny.build("TfmEncoderModel", "modernbert"), 64)
+    assert found.flops["of these attention"] == 4 * 32 * (64 + 5)
 
 
 def test_nearest_tokens_are_by_cosine():
@@ -174,3 +188,26 @@ def test_the_command_runs_the_package_and_says_nothing_else(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "nowhere: no such folder" in done.stderr
+
+
+def test_bytes_that_are_no_text_are_one_line(speaker):
+    """Piped in, they would raise where they are read."""
+    from hf_tfm.loading import open_model
+
+    piped = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8")
+    with pytest.raises(InputError, match="bytes that are no text in utf-8"):
+        talk(Chat(*open_model(str(speaker))), read=lambda prompt: piped.readline())
+
+
+def test_a_conversation_in_tokens_that_the_model_has_not(speaker):
+    from hf_tfm.loading import open_model
+
+    _, tokenizer = open_model(str(speaker))
+    with pytest.raises(InputError, match="the model has embeddings of 20"):
+        Chat(tiny.build("TfmDecoderForCausalLM", vocab_size=20), tokenizer).ask("the cat")
+
+
+def test_a_picture_of_tokens_that_the_model_has_not(tmp_path):
+    model = tiny.build("TfmEncoderForMaskedLM", vocab_size=200)
+    with pytest.raises(InputError, match="the model has embeddings of 200"):
+        draw_attention(model, build_tokenizer(), "the cat", tmp_path / ATTENTION_FILE)

@@ -15,6 +15,18 @@ def test_parameters_are_those_of_the_model(preset):
     assert count_parameters(config) == pytest.approx(real, rel=0.01)
 
 
+@pytest.mark.parametrize("preset", ["gpt2", "vaswani2017", "llama", "qwen3", "mistral"])
+@pytest.mark.parametrize(
+    "switches", [{}, {"attention_bias": True, "mlp_bias": True}, {"embedding_norm": True}, {"type_vocab_size": 3}]
+)
+def test_parameters_of_small_ones_are_exact(preset, switches):
+    """There biases, norms and learned positions weigh: an eighth of a nano GPT-2 with a vocabulary of 1,000."""
+    config = TfmDecoderConfig.preset(preset, "nano", vocab_size=1000, **switches)
+    with torch.device("meta"):
+        real = TfmDecoderForCausalLM(config).num_parameters()
+    assert count_parameters(config) == real
+
+
 def test_a_published_run():
     # GPT-2 124M on 10 billion tokens takes some 8.5e18 operations (6ND with the attention at 1,024 tokens).
     config = TfmDecoderConfig.preset("gpt2", vocab_size=50304)
