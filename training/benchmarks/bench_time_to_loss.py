@@ -168,14 +168,16 @@ class Contestant:
         self.batches = StepBatches(blocks.rows, rows, steps, schedule=schedule, transform=objective)
         self.extra = {"skip_logits": True}
 
-    def _theirs(self, steps: int, seed: int, way: str, schedule: str = "cosine", optimizer="adamw", **rate) -> None:
+    def _theirs(
+        self, steps: int, seed: int, way: str, schedule: str = "cosine", optimizer="adamw", rows: int = 0, **rate
+    ) -> None:
         text = self.text
         if way == "compiled":
             self.model.compile()
         self.optimizer = build_optimizer(self.model, optimizer, **rate)
         self.scheduler = build_scheduler(self.optimizer, schedule, steps)
         objective = Masked(text.tokenizer, 0.15, seed=seed) if text.kind == "masked" else causal_rows
-        self.batches = StepBatches(text.shuffled_rows(seed), text.rows, steps, transform=objective)
+        self.batches = StepBatches(text.shuffled_rows(seed), rows or text.rows, steps, transform=objective)
         self.extra = {}
 
     def step(self) -> None:
