@@ -69,8 +69,7 @@ def default_cache_dir() -> Path:
 
 def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """What stands before and after a document: bos and eos; for tokenizers without these, cls and sep."""
-    begin = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    begin, end = _first_of(tokenizer, "bos", "cls"), _first_of(tokenizer, "eos", "sep")
     if end is None:
         raise InputError("the tokenizer has neither an eos nor a sep token to end documents; set tokenizer.eos_token")
     return ([] if begin is None else [begin]), [end]
@@ -78,13 +77,17 @@ def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[i
 
 def piece_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     """What stands before and after a piece of text: cls and sep; for tokenizers without these, bos and eos."""
-    begin = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-    end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    begin, end = _first_of(tokenizer, "cls", "bos"), _first_of(tokenizer, "sep", "eos")
     if begin is None:
         raise InputError("the tokenizer has neither a bos nor a cls token to begin pieces; use wrap='document'")
     if end is None:
         raise InputError("the tokenizer has neither an eos nor a sep token to end pieces; set tokenizer.sep_token")
     return begin, end
+
+
+def _first_of(tokenizer: PreTrainedTokenizerFast, *names: str) -> int | None:
+    ids = (getattr(tokenizer, f"{name}_token_id") for name in names)
+    return next((number for number in ids if number is not None), None)
 
 
 def encode_documents(

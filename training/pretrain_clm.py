@@ -15,12 +15,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from transformers import AutoModelForCausalLM, set_seed
 
 from hf_tfm import TfmDecoderConfig
+from hf_tfm.decoding import encode_prompt
 from hf_tfm.denoisers import Denoisers, infill, parse_shares
 from hf_tfm.errors import InputError
-from hf_tfm.finetuning import longest_input
 from hf_tfm.objectives import Hybrid, Masked, RateSchedule, causal
 from hf_tfm.pretraining import (
     PretrainArguments,
@@ -128,13 +129,12 @@ def choose_objective(script: CausalArguments, args, tokenizer, model) -> Callabl
 def continue_text(model, tokenizer, prompt: str, seed: int) -> str:
     """The prompt with 80 sampled tokens behind it, or as many as the model has positions for."""
     set_seed(seed)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
-    length = inputs["input_ids"].shape[1]
-    room = 80 if (longest := longest_input(model.config)) is None else min(80, longest - length)
-    if not length or room < 1:
+    try:
+        ids, room = encode_prompt(model, tokenizer, prompt)
+    except InputError:  # nothing can stand behind it
         return prompt
-    ids = model.generate(**inputs, max_new_tokens=room)
-    return tokenizer.decode(ids[0], skip_special_tokens=True)
+    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(80, room))
+    return tokenizer.decode(written[0], skip_special_tokens=True)
 
 
 if __name__ == "__main__":

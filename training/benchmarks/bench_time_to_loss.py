@@ -148,7 +148,7 @@ class Contestant:
         use_blockwise_attention(self.model)
         if way == "compiled":
             compile_blocks(self.model)
-        names = ("lr", "embedding_lr", "momentum", "weight_decay", "polar_steps")
+        names = ("lr", "embedding_lr", "momentum")
         self.optimizer = build_optimizer(self.model, "muon", **{n: settings[n] for n in names if n in settings})
         self.scheduler = build_scheduler(self.optimizer, settings["schedule"], steps)
         objective = causal
