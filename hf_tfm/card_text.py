@@ -354,6 +354,7 @@ def _training(record: dict[str, Any], has_curve: bool) -> str:
         "seed": record.get("seed"),
         "started": record.get("started"),
         "commit": record.get("commit"),
+        "commit of the source that ended it": record.get("ended_with_commit"),
         **{name.replace("_", " "): value for name, value in record.get("hardware", {}).items()},
         **{f"{name} version": value for name, value in record.get("versions", {}).items()},
     }

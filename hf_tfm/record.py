@@ -55,10 +55,13 @@ class RunRecord:
         return self.fields[name]
 
     def go_on_from(self, checkpoint: Path) -> None:
-        """Count what the run took up to a checkpoint, as the record there says, and when it began."""
+        """Count what the run took up to a checkpoint, as the record there says, when it began and with which source."""
         if (checkpoint / RECORD_FILE).is_file():
             self._before = read_record(checkpoint)
             self.fields["started"] = self._before["started"]
+            began_with, now = self._before.get("commit"), self.fields["commit"]
+            if began_with and began_with != now:
+                self.fields |= {"commit": began_with, "ended_with_commit": now}
 
     def add_model(self, model: PreTrainedModel) -> None:
         """What the card tells about the model."""

@@ -69,6 +69,12 @@ def compile_blocks(model: PreTrainedModel) -> int:
     return len(blocks)
 
 
+def uncompile_blocks(model: nn.Module) -> None:
+    """Undo `compile_blocks`: text that grows has another shape with every token, and would be compiled each time."""
+    for module in model.modules():
+        module._compiled_call_impl = None
+
+
 def pays_to_compile(seconds: float, shapes: int = 1) -> bool:
     """
     Whether compiling is repaid by a run.

@@ -28,7 +28,7 @@ from .errors import InputError
 from .pushing import PushMixin
 from .recipe import refuse_below, refuse_ignored
 from .record import RECORD_FILE, RunRecord, save_generation, with_cache
-from .speed import keep_freed_memory
+from .speed import keep_freed_memory, uncompile_blocks
 
 
 RECIPE_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model
@@ -300,10 +300,10 @@ class RunMixin(PushMixin):
 
     def finished_model(self) -> PreTrainedModel:
         """
-        What the training has made, as [`whole_model`] gives it, but without autocast, which the trained model is
-        wrapped in: what is measured is what the folder gives when it is loaded. All processes must call this.
+        What the training has made, as [`whole_model`] gives it, but without autocast and compiled layers, which belong
+        to the training: what is measured is what the folder gives when it is loaded. All processes must call this.
         """
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        uncompile_blocks(self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False))
         return self.whole_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -221,12 +221,13 @@ def test_another_recipe_does_not_resume(files, whole_run, tmp_path, capsys, comp
     assert complaint in capsys.readouterr().err
 
 
-def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path):
+def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path, monkeypatch):
     out = tmp_path / "run"
     out.mkdir()
     recipe = json.loads((whole_run / ".recipe.json").read_text())
     (out / ".recipe.json").write_text(json.dumps({name: recipe[name] for name in ("script", "max_steps", "seed")}))
     shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
+    monkeypatch.setattr("hf_tfm.record._commit", lambda: "f" * 40)
     assert pretrain_clm.main(arguments(files, out)) == 0
     assert_equal_weights(whole_run, out)
     # What a run took is what all of its parts took.
@@ -235,6 +236,7 @@ def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path):
     )
     assert second["started"] == first["started"] == whole["started"]
     assert second["seconds"] > first["seconds"] + 0.1
+    assert second["commit"] == whole["commit"] and second["ended_with_commit"] == "f" * 40
 
 
 def test_a_seed_of_the_data_of_0_is_one(files, tmp_path):

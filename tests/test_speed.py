@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_tfm.attention import BLOCK, MAX_LENGTH, use_blockwise_attention
 from hf_tfm.modeling_tfm import linear_cross_entropy
-from hf_tfm.speed import compile_blocks, keep_freed_memory, pays_to_compile, repeated_blocks
+from hf_tfm.speed import compile_blocks, keep_freed_memory, pays_to_compile, repeated_blocks, uncompile_blocks
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
@@ -209,6 +209,14 @@ def test_compiled_gradients_are_the_eager_ones():
     torch.testing.assert_close(loss, expected_loss, rtol=5e-3, atol=0)
     assert gradient.isfinite().all() and relative_error(gradient, expected) < 0.05
     assert compiled.state_dict().keys() == eager.state_dict().keys()
+
+
+def test_a_model_is_as_it_was_when_it_is_no_longer_compiled():
+    model = build("TfmDecoderForCausalLM")
+    compile_blocks(model)
+    assert all(block._compiled_call_impl is not None for block in repeated_blocks(model))
+    uncompile_blocks(model)
+    assert all(module._compiled_call_impl is None for module in model.modules())
 
 
 def test_only_long_runs_are_compiled():

@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     if script.masked_share:
         masked = trainer.evaluate(masked_evaluation(data, Masked(tokenizer, 0.15, seed=0)))
         results["eval_masked_loss"] = masked["eval_loss"]
-    model = trainer.whole_model()
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     model.generation_config.update(max_new_tokens=128, do_sample=True, temperature=0.8, top_p=0.95)

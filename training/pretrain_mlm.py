@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     results = trainer.evaluate()
-    model = trainer.whole_model()
+    model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     if not pairs:
