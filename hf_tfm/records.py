@@ -90,14 +90,19 @@ def read_records(path: str | Path | Sequence[str | Path], split: str = "train") 
 
 def iter_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and record of what [`read_records`] reads, one at a time. Raises `InputError` as it does."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir() or not any(named_split(file.relative_to(folder)) for file in folder.rglob("*")):
-        split = "train"
-    for file in list_files(Source(str(path), split=split)):
+    for file in record_files(path, split):
         for place, record in _read(file):
             if not isinstance(record, Mapping):
                 raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
             yield place, dict(record)
+
+
+def record_files(path: str | Path, split: str = "train") -> list[TextFile]:
+    """The files that [`read_records`] reads. Raises `InputError` if there is none."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or not any(named_split(file.relative_to(folder)) for file in folder.rglob("*")):
+        split = "train"
+    return list_files(Source(str(path), split=split))
 
 
 def _read(file: TextFile) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from .errors import InputError
 from .metrics import Estimate
 from .privacy import public_name
 from .record import public_command, versions
+from .records import record_files
 
 
 PARTS_FILE = "parts.jsonl"
@@ -116,9 +117,13 @@ class Results:
             os.fsync(file.fileno())
 
 
-def content(path: str) -> str:
-    """A file as parts know it: by what is in it. Raises `InputError` if it cannot be read."""
-    return file_hash(Path(path), default_cache_dir())
+def content(path: str, split: str = "train") -> str:
+    """A file, or the files of a folder's split, as parts know it: by what is in it. Raises `InputError` if it cannot be
+    read."""
+    if not Path(path).is_dir():
+        return file_hash(Path(path), default_cache_dir())
+    hashes = [file_hash(file.path, default_cache_dir()) for file in record_files(path, split)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:

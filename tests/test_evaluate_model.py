@@ -159,6 +159,20 @@ def test_classifier_equals_the_pipeline(models, data, tmp_path):
         assert results["accuracy"]["value"] == right / len(rows)
 
 
+def test_of_a_folder_the_test_part_is_measured(models, data, tmp_path):
+    lines = (data / "labels.jsonl").read_text().splitlines()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(lines[:10]))
+    (folder / "test.jsonl").write_text("\n".join(lines[10:]))
+    figures = [
+        measured(models / "classifier", tmp_path / name, "--test_file", path, "--label_field", "label_text")
+        for name, path in (("folder's", folder), ("file's", folder / "test.jsonl"))
+    ]
+    one, other = (found["SequenceClassification"]["results"] for found in figures)
+    assert one == other and one["accuracy"]["n"] == len(lines) - 10
+
+
 def test_stopped_evaluation_goes_on(models, data, tmp_path, monkeypatch):
     arguments = ["--minimal_pairs", data / "pairs.jsonl", "--text", data / "text.jsonl.gz"]
     whole = measured(models / "decoder", tmp_path / "whole", *arguments)

@@ -150,7 +150,7 @@ def pairs(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None
 
 def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
     """Classification by the likelihood of each label's words behind a prompt."""
-    records = read_records(recipe.test_file)
+    records = read_records(recipe.test_file, "test")
     if recipe.examples and recipe.train_file is None:
         raise InputError(f"--examples {recipe.examples}: give the --train_file to draw them from")
     train = read_records(recipe.train_file) if recipe.train_file else records
@@ -163,7 +163,7 @@ def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> N
     settings = {"task": f"{len(examples)}-shot classification", "template": template, "words": prompt.words}
     settings |= {"instruction": prompt.instruction, "label_field": task.field, "seed": recipe.seed}
     figures = results.part(
-        {**settings, "data": content(recipe.test_file), "examples": examples},
+        {**settings, "data": content(recipe.test_file, "test"), "examples": examples},
         lambda: prompting.prompted_estimates(task, prompting.prompted_scores(lm, prompt, records, examples), labels),
     )
     shown = {f"{metric}, {decision}": figures[decision][metric] for decision in figures for metric in task.metrics}
@@ -172,13 +172,13 @@ def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> N
 
 def head(model, tokenizer, auto_class: str, recipe: EvaluationRecipe, results: Results) -> None:
     """Labelled records by the model's own head."""
-    records, threshold = read_records(recipe.test_file), recorded(recipe.model, "no_answer_threshold")
+    records, threshold = read_records(recipe.test_file, "test"), recorded(recipe.model, "no_answer_threshold")
     fields = [recipe.text_field, *([recipe.text_pair_field] if recipe.text_pair_field else [])]
     settings = {"task": auto_class.removeprefix("AutoModelFor"), "fields": fields, "label_field": recipe.label_field}
     cut = {n: told for n in ("max_length", "stride") if (told := recorded(recipe.model, n)) is not None}  # as trained
     batching = {**cut, "batch_tokens": recipe.batch_tokens, "bf16": recipe.bf16}
     figures = results.part(
-        {**settings, **cut, "data": content(recipe.test_file), "threshold": threshold},
+        {**settings, **cut, "data": content(recipe.test_file, "test"), "threshold": threshold},
         partial(measure_head, model, tokenizer, auto_class, records, fields, recipe.label_field, threshold, **batching),
     )
     results.add(settings["task"], recipe.test_file, settings, figures, recipe.hub())
