@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TorchAoConfig
 
 from .card import EVALUATION_FILE, rewrite_card, task_of
@@ -12,11 +14,13 @@ from .convert import carry_over, export_folder, load_tfm, read_config, refuse_ex
 from .errors import InputError
 from .export_check import Report, TorchSide, compare, report_on, rows_for, write_usage
 from .families import FAMILIES
+from .loading import ADAPTER_FILE, open_model
 from .record import RECORD_FILE
 
 
 ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
 FORMATS = (*FAMILIES, "gguf", "onnx", *ROUNDED, "int8")
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _USAGE = """\
 from transformers import AutoTokenizer, {auto_class}
 
@@ -33,7 +37,7 @@ def export(
 
     Args:
         to: One of `FORMATS`: a native family, `gguf` (llama.cpp), `onnx` (ONNX Runtime), or this package's own classes
-            with all weights in `bf16` or `f16`, or the matrices of the blocks in `int8` by torchao.
+            (also an adapter) with all weights in `bf16` or `f16`, or the matrices of the blocks in `int8` by torchao.
         untie: Write the output projection although it is the token embedding; native families and GGUF.
         dtype: Of GGUF weights, see [`export_gguf`].
 
@@ -46,6 +50,8 @@ def export(
         raise InputError(f"a dtype can be chosen for gguf only, not for {to}, which keeps what the weights are")
     if untie and to in ("onnx", "int8", *ROUNDED):
         raise InputError(f"untie does nothing for {to}; it is for native families and gguf")
+    if to in ROUNDED and (Path(source) / ADAPTER_FILE).is_file():
+        return export_rounded(source, target, to)
     if read_config(source).get("quantization_config"):
         raise InputError(f"{source}: quantization_config: its weights are rounded already; export the original")
     if to == "gguf":
@@ -63,24 +69,33 @@ def export(
 
 def export_rounded(source: str | os.PathLike, target: str | os.PathLike, to: str) -> Report:
     """
-    Writes a folder of the same class with weights of half the size, to give to others. Its card says that training's
-    figures are from before the rounding; what `training/evaluate_model.py` measured is to be measured again.
+    Writes a folder of the same class with weights of half the size, to give to others; of an adapter, another adapter.
+    Its card says that training's figures are from before the rounding; what `training/evaluate_model.py` measured is to
+    be measured again.
 
     Raises:
         InputError: the weights are of that kind already, or the outputs, computed in float32, differ by more than a
             tenth. Nothing is written then.
     """
     refuse_existing(target)
-    source, dtype = Path(source), ROUNDED[to]
-    model = load_tfm(source)
-    if model.dtype == dtype:
+    source, dtype, is_adapter = Path(source), ROUNDED[to], (Path(source) / ADAPTER_FILE).is_file()
+    adapter = load_file(source / _ADAPTER_WEIGHTS) if is_adapter else {}
+    model = open_model(str(source))[0].get_base_model() if is_adapter else load_tfm(source)
+    if {weight.dtype for weight in (adapter or dict(model.named_parameters())).values()} == {dtype}:
         raise InputError(f"{source}: its weights are {to} already")
     name = str(dtype).removeprefix("torch.")
     with whole_folder(target) as folder:
-        load_tfm(source).to(dtype).save_pretrained(folder)
+        if is_adapter:
+            halves = {key: weight.to(dtype) for key, weight in adapter.items()}
+            save_file(halves, folder / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            if (source / "generation_config.json").is_file():
+                shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+        else:
+            load_tfm(source).to(dtype).save_pretrained(folder)
         carry_over(source, folder)
         (folder / EVALUATION_FILE).unlink(missing_ok=True)
-        written = TorchSide(load_tfm(folder).float(), f"transformers, {name} weights computed with in float32")
+        rounded = open_model(str(folder))[0].get_base_model() if is_adapter else load_tfm(folder)
+        written = TorchSide(rounded.float(), f"transformers, {name} weights computed with in float32")
         check = compare(model.float(), written, rows_for(model.config, source), relative=0.1)
         report = report_on(to, name, model, source, folder, check)
         report.save(folder)

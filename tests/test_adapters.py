@@ -109,6 +109,19 @@ def test_new_tokens_are_learned_with_the_adapter(adapter, base):
     assert changed.nonzero().flatten().tolist() == sorted([new, tokenizer.convert_tokens_to_ids("<|spare_3|>")])
 
 
+def test_rounded_by_the_command_it_is_half_as_large(adapter, tmp_path, capsys):
+    assert cli(["export", str(adapter), str(tmp_path / "half"), "--to", "bf16"]) == 0
+    whole, half = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "half"))
+    assert whole.keys() == half.keys() and all(torch.equal(half[name], whole[name].bfloat16()) for name in whole)
+    carried = ("adapter_config.json", "generation_config.json", "tokenizer.json", "run_record.json")
+    assert all((tmp_path / "half" / name).is_file() for name in carried)
+    assert "bfloat16, rounded after the run" in (tmp_path / "half/README.md").read_text()
+    assert cli(["export", str(tmp_path / "half"), str(tmp_path / "again"), "--to", "bf16"]) == 2
+    assert "are bf16 already" in capsys.readouterr().err
+    assert cli(["export", str(adapter), str(tmp_path / "other"), "--to", "qwen3"]) == 2
+    assert "`hf-tfm merge` makes one" in capsys.readouterr().err
+
+
 def test_merged_by_the_command_it_gives_what_the_adapter_gives(adapter, base, tmp_path, capsys):
     assert cli(["merge", str(adapter), str(tmp_path / "merged"), "--base", str(base)]) == 0
     assert "wrote" in capsys.readouterr().out
