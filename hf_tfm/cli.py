@@ -513,6 +513,7 @@ def push(args: argparse.Namespace) -> None:
 @command(
     argument("folder", metavar="FOLDER", help="of a model that a script of this package trained"),
     argument("--name", type=_text, help="what the model is called"),
+    argument("--base-model", type=_text, metavar="NAME", help="what the model that it was fine-tuned from is called"),
     argument("--license", metavar="ID", help="of the model, such as apache-2.0"),
     argument("--language", nargs="+", metavar="CODE", help="of its texts, such as en"),
     argument("--data-license", type=_text, metavar="TEXT", help="of the data it was trained and measured on"),
@@ -529,7 +530,7 @@ def card(args: argparse.Namespace) -> None:
     folder = Path(args.folder)
     if not (folder / RECORD_FILE).is_file():
         raise InputError(f"{folder}: no {RECORD_FILE} there, which training scripts write and a card is made from")
-    names = ("name", "license", "language", "data_license", "watts")
+    names = ("name", "base_model", "license", "language", "data_license", "watts")
     rewrite_card(folder, **{name: getattr(args, name) for name in names})
     print(f"wrote {folder / 'README.md'}")
 

@@ -526,6 +526,7 @@ def carry_over(source: Path, folder: Path, gguf_file: str | None = None) -> None
         wanted = file.suffix in {".json", ".txt", ".model", ".jinja", ".md", ".png", ".svg", ".yaml"}
         wanted = wanted and file.name != REPORT_FILE or file.name.upper().startswith(("LICENSE", "NOTICE"))
         replaced = file.name in ("config.json", "generation_config.json") or file.name.endswith(".index.json")
+        wanted = wanted and not file.name.startswith(".")  # a run's own notes
         if file.is_file() and wanted and not replaced and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     modules = source / "modules.json"

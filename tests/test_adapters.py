@@ -115,6 +115,7 @@ def test_rounded_by_the_command_it_is_half_as_large(adapter, tmp_path, capsys):
     assert whole.keys() == half.keys() and all(torch.equal(half[name], whole[name].bfloat16()) for name in whole)
     carried = ("adapter_config.json", "generation_config.json", "tokenizer.json", "run_record.json")
     assert all((tmp_path / "half" / name).is_file() for name in carried)
+    assert not (tmp_path / "half" / ".recipe.json").exists(), "a run's own notes"
     assert "bfloat16, rounded after the run" in (tmp_path / "half/README.md").read_text()
     assert cli(["export", str(tmp_path / "half"), str(tmp_path / "again"), "--to", "bf16"]) == 2
     assert "are bf16 already" in capsys.readouterr().err

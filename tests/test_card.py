@@ -341,10 +341,11 @@ def folder(tmp_path) -> Path:
 
 def test_the_command_writes_what_the_run_did_not_know(folder, capsys):
     argv = ["card", str(folder), "--name", "Tales", "--language", "en", "--data-license", "mit", "--watts", "65"]
-    assert main(argv) == 0
+    assert main([*argv, "--base-model", "me/base"]) == 0
     card = (folder / "README.md").read_text()
     assert "# Tales" in card and "| mit |" in card and "at 65 W" in card and "0.711 [" in card
-    assert ModelCard(card).data.language == ["en"] and complaints(card) == []
+    data = ModelCard(card).data
+    assert data.language == ["en"] and data.base_model == "me/base" and complaints(card) == []
     assert (folder / ".eval_results" / "someone--pairs.yaml").is_file()
     assert json.loads((folder / "run_record.json").read_text())["name"] == "Tales"
     assert main(["card", str(folder)]) == 0
