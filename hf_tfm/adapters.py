@@ -1,6 +1,7 @@
 """Adapters: small trained matrices beside frozen weights, put on with PEFT and merged back."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,6 +165,8 @@ def merge_folder(
     with atomic_folder(target) as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        for picture in adapter.glob("*.png"):  # that the card shows
+            shutil.copyfile(picture, folder / picture.name)
         if (adapter / RECORD_FILE).is_file():
             record = json.loads((adapter / RECORD_FILE).read_text(encoding="utf-8"))
             if "adapter" in record:

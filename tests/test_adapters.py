@@ -138,6 +138,7 @@ def test_merged_by_the_command_it_gives_what_the_adapter_gives(adapter, base, tm
         "chat_template.jinja",
         "modeling_tfm_decoder.py",
         "README.md",
+        "loss_curve.png",
     } <= files
     assert not any(name.startswith("adapter") for name in files) and "checkpoint_complete.json" not in files
     assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == 3

@@ -12,7 +12,7 @@ from hub_server import complaints
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hf_tfm import card_text
-from hf_tfm.card import hub_results, render_card, rewrite_card, write_card, write_results_card
+from hf_tfm.card import hub_results, read_evaluation, render_card, rewrite_card, write_card, write_results_card
 from hf_tfm.cli import main
 from hf_tfm.convert import export_model
 from hf_tfm.record import model_facts
@@ -382,5 +382,6 @@ CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
 @pytest.mark.parametrize("card", CARDS, ids=[card.parent.name for card in CARDS])
 def test_released_cards_are_what_their_records_say(card):
     record = json.loads((card.parent / "run_record.json").read_text())
-    assert card.read_text() == render_card(record, (card.parent / "loss_curve.png").exists())
+    has_curve = (card.parent / "loss_curve.png").exists()
+    assert card.read_text() == render_card(record, has_curve, read_evaluation(card.parent))
     assert not without_source(card.read_text(), record, None) and complaints(card.read_text()) == []
