@@ -382,6 +382,6 @@ CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
 @pytest.mark.parametrize("card", CARDS, ids=[card.parent.name for card in CARDS])
 def test_released_cards_are_what_their_records_say(card):
     record = json.loads((card.parent / "run_record.json").read_text())
-    has_curve = (card.parent / "loss_curve.png").exists()
-    assert card.read_text() == render_card(record, has_curve, read_evaluation(card.parent))
-    assert not without_source(card.read_text(), record, None) and complaints(card.read_text()) == []
+    evaluation = read_evaluation(card.parent)
+    assert card.read_text() == render_card(record, (card.parent / "loss_curve.png").exists(), evaluation)
+    assert not without_source(card.read_text(), record, evaluation) and complaints(card.read_text()) == []

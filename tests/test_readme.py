@@ -64,6 +64,7 @@ def as_parameter(block: Block):
 def working_copy(tmp_path_factory) -> Path:
     """The repository's scripts and data, and what `make quickstart` leaves behind, each as small as it can be."""
     copy = tmp_path_factory.mktemp("working copy")
+    (copy / "model_cards").symlink_to(REPOSITORY / "model_cards")
     for parts in ("training", "training/data", "training/data/banking77"):
         (copy / parts).mkdir()
         for path in (REPOSITORY / parts).iterdir():
@@ -143,7 +144,8 @@ def mentions() -> Iterator[Mention]:
         for line, text, whole in lines:
             for command in re.split(r"&&|\n|\$\(", text):
                 if re.search(r"\bhf-tfm |training/\w+\.py|^--\w", command):
-                    words = shlex.split(command.rstrip(')"'), comments=True)
+                    end_of_outer = ')"' if command.count('"') % 2 else ")"
+                    words = shlex.split(command.rstrip(end_of_outer), comments=True)
                     words = words[1:] if words[0] == "python" else words
                     remarked = re.findall(r"#.*?(--[\w-]+)", command)
                     yield Mention(words, whole, f"{page}, line {line}: {command}")
