@@ -9,7 +9,8 @@ Opponents are transformers' models of equal size with fused AdamW, on rows cut f
 is swept by factors of two until the best one is not at the edge, then their schedule; the best is run with `--seeds`
 seeds. This project trains with its own recipe (Muon, packing; for masked tokens also its rates, windows, and next
 tokens first), with fewer and fewer steps until the mean over the seeds no longer reaches the opponent's. Same
-tokenizer, same tokens in a step, same held-out rows, bf16 autocast, no dropout, gradients clipped at 1.
+tokenizer, same tokens in a step, same held-out rows, bf16 autocast, no dropout, gradients clipped at 1. With --long
+both have twice the rows in a step where that is better, opponents at √2 times the rate.
 
 Seconds are steps times the median of steps that take turns, so that what else the machine does falls on both, the
 compiler's time added where compiling pays. This project's run in a process that keeps freed memory, as its scripts do,
@@ -72,6 +73,9 @@ RECIPES = {
     "masked": {"window": 3, "causal_first": 0.2, "lr": 0.015, "masking_rate": 0.4},
 }
 GUESSES = {"causal": 0.34, "masked": 0.33}
+# Ten times the tokens: a larger batch with a larger rate pays then, for the opponents too, who get it as well.
+LONG_RECIPES = {"causal": {**RECIPES["causal"], "rows": 16, "lr": 0.014, "embedding_lr": 0.012}}
+LONG_GUESSES = {"causal": 0.51}
 FIRST_RATES = {"causal": (5e-4, 1e-3, 2e-3), "masked": (5e-4, 1e-3, 2e-3)}
 
 
@@ -331,6 +335,9 @@ class Bench:
             while (best := min(losses, key=losses.get)) == min(losses):
                 losses[best / 2] = self.run(name, steps, 0, **{**settings, "lr": best / 2})
             settings = {**settings, "lr": best}
+            larger = {**settings, "rows": 2 * self.text.rows, "lr": float(f"{best * math.sqrt(2):.2g}")}
+            if self.run(name, steps // 2, 0, **larger) < losses[best]:
+                steps, settings = steps // 2, larger
         goals = [self.run(name, steps, seed, **settings) for seed in range(seeds)]
         goal = statistics.mean(goals)
         print(f"goal: {name} {goal:.4f}")
@@ -364,7 +371,7 @@ class Bench:
                 settings={
                     "shape": args.shape,
                     "vocab": args.vocab,
-                    "tokens_per_step": self.text.rows * self.text.length,
+                    "tokens_per_step": settings.get("rows", self.text.rows) * self.text.length,
                     "seeds": seeds,
                     "recipe": recipe,
                     "train": Path(args.train).name,
@@ -396,8 +403,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only_run", metavar="JSON", help="one run: model, steps, seed and settings, and nothing else")
     parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
     args = parser.parse_args(argv)
-    args.recipe = RECIPES[args.kind] if args.recipe is None else json.loads(args.recipe)
-    args.guess = args.guess or GUESSES[args.kind]
+    recipes, guesses = (LONG_RECIPES, LONG_GUESSES) if args.long else (RECIPES, GUESSES)
+    args.recipe = recipes.get(args.kind, RECIPES[args.kind]) if args.recipe is None else json.loads(args.recipe)
+    args.guess = args.guess or guesses.get(args.kind, GUESSES[args.kind])
     torch.set_num_threads(args.threads)
     bench = Bench(Text(args.train, args.validation, args.kind, args.vocab, args.cache), args)
     if args.only_run:
