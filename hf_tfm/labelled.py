@@ -1,4 +1,4 @@
-"""Figures of a model with a head on a file of labelled records: classifiers, taggers, question answering."""
+"""Figures of a model with a head on a file of labelled records: classifiers, taggers, answers, choices."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import question_answering, tagging
+from . import multiple_choice, question_answering, tagging
 from .batches import RightPadding, length_of
 from .classification import Task, label_ids, written_labels
 from .errors import InputError
@@ -97,6 +97,26 @@ def measure_answers(
     return question_answering.estimates([answer.text(threshold) for answer in answers], questions)
 
 
+def measure_choices(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Records,
+    question_field: str,
+    context_field: str | None,
+    answer_field: str,
+    max_length: int | None = None,
+    **batching: Any,
+) -> dict[str, Estimate]:
+    """Figures of a model for multiple choice; the options stand in the field `options`."""
+    choices = multiple_choice.read_choices(records, question_field, ("options",), answer_field, context_field)
+    rows = multiple_choice.encode_choices(tokenizer, choices, _most_tokens(model, tokenizer, max_length))
+    scores = predict_rows(
+        model, tokenizer, multiple_choice.option_rows(rows), lambda outputs: outputs.logits, **batching
+    )
+    logits = multiple_choice.logits_of(scores, choices)
+    return multiple_choice.estimates(multiple_choice.decide(logits, choices), choices)
+
+
 def measure_head(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -111,7 +131,7 @@ def measure_head(
 ) -> dict[str, Estimate]:
     """
     Figures of a model by its head. Texts, words or question and context stand in `text_fields`, what is right in
-    `label_field`, by default `label`, `tags` or `answers`.
+    `label_field`, by default `label`, `tags`, `answers` or `answer`.
 
     Args:
         max_length: tokens that texts are cut to, or of a window; as many as the model takes by default, up to 512.
@@ -129,6 +149,10 @@ def measure_head(
         question, context = text_fields if len(text_fields) == 2 else ("question", "context")
         fields = (question, context, label_field or "answers")
         return measure_answers(model, tokenizer, records, fields, threshold, stride=stride, **batching)
+    if auto_class == "AutoModelForMultipleChoice":
+        question = "question" if text_fields[0] == "text" else text_fields[0]
+        context = text_fields[1] if len(text_fields) == 2 else None
+        return measure_choices(model, tokenizer, records, question, context, label_field or "answer", **batching)
     raise InputError(f"a model for {auto_class.removeprefix('AutoModel') or 'no task'} cannot be measured on labels")
 
 

@@ -123,6 +123,21 @@ def encode_choices(
     return rows
 
 
+def option_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What [`encode_choices`] gives as records of one option: options are scored one by one, at any length."""
+    return [
+        {name: [value[number]] for name, value in row.items()}
+        for row in rows
+        for number in range(len(row["input_ids"]))
+    ]
+
+
+def logits_of(scores: Sequence[np.ndarray], choices: Sequence[Choice]) -> list[np.ndarray]:
+    """Scores of [`option_rows`], put together again: `(options,)` for each choice."""
+    each = iter(scores)
+    return [np.array([next(each)[0] for _ in choice.options], dtype=np.float64) for choice in choices]
+
+
 def add_labels(rows: Sequence[dict[str, Any]], choices: Sequence[Choice]) -> None:
     """Put the number of the right option into the rows, and how many options there are: batches have more for some."""
     for row, choice in zip(rows, choices):
@@ -148,8 +163,8 @@ def choice_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
     return compute
 
 
-def decide(logits: np.ndarray, choices: Sequence[Choice]) -> np.ndarray:
-    """Numbers of the options that a model takes, from logits `(records, options or more)`."""
+def decide(logits: Sequence[np.ndarray], choices: Sequence[Choice]) -> np.ndarray:
+    """Numbers of the options that a model takes, from the logits of each record's `(options or more,)`."""
     return np.array([int(row[: len(choice.options)].argmax()) for row, choice in zip(logits, choices)])
 
 

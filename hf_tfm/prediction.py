@@ -320,16 +320,9 @@ def _choose(predictor: Predictor, records: Records) -> Outputs:
         records.values(name, option)  # or scripts' options would be named
     choices = multiple_choice.read_choices(records, question, options, None, fields.get("context_field"))
     encoded = multiple_choice.encode_choices(predictor.tokenizer, choices, predictor.max_length)
-    # Options are scored one by one, so each may stand in a batch of its own length.
-    rows = [
-        {name: [value[number]] for name, value in row.items()}
-        for row in encoded
-        for number in range(len(row["input_ids"]))
-    ]
-    scores = iter(predictor.rows(rows, lambda out: out.logits))
+    scores = predictor.rows(multiple_choice.option_rows(encoded), lambda out: out.logits)
     outputs = []
-    for choice in choices:
-        logits = np.array([next(scores)[0] for _ in choice.options], dtype=np.float64)
+    for choice, logits in zip(choices, multiple_choice.logits_of(scores, choices)):
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = int(shares.argmax())

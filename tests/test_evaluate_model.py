@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from parity_table import native_model
 from peft import LoraConfig, get_peft_model
 from tiny import build_tokenizer
+from transformers import AutoTokenizer
 
-from hf_tfm import card_text, evaluation
+from hf_tfm import TfmEncoderForMultipleChoice, card_text, evaluation
 from hf_tfm.record import RunRecord, model_facts
 
 
@@ -46,6 +47,8 @@ def data(tmp_path_factory) -> Path:
     write(root / "labels.jsonl", rows)
     write(root / "tags.jsonl", [{"tokens": ["the", "cat", "sat"], "tags": ["O", "B-X", "O"]}] * 3)
     answers = {"text": ["cat"], "answer_start": [4]}
+    options = [WORDS[n : n + 2 + n % 2] for n in range(5)]
+    write(root / "choices.jsonl", [{"question": f"{a} is?", "options": o, "answer": 1} for a, o in zip(WORDS, options)])
     write(root / "qa.jsonl", [{"question": "who sat?", "context": "the cat sat on the mat", "answers": answers}] * 3)
     return root
 
@@ -59,6 +62,7 @@ def models(tmp_path_factory) -> Path:
         "classifier": tiny.build("TfmEncoderForSequenceClassification", id2label={0: "bad", 1: "good"}),
         "tagger": tiny.build("TfmEncoderForTokenClassification", id2label={0: "O", 1: "B-X"}),
         "answers": tiny.build("TfmEncoderForQuestionAnswering"),
+        "choices": tiny.build("TfmEncoderForMultipleChoice"),
         "base": tiny.build("TfmEncoderModel"),
         "gpt2": native_model("gpt2", "CausalLM", vocab_size=tiny.VOCAB_SIZE),
         "bert": native_model("bert", "MaskedLM", vocab_size=tiny.VOCAB_SIZE),
@@ -135,6 +139,7 @@ def test_a_masked_model(name, models, data, tmp_path):
         ("classifier", ["--test_file", "labels.jsonl", "--label_field", "label_text"], "accuracy", None),
         ("tagger", ["--test_file", "tags.jsonl", "--text_field", "tokens"], "f1", None),
         ("answers", ["--test_file", "qa.jsonl"], "exact_match", None),
+        ("choices", ["--test_file", "choices.jsonl"], "accuracy", None),
     ],
 )
 def test_heads_do_not_depend_on_the_batch(name, arguments, metric, value, models, data, tmp_path):
@@ -143,7 +148,19 @@ def test_heads_do_not_depend_on_the_batch(name, arguments, metric, value, models
     for batch_tokens in (1, 10_000):
         task = measured(models / name, tmp_path / str(batch_tokens), *arguments, "--batch_tokens", batch_tokens)
         figures.append(next(iter(task.values()))["results"])
-    assert figures[0] == figures[1] and figures[0][metric]["n"] in (24, 3)
+    assert figures[0] == figures[1] and figures[0][metric]["n"] in (24, 3, 5)
+
+
+def test_choices_are_the_models_own(models, data, tmp_path):
+    model = TfmEncoderForMultipleChoice.from_pretrained(models / "choices").eval()
+    tokenizer, right = AutoTokenizer.from_pretrained(models / "choices"), 0
+    records = [json.loads(line) for line in (data / "choices.jsonl").read_text().splitlines()]
+    for record in records:
+        rows = [tokenizer(record["question"], option, return_tensors="pt").input_ids for option in record["options"]]
+        with torch.no_grad():
+            right += int(torch.cat([model(row[None]).logits[0] for row in rows]).argmax()) == record["answer"]
+    tasks = measured(models / "choices", tmp_path, "--test_file", data / "choices.jsonl")
+    assert tasks["MultipleChoice"]["results"]["accuracy"]["value"] == right / len(records)
 
 
 def test_classifier_equals_the_pipeline(models, data, tmp_path):
