@@ -18,7 +18,9 @@ from .metrics import Estimate, bootstrap
 from .records import Records, split_list
 
 
-_ENTITY_TAG = re.compile(r"O|[BIES]-.+")
+_ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+")
+# The letters of BILOU and BMES for what IOBES calls E, S and I.
+_AS_IOBES = str.maketrans("LUM", "ESI")
 _HITS, _PREDICTED, _ACTUAL = range(3)
 
 
@@ -179,13 +181,14 @@ def tag_ids(names: Sequence[str], records: Records, field: str) -> dict[str, int
 
 def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """
-    Entities in tags of the schemes IOB1, IOB2 and IOBES as (type, first word, last word), as conlleval and seqeval read
-    them: an I without an entity to go on with begins one.
+    Entities in tags of the schemes IOB1, IOB2, IOBES, BILOU and BMES as (type, first word, last word), as conlleval and
+    seqeval read the first three: an I without an entity to go on with begins one.
     """
     spans: list[tuple[str, int, int]] = []
     before = ("O", "")
     for word, tag in enumerate(tags):
         prefix, _, kind = tag.partition("-")
+        prefix = prefix.translate(_AS_IOBES)
         if prefix in "IE" and before[0] in "BI" and before[1] == kind:
             spans[-1] = (kind, spans[-1][1], word)
         elif prefix != "O":

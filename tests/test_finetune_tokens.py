@@ -184,6 +184,9 @@ def test_entities_are_what_seqeval_finds(seed):
     draw = random.Random(seed)
     tags = draw.choices(["O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-a"], k=30)
     assert tagging.find_entities(tags) == set(get_entities(tags))
+    for letters in ("BILU", "BMES"):  # other names for the same
+        other = [tag[0].translate(str.maketrans("BIES", letters)) + tag[1:] for tag in tags]
+        assert tagging.find_entities(other) == tagging.find_entities(tags)
 
 
 def test_figures_of_tags_are_scikit_learns():
