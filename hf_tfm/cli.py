@@ -544,7 +544,7 @@ def card(args: argparse.Namespace) -> None:
     argument("--vocab-size", type=_number(int, 1), default=32_000, help="default 32000"),
     argument("--rows", type=_number(int, 1), default=8, help="rows that a GPU computes at once (default 8)"),
     argument("--length", type=_number(int, 1), default=1024, help="tokens of a row (default 1024)"),
-    argument("--optimizer", default="muon", help="muon (default) or adamw"),
+    argument("--optimizer", default="muon", help="muon (default), normuon or adamw"),
     argument("--shard", action="store_true", help="FSDP2 instead of a copy on each GPU"),
     argument("--checkpointing", action="store_true", help="compute activations again in the backward pass"),
     argument("--utilisation", type=float, default=0.35, help="share of the peak that is reached (default 0.35)"),

@@ -24,6 +24,7 @@ from .errors import InputError
 # What `build_optimizer` uses where the caller says nothing; training/LOG.md has the measurements.
 DEFAULTS = {
     "muon": {"lr": 0.01, "embedding_lr": 6e-3, "weight_decay": 0.0},
+    "normuon": {"lr": 0.01, "embedding_lr": 6e-3, "weight_decay": 0.1},
     "adamw": {"lr": 1e-3, "embedding_lr": None, "weight_decay": 0.1},
 }
 
@@ -102,6 +103,10 @@ class Muon(torch.optim.Optimizer):
     An update is scaled by sqrt(max(1, out / in)). Momentum is Nesterov's, warmed up from `momentum_start` over
     `momentum_warmup_steps`. The state is a fp32 momentum per matrix; a run resumed from `state_dict` is bit-identical.
 
+    With `row_beta` the rows of an update (what each output gets) are divided by the running root of their mean square,
+    and the update has its norm again then (NorMuon, https://arxiv.org/abs/2510.05491). With `cautious` decay is for
+    weights alone that the update makes smaller too (https://arxiv.org/abs/2510.12402).
+
     Sharded parameters (FSDP2's DTensor) are gathered and orthogonalised by every process.
 
     Args:
@@ -118,6 +123,8 @@ class Muon(torch.optim.Optimizer):
         momentum_start: float = 0.85,
         momentum_warmup_steps: int = 0,
         polar_steps: int = 2,
+        row_beta: float = 0.0,
+        cautious: bool = False,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ):
@@ -129,6 +136,8 @@ class Muon(torch.optim.Optimizer):
             "momentum_start": momentum_start,
             "momentum_warmup_steps": momentum_warmup_steps,
             "polar_steps": polar_steps,
+            "row_beta": row_beta,
+            "cautious": cautious,
             "step": 0,
             "transposed": False,
             "blocks": None,
@@ -206,10 +215,32 @@ class Muon(torch.optim.Optimizer):
                 ):
                     torch.mul(result, scale, out=block)
 
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        if group["row_beta"]:
+            for p, update in zip(params, updates, strict=True):
+                self._even_rows(group, p, update)
         updates = [sharded_like(u, p) for u, p in zip(updates, params, strict=True)]
+        decay = group["lr"] * group["weight_decay"]
+        if decay and group["cautious"]:
+            for p, update in zip(params, updates, strict=True):
+                p.mul_(1 - decay * (p * update > 0))
+        elif decay:
+            torch._foreach_mul_(params, 1 - decay)
         torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _even_rows(self, group: dict[str, Any], p: Tensor, update: Tensor) -> None:
+        """Divides the rows of an update, in place, by the running root of their mean square; its norm stays."""
+        outputs, inputs = (1, 0) if group["transposed"] else (0, 1)
+        squares = update.square().mean(dim=inputs, keepdim=True)
+        before = self.state[p].get("row_squares")
+        running = torch.zeros_like(squares) if before is None else whole(before)
+        running = running.lerp(squares, 1 - group["row_beta"])
+        self.state[p]["row_squares"] = sharded_like(running, p)
+        scale = running.clamp_min(1e-20).rsqrt()
+        blocks = group["blocks"] or update.shape[outputs]
+        for block, factor in zip(update.split(blocks, dim=outputs), scale.split(blocks, dim=outputs), strict=True):
+            norm = torch.linalg.vector_norm(block)
+            block.mul_(factor)
+            block.mul_(norm / torch.linalg.vector_norm(block).clamp_min(1e-20))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -293,12 +324,13 @@ def build_optimizer(
     """The optimizer of a pretraining run, with one named parameter group per kind (see `parameter_kinds`).
 
     Args:
-        name: "muon" (matrices by `Muon`, the rest by AdamW) or "adamw" (`torch.optim.AdamW` for everything).
+        name: "muon" (matrices by `Muon`, the rest by AdamW), "normuon" (the same with even rows and cautious decay, for
+            longer runs), or "adamw" (`torch.optim.AdamW` for everything).
         lr: of the matrices. `embedding_lr`, `head_lr`, `scalar_lr`: of the other kinds; those left out take the
             embeddings' with Muon, whose own rates are on another scale, and `lr` with AdamW.
         weight_decay: of the matrices; with "adamw" also of embeddings and head. Norms and biases never decay.
         betas, eps: AdamW's.
-        muon: `momentum`, `momentum_start`, `momentum_warmup_steps`, `polar_steps` of `Muon`.
+        muon: `momentum`, `momentum_start`, `momentum_warmup_steps`, `polar_steps`, `row_beta`, `cautious` of `Muon`.
 
     Raises:
         InputError: an unknown name, a rate that is not positive, or a Muon setting given to AdamW.
@@ -307,10 +339,12 @@ def build_optimizer(
         raise InputError(f"optimizer {name!r} is unknown: choose one of {', '.join(DEFAULTS)}")
     if name == "adamw" and muon:
         raise InputError(f"{', '.join(muon)} belongs to the optimizer muon: leave it out or choose muon, not adamw")
+    if name == "normuon":
+        muon = {"row_beta": 0.95, "cautious": True, **muon}
     default = DEFAULTS[name]
     lr = default["lr"] if lr is None else lr
     embedding_lr = (default["embedding_lr"] or lr) if embedding_lr is None else embedding_lr
-    other = embedding_lr if name == "muon" else lr
+    other = lr if name == "adamw" else embedding_lr
     rates = {
         "matrices": lr,
         "embeddings": embedding_lr,
@@ -321,7 +355,7 @@ def build_optimizer(
         if rate <= 0:
             raise InputError(f"the learning rate of the {kind} is {rate}: it must be above 0")
     weight_decay = default["weight_decay"] if weight_decay is None else weight_decay
-    decaying = {"matrices"} if name == "muon" else {"matrices", "embeddings", "head"}
+    decaying = {"matrices", "embeddings", "head"} if name == "adamw" else {"matrices"}
 
     kinds = parameter_kinds(model)
     parameters = dict(model.named_parameters())
@@ -330,7 +364,7 @@ def build_optimizer(
         for parameter_name, parameter in parameters.items():
             if kinds.get(parameter_name) != kind:
                 continue
-            layout = _layout(model, parameter_name, parameter) if (name, kind) == ("muon", "matrices") else {}
+            layout = _layout(model, parameter_name, parameter) if kind == "matrices" and name != "adamw" else {}
             label = " ".join([kind, *(["transposed"] if layout.get("transposed") else [])])
             label += f" {'+'.join(map(str, layout['blocks']))}" if layout.get("blocks") else ""
             group = groups.setdefault(

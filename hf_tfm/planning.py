@@ -33,7 +33,7 @@ DEVICES = {
 }
 
 # Bytes of optimizer state for each parameter: two fp32 moments, or one momentum for Muon's matrices.
-OPTIMIZER_BYTES = {"adamw": 8, "muon": 4}
+OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "normuon": 4}
 
 
 @dataclass(frozen=True)

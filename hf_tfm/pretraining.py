@@ -36,7 +36,7 @@ _DECISIVE = (
 )  # fmt: skip
 # Of this package's optimizers and schedules transformers' fields know nothing.
 OWN_OPTIMIZER = dict.fromkeys(
-    ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"), "choose --optimizer muon or adamw"
+    ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"), "choose --optimizer muon, normuon or adamw"
 )
 _IGNORED = {
     **OWN_OPTIMIZER,
@@ -91,7 +91,9 @@ class PretrainArguments:
         metadata={"help": "short rows first: 0:64,0.3:128,0.6:256 as share of the run and length; decoders only"},
     )
     validation_tokens: int = field(default=200_000, metadata={"help": "at most this many tokens are measured"})
-    optimizer: str = field(default="muon", metadata={"help": "muon (with AdamW for embeddings and norms) or adamw"})
+    optimizer: str = field(
+        default="muon", metadata={"help": "muon (AdamW for embeddings and norms), normuon (for longer runs) or adamw"}
+    )
     embedding_learning_rate: float | None = field(default=None, metadata={"help": "of the embeddings; by optimizer"})
     schedule: str = field(default="wsd", metadata={"help": "wsd (warm-up, stable, decay), cosine or constant"})
     warmup: float = field(default=0.05, metadata={"help": "share of the run (below 1) or steps"})

@@ -251,7 +251,7 @@ def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
         (dict(watched=0), "--watched 0: must be at least 1"),
         (dict(beams=0), "--beams 0: must be at least 1"),
         (dict(decay=2), "decay 2: a share of the run"),
-        (dict(optim="sgd"), "choose --optimizer muon or adamw"),
+        (dict(optim="sgd"), "choose --optimizer muon, normuon or adamw"),
         (dict(lr_scheduler_type="cosine"), "give --warmup_steps and --decay"),
         (dict(optimizer="sgdx"), "must be one of muon, adamw"),
         (dict(lora="true"), "this script trains all weights"),

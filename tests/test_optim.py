@@ -216,11 +216,15 @@ def exact(monkeypatch):
     monkeypatch.setattr(optim, "orthogonalization_dtype", lambda device: torch.float32)
 
 
-def test_conv1d_learns_like_linear(exact):
+EVEN = {"row_beta": 0.9, "cautious": True, "weight_decay": 0.5, "lr": 0.1}
+
+
+@pytest.mark.parametrize("settings", [{}, EVEN], ids=["muon", "normuon"])
+def test_conv1d_learns_like_linear(settings, exact):
     linear, conv = nn.Linear(16, 24, bias=False), Conv1D(24, 16)
     conv.weight.data = linear.weight.data.T.clone()
-    a = optim.Muon([{"params": [linear.weight], "algorithm": "muon"}])
-    b = optim.Muon([{"params": [conv.weight], "algorithm": "muon", "transposed": True}])
+    a = optim.Muon([{"params": [linear.weight], "algorithm": "muon"}], **settings)
+    b = optim.Muon([{"params": [conv.weight], "algorithm": "muon", "transposed": True}], **settings)
     for _ in range(3):
         linear.weight.grad = torch.randn(24, 16)
         conv.weight.grad = linear.weight.grad.T.clone()
@@ -229,13 +233,15 @@ def test_conv1d_learns_like_linear(exact):
     torch.testing.assert_close(conv.weight.T, linear.weight)
 
 
+@pytest.mark.parametrize("settings", [{}, EVEN], ids=["muon", "normuon"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_fused_weight_learns_like_separate_ones(transposed, exact):
+def test_fused_weight_learns_like_separate_ones(transposed, settings, exact):
     parts = [nn.Parameter(torch.randn(rows, 16)) for rows in (32, 16, 16)]
     whole = torch.cat([p.detach() for p in parts])
     fused = nn.Parameter((whole.T if transposed else whole).contiguous())
-    a = optim.Muon([{"params": parts, "algorithm": "muon"}])
-    b = optim.Muon([{"params": [fused], "algorithm": "muon", "blocks": (32, 16, 16), "transposed": transposed}])
+    group = {"params": [fused], "algorithm": "muon", "blocks": (32, 16, 16), "transposed": transposed}
+    a = optim.Muon([{"params": parts, "algorithm": "muon"}], **settings)
+    b = optim.Muon([group], **settings)
     for _ in range(3):
         for part in parts:
             part.grad = torch.randn_like(part)
@@ -257,7 +263,42 @@ def test_update_is_orthogonal_scaled_and_decayed():
     assert values.min() > 2 * 0.75 and values.max() < 2 * 1.25  # sqrt(64 / 16) times what is roughly 1
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_rows_of_an_update_become_even_and_its_norm_stays(exact):
+    """NorMuon's update, written out."""
+    gradients = [torch.randn(12, 8) * torch.logspace(-2, 0, 12)[:, None] for _ in range(3)]
+    weights = [nn.Parameter(torch.zeros(12, 8)) for _ in range(2)]
+    plain, even = (
+        optim.Muon([{"params": [weight], "algorithm": "muon"}], lr=1.0, row_beta=beta)
+        for weight, beta in zip(weights, (0.0, 0.9), strict=True)
+    )
+    squares = torch.zeros(12, 1)
+    for gradient in gradients:
+        before = [weight.detach().clone() for weight in weights]
+        for weight, optimizer in zip(weights, (plain, even), strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+        update, found = (b - weight.detach() for b, weight in zip(before, weights, strict=True))
+        squares = 0.9 * squares + 0.1 * update.square().mean(1, keepdim=True)
+        expected = update / squares.sqrt()
+        torch.testing.assert_close(found, expected * update.norm() / expected.norm())
+        assert found.norm(dim=1).std() < 0.5 * update.norm(dim=1).std()
+
+
+def test_cautious_decay_is_for_weights_that_the_update_makes_smaller():
+    before = torch.randn(16, 16)
+    gradient, after = torch.randn(16, 16), {}
+    for decay in (0.0, 0.5):
+        weight = nn.Parameter(before.clone())
+        optimizer = optim.Muon([{"params": [weight], "algorithm": "muon"}], lr=0.1, weight_decay=decay, cautious=True)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        after[decay] = weight.detach()
+    smaller = (before - after[0.0]) * before > 0
+    assert 0 < smaller.sum() < smaller.numel()
+    torch.testing.assert_close(after[0.5], after[0.0] - 0.05 * before * smaller)
+
+
+@pytest.mark.parametrize("name", ["muon", "normuon", "adamw"])
 def test_adamw_groups_equal_torch(name):
     """Bit for bit; with Muon: for whatever is not a matrix inside the layers."""
     ours, theirs = llama(), llama()
@@ -287,8 +328,9 @@ def test_adamw_groups_equal_torch(name):
         assert same == (name == "adamw" or kind != "matrices"), parameter_name
 
 
+@pytest.mark.parametrize("name", ["muon", "normuon"])
 @pytest.mark.parametrize("family", ["gpt2", "modernbert", "qwen3"])
-def test_resume_is_bit_identical(family, tmp_path):
+def test_resume_is_bit_identical(family, name, tmp_path):
     def run(model, optimizer, scheduler, steps):
         for step in steps:
             fill_gradients(model, step)
@@ -298,7 +340,7 @@ def test_resume_is_bit_identical(family, tmp_path):
     def build():
         torch.manual_seed(0)
         model = FAMILIES[family]()
-        optimizer = optim.build_optimizer(model, momentum=0.95, momentum_warmup_steps=6)
+        optimizer = optim.build_optimizer(model, name, momentum=0.95, momentum_warmup_steps=6)
         return model, optimizer, optim.build_scheduler(optimizer, "wsd", 8)
 
     straight = build()
@@ -356,7 +398,7 @@ def test_wrong_settings_are_named(arguments, part):
         optim.build_optimizer(llama(), **arguments)
 
 
-def _sharded_equals_plain(rank, path):
+def _sharded_equals_plain(rank, path, name):
     from torch.distributed.fsdp import fully_shard
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
@@ -369,7 +411,7 @@ def _sharded_equals_plain(rank, path):
         if shard:
             for block in [*model.transformer.h, model]:
                 fully_shard(block, mesh=mesh)
-        models.append((model, optim.build_optimizer(model)))
+        models.append((model, optim.build_optimizer(model, name)))
     ids = torch.randint(0, 64, (2, 16))
     for _ in range(2):
         for model, optimizer in models:
@@ -382,9 +424,10 @@ def _sharded_equals_plain(rank, path):
 
 
 @pytest.mark.slow
-def test_sharded_parameters_learn_like_plain_ones(tmp_path):
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_sharded_parameters_learn_like_plain_ones(name, tmp_path):
     """FSDP2 over two processes."""
-    torch.multiprocessing.spawn(_sharded_equals_plain, (str(tmp_path / "rendezvous"),), nprocs=2)
+    torch.multiprocessing.spawn(_sharded_equals_plain, (str(tmp_path / "rendezvous"), name), nprocs=2)
 
 
 # --- schedules

@@ -63,7 +63,9 @@ class TranslationRecipe(FinetuningRecipe):
     target_field: str = field(default="translation.fr", metadata={"help": "Where it has the translation."})
     vocab_size: int = field(default=6144, metadata={"help": "Tokens for both languages, of a new model."})
     model_overrides: str = field(default="{}", metadata={"help": "Fields of a new model's two configurations as JSON."})
-    optimizer: str = field(default="muon", metadata={"help": "muon (with AdamW for embeddings and norms) or adamw."})
+    optimizer: str = field(
+        default="muon", metadata={"help": "muon (AdamW for embeddings and norms), normuon (for longer runs) or adamw."}
+    )
     decay: float = field(default=0.5, metadata={"help": "Share of the run at its end over which the rate decays."})
     beams: int = field(default=4, metadata={"help": "Beams of the search for the final translations."})
     watched: int = field(default=400, metadata={"help": "Validation records that are translated at each evaluation."})
