@@ -226,7 +226,7 @@ def _loading(record: dict[str, Any]) -> str:
     if record.get("chat"):
         lines += [
             "",
-            f'chat = [{{"role": "user", "content": {record["chat"]!r}}}]',
+            f'chat = [{{"role": "user", "content": {json.dumps(record["chat"], ensure_ascii=False)}}}]',
             "inputs = tokenizer.apply_chat_template("
             'chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
             "output = model.generate(**inputs, max_new_tokens=128, do_sample=False)",

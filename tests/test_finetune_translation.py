@@ -253,7 +253,7 @@ def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
         (dict(decay=2), "decay 2: a share of the run"),
         (dict(optim="sgd"), "choose --optimizer muon, normuon or adamw"),
         (dict(lr_scheduler_type="cosine"), "give --warmup_steps and --decay"),
-        (dict(optimizer="sgdx"), "must be one of muon, adamw"),
+        (dict(optimizer="sgdx"), "must be one of muon, normuon, adamw"),
         (dict(lora="true"), "this script trains all weights"),
         (dict(vocab_size=100), "vocab_size 100 is too small"),
     ]
