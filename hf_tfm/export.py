@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TorchAoConfig
 
 from .card import EVALUATION_FILE, rewrite_card, task_of
-from .convert import carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
+from .convert import as_input_errors, carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
 from .errors import InputError
 from .export_check import Report, TorchSide, compare, report_on, rows_for, write_usage
 from .families import FAMILIES
@@ -79,7 +79,8 @@ def export_rounded(source: str | os.PathLike, target: str | os.PathLike, to: str
     """
     refuse_existing(target)
     source, dtype, is_adapter = Path(source), ROUNDED[to], (Path(source) / ADAPTER_FILE).is_file()
-    adapter = load_file(source / _ADAPTER_WEIGHTS) if is_adapter else {}
+    with as_input_errors(source):
+        adapter = load_file(source / _ADAPTER_WEIGHTS) if is_adapter else {}
     model = open_model(str(source))[0].get_base_model() if is_adapter else load_tfm(source)
     if {weight.dtype for weight in (adapter or dict(model.named_parameters())).values()} == {dtype}:
         raise InputError(f"{source}: its weights are {to} already")

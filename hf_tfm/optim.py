@@ -147,6 +147,13 @@ class Muon(torch.optim.Optimizer):
         }
         super().__init__(groups, defaults)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also for the state of an older version, which lacks what was added since."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update of every parameter that has a gradient."""

@@ -119,6 +119,9 @@ def test_rounded_by_the_command_it_is_half_as_large(adapter, tmp_path, capsys):
     assert "bfloat16, rounded after the run" in (tmp_path / "half/README.md").read_text()
     assert cli(["export", str(tmp_path / "half"), str(tmp_path / "again"), "--to", "bf16"]) == 2
     assert "are bf16 already" in capsys.readouterr().err
+    (tmp_path / "half" / "adapter_model.safetensors").write_bytes(b"broken")
+    assert cli(["export", str(tmp_path / "half"), str(tmp_path / "again"), "--to", "bf16"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert cli(["export", str(adapter), str(tmp_path / "other"), "--to", "qwen3"]) == 2
     assert "`hf-tfm merge` makes one" in capsys.readouterr().err
 

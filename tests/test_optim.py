@@ -356,6 +356,18 @@ def test_resume_is_bit_identical(family, name, tmp_path):
         assert torch.equal(expected, found)
 
 
+def test_the_state_of_an_older_version_goes_on():
+    weight = nn.Parameter(torch.randn(8, 8))
+    optimizer = optim.Muon([{"params": [weight], "algorithm": "muon"}])
+    state = optimizer.state_dict()
+    for name in ("row_beta", "cautious"):
+        del state["param_groups"][0][name]
+    optimizer.load_state_dict(state)
+    before, weight.grad = weight.detach().clone(), torch.randn(8, 8)
+    optimizer.step()
+    assert not torch.equal(weight, before)
+
+
 def test_parameters_without_gradient_are_left_alone():
     model = llama()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
