@@ -379,7 +379,9 @@ def _content(source: Source, cache_dir: Path, num_proc: int) -> dict[str, Any]:
             hashes = dict(zip(paths, pool.map(lambda path: file_hash(path, cache_dir), paths)))
         contents = [[hashes[file.path], file.member, *file.suffixes] for file in files]
     decides = {"contents": contents, "field": source.text_field, "sample_by": source.sample_by, "limit": source.limit}
-    return {**decides, "where": source.where} if source.where else decides
+    # What is not asked for is left out, so that stores of older versions are found.
+    asked = {"where": source.where, "part": None if source.whole else source.part}
+    return {**decides, **{name: value for name, value in asked.items() if value}}
 
 
 def contents_digest(sources: Any, text_field: str, cache_dir: Path) -> str:
@@ -479,7 +481,7 @@ class TokenStream:
         """Tells apart streams that give different windows."""
         parts = [_LAYOUT, tokenizer_fingerprint(self.tokenizer), self.wrap, self.window_characters]
         for source in self.sources:
-            parts.append([source.text_field, source.sample_by, source.limit, source.hub, source.where])
+            parts.append([source.text_field, source.sample_by, source.limit, source.hub, source.where, source.part])
             if source.hub:
                 parts.append(_hub_version(source, self.cache_dir))
             else:

@@ -70,7 +70,7 @@ class LanguageModel:
     def __post_init__(self) -> None:
         if not self.causal and self.tokenizer.mask_token_id is None:
             raise InputError("a masked LM is measured by masking, and this tokenizer has no mask token")
-        self.plain = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        self.plain = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.body = self.plain.base_model
         if self.body is self.plain:
             raise InputError(f"{type(self.plain).__name__} is no language model: it has no head")

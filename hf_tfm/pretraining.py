@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +65,10 @@ class PretrainArguments:
     """Fields of both pretraining scripts."""
 
     data: list[str] = field(metadata={"help": "text to train on: files, folders, globs, hub:NAME; @WEIGHT mixes them"})
-    validation_data: list[str] = field(metadata={"help": "text to measure bits per byte or masked loss on"})
+    validation_data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "text to measure bits per byte or masked loss on; held out of --data by default"},
+    )
     tokenizer: str | None = field(
         default=None,
         metadata={
@@ -89,6 +92,9 @@ class PretrainArguments:
     length_schedule: str = field(
         default="",
         metadata={"help": "short rows first: 0:64,0.3:128,0.6:256 as share of the run and length; decoders only"},
+    )
+    validation_fraction: float = field(
+        default=0.05, metadata={"help": "the share of the documents held out where no --validation_data is given"}
     )
     validation_tokens: int = field(default=200_000, metadata={"help": "at most this many tokens are measured"})
     optimizer: str = field(
@@ -117,6 +123,23 @@ class PretrainArguments:
             if not Path(self.model).is_dir():
                 raise InputError("--tokenizer: where is it? Only a model folder to go on from has one of its own")
             self.tokenizer = self.model
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(f"validation_fraction {self.validation_fraction} must lie between 0 and 1")
+        if self.streaming and not self.validation_data:
+            raise InputError(
+                "--streaming: give --validation_data; what to hold out is found by reading all of the text"
+            )
+
+    def training_sources(self) -> list[Source]:
+        """What is trained on: all but what is held out."""
+        sources = parse_sources(self.data, self.text_field)
+        return sources if self.validation_data else [replace(s, part=(self.validation_fraction, 1.0)) for s in sources]
+
+    def validation_sources(self) -> list[Source]:
+        """What is measured."""
+        if self.validation_data:
+            return parse_sources(self.validation_data, self.text_field)
+        return [replace(s, part=(0.0, self.validation_fraction)) for s in parse_sources(self.data, self.text_field)]
 
 
 @dataclass
@@ -160,8 +183,8 @@ def run_identity(script: PretrainArguments, args: TrainingArguments) -> dict[str
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     cache_dir = Path(script.cache_dir or default_cache_dir())
     contents = {
-        f"contents of {name}": contents_digest(getattr(script, name), script.text_field, cache_dir)
-        for name in ("data", "validation_data")
+        "contents of data": contents_digest(script.training_sources(), script.text_field, cache_dir),
+        "contents of validation_data": contents_digest(script.validation_sources(), script.text_field, cache_dir),
     }
     contents["contents of tokenizer"] = tokenizer_fingerprint(load_tokenizer(script.tokenizer))
     config = Path(script.model) / "config.json" if Path(script.model).is_dir() else Path(script.model)
@@ -282,7 +305,7 @@ def prepare_data(
     wrap: Literal["document", "piece"] = "document" if piece_ids is None else "piece"
     reading: dict[str, Any] = dict(text_field=script.text_field, cache_dir=script.cache_dir)
     blocks = PackedBlocks.from_sources(
-        script.data,
+        script.training_sources(),
         tokenizer,
         script.block_length,
         wrap=wrap,
@@ -290,7 +313,7 @@ def prepare_data(
         seed=data_seed(args),
         **reading,
     )
-    validation = TokenStore.build(script.validation_data, tokenizer, wrap=wrap == "document", **reading)
+    validation = TokenStore.build(script.validation_sources(), tokenizer, wrap=wrap == "document", **reading)
     for store in (blocks, validation):
         store.check_vocab(model.get_input_embeddings().weight.shape[0])
 
@@ -318,13 +341,14 @@ def prepare_data(
         measured, text_bytes = measured + tokens, text_bytes + sizes["num_bytes"]
         text_tokens += sizes["num_text_tokens"]
     if all(bool((torch.as_tensor(batch["labels"]) == -100).all()) for batch in evaluation):
-        raise InputError(f"validation_data {', '.join(script.validation_data)}: too little text, nothing is predicted")
+        text = ", ".join(map(describe_source, script.validation_sources()))
+        raise InputError(f"validation_data {text}: too little text, nothing is predicted")
     return PretrainData(
         train=batches,
         evaluation=evaluation,
         facts=[
-            *describe_text("train", script.data, blocks.stores, script),
-            *describe_text("validation", script.validation_data, [validation], script),
+            *describe_text("train", script.training_sources(), blocks.stores, script),
+            *describe_text("validation", script.validation_sources(), [validation], script),
         ],
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
         bytes_per_token=text_bytes / text_tokens if (evaluation_objective or objective) is causal else None,
@@ -383,7 +407,8 @@ def prepare_pairs(
         return {label if name == "next_sentence_label" else name: value for name, value in inputs.items()}
 
     reading: dict[str, Any] = dict(text_field=script.text_field, cache_dir=script.cache_dir, wrap=False)
-    stores = [TokenStore.build(data, tokenizer, **reading) for data in (script.data, script.validation_data)]
+    texts = (script.training_sources(), script.validation_sources())
+    stores = [TokenStore.build(text, tokenizer, **reading) for text in texts]
     for store in stores:
         store.check_vocab(model.get_input_embeddings().weight.shape[0])
     pairs = [
@@ -400,8 +425,8 @@ def prepare_pairs(
         train=StepBatches(pairs[0].batch, rows, micro_steps, transform=lambda batch: named(objective(batch)), **shares),
         evaluation=[{**named(evaluation_objective(batch)), "num_bytes": 0} for batch in batches],
         facts=[
-            *describe_text("train", script.data, stores[:1], script),
-            *describe_text("validation", script.validation_data, stores[1:], script),
+            *describe_text("train", script.training_sources(), stores[:1], script),
+            *describe_text("validation", script.validation_sources(), stores[1:], script),
         ],
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
         bytes_per_token=None,
@@ -409,10 +434,9 @@ def prepare_pairs(
 
 
 def describe_text(
-    split: str, locations: list[str], stores: Sequence[TokenStore | TokenStream], script: PretrainArguments
+    split: str, sources: list[Source], stores: Sequence[TokenStore | TokenStream], script: PretrainArguments
 ) -> list[dict[str, Any]]:
     """The facts about a text for the run record: names without folders, hashes, counts where it was read whole."""
-    sources = parse_sources(locations, script.text_field)
     files = [path for source in sources if not source.hub for path in _paths(source)]
     facts: dict[str, Any] = {
         "name": ", ".join(map(describe_source, sources)),
@@ -435,9 +459,11 @@ def _paths(source: Source) -> list[Path]:
 
 
 def describe_source(source: Source) -> str:
-    """What was read, without folders, and which of its records."""
+    """What was read, without folders, and which of its records or which share of its documents."""
     names = [source.location] if source.hub else [path.name for path in _paths(source)]
     chosen = [f"{field}: {', '.join(values)}" for field, values in (source.where or {}).items()]
+    if not source.whole:
+        chosen.append(f"{source.part[1] - source.part[0]:.3g} of the documents")
     return ", ".join(names) + (f" ({'; '.join(chosen)})" if chosen else "")
 
 

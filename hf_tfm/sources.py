@@ -26,8 +26,10 @@ from typing import Any, BinaryIO, NamedTuple
 from .errors import InputError
 
 
-# A text file may be one document of any size. Past this many characters it is cut at a line end.
+# A text file may be one document of any size. Past this many characters it is cut at a line end; sooner where some of
+# the text is held out, so that a single file has something to hold out.
 MAX_CHARACTERS = 1 << 20
+HELD_OUT_CHARACTERS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Source:
             lines) or "line".
         limit: Read this many documents at most.
         where: Read only records that have one of these values in these fields: `{"source": ["news", "books"]}`.
+        part: Read only documents whose hash, as a share of all hashes, lies between these two. (0, 0.05) and (0.05, 1)
+            hold out a twentieth: what stands in the text twice is in one part with both. Plain text read as one
+            document a file is then cut into documents of 16,384 characters.
     """
 
     location: str
@@ -59,6 +64,7 @@ class Source:
     sample_by: str = "document"
     limit: int | None = None
     where: Mapping[str, Sequence[str]] | None = None
+    part: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.weight is not None and not (isinstance(self.weight, (int, float)) and 0 < self.weight < float("inf")):
@@ -72,8 +78,24 @@ class Source:
         values = self.where.values() if isinstance(self.where, Mapping) else [self.where or []]
         if any(isinstance(value, str) or not isinstance(value, Sequence) for value in values):
             raise InputError(f"source {self.location}: where must give each field a list of values, not {self.where!r}")
+        try:
+            low, high = self.part
+            sound = 0 <= low < high <= 1
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise InputError(f"source {self.location}: part {self.part} is not two shares of its documents (0.05, 1)")
         if not self.name:
             object.__setattr__(self, "name", self.location)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all documents are read."""
+        return tuple(self.part) == (0, 1)  # a recipe has a list
+
+    def takes(self, text: str) -> bool:
+        """Whether a document belongs to this part of the source."""
+        return self.whole or self.part[0] <= zlib.crc32(text.encode()) / 2**32 < self.part[1]
 
     @property
     def hub(self) -> tuple[str, str | None, str] | None:
@@ -252,7 +274,8 @@ def read_file(file: TextFile, source: Source) -> Iterator[str]:
         raise InputError(f"{file}: plain text has no fields to choose records by {', '.join(source.where)}")
     with open_file(file) as stream:
         if suffix == ".txt":
-            yield from _read_txt(stream, file, source.sample_by)
+            longest = MAX_CHARACTERS if source.whole else HELD_OUT_CHARACTERS
+            yield from _read_txt(stream, file, source.sample_by, longest)
         else:
             for place, record in READERS[suffix](stream, file, [source.text_field, *(source.where or {})]):
                 yield _text_of(record, source, place)
@@ -364,7 +387,7 @@ def _read_parquet(stream: BinaryIO, file: TextFile, columns: list[str] | None) -
         raise OSError(error) from None
 
 
-def _read_txt(stream: BinaryIO, file: TextFile, sample_by: str) -> Iterator[str]:
+def _read_txt(stream: BinaryIO, file: TextFile, sample_by: str, longest: int = MAX_CHARACTERS) -> Iterator[str]:
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig")
     if sample_by == "line":
         texts = (line.rstrip("\n") for line in lines)
@@ -372,27 +395,27 @@ def _read_txt(stream: BinaryIO, file: TextFile, sample_by: str) -> Iterator[str]
         groups = itertools.groupby(lines, key=str.isspace)
         texts = ("".join(group).rstrip("\n") for blank, group in groups if not blank)
     else:
-        texts = _cut_stream(lines)
+        texts = _cut_stream(lines, longest)
     for text in texts:
         if "\0" in text:
             raise InputError(f"{file}: is not text (it has zero bytes); leave it out")
         yield text
 
 
-def _cut_stream(lines: io.TextIOWrapper) -> Iterator[str]:
+def _cut_stream(lines: io.TextIOWrapper, longest: int) -> Iterator[str]:
     rest = ""
-    while chunk := lines.read(MAX_CHARACTERS):
-        *whole, rest = cut_text(rest + chunk)
+    while chunk := lines.read(longest):
+        *whole, rest = cut_text(rest + chunk, longest)
         yield from whole
     if rest:
         yield rest
 
 
-def cut_text(text: str) -> list[str]:
-    """Cuts a text into parts of at most `MAX_CHARACTERS`, at line ends, else at spaces, else anywhere."""
+def cut_text(text: str, longest: int = MAX_CHARACTERS) -> list[str]:
+    """Cuts a text into parts of at most `longest` characters, at line ends, else at spaces, else anywhere."""
     parts, start = [], 0
-    while len(text) - start > MAX_CHARACTERS:
-        half, full = start + MAX_CHARACTERS // 2, start + MAX_CHARACTERS
+    while len(text) - start > longest:
+        half, full = start + longest // 2, start + longest
         end = text.rfind("\n", half, full) + 1 or text.rfind(" ", half, full) + 1 or full
         parts.append(text[start:end])
         start = end
@@ -433,18 +456,29 @@ class DocumentStream:
 
     def __iter__(self) -> Iterator[str]:
         at = self._at
+        any_taken = at["source"] > 0 or at["documents"] > 0
         for source in self.sources[at["source"] :]:
+            any_text = False
             for text in self._hub_texts(source) if source.hub else self._file_texts(source):
                 if source.limit is not None and at["documents"] >= source.limit:
                     break
                 if text and not text.isspace():
-                    at["documents"] += 1
-                    yield text
-            if not at["documents"]:
+                    any_text = True
+                    if source.takes(text):
+                        at["documents"] += 1
+                        any_taken = True
+                        yield text
+            if not (at["documents"] or any_text):
                 fault = f"no record where {dict(source.where)}" if source.where else "every document in it is empty"
                 raise InputError(f"{source.location}: holds no text; {fault}")
             self._hub_dataset = None
             at.update(source=at["source"] + 1, documents=0, file=0, record=0)
+        if not any_taken:
+            share = max(source.part[1] - source.part[0] for source in self.sources)
+            raise InputError(
+                f"{', '.join(source.location for source in self.sources)}: too few documents for a share of "
+                f"{share:.3g}; ask for a larger one, or give a file of its own"
+            )
 
     def _file_texts(self, source: Source) -> Iterator[str]:
         at = self._at

@@ -97,7 +97,8 @@ def arguments(files, out, style="decoder", **changes):
         "bf16": "false",
         **changes,
     }
-    return [part for name, value in fields.items() for part in (f"--{name}", str(value))]
+    given = ((name, value) for name, value in fields.items() if value is not None)
+    return [part for name, value in given for part in (f"--{name}", str(value))]
 
 
 def weights(folder):
@@ -258,7 +259,7 @@ def test_an_archive_is_named_once(files, tmp_path):
     script, _ = parse_recipe(
         arguments(files, tmp_path, data=tmp_path / "texts.zip"), PretrainArguments, PretrainTrainingArguments
     )
-    [facts] = describe_text("train", script.data, [], script)
+    [facts] = describe_text("train", script.training_sources(), [], script)
     assert len(facts["sha256"]) == 64 and facts["name"] == "texts.zip"
 
 
@@ -383,6 +384,21 @@ def test_a_tokenizer_without_a_pad_token(files, tmp_path):
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     assert pretrain_clm.main(arguments(files, tmp_path / "run", tokenizer=tmp_path / "tokenizer")) == 0
+
+
+@pytest.mark.parametrize("task", ["causal", "masked", "next_sentence"])
+def test_text_is_held_out_where_none_is_given(files, tmp_path, task):
+    changes = {"validation_data": None, "validation_fraction": 0.2, "max_steps": 4}
+    fields = arguments(files, tmp_path / "run", "decoder" if task == "causal" else "encoder", **changes)
+    if task == "next_sentence":
+        fields += ["--sentence_task", task]
+    main = pretrain_clm.main if task == "causal" else pretrain_mlm.main
+    assert main(fields) == 0
+    record = json.loads((tmp_path / "run" / "run_record.json").read_text())
+    train, held_out = record["data"]
+    assert 0 < held_out["documents"] < 0.5 * len(TEXTS)
+    assert train["documents"] + held_out["documents"] == len(TEXTS)
+    assert held_out["name"] == "train.jsonl (0.2 of the documents)"
 
 
 def test_validation_text_of_which_nothing_is_masked(files, tmp_path, capsys):
@@ -555,6 +571,8 @@ SETTINGS = {
     "epochs": ({"num_train_epochs": 2}, "--num_train_epochs has no effect in this script: a run is counted in steps"),
     "no steps": ({"max_steps": -1}, "--max_steps -1: must be at least 1"),
     "no rows": ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),
+    "held out of a stream": ({"validation_data": None, "streaming": "true"}, "--streaming: give --validation_data"),
+    "all held out": ({"validation_fraction": 1}, "validation_fraction 1.0 must lie between 0 and 1"),
     "nothing to measure": ({"validation_tokens": 0}, "--validation_tokens 0"),
     "another schedule": ({"lr_scheduler_type": "cosine"}, "--lr_scheduler_type has no effect in this script"),
     "decay over more than the run": ({"decay": 3}, "decay 3: a share of the run"),

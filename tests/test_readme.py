@@ -30,9 +30,9 @@ from hf_tfm.tokenization import train_tokenizer
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ("README.md", "model_cards/README.md")
 MARK = "<!-- runnable -->"
-# A block of the README without the mark has one of these: a second environment, or the Hub. Those of the other page
-# are about models and files of one's own.
-NOT_HERE = ("make ", "hf-tfm push ")
+# A block of the README without the mark has one of these: a second environment, the Hub, or text of one's own. Those of
+# the other page are about models and files of one's own.
+NOT_HERE = ("make ", "hf-tfm push ", " texts/ ")
 SLOW = ("finetune_", "export")
 
 

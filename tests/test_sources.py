@@ -7,6 +7,7 @@ import json
 import lzma
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -268,6 +269,40 @@ def test_errors_are_one_line_that_says_where(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
+def test_parts_of_a_source(tmp_path):
+    """Together they are the whole text, and what stands in it twice is in one of them."""
+    texts = [f"document {i}" for i in range(300)]
+    path = write(tmp_path / "many.jsonl", [*texts, "", *texts[:50]])
+    held_out, rest = ([*read_documents({"location": str(path), "part": part})] for part in ([0, 0.1], [0.1, 1]))
+    assert 15 < len(set(held_out)) < 45 and not set(held_out) & set(rest)
+    assert sorted(held_out + rest) == sorted(texts + texts[:50])
+    assert rest == [text for text in texts + texts[:50] if text in set(rest)], "in another order"
+
+
+def test_parts_of_one_file_of_plain_text(tmp_path):
+    """It is one document, and cut so that there is something to hold out."""
+    lines = [f"line {i} of a long story that has no end\n" for i in range(8000)]
+    (tmp_path / "story.txt").write_text("".join(lines))
+    assert len([*read_documents(tmp_path / "story.txt")]) == 1
+    held_out, rest = ([*read_documents(Source(f"{tmp_path}/story.txt", part=part))] for part in ((0, 0.2), (0.2, 1)))
+    assert held_out and rest and max(map(len, held_out + rest)) <= sources.HELD_OUT_CHARACTERS
+    assert sorted("".join(held_out + rest).splitlines(keepends=True)) == sorted(lines)
+
+
+def test_too_few_documents_for_a_part(tmp_path):
+    """In all sources together: one that has none in a part is no mistake."""
+    many = Source(str(write(tmp_path / "many.jsonl", [f"document {i}" for i in range(100)])))
+    path = write(tmp_path / "one.jsonl", ["a single document"])
+    parts = [
+        [*read_documents([replace(s, part=part) for s in (many, Source(str(path)))])] for part in ((0, 0.5), (0.5, 1))
+    ]
+    assert sum(map(len, parts)) == 101
+    with pytest.raises(InputError) as error:
+        for part in ((0, 0.5), (0.5, 1)):
+            list(read_documents(Source(str(path), part=part)))
+    assert "one.jsonl: too few documents for a share of 0.5" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
@@ -279,6 +314,8 @@ def test_errors_are_one_line_that_says_where(tmp_path, name):
         ({"location": "a", "weight": "high"}, "weight high is not a positive number"),
         ({"location": "a", "sample_by": "word"}, "must be document, paragraph or line"),
         ({"location": "a", "limit": 0}, "limit 0 is not a number of documents"),
+        ({"location": "a", "part": [0.5, 0.2]}, "is not two shares of its documents"),
+        ({"location": "a", "part": 0.5}, "is not two shares of its documents"),
     ],
 )
 def test_wrong_sources(specs, message):

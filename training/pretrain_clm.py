@@ -2,7 +2,7 @@
 Pretrain a causal LM: predict the next token.
 
     python training/pretrain_clm.py training/recipes/pretrain_clm.yaml --max_steps 2000 --output_dir runs/decoder
-    python training/pretrain_clm.py --data texts/ --validation_data held_out.txt --tokenizer my-tokenizer --model small
+    python training/pretrain_clm.py --data texts/ --tokenizer my-tokenizer --model small --output_dir runs/mine
 
 Stop it with Ctrl-C at any time; the same command goes on from there. The output folder is a model repository that
 `AutoModelForCausalLM.from_pretrained` loads. With `--masked_share` some steps predict masked tokens instead, and it
