@@ -6,6 +6,8 @@ small models are trained at, both are matrix products over blocks that fit into 
 figures. `use_blockwise_attention(model)` turns it on.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
@@ -136,8 +138,19 @@ def blockwise_attention_forward(
     return output.transpose(1, 2), None
 
 
+def blockwise_mask(batch_size: int, q_length: int, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """
+    transformers' mask interface: `sdpa_mask`, and in training a mask of its own for every row. A batch without padding
+    or packed rows needs none, but to a compiled model it would be one of another kind, for which it is compiled again.
+    """
+    if not torch.is_grad_enabled() or q_length > MAX_LENGTH:
+        return sdpa_mask(batch_size, q_length, *args, **kwargs)
+    kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(batch_size, q_length, *args, **kwargs).contiguous()
+
+
 AttentionInterface.register(NAME, blockwise_attention_forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, blockwise_mask)
 
 
 def use_blockwise_attention(model: torch.nn.Module) -> bool:

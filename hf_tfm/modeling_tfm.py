@@ -551,10 +551,15 @@ def soft_capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
+# Numbers of a gradient with respect to logits that are held at most, beyond those of one step of rows.
+_WAITING_GRADIENTS = 1 << 24
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """
     Cross-entropy of `hidden_states @ weight.T + bias` without holding the logits: some rows at a time are projected,
-    and their gradient is taken while their logits are still in the processor's cache.
+    and their gradient is taken while their logits are still in the processor's cache. It waits, in the products' type,
+    for that of some more rows, because adding to the weights' gradient costs as much for few rows as for many.
     """
 
     @staticmethod
@@ -569,26 +574,30 @@ class LinearCrossEntropy(torch.autograd.Function):
             bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
             loss = torch.zeros((), dtype=torch.float32, device=states.device)
             rows = 256 if device_type == "cpu" else 4096
+            waiting = rows * max(1, _WAITING_GRADIENTS // (rows * len(matrix)))
+            gradients = states.new_empty(min(waiting, len(states)), len(matrix)) if any(ctx.needs_input_grad) else None
             for start in range(0, len(states), rows):
                 some = slice(start, start + rows)
-                logits = F.linear(states[some], matrix, offset)
-                logits = soft_capped(logits, softcap)
-                log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+                logits = soft_capped(F.linear(states[some], matrix, offset), softcap)
                 targets = labels[some].unsqueeze(-1)
-                loss -= log_probabilities.gather(-1, targets).sum()
-                if not any(ctx.needs_input_grad):
+                probabilities = F.softmax(logits, dim=-1, dtype=torch.float32)
+                # log Σ exp(logits) by the likeliest token, whose probability is never too small for its logarithm
+                log_sums = logits.amax(-1).float() - probabilities.amax(-1).log()
+                loss += log_sums.sum() - logits.gather(-1, targets).float().sum()
+                if gradients is None:
                     continue
-                gradient = log_probabilities.exp_()
-                gradient.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=torch.float32))
+                probabilities.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=torch.float32))
                 if softcap is not None:
-                    gradient *= 1 - (logits / softcap).square()
+                    probabilities *= 1 - (logits / softcap).square()
                 if needs_bias:
-                    bias_grad += gradient.sum(0)
-                gradient = gradient.to(dtype)
+                    bias_grad += probabilities.sum(0)
+                first = start // waiting * waiting
+                gradient = gradients[start - first : start - first + len(logits)].copy_(probabilities)
                 if needs_states:
                     torch.mm(gradient, matrix, out=states_grad[some])
-                if needs_weight:
-                    weight_grad += gradient.T @ states[some]
+                end = start + len(logits)
+                if needs_weight and (end - first == waiting or end == len(states)):
+                    weight_grad += gradients[: end - first].T @ states[first:end]
         ctx.gradients = states_grad, weight_grad, bias_grad
         ctx.dtypes = hidden_states.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(divisor)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 # Seconds that compiling a model's block takes on two cores, and the share of a step that it saves: training/LOG.md.
-COMPILE_SECONDS = 40.0
+COMPILE_SECONDS = 25.0
 SAVED_SHARE = 0.1
 
 # glibc's numbers of its settings (malloc.h), the kernel's of an advice (mman.h), and the size of its large pages.

@@ -11,7 +11,8 @@ from tiny import VOCAB_SIZE, build, inputs_for
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_tfm.attention import BLOCK, MAX_LENGTH, use_blockwise_attention
+from hf_tfm import modeling_tfm
+from hf_tfm.attention import BLOCK, MAX_LENGTH, blockwise_mask, use_blockwise_attention
 from hf_tfm.modeling_tfm import linear_cross_entropy
 from hf_tfm.speed import compile_blocks, keep_freed_memory, pays_to_compile, repeated_blocks, uncompile_blocks
 
@@ -23,11 +24,14 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("items", [None, 1000])
-def test_linear_cross_entropy_equals_logits_and_softmax(bias, softcap, items):
+@pytest.mark.parametrize("waiting", [1, 512 * 97, 1 << 24])
+def test_linear_cross_entropy_equals_logits_and_softmax(bias, softcap, items, waiting, monkeypatch):
+    """With the weights' gradient added up every 256 rows, every 512, and at the end."""
+    monkeypatch.setattr(modeling_tfm, "_WAITING_GRADIENTS", waiting)
     torch.manual_seed(0)
     layer = torch.nn.Linear(16, 97, bias=bias)
-    states = torch.randn(3, 200, 16)
-    labels = torch.randint(0, 97, (3, 200)).masked_fill(torch.rand(3, 200) < 0.3, -100)
+    states = torch.randn(6, 200, 16)
+    labels = torch.randint(0, 97, (6, 200)).masked_fill(torch.rand(6, 200) < 0.3, -100)
 
     def gradients(loss_of):
         own, inputs = copy.deepcopy(layer), states.clone().requires_grad_()
@@ -51,6 +55,15 @@ def test_linear_cross_entropy_leaves_a_frozen_layer_alone():
     states = torch.randn(4, 8, requires_grad=True)
     linear_cross_entropy(states, layer, torch.tensor([1, 2, -100, 3])).backward()
     assert layer.weight.grad is None and states.grad[2].abs().sum() == 0 and states.grad[0].abs().sum() > 0
+
+
+def test_in_training_every_batch_has_a_mask_of_one_kind():
+    """Without padding and packed rows too, so that a compiled model is not compiled for these again."""
+    mask = blockwise_mask(3, 8, 8)
+    assert torch.equal(mask, torch.ones(3, 1, 8, 8).tril().bool()) and mask.is_contiguous()
+    assert blockwise_mask(1, MAX_LENGTH + 1, MAX_LENGTH + 1) is None
+    with torch.no_grad():
+        assert blockwise_mask(3, 8, 8) is None
 
 
 @pytest.mark.parametrize("name", ["TfmDecoderForCausalLM", "TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])

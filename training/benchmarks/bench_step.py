@@ -82,6 +82,8 @@ def build(names: list[str], kind: str, args: argparse.Namespace) -> tuple[dict[s
         for way in ("eager", "compiled"):
             torch.manual_seed(0)
             model = auto.from_config(copy.deepcopy(configs[name])).train()
+            if kind == "causal":
+                model.config.use_cache = False  # as transformers' Trainer has it
             sizes[name] = parameters(model)
             if name == "hf_tfm":
                 use_blockwise_attention(model)

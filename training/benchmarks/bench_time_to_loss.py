@@ -145,6 +145,8 @@ class Contestant:
             config.sliding_window = settings.pop("window")
             config.layer_types = ["sliding_attention"] * (config.num_hidden_layers - 1) + ["full_attention"]
         self.model = auto.from_config(config).train()
+        if kind == "causal":
+            self.model.config.use_cache = False  # as transformers' Trainer has it
         (self._ours if name == "hf_tfm" else self._theirs)(steps, seed, way, **settings)
 
     def _ours(self, steps: int, seed: int, way: str, lengths: str = "", causal_first: float = 0.0, **settings) -> None:

@@ -188,8 +188,9 @@ def machine() -> dict[str, Any]:
     """Where and with what a figure was measured."""
     repository = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True).stdout.strip()
+    code = ("hf_tfm", "training", ":!training/benchmarks/results")  # which a benchmark writes while it runs
     changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", "hf_tfm", "training"], cwd=repository.parents[1], capture_output=True
+        ["git", "status", "--porcelain", "--", *code], cwd=repository.parents[1], capture_output=True
     ).stdout
     return {
         "commit": commit + ("+" if changed else ""),
