@@ -122,7 +122,8 @@ def export_int8(source: str | os.PathLike, target: str | os.PathLike) -> Report:
     refuse_existing(target)
     source = Path(source)
     model = load_tfm(source)
-    rounded = type(model).from_pretrained(source, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    # The version is the one that safetensors can hold; torchao 0.16 and 0.17 have another by default.
+    rounded = type(model).from_pretrained(source, quantization_config=TorchAoConfig(Int8WeightOnlyConfig(version=2)))
     with whole_folder(target) as folder:
         rounded.save_pretrained(folder)
         del rounded

@@ -282,7 +282,7 @@ def int8_weights() -> Any:
         from transformers import TorchAoConfig
     except ImportError as error:
         raise InputError(f"lora_int8 needs torchao ({error}): pip install torchao") from error
-    return TorchAoConfig(quant_type=Int8WeightOnlyConfig())
+    return TorchAoConfig(quant_type=Int8WeightOnlyConfig(version=2))
 
 
 def _key_mapping(auto_class: type, config: PreTrainedConfig) -> dict[str, str] | None:

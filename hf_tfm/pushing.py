@@ -88,11 +88,11 @@ class PushMixin(_Trainer):
     Of a checkpoint the model is pushed, whatever `hub_strategy` says of the optimizer's state.
     """
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, **options: Any) -> None:
         from .hub import hub_errors
 
         with hub_errors(str(self.args.hub_model_id or self.args.output_dir), token or self.args.hub_token):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(token, **options)
 
     def push_to_hub(
         self,
@@ -107,7 +107,8 @@ class PushMixin(_Trainer):
         from .hub import push_folder
 
         if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
+            # transformers 5.20 has no `private` there
+            self.init_hf_repo(token, **({} if private is None else {"private": private}))
         folder = Path(self.args.output_dir)
         if not (folder / RECORD_FILE).is_file():
             self.save_model(_internal_call=True)

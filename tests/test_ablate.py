@@ -1,6 +1,7 @@
 """Grids of runs: what their cells are, how they run and stop, what is measured, how it is shown."""
 
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -362,13 +363,16 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 def test_cache_and_speed_of_writing(models, monkeypatch):
     monkeypatch.setattr(ablation_measures, "_NEW_TOKENS", 4)
+    clock = itertools.accumulate(itertools.count())  # every second reading comes two later than the one before
+    monkeypatch.setattr(ablation_measures.time, "perf_counter", lambda: next(clock))
     figures = ablation_measures.decoding({name: models[name] for name in ("many", "one")}, Asked([], context=20))
     # Keys and values of two layers, heads of 8, 4 bytes a number.
     assert {name: several["cache_bytes_per_token"] for name, several in figures.items()} == {
         "many": 2 * 2 * 4 * 8 * 4,
         "one": 2 * 2 * 1 * 8 * 4,
     }
-    assert all(several["written_tokens_per_second"] > 0 for several in figures.values())
+    tokens, seconds = 8 * 4, 2  # more than for the one token that the reading of the prompt ends with
+    assert all(several["written_tokens_per_second"] == tokens / seconds for several in figures.values())
 
 
 def test_text_through_windows(models):

@@ -235,7 +235,9 @@ def test_int8_weights_give_near_logits(name, tmp_path):
 
     model = build(name)
     model.save_pretrained(tmp_path)
-    quantized = type(model).from_pretrained(tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    quantized = type(model).from_pretrained(
+        tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    )
     assert "Int8" in type(quantized.model.layers[0].mlp.up_proj.weight).__name__
     ids = random_ids(2, 12)
     with torch.no_grad():
