@@ -122,8 +122,9 @@ def draw(figures: Figures, metric: str, runs: Sequence[Run], title: str, path: P
             points = _training_curve([run for run in runs if run.cell.name == cell and run.finished], metric)
         if points:
             right.plot(*zip(*points), "o-", color=color, ms=3, lw=1.2, label=cell)
-    left.set(yticks=range(len(figures)), yticklabels=list(figures), xlabel=HEADINGS[metric][0], title=title)
+    left.set(yticks=range(len(figures)), yticklabels=list(figures), xlabel=HEADINGS[metric][0])
     left.invert_yaxis()
+    figure.suptitle(title)
     if lengths:
         trained = read_record(next(run.folder for run in runs if run.finished))["block_length"]
         right.axvline(trained, color="gray", lw=0.8, ls="--")
