@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .conversations import IGNORED
+from .decoding import plain_settings
 from .evaluation import LanguageModel, Row
 from .finetuning import FinetuningTrainer, longest_input, refuse_diverged
 from .metrics import Estimate, bootstrap
@@ -49,23 +50,12 @@ def answer(
 
     Returns: answers in the order of the prompts.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay where they are
-    own = model.generation_config
-    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-    greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        use_cache=True,  # Trainer switches it off in the model's configuration
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=own.bos_token_id,
-    )
     answers: list[Any] = [Answer("", False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     most = longest_input(model.config) or 1 << 20
-    with _at_rest(model):
-        # What a call leaves open is taken from here: temperatures, penalties.
-        model.generation_config = greedy
+    with _at_rest(model), plain_settings(model, tokenizer, do_sample=False) as plain:
+        ends = plain.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
         while order:
             longest = len(prompts[order[0]])
             room = min(max_new_tokens, most - longest)
@@ -74,10 +64,10 @@ def answer(
             del order[: len(numbers)]
             if room < 1:
                 continue
-            greedy.max_new_tokens = room
+            plain.generation_config.max_new_tokens = room
             lengths = torch.tensor([len(prompts[number]) for number in numbers], device=model.device)
             ids = [[tokenizer.pad_token_id] * (longest - len(prompts[n])) + list(prompts[n]) for n in numbers]
-            said = model.generate(
+            said = plain.generate(
                 input_ids=torch.tensor(ids, device=model.device),
                 attention_mask=(torch.arange(longest, device=model.device) >= longest - lengths[:, None]).long(),
             )[:, longest:]
@@ -85,7 +75,6 @@ def answer(
                 length = next((place for place, token in enumerate(row) if token in ends), None)
                 text = tokenizer.decode(row[:length], skip_special_tokens=True)
                 answers[number] = Answer(text.strip(), length is not None)
-        model.generation_config = own
     return answers
 
 

@@ -200,6 +200,11 @@ def _compare(args: argparse.Namespace, model: Any, tokenizer: Any, switches: dic
     from . import rendering
     from .decoding import compare_decodings, decoding_methods
 
+    no_cuts = {"temperature": 1e-6, "top_k": 1, "top_p": 1e-9, "beams": 2}
+    for name, least in no_cuts.items():
+        if switches[name] is not None and switches[name] < least:
+            option = f"--{name.replace('_', '-')} {switches[name]:g}"
+            raise InputError(f"{option}: with --compare it is the value of a method of its own, and is none of it")
     methods = decoding_methods(**switches)
     decodings = compare_decodings(model, tokenizer, args.prompt, methods, args.max_new_tokens, args.seed)
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -275,7 +280,8 @@ def demo(args: argparse.Namespace) -> None:
         "--senses",
         nargs=2,
         metavar=("WORD", "FILE"),
-        help="instead: a word's embedding beside the vectors that the model makes of it in the texts of a file",
+        help="instead: a word's embedding beside the vectors that the model makes of it in the texts of a file "
+        "(FILE#FIELD for another field than text)",
     ),
     argument("--layer", type=_number(int, 0), help="with --senses: behind which block (default the last)"),
     *_OPENING,
@@ -390,7 +396,7 @@ def predict(args: argparse.Namespace) -> None:
 
 
 @command(
-    argument("docs", metavar="DOCS", help="documents: a file, a folder, a glob or hub:NAME; .txt, .jsonl, .csv, …"),
+    argument("docs", metavar="DOCS", help="a file, a folder, a glob or hub:NAME; .txt, .md, .jsonl, .csv, …, .zip"),
     argument("target", metavar="OUT", help="folder to write; a stopped command goes on with what it finds there"),
     argument("--encoder", required=True, metavar="FOLDER", help="folder of a model that embeds texts, or a Hub name"),
     argument("--text-field", default="text", metavar="NAME", help="where a record has its text (default text)"),
@@ -402,8 +408,11 @@ def predict(args: argparse.Namespace) -> None:
 )
 def index(args: argparse.Namespace) -> None:
     """Cut documents into passages and embed them, for `hf-tfm ask`."""
-    from .retrieval import build_index
+    from .retrieval import build_index, other_kinds
 
+    if left_out := other_kinds(args.docs):
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in left_out.most_common(5))
+        print(f"left out: {left_out.total()} files of kinds that are not read ({kinds})", file=sys.stderr)
     names = ("passage_length", "overlap", "text_field", "trust_remote_code", "batch_tokens", "bf16")
     made = build_index(args.docs, args.target, args.encoder, **{name: getattr(args, name) for name in names})
     print(f"wrote {args.target}: {len(made):,} passages of {made[len(made) - 1].document + 1:,} documents")
@@ -413,7 +422,9 @@ def index(args: argparse.Namespace) -> None:
     argument("index", metavar="INDEX", help="folder that `hf-tfm index` wrote"),
     argument("question", type=_text, metavar="QUESTION", help="what to ask"),
     argument("--decoder", required=True, metavar="FOLDER", help="folder of a causal LM that follows instructions"),
-    argument("--passages", type=_number(int, 1), default=3, help="how many to put into the prompt (default 3)"),
+    argument(
+        "--passages", type=_number(int, 1), default=3, help="how many to put into the prompt, if they fit (default 3)"
+    ),
     argument(
         "--search",
         choices=("encoder", "words", "both"),
@@ -437,6 +448,8 @@ def ask(args: argparse.Namespace) -> None:
     model, tokenizer = open_model(args.decoder, "AutoModelForCausalLM", args.base, args.trust_remote_code)
     answer = run(index, encoder, model, tokenizer, args.question, args.passages, args.max_new_tokens, args.search)
     print(answer.text + "\n")
+    if len(answer.sources) < answer.found:
+        print(f"{len(answer.sources)} of {answer.found} passages fitted into what the model reads", file=sys.stderr)
     for number, (passage, score) in enumerate(answer.sources, 1):
         cited = ", cited" if number in answer.cited else ""
         print(f"[{number}] {score:.3f}  {passage.name}, characters {passage.start}-{passage.end}{cited}")

@@ -1,5 +1,6 @@
 """Writing text with a causal LM: the switches of sampling, text as it is made, and ways of decoding side by side."""
 
+import contextlib
 import math
 import threading
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import (
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -22,7 +24,7 @@ from .errors import InputError
 from .finetuning import longest_input, refuse_unknown_tokens
 
 
-# Every switch so that nothing of the model's own settings stays.
+# Every switch as if it were not there.
 _NEUTRAL = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -37,12 +39,12 @@ def sampling_options(
     """
     What `generate` takes for the switches that people set; None leaves what the model's own settings say.
 
-    Temperature 0 takes the likeliest token, whatever the cuts; any other temperature or cut draws. Several beams search
-    rather than draw, unless a temperature or a cut says otherwise.
+    Temperature 0 (or below a millionth) takes the likeliest token, whatever the cuts; any other temperature or cut
+    draws. Several beams search rather than draw, unless a temperature or a cut says otherwise.
     """
     given = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if temperature == 0:
+    if temperature is not None and temperature < 1e-6:  # logits divided by less are infinite
         options = {"do_sample": False}
     elif options:
         options["do_sample"] = True
@@ -129,6 +131,29 @@ class _Stop(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self.asked.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+@contextlib.contextmanager
+def plain_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> Iterator[PreTrainedModel]:
+    """
+    The model with settings for generation that say where texts begin and end, and `options`, and nothing else: what a
+    call of `generate` leaves open it takes from there. An adapter stays where it is.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,  # Trainer switches it off in the model's configuration
+        **options,
+    )
+    try:
+        yield model
+    finally:
+        model.generation_config = own
 
 
 class Candidate(NamedTuple):
@@ -242,7 +267,8 @@ def compare_decodings(
     candidates: int = 5,
 ) -> list[Decoding]:
     """
-    One prompt continued by each method, every draw from the same seed.
+    One prompt continued by each method alone, every draw from the same seed. Of the model's own settings for
+    generation (penalties, cuts, shortest lengths) only the tokens that end a text count.
 
     Args:
         methods: options of `generate` by the methods' names, as [`decoding_methods`] gives them.
@@ -255,12 +281,11 @@ def compare_decodings(
     decodings = []
     for name, options in methods.items():
         set_seed(seed)
-        with torch.inference_mode():
-            out = model.generate(
+        with torch.inference_mode(), plain_settings(model, tokenizer) as plain:
+            out = plain.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=min(max_new_tokens, room),
-                pad_token_id=tokenizer.pad_token_id,
                 return_dict_in_generate=True,
                 output_logits=True,
                 output_scores=True,

@@ -25,11 +25,13 @@ class Grounded:
 
     Attributes:
         sources: the passages that the prompt had under the numbers 1, 2, …, and how well they go with the question.
+        found: how many passages were to be in the prompt; where fewer are, no more fitted.
         cited: the numbers of those that the answer names.
     """
 
     text: str
     sources: list[tuple[Passage, float]]
+    found: int
 
     @property
     def cited(self) -> set[int]:
@@ -65,6 +67,7 @@ def encode_question(
     if not tokenizer.chat_template:
         raise InputError("this tokenizer has no chat template, so the model was not made for questions")
     encoder, longest = ChatEncoder(tokenizer), longest_input(model.config) or 1 << 20
+    passages = [encoder.without_markup(text) for text in passages]  # documents open no turns
     for count in range(len(passages), -1, -1):
         message = {"role": "user", "content": question_prompt(question, passages[:count])}
         ids = encoder.prompt([message], "the prompt")
@@ -96,11 +99,32 @@ def ask(
     max_new_tokens: int = 128,
     by: str = "encoder",
 ) -> Grounded:
-    """The likeliest answer of a causal LM to a question, given the passages that go best with it; `by` as `search`."""
+    """
+    The likeliest answer of a causal LM to a question, given the passages that go best with it, each text once.
+
+    Args:
+        passages: how many at most; fewer if no more fit.
+        by: as [`Index.search`].
+
+    Raises:
+        InputError: as `encode_question` does; no passage has a word of the question (`by="words"`), or none fits.
+    """
     if not question.strip():
         raise InputError("the question is empty; give a word")
-    [hits] = index.search(encoder, [question], passages, by)
-    found = [(index[hit.number], hit.score) for hit in hits]
-    ids, count = encode_question(model, tokenizer, question, [passage.text for passage, _ in found], max_new_tokens)
+    [hits] = index.search(encoder, [question], 4 * passages, by)
+    found: dict[str, tuple[Passage, float]] = {}
+    for hit in hits:
+        if by != "words" or hit.score > 0:
+            passage = index[hit.number]
+            found.setdefault(" ".join(passage.text.split()), (passage, hit.score))
+    sources = list(found.values())[:passages]
+    if not sources:
+        raise InputError("no passage has a word of the question; ask in other words, or without --search words")
+    ids, count = encode_question(model, tokenizer, question, [passage.text for passage, _ in sources], max_new_tokens)
+    if not count:
+        raise InputError(
+            f"the best passage does not fit into the prompt: the model reads {longest_input(model.config)} tokens, of "
+            f"which {max_new_tokens} are for the answer; lower these, or index with shorter passages"
+        )
     [said] = answer(model, tokenizer, [ids], max_new_tokens)
-    return Grounded(said.text, found[:count])
+    return Grounded(said.text, sources[:count], len(sources))

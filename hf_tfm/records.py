@@ -91,10 +91,7 @@ def read_records(path: str | Path | Sequence[str | Path], split: str = "train") 
 def iter_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and record of what [`read_records`] reads, one at a time. Raises `InputError` as it does."""
     for file in record_files(path, split):
-        for place, record in _read(file):
-            if not isinstance(record, Mapping):
-                raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
-            yield place, dict(record)
+        yield from read_record_file(file)
 
 
 def record_files(path: str | Path, split: str = "train") -> list[TextFile]:
@@ -105,12 +102,16 @@ def record_files(path: str | Path, split: str = "train") -> list[TextFile]:
     return list_files(Source(str(path), split=split))
 
 
-def _read(file: TextFile) -> Iterator[tuple[str, Any]]:
+def read_record_file(file: TextFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and record of one file. Raises `InputError` where it is damaged, or plain text."""
     suffix, _ = file.suffixes
     if suffix == ".txt":
         raise InputError(f"{file}: plain text has no fields; give .jsonl, .json, .csv, .tsv or .parquet")
     with open_file(file) as stream:
-        yield from READERS[suffix](stream, file, None)
+        for place, record in READERS[suffix](stream, file, None):
+            if not isinstance(record, Mapping):
+                raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
+            yield place, dict(record)
 
 
 def read_list(text: str) -> list[Any] | None:

@@ -5,12 +5,14 @@ An index is a folder: `index.json` says what it was made from, `passages/` holds
 `vectors.bin` a unit vector for each. Both are memory-mapped, so an index may be larger than the memory.
 """
 
+import glob
 import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,14 +28,25 @@ from .finetuning import longest_input
 from .loading import auto_class_of, fingerprint, open_model
 from .prediction import Predictor, open_predictor
 from .question_answering import reads_both_ways
-from .records import Records, iter_records
+from .records import Records, read_record_file
 from .search import BM25, Hit, fuse, nearest
-from .sources import READERS, Source, TextFile, cut_text, list_files, read_documents, read_file
+from .sources import (
+    PLAIN_TEXT,
+    READERS,
+    SENTENCE_END,
+    Source,
+    TextFile,
+    cut_text,
+    list_files,
+    read_documents,
+    read_file,
+)
 
 
 INDEX_FILE, PASSAGES, VECTORS = "index.json", "passages", "vectors.bin"
 _CHUNK = 1024  # passages that are embedded and written at one time
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
+_SENTENCE_END = re.compile(rf"{SENTENCE_END}|\n+")
+_KINDS = frozenset({*READERS, *PLAIN_TEXT})
 
 
 class Passage(NamedTuple):
@@ -55,33 +68,53 @@ class Passage(NamedTuple):
 
 def iter_documents(location: str, text_field: str = "text") -> Iterator[tuple[str, str]]:
     """
-    Name and text of each document of a file, a folder (all of it, whatever split the names speak of), a glob or a
-    `hub:` dataset. A .txt file is one document; blank ones are left out. Raises `InputError` as `read_records` does.
+    Name and text of each document of a file, a folder or .zip (all of it, whatever split the names speak of), a glob or
+    a `hub:` dataset. Plain text and Markdown files are one document each; blank ones are left out, and so are folders
+    that are indexes. Raises `InputError` as `read_records` does.
     """
     if location.startswith("hub:"):
         for number, text in enumerate(read_documents(location, text_field), 1):
             yield f"{location}, record {number}", text
         return
-    for path in _files(location):
-        source = Source(str(path))
-        if list_files(source)[0].suffixes[0] == ".txt":
-            several = ((file, "".join(read_file(file, source))) for file in list_files(source))
+    for file in _files(location):
+        several: Iterable[tuple[str, str]]
+        if file.suffixes[0] in PLAIN_TEXT:
+            several = [(str(file), "".join(read_file(file, Source(str(file.path)))))]
         else:
-            several = ((place, _text(record, place, text_field)) for place, record in iter_records(path))
+            several = ((place, _text(record, place, text_field)) for place, record in read_record_file(file))
         for place, text in several:
             if text.strip():
-                yield str(place).replace(str(path), _name(path, location), 1), text
+                yield place.replace(str(file.path), _name(file.path, location), 1), text
 
 
-def _files(location: str) -> list[Path]:
-    if os.path.isdir(location):
-        several = [path for path in sorted(Path(location).rglob("*")) if path.is_file()]
-        several = [path for path in several if not any(p.startswith(".") for p in path.relative_to(location).parts)]
-        several = [path for path in several if TextFile(path).suffixes[0] in READERS or path.suffix == ".zip"]
-        if not several:
-            raise InputError(f"{location}: holds no file whose name ends in {', '.join(READERS)}")
-        return several
-    return list(dict.fromkeys(file.path for file in list_files(Source(location))))
+def _files(location: str) -> list[TextFile]:
+    files = list_files(Source(location, split=None), _KINDS)
+    indexes = _indexes(file.path for file in files)
+    files = [file for file in files if indexes.isdisjoint(file.path.parents)]
+    if not files:
+        raise InputError(f"{location}: holds no documents, only an index of some")
+    return files
+
+
+def _indexes(paths: Iterable[Path]) -> set[Path]:
+    """Those of the folders above these files that are indexes."""
+    return {folder for folder in {parent for path in paths for parent in path.parents} if _is_index(folder)}
+
+
+def _is_index(folder: Path) -> bool:
+    file = folder / INDEX_FILE
+    return file.is_file() and '"made_from"' in file.read_text(encoding="utf-8", errors="replace")
+
+
+def other_kinds(location: str) -> Counter[str]:
+    """How many files of a folder are not read, by what their names end in; hidden ones and indexes do not count."""
+    if not os.path.isdir(location):
+        return Counter()
+    inside = [path for path in Path(location).rglob("*") if path.is_file() and path.suffix.lower() != ".zip"]
+    inside = [path for path in inside if TextFile(path).suffixes[0] not in _KINDS]
+    inside = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(location).parts)]
+    indexes = _indexes(inside)
+    return Counter(path.suffix or path.name for path in inside if indexes.isdisjoint(path.parents))
 
 
 def _text(record: dict[str, Any], place: str, field: str) -> str:
@@ -91,8 +124,11 @@ def _text(record: dict[str, Any], place: str, field: str) -> str:
 
 
 def _name(path: Path, location: str) -> str:
-    """A file's name below the folder that was given, or its own: the same wherever the documents are."""
-    return str(path.relative_to(location)) if os.path.isdir(location) else path.name
+    """A file's name below the folder that was given, or the fixed part of a glob: the same wherever these are."""
+    base = Path(os.path.expanduser(location))
+    if not base.exists():
+        base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), base.parts))
+    return str(path.relative_to(base)) if base.is_dir() else path.name
 
 
 def cut_passages(text: str, tokenizer: Any, length: int, overlap: int = 0) -> list[tuple[int, int]]:
@@ -127,7 +163,12 @@ def cut_passages(text: str, tokenizer: Any, length: int, overlap: int = 0) -> li
             if last + 1 == len(pieces):
                 break
             following = last + 1
-            while following - 1 > first and pieces[last][1] - pieces[following - 1][0] <= overlap:
+            # As far back as the overlap goes, and as long as the piece behind still fits: else nothing new is in it.
+            while (
+                following - 1 > first
+                and pieces[last][1] - pieces[following - 1][0] <= overlap
+                and pieces[last + 1][1] - pieces[following - 1][0] <= length
+            ):
                 following -= 1
             first = following
         base += len(part)
@@ -201,6 +242,7 @@ def build_index(
         raise InputError(f"overlap {overlap} must be at least 0 and less than the passage length, {passage_length}")
     made_from = {
         "documents": _digest(location, text_field),
+        "bf16": bool(batching.get("bf16")),
         "encoder": fingerprint(encoder.model, encoder.tokenizer),
         "pooling": encoder.pooling,
         "prompts": prompts,
@@ -208,7 +250,8 @@ def build_index(
         "overlap": overlap,
     }
     width = _width(encoder)
-    facts = {"made_from": made_from, "location": location, "encoder": encoder_path, "width": width}
+    here = os.path.abspath(encoder_path) if os.path.isdir(encoder_path) else encoder_path
+    facts = {"made_from": made_from, "location": location, "encoder": here, "width": width}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
@@ -227,7 +270,8 @@ def build_index(
 
 def _digest(location: str, text_field: str) -> str:
     files = [] if location.startswith("hub:") else _files(location)
-    contents = [(_name(file, location), file_hash(file, default_cache_dir())) for file in files]
+    paths = dict.fromkeys(file.path for file in files)
+    contents = [(_name(path, location), file_hash(path, default_cache_dir())) for path in paths]
     return hashlib.sha256(json.dumps([contents or location, text_field]).encode()).hexdigest()
 
 
@@ -238,18 +282,20 @@ def _width(encoder: Predictor) -> int:
 def _claim(folder: Path, facts: dict[str, Any]) -> None:
     """Make a folder this index's own, or see that it is."""
     file = folder / INDEX_FILE
-    if not file.exists():
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
+    begun = (folder / PASSAGES).exists() or (folder / VECTORS).exists()
+    if not file.exists() or not begun and _is_index(folder):  # what was wrong with the documents may be mended by now
+        if any(not path.name.startswith((".", f"{PASSAGES}.")) and path != file for path in folder.iterdir()):
             raise InputError(f"{folder}: holds something else than an index; give a new folder")
         partial = folder / f".{INDEX_FILE}"
         partial.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         os.replace(partial, file)
         return
-    before = _facts_of(folder)["made_from"]
+    before = {"bf16": False, **_facts_of(folder)["made_from"]}
     for name, value in facts["made_from"].items():
         if before.get(name) != value:
             told = f" ({before.get(name)}, now {value})" if isinstance(value, int) else ""
-            raise InputError(f"{folder}: holds an index made with another {name}{told}; delete it or give a new folder")
+            which = f"other {name}" if name in ("documents", "prompts") else f"another {name.replace('_', ' ')}"
+            raise InputError(f"{folder}: holds an index made with {which}{told}; delete it or give a new folder")
 
 
 def _facts_of(folder: Path) -> dict[str, Any]:
@@ -340,7 +386,10 @@ class Index(Sequence[Passage]):
         self.facts = _facts_of(folder)
         if not (folder / VECTORS).is_file():
             raise InputError(f"{folder}: is not finished; the same `hf-tfm index` goes on with it")
-        arrays, _ = open_arrays(folder / PASSAGES)
+        try:
+            arrays, _ = open_arrays(folder / PASSAGES)
+        except InputError as error:
+            raise InputError(f"{folder}: {PASSAGES} is damaged ({error}): delete the folder and index again") from None
         self._texts = _Strings(arrays, "texts", "text_lengths")
         self._names = _Strings(arrays, "names", "name_lengths")
         self._places = arrays["places"].reshape(-1, 3)
@@ -363,8 +412,13 @@ class Index(Sequence[Passage]):
 
     def open_encoder(self, path: str | None = None, trust_remote_code: bool = False, **batching: Any) -> Predictor:
         """The encoder that made the vectors, from `path` if it has moved. Raises `InputError` for another one."""
-        path = path or self.facts["encoder"]
-        encoder = open_encoder(path, trust_remote_code, **batching)
+        given, path = path, path or self.facts["encoder"]
+        try:
+            encoder = open_encoder(path, trust_remote_code, **batching)
+        except InputError as error:
+            if given:
+                raise
+            raise InputError(f"{error} (the index's encoder was there: give --encoder if it has moved)") from None
         if fingerprint(encoder.model, encoder.tokenizer) != self.facts["made_from"]["encoder"]:
             raise InputError(f"{path}: is not the encoder that this index was made with; give that one or index again")
         return encoder

@@ -1,7 +1,9 @@
 """One word in many contexts: its static embedding beside the vectors that the model makes of it in each."""
 
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +14,18 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
+from .finetuning import longest_input
 from .inspection import save_figure, spread
-from .sources import read_documents
+from .sources import SENTENCE_END, read_documents
 
 
 # Characters of a sentence that are kept on each side of the word.
 _AROUND = 200
-_SENTENCE_END = re.compile(r"(?<=[.!?…][\"'”’)\]])\s+|(?<=[.!?…])\s+|\n\s*\n")
+_SENTENCE_END = re.compile(rf"{SENTENCE_END}|\n\s*\n")
+# Scripts that write no blanks between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_APOSTROPHES = str.maketrans("’ʼ‘", "'''")
+_APART = 0.05  # of cosines: what sets groups apart at least
 _READ = 100_000  # documents, and ten times the contexts asked for: then it is enough to choose from
 
 
@@ -42,7 +49,7 @@ class Senses:
     """
     What a model makes of a word.
 
-    Vectors have what all tokens of these sentences have in common taken off (their mean), because in most models
+    The vectors have what all tokens of these sentences have in common taken off (their mean), because in most models
     everything points the same way (Mu & Viswanath 2018, https://huggingface.co/papers/1702.01417).
 
     Attributes:
@@ -51,8 +58,9 @@ class Senses:
         static: the mean of the embeddings of the word's tokens, `(contexts, hidden)`: one vector for each way of
             writing the word.
         contextual: the mean of their states behind the layer, `(contexts, hidden)`.
-        alike: for each layer the mean cosine of the word in two contexts, and of two other tokens of these sentences
-            (self-similarity and its baseline, Ethayarajh 2019, https://huggingface.co/papers/1909.00512).
+        alike: for each layer the mean cosine of the word in two contexts, and of two other tokens of these sentences,
+            nothing taken off (self-similarity and its baseline, Ethayarajh 2019,
+            https://huggingface.co/papers/1909.00512).
         groups: a number for each context, 0 being the largest group.
         neighbours: tokens whose static embeddings are nearest to the word's, with cosine and vector.
     """
@@ -80,8 +88,10 @@ class Senses:
         for several in numbers.values():
             sentence, start, end = self.contexts[several[0]]
             # To many tokenizers the same letters are other tokens at the start of a text than behind a blank.
-            known = any(sentence[start:end] == name for name, _ in forms)
-            forms.append((sentence[max(0, start - known) : end], several))
+            name = sentence[start:end]
+            if any(name == other for other, _ in forms):
+                name = sentence[start - 1 : end] if start else f"{name} (at the start)"
+            forms.append((name, several))
         return forms
 
     def nearest(self) -> list[int]:
@@ -91,21 +101,25 @@ class Senses:
 
 def find_contexts(documents: Iterable[str], word: str, most: int = 24) -> list[Context]:
     """
-    Different sentences with a word, once each and spread over the documents; upper and lower case are the same.
+    Different sentences with a word, once each and spread over the documents; upper and lower case are the same, and so
+    are straight and curly apostrophes, and accents however they are encoded. In scripts without blanks the word may
+    stand inside of another.
 
     Raises:
         InputError: there are fewer than two.
     """
     if not word.strip():
         raise InputError("the word to look for is empty")
-    pattern = re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
+    pattern = re.compile(re.escape(_folded(word.strip())), re.IGNORECASE)
     found: dict[str, Context] = {}
     for number, document in enumerate(documents):
         if number == _READ or len(found) >= 10 * most:
             break
-        for sentence in _SENTENCE_END.split(document) if pattern.search(document) else ():
+        document = unicodedata.normalize("NFC", document)
+        for sentence in _sentences(document) if pattern.search(_folded(document)) else ():
             sentence = " ".join(sentence.split())
-            if (place := pattern.search(sentence)) is None:
+            places = pattern.finditer(_folded(sentence))
+            if (place := next((place for place in places if _is_word(sentence, *place.span())), None)) is None:
                 continue
             first = max(0, place.start() - _AROUND)
             first = first and sentence.find(" ", first, place.start()) + 1 or first
@@ -115,6 +129,33 @@ def find_contexts(documents: Iterable[str], word: str, most: int = 24) -> list[C
         raise InputError(f"{word!r} is in {len(found)} of the sentences read; give a text where it comes up more often")
     everything = list(found.values())
     return [everything[number] for number in spread(len(everything), most)]
+
+
+def _folded(text: str) -> str:
+    """A text to look in, character for character as long as its normal form."""
+    return unicodedata.normalize("NFC", text).translate(_APOSTROPHES)
+
+
+def _sentences(document: str) -> Iterator[str]:
+    start = 0
+    for end in (match.end() for match in _SENTENCE_END.finditer(document)):
+        yield document[start:end]
+        start = end
+    yield document[start:]
+
+
+def _is_word(sentence: str, start: int, end: int) -> bool:
+    """Whether what stands there is part of no longer word."""
+    before, after = sentence[max(0, start - 1) : start + 1], sentence[end - 1 : end + 1]
+    return not (len(before) == 2 and _joined(*before)) and not (len(after) == 2 and _joined(*after))
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether two characters in a row are of one word: letters, digits, and marks upon them."""
+    kinds = unicodedata.category(left)[0], unicodedata.category(right)[0]
+    if kinds[1] == "M":
+        return True
+    return kinds[0] in "LMN" and kinds[1] in "LN" and not _UNSPACED.match(left) and not _UNSPACED.match(right)
 
 
 @torch.inference_mode()
@@ -133,7 +174,8 @@ def find_senses(
         layer: behind which block; by default the last.
 
     Raises:
-        InputError: the model has no such layer or is none for texts, or its tokenizer tells no places.
+        InputError: the model has no such layer or is none for texts, its tokenizer tells no places or makes nothing of
+            the word, or the word alone is longer than what the model reads.
     """
     plain = model.get_base_model() if hasattr(model, "peft_config") else model
     if not tokenizer.is_fast or plain.config.is_encoder_decoder:
@@ -141,18 +183,24 @@ def find_senses(
     table = plain.get_input_embeddings().weight.detach().float()
     words: list[torch.Tensor] = []  # (layers, hidden) of the word in each context
     others: list[torch.Tensor] = []  # (layers, tokens, hidden) of the sentences
-    static, ids_seen = [], []
+    rest: list[torch.Tensor] = []  # the same without the word
+    static, ids_seen, own_ids = [], [], set()
+    longest = min(tokenizer.model_max_length, longest_input(plain.config) or 1 << 20)
     for context in contexts:
-        inputs = tokenizer(context.sentence, return_tensors="pt", return_offsets_mapping=True, truncation=True)
+        context, inputs = _fitting(context, tokenizer, longest)
         spans = inputs.pop("offset_mapping")[0].tolist()
         columns = [n for n, (a, b) in enumerate(spans) if a < context.end and b > context.start]
+        if not columns:
+            raise InputError(f"{word!r}: this tokenizer makes no token of it")
         real = [n for n, (a, b) in enumerate(spans) if b > a]
         ids = inputs["input_ids"][0]
         states = plain.base_model(**inputs.to(plain.device), output_hidden_states=True).hidden_states
         states = torch.stack([state[0].float().cpu() for state in states])
         words.append(states[:, columns].mean(1))
         others.append(states[:, real])
+        rest.append(states[:, [n for n in real if n not in columns]])
         static.append(table[ids[columns]].mean(0))
+        own_ids |= set(ids[columns].tolist())
         ids_seen.append(ids[real])
     blocks = len(words[0]) - 1
     layer = blocks if layer is None else layer
@@ -160,9 +208,10 @@ def find_senses(
         raise InputError(f"layer {layer}: the model has {blocks}, and 0 is what goes into the first")
     all_states = torch.cat(others, 1)
     centre = all_states.mean(1)
-    centred = torch.stack(words) - centre
+    as_they_are, other_states = torch.stack(words), torch.cat(rest, 1)
+    centred = as_they_are - centre
     alike = [
-        (_mean_of_pairs(centred[:, number]), _mean_of_pairs(_some(all_states[number]) - centre[number]))
+        (_mean_of_pairs(as_they_are[:, number]), _mean_of_pairs(_some(other_states[number])))
         for number in range(blocks + 1)
     ]
     own, common = torch.stack(static), table[torch.cat(ids_seen)].mean(0)
@@ -170,10 +219,25 @@ def find_senses(
     near: dict[str, tuple[str, float, np.ndarray]] = {}  # each text once, however it is written
     for token in cosines.topk(min(4 * neighbours, len(cosines))).indices.tolist():
         text = tokenizer.decode([token]).strip() if token < len(tokenizer) else ""
-        if text and text.casefold() != word.casefold() and token not in tokenizer.all_special_ids:
+        if text and text.casefold() != word.casefold() and token not in own_ids | set(tokenizer.all_special_ids):
             near.setdefault(text.casefold(), (text, float(cosines[token]), (table[token] - common).numpy()))
     contextual, nearest = centred[:, layer].numpy(), list(near.values())[:neighbours]
     return Senses(word, list(contexts), layer, (own - common).numpy(), contextual, alike, _groups(contextual), nearest)
+
+
+def _fitting(context: Context, tokenizer: PreTrainedTokenizerBase, longest: int) -> tuple[Context, Any]:
+    """A context, cut down around its word until it has at most `longest` tokens; its inputs with their places."""
+    around = max(context.start, len(context.sentence) - context.end)
+    while True:
+        inputs = tokenizer(context.sentence, return_tensors="pt", return_offsets_mapping=True, verbose=False)
+        if inputs["input_ids"].shape[1] <= longest:
+            return context, inputs
+        if not around:
+            raise InputError(f"{context.sentence!r} alone is longer than the {longest} tokens that the model reads")
+        around //= 2
+        first = max(0, context.start - around)
+        cut = context.sentence[first : context.end + around]
+        context = Context(cut, context.start - first, context.end - first)
 
 
 def read_senses(
@@ -190,6 +254,8 @@ def _cosines(vectors: np.ndarray) -> np.ndarray:
 
 def _mean_of_pairs(vectors: torch.Tensor) -> float:
     cosines, number = _cosines(vectors.numpy()), len(vectors)
+    if number < 2:
+        return float("nan")
     return float((cosines.sum() - np.trace(cosines)) / (number * (number - 1)))
 
 
@@ -198,7 +264,10 @@ def _some(states: torch.Tensor) -> torch.Tensor:
 
 
 def _groups(vectors: np.ndarray, most: int = 5) -> list[int]:
-    """Groups by average cosine, as many as set themselves apart best (silhouette, Rousseeuw 1987); one if none do."""
+    """
+    Groups by average cosine, as many as set themselves apart best (silhouette, Rousseeuw 1987); one if none do, or if
+    those in different groups are hardly further from one another than those in the same.
+    """
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.metrics import silhouette_score
 
@@ -207,7 +276,9 @@ def _groups(vectors: np.ndarray, most: int = 5) -> list[int]:
     best, labels = 0.05, np.zeros(len(vectors), int)
     for number in range(2, min(most, len(vectors) - 1) + 1):
         tried = AgglomerativeClustering(number, metric="precomputed", linkage="average").fit_predict(distances)
-        if (score := silhouette_score(distances, tried, metric="precomputed")) > best:
+        same = tried[:, None] == tried[None]
+        apart = distances[~same].mean() - distances[same & ~np.eye(len(tried), dtype=bool)].mean()
+        if apart > _APART and (score := silhouette_score(distances, tried, metric="precomputed")) > best:
             best, labels = score, tried
     order = np.argsort(-np.bincount(labels), kind="stable").tolist()
     return [order.index(label) for label in labels]
@@ -224,7 +295,7 @@ def senses_as_text(senses: Senses) -> str:
         f"static embedding   {static}; nearest: {near}",
         f"contextual         behind block {senses.layer}; cosine of two contexts {_mean(senses):.2f} on average",
         "",
-        "mean cosine        of the word in two contexts, of two other tokens",
+        "mean cosine        of the word in two contexts, of two other tokens (nothing taken off)",
         *(f"  {f'block {n}' if n else 'embedded':16} {senses.alike[n][0]:6.2f} {senses.alike[n][1]:6.2f}"
           for n in spread(len(senses.alike), 10)),
         "",
@@ -240,7 +311,7 @@ def senses_as_text(senses: Senses) -> str:
 
 
 def _mean(senses: Senses) -> float:
-    return senses.alike[senses.layer][0]
+    return _mean_of_pairs(torch.from_numpy(senses.contextual))
 
 
 def draw_senses(senses: Senses, path: Path) -> None:
@@ -265,7 +336,7 @@ def draw_senses(senses: Senses, path: Path) -> None:
     for number, ((text, *_), point) in enumerate(zip(senses.neighbours, points[count:])):
         place = (6, 4 if number % 2 else -11)  # near ones on two lines
         left.annotate(text, point, place, textcoords="offset points", fontsize=9, color="dimgray", parse_math=False)
-    left.set_title("static: the embedding, whatever the context, and those nearest to it")
+    left.set_title("static: the embedding, and those nearest to it")
     points = _plane(senses.contextual)
     for number, (point, group) in enumerate(zip(points, senses.groups), 1):
         right.scatter(*point, s=190, color=colours[group], alpha=0.75)
@@ -274,7 +345,7 @@ def draw_senses(senses: Senses, path: Path) -> None:
     for panel in (left, right):
         panel.set_xticks([])
         panel.set_yticks([])
-        panel.margins(0.12)
+        panel.margins(0.2)
     listing = figure.add_subplot(axes[1, 0].get_gridspec()[1, :])
     for panel in (*axes[1], listing):
         panel.axis("off")
@@ -284,7 +355,9 @@ def draw_senses(senses: Senses, path: Path) -> None:
         style: dict[str, Any] = dict(color=colours[senses.groups[number]], fontsize=8.5, va="center", parse_math=False)
         for x, side, text in ((0.02, "right", f"{number + 1}"), (0.48, "right", halves[0]), (0.48, "left", halves[1])):
             listing.text(x, 1.0 - (row + 0.5) / count, text, ha=side, transform=listing.transAxes, **style)
-    save_figure(figure, path)
+    with warnings.catch_warnings():  # fonts without the script's characters draw boxes, once is known well enough
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        save_figure(figure, path)
 
 
 def _plane(vectors: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,6 +30,12 @@ from .errors import InputError
 # the text is held out, so that a single file has something to hold out.
 MAX_CHARACTERS = 1 << 20
 HELD_OUT_CHARACTERS = 1 << 14
+
+# Files that are one text each. Those behind the first are read where they are asked for: in a folder of training text
+# they are about the text.
+PLAIN_TEXT = (".txt", ".md", ".markdown", ".rst")
+# Where sentences end, with the blanks behind; without blanks in scripts that have none there.
+SENTENCE_END = r"""[.!?…]+["'”’»)\]]*\s+|[。！？।॥]+["'”’」』）]*\s*"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Source:
             every document once per epoch, whichever source it is from.
         text_field: The field or column that holds the text.
         split: Which part of a Hub dataset or of a folder. In a folder, files named for a split (`test.jsonl`,
-            `valid-0001.parquet`, `dev/…`) belong to it, all others to "train".
+            `valid-0001.parquet`, `dev/…`) belong to it, all others to "train". None for all files of a folder.
         name: How the source is called in reports; by default the location.
         sample_by: What is a document in a .txt file: "document" (the whole file), "paragraph" (set apart by blank
             lines) or "line".
@@ -59,7 +65,7 @@ class Source:
     location: str
     weight: float | None = None
     text_field: str = "text"
-    split: str = "train"
+    split: str | None = "train"
     name: str = ""
     sample_by: str = "document"
     limit: int | None = None
@@ -103,7 +109,7 @@ class Source:
         if not self.location.startswith("hub:"):
             return None
         name, config, split = (self.location[4:].split(":") + ["", ""])[:3]
-        return name, config or None, split or self.split
+        return name, config or None, split or self.split or "train"
 
 
 def parse_source(spec: str | Path | Mapping[str, Any] | Source, text_field: str = "text") -> Source:
@@ -169,8 +175,9 @@ class TextFile(NamedTuple):
         return (suffixes[-1].lower() if suffixes else ""), packed
 
 
-def list_files(source: Source) -> list[TextFile]:
-    """The files of a source, sorted by path. Raises `InputError` if there is none."""
+def list_files(source: Source, kinds: Collection[str] | None = None) -> list[TextFile]:
+    """The files of a source, of all kinds or these, sorted by path. Raises `InputError` if there is none."""
+    kinds = READERS if kinds is None else kinds
     location = os.path.expanduser(source.location)
     if os.path.isfile(location):
         found, explicit = [Path(location)], True
@@ -191,26 +198,25 @@ def list_files(source: Source) -> list[TextFile]:
         if path.suffix.lower() == ".zip":
             with readable(path), zipfile.ZipFile(path) as archive:
                 names = [name for name in sorted(archive.namelist()) if _belongs(Path(name), source.split)]
-            files += [file for name in names if (file := TextFile(path, name)).suffixes[0] in READERS]
-        elif TextFile(path).suffixes[0] in READERS:
+            files += [file for name in names if (file := TextFile(path, name)).suffixes[0] in kinds]
+        elif TextFile(path).suffixes[0] in kinds:
             files.append(TextFile(path))
         elif explicit:
             raise InputError(f"{path}: unknown kind of file; the name must end in {_known_suffixes()}")
     if not files:
-        raise InputError(
-            f"{source.location}: holds no file of the {source.split!r} split whose name ends in {_known_suffixes()}"
-        )
+        which = f"of the {source.split!r} split " if source.split else ""
+        raise InputError(f"{source.location}: holds no file {which}whose name ends in {_known_suffixes()}")
     return files
 
 
 _SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test", "training": "train"}
 
 
-def _belongs(path: Path, split: str) -> bool:
+def _belongs(path: Path, split: str | None) -> bool:
     """Whether a file of a folder is of the split, by its name or a folder's; hidden files belong to none."""
     if any(part.startswith(".") for part in path.parts):
         return False
-    return (named_split(path) or "train") == _SPLIT_ALIASES.get(split, split)
+    return split is None or (named_split(path) or "train") == _SPLIT_ALIASES.get(split, split)
 
 
 def named_split(path: Path) -> str | None:
@@ -270,10 +276,10 @@ def open_file(file: TextFile) -> Iterator[Any]:
 def read_file(file: TextFile, source: Source) -> Iterator[str]:
     """The texts of one file. Raises `InputError` with the file and the line or record where it is broken."""
     suffix, _ = file.suffixes
-    if source.where and suffix == ".txt":
+    if source.where and suffix in PLAIN_TEXT:
         raise InputError(f"{file}: plain text has no fields to choose records by {', '.join(source.where)}")
     with open_file(file) as stream:
-        if suffix == ".txt":
+        if suffix in PLAIN_TEXT:
             longest = MAX_CHARACTERS if source.whole else HELD_OUT_CHARACTERS
             yield from _read_txt(stream, file, source.sample_by, longest)
         else:

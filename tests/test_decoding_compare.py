@@ -134,6 +134,18 @@ def test_draws_follow_the_seed(tokenizer):
     assert same[:2] == [True, True] and not all(same[2:]), "greedy and beams draw nothing"
 
 
+def test_the_models_own_settings_do_not_count(tokenizer):
+    model = MODELS["qwen3"]()
+    methods = decoding_methods()
+    expected = compare_decodings(model, tokenizer, PROMPT, methods, 12)
+    model.generation_config.update(
+        no_repeat_ngram_size=1, typical_p=0.3, min_new_tokens=9, suppress_tokens=[5, 6, 7, 8], length_penalty=-2.0
+    )
+    own = model.generation_config
+    assert compare_decodings(model, tokenizer, PROMPT, methods, 12) == expected
+    assert model.generation_config is own
+
+
 def test_pieces_make_the_text(tokenizer):
     text = "naïve 漢字 — the  cat\nsat 🦜 on"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -245,6 +257,8 @@ def test_the_command_shows_and_writes_them(folder, tmp_path, capsys):
         (["--html", "x.html"], "give that too"),
         (["--top-p", "1.5"], "must be at most 1.0, not 1.5"),
         (["--compare", "--html", "{folder}/nowhere/x.html"], "cannot be written"),
+        (["--compare", "--temperature", "0"], "--temperature 0: with --compare"),
+        (["--compare", "--beams", "1"], "--beams 1: with --compare"),
     ],
 )
 def test_switches_that_do_not_go(folder, capsys, options, message):

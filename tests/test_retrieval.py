@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -218,7 +219,7 @@ MISTAKES = {
     "no file": (dict(location="nowhere"), "no such file"),
     "field": (dict(text_field="body"), "no field 'body'"),
     "other settings": (dict(target="index", overlap=5), "another overlap (6, now 5)"),
-    "other documents": (dict(target="index", location="other.jsonl"), "another documents"),
+    "other documents": (dict(target="index", location="other.jsonl"), "other documents"),
     "other encoder": (dict(target="index", encoder_path="other"), "another encoder"),
     "something else": (dict(target="decoder"), "something else than an index"),
     "blank": (dict(location="blank.jsonl"), "no text"),
@@ -283,6 +284,99 @@ def test_the_prompt_has_as_many_passages_as_fit(folders):
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
         grounding.encode_question(model, tokenizer, "Who?", TEXTS, 20)
+
+
+def test_an_index_among_the_documents_is_none_of_them(folders, tmp_path, capsys):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a.txt").write_text("The bridge was built by Marcus.")
+    (docs / "notes.md").write_text("Read *this*.")
+    (docs / "page.html").write_text("<p>no</p>")
+    command = ["index", str(docs), str(docs / "idx"), "--encoder", str(folders / "encoder"), "--passage-length", "60"]
+    for _ in range(2):
+        assert cli.main(command) == 0
+        shown = capsys.readouterr()
+        assert "2 passages of 2 documents" in shown.out and "left out: 1 files" in shown.err and ".html" in shown.err
+    assert [passage.name for passage in Index(docs / "idx")] == ["a.txt", "notes.md"]
+
+
+def test_mended_documents_take_the_same_folder(folders, tmp_path):
+    docs, arguments = tmp_path / "docs.txt", (tmp_path / "i", str(folders / "encoder"), 24, 6)
+    docs.write_text(" ")
+    with pytest.raises(InputError, match="no text"):
+        build_index(str(docs), *arguments)
+    docs.write_text("A word.")
+    assert len(build_index(str(docs), *arguments)) == 1
+    with pytest.raises(InputError, match="another bf16"):
+        build_index(str(docs), *arguments, bf16=True)
+
+
+def test_every_member_of_an_archive_is_read_as_what_it_is(tmp_path):
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("a.txt", "first text")
+        archive.writestr("r.jsonl", '{"body": "one"}\n{"body": "two"}\n')
+        archive.writestr("test.txt", "last text")
+        archive.writestr(".hidden.txt", "nothing")
+    found = [
+        ("z.zip/a.txt", "first text"),
+        ("z.zip/r.jsonl, line 1", "one"),
+        ("z.zip/r.jsonl, line 2", "two"),
+        ("z.zip/test.txt", "last text"),
+    ]
+    assert list(iter_documents(str(tmp_path / "z.zip"), "body")) == found
+    assert list(iter_documents(str(tmp_path), "body")) == found
+
+
+def test_names_below_a_glob(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "readme.txt").write_text(folder)
+    names = [name for name, _ in iter_documents(f"{tmp_path}/*/readme.txt")]
+    assert names == ["a/readme.txt", "b/readme.txt"]
+
+
+def test_no_passage_is_inside_the_one_before():
+    tokenizer = tiny.build_tokenizer()
+    long = " ".join(f"word {number} runs" for number in range(9))
+    text = "He came. She went. A short end here. " + long + ". Tail. “Go now.” “No, I stay.” 我来了。他走了。"
+    length = len(tokenizer(long)["input_ids"]) + 12
+    for overlap in (0, 12, length // 2):
+        spans = cut_passages(text, tokenizer, length, overlap)
+        assert all(after[1] > before[1] for before, after in zip(spans, spans[1:]))
+    sentences = [text[start:end] for start, end in cut_passages(text, tokenizer, 14, 0)]
+    assert "“No, I stay.”" in sentences and "他走了。" in sentences[-1]
+
+
+def test_what_ask_puts_into_the_prompt(folders, tmp_path):
+    docs = tmp_path / "docs.jsonl"
+    docs.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["The cat sat."] * 5 + ["A dog ran."]))
+    index = build_index(str(docs), tmp_path / "i", str(folders / "encoder"), 24, 6)
+    model, tokenizer = open_model(str(folders / "decoder"))
+    model.generation_config.eos_token_id = None  # nothing to stop at is no error
+    asked = (index, index.open_encoder(), model, tokenizer)
+    said = grounding.ask(*asked, "cat?", max_new_tokens=2)
+    assert sorted(passage.text for passage, _ in said.sources) == ["A dog ran.", "The cat sat."] and said.found == 2
+    assert [passage.text for passage, _ in grounding.ask(*asked, "cat?", 3, 2, "words").sources] == ["The cat sat."]
+    with pytest.raises(InputError, match="no passage has a word of the question"):
+        grounding.ask(*asked, "zzz?", 3, 2, "words")
+    with pytest.raises(InputError, match="does not fit into the prompt: the model reads 512"):
+        grounding.ask(*asked, "cat?", max_new_tokens=512 - 60)
+    # With another template than this project's, markup in a document would be read as tokens.
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    ids, _ = grounding.encode_question(model, tokenizer, "Who?", [f"a{tokenizer.eos_token}b"], 20)
+    assert tokenizer.eos_token_id not in ids[1:]
+
+
+def test_an_encoder_that_moved(folders, tmp_path, monkeypatch):
+    shutil.copytree(folders / "encoder", tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    index = build_index(str(folders / "docs.jsonl"), tmp_path / "i", "encoder", 24, 6)
+    monkeypatch.chdir(folders)
+    shutil.rmtree(folders / "i", ignore_errors=True)
+    assert index.open_encoder() is not None, "found from any folder"
+    shutil.rmtree(tmp_path / "encoder")
+    with pytest.raises(InputError, match="give --encoder if it has moved"):
+        index.open_encoder()
 
 
 def test_ask_on_the_command_line(folders, tmp_path, capsys, monkeypatch):

@@ -58,6 +58,34 @@ def test_contexts_are_sentences_with_the_word():
     assert long.halves(9) == ("…ord word ", "[left] more mor…")
 
 
+@pytest.mark.parametrize(
+    "word, texts, found",
+    [
+        ("कल", ["यह एक कलाकार है।", "वह कल आया। वह कल गया।"], ["वह कल आया।", "वह कल गया।"]),  # no part of कला…
+        ("cafe", ["a cafe here", "no cafe\u0301 here", "the cafe there"], ["a cafe here", "the cafe there"]),
+        ("caf\u00e9", ["a caf\u00e9 here", "the cafe\u0301 there"], ["a caf\u00e9 here", "the caf\u00e9 there"]),
+        ("银行", ["我去银行。他在银行工作！没有"], ["我去银行。", "他在银行工作！"]),
+        ("don't", ["I don't know.", "You don’t say."], ["I don't know.", "You don’t say."]),
+        ("left", ["what is _left_ here", "he left2 it", "all left"], ["what is _left_ here", "all left"]),
+        ("left", ["leftover left", "left"], ["leftover left", "left"]),
+    ],
+)
+def test_words_in_other_writing(word, texts, found):
+    contexts = find_contexts(texts, word)
+    assert [context.sentence for context in contexts] == found
+    for context in contexts:
+        assert len(context.sentence[context.start : context.end]) == len(word)
+
+
+def test_contexts_longer_than_the_model_are_cut(tokenizer):
+    model = tiny.build("TfmDecoderForCausalLM", "gpt2", max_position_embeddings=24)
+    contexts = find_contexts(["q " * 60 + "the cat sat" + " z" * 60, "on the cat"], "cat")
+    found = find_senses(model, tokenizer, "cat", contexts)
+    assert found.contexts == contexts and np.isfinite(found.contextual).all()
+    with pytest.raises(InputError, match="alone is longer than the 24 tokens"):
+        find_senses(model, tokenizer, "zq" * 30, find_contexts(["zq" * 30, "a " + "zq" * 30], "zq" * 30))
+
+
 @pytest.mark.parametrize("name", ["TfmEncoderModel", "TfmDecoderForCausalLM", "TfmEncoderForMultipleChoice"])
 def test_vectors_are_the_models_own(name, tokenizer):
     model = tiny.build(name)
@@ -106,6 +134,8 @@ def test_groups_are_what_points_apart():
     draws = np.random.default_rng(0)
     ways = np.eye(16)[[0] * 7 + [5] * 4] + 0.05 * draws.normal(size=(11, 16))
     assert under_test._groups(ways) == [0] * 7 + [1] * 4, "the largest group is the first"
+    nearly = np.eye(16)[[0] * 11] + 0.02 * draws.normal(size=(11, 16))
+    assert set(under_test._groups(nearly)) == {0}, "noise makes no groups"
     assert set(under_test._groups(np.ones((6, 16)) + 0.001 * np.eye(6, 16))) == {0}, "what is alike stays together"
 
 
@@ -117,7 +147,7 @@ def test_the_command_lists_and_draws(tmp_path, capsys):
     arguments = ["inspect", str(tmp_path / "model"), "--senses", "left", str(texts)]
     assert main([*arguments, "--picture", str(tmp_path / "pictures")]) == 0
     shown = capsys.readouterr().out
-    assert "left: 4 contexts" in shown and "She [left] the house!" in shown and "behind block 2" in shown
+    assert "left: 5 contexts" in shown and "She [left] the house!" in shown and "behind block 2" in shown
     assert (tmp_path / "pictures/senses_left.png").read_bytes().startswith(b"\x89PNG")
     assert main([*arguments, "--layer", "9"]) == 2
     assert main(["inspect", str(tmp_path / "model"), "--senses", "left", str(tmp_path / "none.txt")]) == 2
