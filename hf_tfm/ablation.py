@@ -34,6 +34,7 @@ from .sources import read_documents
 from .tokenization import train_tokenizer
 
 
+_BY_THE_GRID = {"seed", "output_dir"}  # fields that a recipe cannot say here
 _TOKENIZER_FIELDS = ("kind", "vocab_size", "lowercase", "min_frequency", "num_spare_tokens")
 
 
@@ -99,7 +100,8 @@ def expand(base: Mapping[str, Any], grid: Mapping[str, Any], override: Mapping[s
         override: fields that win over all others.
 
     Raises:
-        InputError: the grid has another shape, or embeddings come from no earlier cell.
+        InputError: the grid has another shape, two cells the same name, a seed of its own, or embeddings come from no
+            earlier cell.
     """
     if not isinstance(grid, Mapping) or not grid:
         raise InputError("grid: is empty; write it as {axis: {label: {field: value}}}")
@@ -117,7 +119,12 @@ def expand(base: Mapping[str, Any], grid: Mapping[str, Any], override: Mapping[s
         donor = fields.pop("embeddings_from", None)
         if donor is not None and donor not in [cell.name for cell in cells if cell.embeddings_from is None]:
             raise InputError(f"grid: embeddings_from {donor!r} is no earlier cell with embeddings of its own")
+        if taken := sorted(_BY_THE_GRID & fields.keys()):
+            raise InputError(f"grid: {taken[0]} is not a recipe's to say: --seeds and --output_dir of the grid decide")
         cells.append(Cell(", ".join(label for label, _ in several), fields, donor))
+    names = [cell.name for cell in cells]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"grid: two cells are called {double!r}; give their labels other names")
     return cells
 
 

@@ -1,5 +1,6 @@
 """What ablations measure beside a run's own results: longer text, cache and speed of writing, words, a linear probe."""
 
+import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -126,13 +127,21 @@ OF_A_RUN = {"length": by_length, "pseudo": pseudo, "probe": probe}
 SIDE_BY_SIDE = {"decoding": decoding}
 
 
-def check_measures(names: list[str], asked: Asked) -> None:
-    """Raises `InputError` for a measure that there is not, or that lacks what it needs."""
+def check_measures(names: list[str], asked: Asked, script: str) -> None:
+    """Raises `InputError` for a measure that is unknown, is not for these models, or lacks what it needs."""
     known = {**OF_A_RUN, **SIDE_BY_SIDE}
+    unfit = {"pretrain_clm": {"pseudo"}, "pretrain_mlm": {"length", "decoding"}}[script]
     for name in names:
         if name not in known:
             raise InputError(f"measure {name!r} is unknown; choose of {', '.join(known)}")
+        if name in unfit:
+            raise InputError(f"measure {name!r} is not for models of {script}")
     if "length" in names and not asked.lengths:
         raise InputError("measure length: needs --lengths, as in --lengths 128 256 512")
+    if min(asked.lengths, default=1) < 1 or asked.context < 1:
+        raise InputError("--lengths and --context are tokens: at least 1")
     if "probe" in names and asked.probe is None:
         raise InputError("measure probe: needs --probe with two files of records with text and label")
+    for file in asked.probe or ():
+        if "probe" in names and not os.path.exists(file):
+            raise InputError(f"measure probe: {file}: no such file")

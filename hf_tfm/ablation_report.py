@@ -47,7 +47,8 @@ def choose_metric(figures: Figures, asked: str | None) -> str:
     in_all = set.intersection(*found)
     metric = asked or ("bits_per_byte" if "bits_per_byte" in in_all else "loss")
     if metric not in in_all:
-        raise InputError(f"metric {metric!r} was not measured for every run; choose of {', '.join(sorted(in_all))}")
+        there = ", ".join(name for name in HEADINGS if name in in_all)
+        raise InputError(f"metric {metric!r} was not measured for every run; choose of {there}")
     return metric
 
 
@@ -79,7 +80,7 @@ def table(figures: Figures, metric: str, several_tokenizers: bool = False) -> st
             alike = len(set(values)) < 2
             row.append(mean_and_spread(values[:1] if alike else values, HEADINGS[name][1]) if values else "–")
         lines.append(row)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("|  |", "| |")
+    return _rows(lines)
 
 
 def length_table(figures: Figures) -> str:
@@ -91,7 +92,13 @@ def length_table(figures: Figures) -> str:
     for cell, runs in figures.items():
         values = [[run[f"{_LENGTH}{n}"] for run in runs.values() if f"{_LENGTH}{n}" in run] for n in lengths]
         lines.append([cell, *(mean_and_spread(several, "{:.3f}") if several else "–" for several in values)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _rows(lines)
+
+
+def _rows(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; a bar in a name ends no column."""
+    escaped = ([one.replace("|", "\\|") for one in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped).replace("|  |", "| |")
 
 
 def _lengths(figures: Figures) -> set[int]:

@@ -74,7 +74,9 @@ def parse_shares(text: str) -> dict[str, float]:
     known = ("causal", *MODES)
     try:
         shares = json.loads(text)
-        wrong = not isinstance(shares, dict) or not all(type(x) in (int, float) and x >= 0 for x in shares.values())
+        wrong = not isinstance(shares, dict) or not all(
+            type(x) in (int, float) and 0 <= x < float("inf") for x in shares.values()
+        )
     except ValueError:
         wrong = True
     if wrong or sum(shares.values()) <= 0:
@@ -227,6 +229,14 @@ def fill_gaps(
 
     Returns: what fills each gap of each text.
     """
+    if not texts:
+        return []
+    if max_gap_tokens < 1:
+        raise InputError(f"max_gap_tokens must be at least 1, not {max_gap_tokens}")
+    if unfit := sorted(settings.keys() & {"max_new_tokens", "num_return_sequences", "attention_mask", "prefix_mask"}):
+        raise InputError(f"{unfit[0]} is decided by the gaps; leave it out")
+    if lengths is not None and [len(known) for known in lengths] != [len(parts) - 1 for parts in texts]:
+        raise InputError("lengths: give a number for each gap of each text")
     tokens = DenoisingTokens.of(tokenizer)
     for number, parts in enumerate(texts, 1):
         if not 1 <= len(parts) - 1 <= len(tokens.sentinels):

@@ -103,6 +103,8 @@ class Masked:
         candidates = ~self.special[input_ids] & (batch["sequence_ids"] > 0)
         share = candidates.sum(1) * (self.rate(rows) if callable(self.rate) else self.rate)
         wanted = np.floor(share + uniform(self.seed, rows, 1, stream=2)[:, 0]).astype(int)
+        if isinstance(self.rate, DrawnRate):
+            wanted = wanted.clip(min=1)  # a row drawn near 0 teaches something too
 
         priority = uniform(self.seed, rows, input_ids.shape[1], stream=3)
         if self.unit != "token":
@@ -244,8 +246,10 @@ class RateSchedule:
 @dataclass(frozen=True)
 class DrawnRate:
     """
-    A masking rate drawn anew for each row between `low` and `high`: over the whole range, a masked LM learns to write
-    from nothing, as masked-diffusion models do (Nie et al. 2025, https://huggingface.co/papers/2502.09992).
+    A masking rate drawn anew for each row between `low` and `high`, for all of the documents packed into it; at least
+    one token is chosen. Over the whole range, a masked LM learns to write from nearly nothing, as masked-diffusion
+    models do (Nie et al. 2025, https://huggingface.co/papers/2502.09992); a tenth of what is chosen stays as it is and
+    a tenth becomes other tokens here too.
     """
 
     low: float = 0.0

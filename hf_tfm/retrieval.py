@@ -88,7 +88,7 @@ def iter_documents(location: str, text_field: str = "text") -> Iterator[tuple[st
 
 
 def _files(location: str) -> list[TextFile]:
-    files = list_files(Source(location, split=None), _KINDS)
+    files = list_files(Source(location, split=""), _KINDS)
     indexes = _indexes(file.path for file in files)
     files = [file for file in files if indexes.isdisjoint(file.path.parents)]
     if not files:

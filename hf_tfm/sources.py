@@ -51,7 +51,7 @@ class Source:
             every document once per epoch, whichever source it is from.
         text_field: The field or column that holds the text.
         split: Which part of a Hub dataset or of a folder. In a folder, files named for a split (`test.jsonl`,
-            `valid-0001.parquet`, `dev/…`) belong to it, all others to "train". None for all files of a folder.
+            `valid-0001.parquet`, `dev/…`) belong to it, all others to "train". "" for all files of a folder.
         name: How the source is called in reports; by default the location.
         sample_by: What is a document in a .txt file: "document" (the whole file), "paragraph" (set apart by blank
             lines) or "line".
@@ -65,7 +65,7 @@ class Source:
     location: str
     weight: float | None = None
     text_field: str = "text"
-    split: str | None = "train"
+    split: str = "train"
     name: str = ""
     sample_by: str = "document"
     limit: int | None = None
@@ -212,11 +212,11 @@ def list_files(source: Source, kinds: Collection[str] | None = None) -> list[Tex
 _SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test", "training": "train"}
 
 
-def _belongs(path: Path, split: str | None) -> bool:
+def _belongs(path: Path, split: str) -> bool:
     """Whether a file of a folder is of the split, by its name or a folder's; hidden files belong to none."""
     if any(part.startswith(".") for part in path.parts):
         return False
-    return split is None or (named_split(path) or "train") == _SPLIT_ALIASES.get(split, split)
+    return not split or (named_split(path) or "train") == _SPLIT_ALIASES.get(split, split)
 
 
 def named_split(path: Path) -> str | None:

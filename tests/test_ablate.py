@@ -151,6 +151,12 @@ def test_mistakes_in_a_cell_in_one_line_before_anything_runs(name, grid, tmp_pat
         (["--grid", '{"positions": ["RoPE"]}'], "axis 'positions' has no labels"),
         (["--grid", '{"positions": {"RoPE": 5}}'], "'RoPE' of axis 'positions' must be"),
         (["--override", "[]"], "override: must be a mapping"),
+        (["--grid", '{"a": {"x": {}, "x, y": {}}, "b": {"y, z": {}, "z": {}}}'], "two cells are called 'x, y, z'"),
+        (["--grid", '{"seed": {"1": {"seed": 1}, "2": {"seed": 2}}}'], "seed is not a recipe's to say"),
+        (["--metric", "bits_per_bite"], "metric 'bits_per_bite' is unknown; choose of bits_per_byte"),
+        (["--measure", "pseudo"], "measure 'pseudo' is not for models of pretrain_clm"),
+        (["--measure", "length", "--lengths", "0"], "at least 1"),
+        (["--measure", "probe", "--probe", "no1", "no2"], "no1: no such file"),
     ],
 )
 def test_mistakes_in_the_grid_in_one_line(more, message, grid, tmp_path, capsys, spawned):
@@ -165,7 +171,7 @@ def test_measures_read_the_text_that_runs_are_measured_on(override, grid, tmp_pa
     """One file may stand without brackets, as in the recipes of the scripts."""
     seen = []
 
-    def check_measures(names, asked):
+    def check_measures(names, asked, script):
         seen.append(asked)
         raise InputError("seen")
 
@@ -417,6 +423,7 @@ def test_the_table():
         "| second | 2.050 ± 0.212 | -0.050 ± 0.071 | 1,200 |",
         "| third | nan | +nan | 10 |",
     ]
+    assert ablation_report.table({"a|b": figures["third"]}, "bits_per_byte").splitlines()[2] == r"| a\|b | nan | 10 |"
 
 
 @pytest.mark.parametrize(
@@ -444,7 +451,7 @@ def test_the_recipes_are_sound(path):
     arguments, config_class, _ = ablate.SCRIPTS[recipe.script]
     check_cells(cells, partial(ablate.check, arguments=arguments, config_class=config_class))
     probe = tuple(recipe.probe) or None
-    ablation_measures.check_measures(recipe.measure, Asked([], lengths=recipe.lengths, probe=probe))
+    ablation_measures.check_measures(recipe.measure, Asked([], lengths=recipe.lengths, probe=probe), recipe.script)
     assert recipe.output_dir == f"runs/ablations/{path.stem}" and len(cells) >= 3
     for file in (*cells[0].fields["data"], *cells[0].fields["validation_data"], *recipe.probe):
         assert (TRAINING.parent / file).is_file()

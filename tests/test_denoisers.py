@@ -264,7 +264,7 @@ def test_mistakes_are_named(tokenizer):
     few = train_tokenizer(TEXTS, vocab_size=320, num_spare_tokens=3)
     with pytest.raises(InputError, match="has 3 in all: train one with --num-spare-tokens"):
         Denoisers(few, {"R": 1.0})
-    for text in ("R: 1", '["R"]', '{"R": "1"}', '{"R": 0}', '{"R": -1, "S": 2}', "{}"):
+    for text in ("R: 1", '["R"]', '{"R": "1"}', '{"R": 0}', '{"R": -1, "S": 2}', "{}", '{"R": Infinity}'):
         with pytest.raises(InputError, match="write shares as JSON"):
             parse_shares(text)
     with pytest.raises(InputError, match="'T' is none; there are causal, R, S, X"):
@@ -273,6 +273,16 @@ def test_mistakes_are_named(tokenizer):
     model = build("TfmDecoderForCausalLM", vocab_size=len(tokenizer))
     with pytest.raises(InputError, match="text 2 has 0 gaps"):
         infill(model, tokenizer, ["a <|mask|> b", "a b"])
+    assert infill(model, tokenizer, []) == []
+    for settings, message in (
+        ({"max_gap_tokens": 0}, "max_gap_tokens must be at least 1"),
+        ({"max_new_tokens": 3}, "max_new_tokens is decided by the gaps"),
+        ({"num_return_sequences": 2}, "num_return_sequences is decided"),
+    ):
+        with pytest.raises(InputError, match=message):
+            infill(model, tokenizer, ["a <|mask|> b"], **settings)
+    with pytest.raises(InputError, match="a number for each gap"):
+        fill_gaps(model, tokenizer, [[[50], [60], [70]]], lengths=[[2]])
     with pytest.raises(InputError, match="the model has 64 positions"):
         infill(model, tokenizer, ["a <|mask|> b"], max_gap_tokens=60)
 

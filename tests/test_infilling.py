@@ -112,6 +112,31 @@ def test_drawn_fillings_follow_the_generator(model):
     assert torch.equal(greedy, model.generate(ids, steps=1))
 
 
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"temperature": -1.0}, "must be 0 or above"),
+        ({"temperature": float("inf")}, "must be 0 or above"),
+        ({"top_k": -1}, "must be 0 or above"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be 0 or above"),
+        ({"max_new_tokens": 2, "position_ids": torch.arange(3)[None]}, "leave position_ids out"),
+        ({"labels": torch.zeros(1, 3).long()}, "does not know labels"),
+        ({"num_beams": 4}, "does not know num_beams"),
+    ],
+)
+def test_settings_that_mean_nothing(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(torch.tensor([[CLS, MASK, SEP]]), **settings)
+
+
+def test_settings_left_open_and_the_smallest_temperature(model):
+    ids = torch.tensor([[CLS, 20, MASK, MASK, SEP]])
+    expected = model.generate(ids)
+    assert torch.equal(model.generate(ids, temperature=None, top_k=None, steps=None, streamer=None), expected)
+    assert model.generate(ids, temperature=1e-40, generator=torch.Generator()).shape == ids.shape
+
+
 def test_text_without_masks_comes_back_as_it_was(model):
     ids = torch.randint(10, VOCAB_SIZE, (2, 5))
     assert torch.equal(model.generate(ids), ids)

@@ -241,6 +241,18 @@ def test_what_cannot_be_is_refused(flash):  # noqa: F811
             flash(build(LM))(ids, prefix_mask=prefix, attention_mask=mask)
 
 
+def test_a_prefix_is_not_read_in_parts():
+    model, ids = build(LM), random_ids(1, 12)
+    prefix = torch.zeros_like(ids, dtype=torch.bool)
+    prefix[:, 1:4] = True
+    whole = model.generate(ids, prefix_mask=prefix, max_new_tokens=4, do_sample=False)
+    assert torch.equal(
+        model.generate(ids, prefix_mask=prefix, max_new_tokens=4, do_sample=False, prefill_chunk_size=6), whole
+    )
+    with pytest.raises(ValueError, match="leave prefill_chunk_size out"):
+        model.generate(ids, prefix_mask=prefix, max_new_tokens=4, do_sample=False, prefill_chunk_size=3)
+
+
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
 @torch.no_grad()
 def test_other_heads_take_it(head):

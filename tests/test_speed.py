@@ -50,6 +50,14 @@ def test_linear_cross_entropy_equals_logits_and_softmax(bias, softcap, items, wa
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("items", [None, 0, torch.tensor(0)])
+def test_linear_cross_entropy_of_nothing_is_nothing(items):
+    layer, states = torch.nn.Linear(8, 16), torch.randn(2, 3, 8, requires_grad=True)
+    loss = linear_cross_entropy(states, layer, torch.full((2, 3), -100), items)
+    loss.backward()
+    assert loss == 0 and not states.grad.any() and not layer.weight.grad.any() and not layer.bias.grad.any()
+
+
 def test_linear_cross_entropy_leaves_a_frozen_layer_alone():
     layer = torch.nn.Linear(8, 11).requires_grad_(False)
     states = torch.randn(4, 8, requires_grad=True)

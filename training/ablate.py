@@ -24,7 +24,7 @@ import torch
 from hf_tfm import InputError, TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.ablation import Run, Runner, check_cells, expand, write_recipes
 from hf_tfm.ablation_measures import OF_A_RUN, SIDE_BY_SIDE, Asked, check_measures
-from hf_tfm.ablation_report import as_json, choose_metric, draw, figures_of, log_entry, put_into_log
+from hf_tfm.ablation_report import HEADINGS, as_json, choose_metric, draw, figures_of, log_entry, put_into_log
 from hf_tfm.pretraining import PretrainTrainingArguments
 from hf_tfm.recipe import one_line_errors, parse_recipe, read_mapping
 from hf_tfm.record import public_command, read_record
@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments, config_class, style = SCRIPTS[recipe.script]
     check_cells(cells, partial(check, arguments=arguments, config_class=config_class))
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = recipe.cores or available
+    cores = available if recipe.cores is None else recipe.cores
+    if cores < 1:
+        raise InputError(f"cores {cores}: must be at least 1")
     if not 1 <= recipe.threads <= cores:
         raise InputError(f"threads {recipe.threads}: a run may have 1 to {cores}, which --cores gives")
     shared = {**base, **override}
@@ -83,7 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         context=recipe.context,
         probe=tuple(recipe.probe) if len(recipe.probe) == 2 else None,
     )
-    check_measures(recipe.measure, asked)
+    check_measures(recipe.measure, asked, recipe.script)
+    if recipe.metric is not None and recipe.metric not in HEADINGS:
+        raise InputError(f"metric {recipe.metric!r} is unknown; choose of {', '.join(HEADINGS)}")
 
     output = Path(recipe.output_dir)
     runs = write_recipes(cells, recipe.seeds, output, style)

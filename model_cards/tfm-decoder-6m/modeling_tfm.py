@@ -637,6 +637,7 @@ def linear_cross_entropy(
     hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()
     predicted = labels != ignore_index
     divisor = predicted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+    divisor = divisor.clamp(min=1)  # where nothing is predicted the loss is 0, and so are its gradients
     rows = predicted.nonzero().flatten()
     if len(rows) < len(labels):
         hidden_states, labels = hidden_states[rows], labels[rows]

@@ -196,8 +196,15 @@ class TfmGenerationMixin:
         read = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
         written = max(input_ids.shape[1] - prefix_mask.shape[1], 0) if read is inputs["input_ids"] else 0
         first = prefix_mask.shape[1] + written - read.shape[1]
+        if read is inputs["input_ids"] and input_ids.shape[1] < prefix_mask.shape[1]:  # a chunk of the prompt, alone
+            first = int(past_key_values.get_seq_length())
         if first < prefix_mask.shape[1]:
-            inputs["prefix_mask"] = F.pad(prefix_mask, (0, written))[:, max(first, 0) :]
+            first, end = max(first, 0), first + read.shape[1]
+            if first > 0 or end < prefix_mask.shape[1]:
+                before, now, behind = (part.any(1) for part in prefix_mask.bool().tensor_split((first, end), dim=1))
+                if bool((now & (before | behind)).any()):
+                    raise ValueError("a prefix sees all of itself, so it is read at once: leave prefill_chunk_size out")
+            inputs["prefix_mask"] = F.pad(prefix_mask, (0, written))[:, first:end]
             # For a static cache it was made into one without the prefix.
             inputs["attention_mask"] = attention_mask
         return inputs

@@ -69,9 +69,15 @@ class TfmInfilling:
         for name, values in _AS_IT_IS.items():
             if not values or settings.get(name) in values:
                 settings.pop(name, None)
+        settings = {name: value for name, value in settings.items() if value is not None}
         known = {*inspect.signature(fill_masks_together).parameters, *inspect.signature(self.forward).parameters}
+        known -= {"labels", "masked_positions", "inputs_embeds", "next_sentence_label"}
+        if max_new_tokens and "position_ids" in settings:
+            raise ValueError("positions of added masks are counted: leave position_ids out, or put the masks in")
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f"a masked LM's generate does not know {', '.join(unknown)}")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be 0 or above, not {max_new_tokens}")
         if max_new_tokens:
             input_ids, attention_mask, settings = add_masks(
                 self.config, input_ids, attention_mask, max_new_tokens, settings
@@ -105,9 +111,14 @@ def fill_masks_together(
         inputs: more of the model's inputs, as `token_type_ids`.
 
     Raises:
-        ValueError: the model's config names no mask token.
+        ValueError: the model's config names no mask token, or a setting has a value that means nothing.
     """
     mask_token_id = _mask_token_id(model.config)
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    temperature, top_k = temperature or 0.0, top_k or 0
+    if not (0 <= temperature < float("inf")) or top_k < 0:
+        raise ValueError(f"temperature {temperature} and top_k {top_k}: must be 0 or above")
     ids = input_ids.clone()
     wanted = ids == mask_token_id
     if attention_mask is not None:
@@ -184,7 +195,7 @@ def _choose(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A token for each row of logits, and its probability under the model."""
     probabilities = logits.softmax(-1)
-    if temperature > 0:
+    if temperature > 1e-6:  # logits divided by less are infinite
         if top_k:
             least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
