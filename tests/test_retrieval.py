@@ -372,7 +372,6 @@ def test_an_encoder_that_moved(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     index = build_index(str(folders / "docs.jsonl"), tmp_path / "i", "encoder", 24, 6)
     monkeypatch.chdir(folders)
-    shutil.rmtree(folders / "i", ignore_errors=True)
     assert index.open_encoder() is not None, "found from any folder"
     shutil.rmtree(tmp_path / "encoder")
     with pytest.raises(InputError, match="give --encoder if it has moved"):
