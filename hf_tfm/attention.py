@@ -2,8 +2,9 @@
 Attention for training on a processor, for any model that takes its attention from transformers' interface.
 
 torch's `scaled_dot_product_attention` has a fast forward pass on a CPU and a slow backward pass. At the lengths that
-small models are trained at, both are matrix products over blocks that fit into the cache. `training/LOG.md` has the
-figures. `use_blockwise_attention(model)` turns it on.
+small models are trained at, both are matrix products over blocks that fit into the cache; and where a layer has a
+narrow window, most of the products are with tokens that it does not see. `training/LOG.md` has the figures.
+`use_blockwise_attention(model)` turns it on.
 """
 
 from typing import Any
@@ -23,6 +24,9 @@ MAX_LENGTH = 1024
 # Queries in a block, and attention scores worked on together: 2 MB of them in bf16.
 BLOCK = 128
 SCORES = 2**20
+
+# Queries in a block of a layer with a window are as many as this, or a multiple that is no smaller than the window.
+NARROW_BLOCK = 32
 
 
 class BlockwiseAttention(torch.autograd.Function):
@@ -84,6 +88,62 @@ class BlockwiseAttention(torch.autograd.Function):
         return query_grad.view(shape), key_grad.view(shape), value_grad.view(shape), None, None, None
 
 
+class WindowedAttention(torch.autograd.Function):
+    """
+    Softmax attention to the tokens near by: blocks of queries, each with the keys of its own block and of those that
+    reach into it, all blocks at once. The work grows with the window in place of the length.
+
+    Inputs `(batch, heads, length, head_dim)`, in whose dtype it is computed; a boolean mask `(batch or 1, heads or 1,
+    length, length)`, True where a query may look, which is nowhere further than `window` tokens away; `is_causal` says
+    that nothing above the diagonal is seen. `length` is a multiple of `block`, and `block` no smaller than `window`.
+    Returns `(batch, heads, length, head_dim)`.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, is_causal, scaling, window, block):
+        with torch.autocast("cpu", enabled=False):
+            batch, heads, length, width = query.shape
+            before, behind = window, 0 if is_causal else window
+            seen = before + block + behind  # keys of a block of queries
+            hidden = F.pad(~mask, (before, behind), value=True)
+            # Of rows in blocks and all places where a block's keys can begin, those that belong together.
+            hidden = hidden.unflatten(2, (-1, block)).unfold(-1, seen, block).diagonal(dim1=2, dim2=4).movedim(-1, 2)
+            query = query.reshape(-1, block, width)
+            key, value = (
+                F.pad(x, (0, 0, before, behind)).unfold(2, seen, block).mT.reshape(-1, seen, width)
+                for x in (key, value)
+            )
+            scores = torch.bmm(query, key.mT).mul_(scaling)
+            scores.view(batch, heads, -1, block, seen).masked_fill_(hidden, torch.finfo(scores.dtype).min)
+            weights = F.softmax(scores, dim=-1)
+            output = torch.bmm(weights, value)
+        ctx.save_for_backward(query, key, value, output, weights)
+        ctx.settings = (batch, heads, length, before, behind, scaling)
+        return output.view(batch, heads, length, width)
+
+    @staticmethod
+    def backward(ctx, output_grad):
+        query, key, value, output, weights = ctx.saved_tensors
+        batch, heads, length, before, behind, scaling = ctx.settings
+        block = query.shape[1]
+        output_grad = output_grad.to(output.dtype).reshape(output.shape)
+        mean_grad = (output_grad.float() * output).sum(-1, keepdim=True).to(output.dtype)
+        scores_grad = torch.bmm(output_grad, value.mT).sub_(mean_grad).mul_(weights).mul_(scaling)
+
+        def in_line(parts: torch.Tensor) -> torch.Tensor:
+            """The gradients of each block's keys, those of a key that several blocks see added up."""
+            parts = parts.unflatten(0, (batch * heads, -1))
+            total = parts[:, :, before : before + block].clone()
+            total[:, :-1, block - before :] += parts[:, 1:, :before]
+            if behind:
+                total[:, 1:, :behind] += parts[:, :-1, before + block :]
+            return total.view(batch, heads, length, -1)
+
+        query_grad = torch.bmm(scores_grad, key).view(batch, heads, length, -1)
+        key_grad, value_grad = in_line(torch.bmm(scores_grad.mT, query)), in_line(torch.bmm(weights.mT, output_grad))
+        return query_grad, key_grad, value_grad, None, None, None, None, None
+
+
 def _blocks(batch: int, heads: int, length: int, is_causal: bool):
     """Rows of the batch, first and last query, and number of keys these see; for each row the last queries last."""
     together = max(1, SCORES // (heads * min(BLOCK, length) * length))
@@ -105,8 +165,9 @@ def blockwise_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    transformers' attention interface: `BlockwiseAttention` where it is the faster one (training in bf16 on a CPU, whole
-    sequences of at most `MAX_LENGTH` tokens, no dropout), else `scaled_dot_product_attention`.
+    transformers' attention interface: in training on a CPU, for whole sequences of at most `MAX_LENGTH` tokens and
+    without dropout, `WindowedAttention` where a layer of this package has a narrow `sliding_window`, and
+    `BlockwiseAttention` in bf16; else `scaled_dot_product_attention`.
 
     Returns the states `(batch, length, heads, head_dim)`.
     """
@@ -114,8 +175,11 @@ def blockwise_attention_forward(
     in_bf16 = query.dtype == torch.bfloat16 or (
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
+    window = kwargs.get("sliding_window") if getattr(module, "keeps_to_window", False) else None
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    block = 0 if window is None or attention_mask is None else _narrow_block(length, window, bool(is_causal))
     serves = (
-        in_bf16
+        (in_bf16 or block)
         and query.device.type == "cpu"
         and torch.is_grad_enabled()
         and query.requires_grad
@@ -132,8 +196,11 @@ def blockwise_attention_forward(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if block:
+        query, key, value = (x.to(torch.bfloat16 if in_bf16 else x.dtype) for x in (query, key, value))
+        output = WindowedAttention.apply(query, key, value, attention_mask, bool(is_causal), scaling, window, block)
+        return output.transpose(1, 2), None
     output = BlockwiseAttention.apply(query, key, value, attention_mask, bool(is_causal), scaling)
     return output.transpose(1, 2), None
 
@@ -147,6 +214,13 @@ def blockwise_mask(batch_size: int, q_length: int, *args: Any, **kwargs: Any) ->
         return sdpa_mask(batch_size, q_length, *args, **kwargs)
     kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return sdpa_mask(batch_size, q_length, *args, **kwargs).contiguous()
+
+
+def _narrow_block(length: int, window: int, is_causal: bool) -> int:
+    """Queries in a block of `WindowedAttention`, or 0 where it would not save half of the keys."""
+    block = -(-window // NARROW_BLOCK) * NARROW_BLOCK
+    seen = block + window * (1 if is_causal else 2)
+    return block if length % block == 0 and 2 * seen <= length else 0
 
 
 AttentionInterface.register(NAME, blockwise_attention_forward)

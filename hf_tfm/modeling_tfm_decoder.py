@@ -32,6 +32,7 @@ from .modeling_tfm import (
     TfmPreTrainedModel,
     linear_cross_entropy,
     marks_padding,
+    mask_is_ready,
     packing_arguments,
     sequence_classification_loss,
     soft_capped,
@@ -209,6 +210,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            mask_is_ready=mask_is_ready(self.config, attention_mask),
             **{**boundaries, **kwargs},
         )
         return BaseModelOutputWithPastAndCrossAttentions(

@@ -29,6 +29,7 @@ from .modeling_tfm import (
     build_norm,
     linear_cross_entropy,
     marks_padding,
+    mask_is_ready,
     packing_arguments,
     sequence_classification_loss,
 )
@@ -135,7 +136,11 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         position_ids = self.positions(position_ids, inputs_embeds, attention_mask)
 
         hidden_states = self.run_blocks(
-            self.embed(inputs_embeds, position_ids, token_type_ids), position_ids, masks, **{**boundaries, **kwargs}
+            self.embed(inputs_embeds, position_ids, token_type_ids),
+            position_ids,
+            masks,
+            mask_is_ready=mask_is_ready(self.config, attention_mask),
+            **{**boundaries, **kwargs},
         )
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,

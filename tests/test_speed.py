@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_tfm import modeling_tfm
-from hf_tfm.attention import BLOCK, MAX_LENGTH, blockwise_mask, use_blockwise_attention
+from hf_tfm.attention import BLOCK, MAX_LENGTH, WindowedAttention, blockwise_mask, use_blockwise_attention
 from hf_tfm.modeling_tfm import linear_cross_entropy
 from hf_tfm.speed import compile_blocks, keep_freed_memory, pays_to_compile, repeated_blocks, uncompile_blocks
 
@@ -119,6 +119,81 @@ def test_a_row_that_sees_nothing_stays_finite():
     mask[1, :, :4] = False
     for result in attention_gradients(20, True, mask, blockwise=True):
         assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("window, block, length", [(32, 32, 128), (1, 32, 64), (40, 64, 256), (3, 32, 32)])
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_windowed_attention_is_attention_under_its_mask(window, block, length, is_causal, batch):
+    torch.manual_seed(0)
+    inputs = [torch.randn(3, 2, length, 16) for _ in range(3)]
+    output_grad = torch.randn(3, 2, length, 16)
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    documents = torch.randint(0, 3, (batch, length)).sort(-1).values
+    mask = ((distance <= window) & (distance >= (0 if is_causal else -window)))[None, None]
+    mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
+
+    def results(attend):
+        own = [x.clone().requires_grad_() for x in inputs]
+        output = attend(*own)
+        output.backward(output_grad)
+        return [output.detach(), *(x.grad for x in own)]
+
+    ours = results(lambda *qkv: WindowedAttention.apply(*qkv, mask, is_causal, 0.25, window, block))
+    for mine, other in zip(
+        ours, results(lambda *qkv: F.scaled_dot_product_attention(*qkv, mask, scale=0.25)), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def windowed_calls(monkeypatch):
+    """How often `WindowedAttention` was used."""
+    calls, plain = [], WindowedAttention.forward
+    monkeypatch.setattr(WindowedAttention, "forward", staticmethod(lambda *args: calls.append(1) or plain(*args)))
+    return calls
+
+
+def both_ways(model, **inputs):
+    """Loss and gradients with these kernels and with torch's."""
+    plain, other = copy.deepcopy(model).train(), model.train()
+    use_blockwise_attention(other)
+    results = []
+    for each in (other, plain):
+        loss = each(**inputs).loss
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])
+        results.append((loss.detach(), gradient))
+    return results
+
+
+IDS = torch.randint(5, VOCAB_SIZE, (2, 128), generator=torch.Generator().manual_seed(0))
+LABELS = IDS.masked_fill(torch.arange(128) <= 10, -100)  # one case has padding up to there
+PACKED = torch.cat([torch.arange(27), torch.arange(101)]).expand(2, -1)
+PREFIX = (PACKED < 9).long()
+FAR = torch.ones(2, 1, 128, 128, dtype=torch.bool).tril()
+
+
+@pytest.mark.parametrize(
+    "name, extra, windowed",
+    [
+        ("TfmDecoderForCausalLM", {"position_ids": PACKED}, 1),
+        ("TfmDecoderForCausalLM", {"position_ids": PACKED, "is_causal": False}, 1),
+        ("TfmDecoderForCausalLM", {"position_ids": PACKED, "prefix_mask": PREFIX}, 1),
+        ("TfmDecoderForCausalLM", {"attention_mask": (torch.arange(128) > 9).long().expand(2, -1)}, 1),
+        ("TfmDecoderForCausalLM", {"attention_mask": FAR}, 0),
+        ("TfmEncoderForMaskedLM", {"position_ids": PACKED}, 1),
+        ("TfmEncoderForMaskedLM", {"attention_mask": FAR}, 0),
+    ],
+)
+def test_layers_with_a_window_train_alike_in_fp32(name, extra, windowed, windowed_calls):
+    """A mask made ready may let a token see further than the window."""
+    layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
+    model = build(name, **layers)
+    (loss, gradient), (expected_loss, expected) = both_ways(model, input_ids=IDS, labels=LABELS, **extra)
+    assert len(windowed_calls) == windowed
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def bf16_step(model, inputs):

@@ -178,6 +178,9 @@ class TfmAttention(nn.Module):
     sequence itself, or as cross-attention to an encoder's states.
     """
 
+    # With a `sliding_window` passed on, the mask lets nothing be seen that is further away.
+    keeps_to_window = True
+
     def __init__(self, config: TfmConfig, layer_idx: int, is_causal: bool, is_cross_attention: bool = False):
         super().__init__()
         self.config = config
@@ -210,6 +213,7 @@ class TfmAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
+        mask_is_ready: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
@@ -238,7 +242,7 @@ class TfmAttention(nn.Module):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            sliding_window=self.sliding_window,
+            sliding_window=None if mask_is_ready else self.sliding_window,
             **kwargs,
         )
         return self.o_proj(output.reshape(*input_shape, -1).contiguous()), probabilities
@@ -485,6 +489,11 @@ class TfmModel(TfmPreTrainedModel):
 def marks_padding(attention_mask: torch.Tensor | dict | None) -> bool:
     """Whether it is `(batch, length)`, rather than none or masks made ready: 4D, a `BlockMask`, one per layer type."""
     return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+
+
+def mask_is_ready(config: TfmConfig, attention_mask: torch.Tensor | dict | None) -> bool:
+    """Whether the caller's mask alone says what is seen, further away than a layer's window too."""
+    return attention_mask is not None and not marks_padding(attention_mask) and not is_flash_attention_requested(config)
 
 
 def packed_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
