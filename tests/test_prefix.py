@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_flash_attention import flash  # noqa: F401
 from test_modeling import CLOSE
-from test_speed import bf16_step, relative_error
+from test_speed import relative_error, step
 from tiny import DECODER_SHAPES, PAD, build, random_ids
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
@@ -224,7 +224,7 @@ def test_training_attention_reads_it_too(shape):
         model.zero_grad()
         model(**inputs if name == "prefix" else {**inputs, "prefix_mask": None}).loss.backward()
         reference[name] = torch.cat([p.grad.flatten() for p in model.parameters()])
-    mine, torchs = (relative_error(bf16_step(m, inputs)[1], reference["prefix"]) for m in (blockwise, plain))
+    mine, torchs = (relative_error(step(m, inputs)[1], reference["prefix"]) for m in (blockwise, plain))
     assert mine < 1.5 * torchs + 0.01
     assert relative_error(reference["no prefix"], reference["prefix"]) > 5 * mine
 
