@@ -5,8 +5,12 @@ torch's `scaled_dot_product_attention` has a fast forward pass on a CPU and a sl
 small models are trained at, both are matrix products over blocks that fit into the cache; and where a layer has a
 narrow window, most of the products are with tokens that it does not see. `training/LOG.md` has the figures.
 `use_blockwise_attention(model)` turns it on.
+
+Attention is also what makes layers differ for a compiler, by window, mask and length. `lay_rows_end_to_end` leaves it
+out of what is compiled.
 """
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -43,13 +47,14 @@ class BlockwiseAttention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             batch, heads, length, width = query.shape
             query, key, value = (x.to(torch.bfloat16).reshape(-1, length, width) for x in (query, key, value))
+            query = query * scaling  # rather than the scores, which are more
             output = torch.empty_like(query)
             probabilities = []
             above = query.new_full((BLOCK, BLOCK), float("-inf")).triu(1) if is_causal and mask is None else None
             hidden = None if mask is None else ~mask.expand(batch, -1, -1, -1)
             for rows, start, end, seen in _blocks(batch, heads, length, is_causal):
                 some = slice(rows.start * heads, rows.stop * heads)
-                scores = torch.bmm(query[some, start:end], key[some, :seen].mT).mul_(scaling)
+                scores = torch.bmm(query[some, start:end], key[some, :seen].mT)
                 if hidden is not None:
                     # The lowest number instead of -inf: a row that sees nothing (padding) stays a number.
                     lowest = torch.finfo(scores.dtype).min
@@ -77,8 +82,8 @@ class BlockwiseAttention(torch.autograd.Function):
             some = slice(rows.start * heads, rows.stop * heads)
             gradient = output_grad[some, start:end]
             scores_grad = torch.bmm(gradient, value[some, :seen].mT).sub_(mean_grad[some, start:end])
-            scores_grad.mul_(weights).mul_(scaling)
-            query_grad[some, start:end] = torch.bmm(scores_grad, key[some, :seen])
+            scores_grad.mul_(weights)
+            query_grad[some, start:end] = torch.bmm(scores_grad, key[some, :seen]).mul_(scaling)
             for total, part in (
                 (value_grad[some, :seen], torch.bmm(weights.mT, gradient)),
                 (key_grad[some, :seen], torch.bmm(scores_grad.mT, query[some, start:end])),
@@ -108,12 +113,12 @@ class WindowedAttention(torch.autograd.Function):
             hidden = F.pad(~mask, (before, behind), value=True)
             # Of rows in blocks and all places where a block's keys can begin, those that belong together.
             hidden = hidden.unflatten(2, (-1, block)).unfold(-1, seen, block).diagonal(dim1=2, dim2=4).movedim(-1, 2)
-            query = query.reshape(-1, block, width)
+            query = query.reshape(-1, block, width) * scaling
             key, value = (
                 F.pad(x, (0, 0, before, behind)).unfold(2, seen, block).mT.reshape(-1, seen, width)
                 for x in (key, value)
             )
-            scores = torch.bmm(query, key.mT).mul_(scaling)
+            scores = torch.bmm(query, key.mT)
             scores.view(batch, heads, -1, block, seen).masked_fill_(hidden, torch.finfo(scores.dtype).min)
             weights = F.softmax(scores, dim=-1)
             output = torch.bmm(weights, value)
@@ -128,7 +133,7 @@ class WindowedAttention(torch.autograd.Function):
         block = query.shape[1]
         output_grad = output_grad.to(output.dtype).reshape(output.shape)
         mean_grad = (output_grad.float() * output).sum(-1, keepdim=True).to(output.dtype)
-        scores_grad = torch.bmm(output_grad, value.mT).sub_(mean_grad).mul_(weights).mul_(scaling)
+        scores_grad = torch.bmm(output_grad, value.mT).sub_(mean_grad).mul_(weights)
 
         def in_line(parts: torch.Tensor) -> torch.Tensor:
             """The gradients of each block's keys, those of a key that several blocks see added up."""
@@ -139,7 +144,7 @@ class WindowedAttention(torch.autograd.Function):
                 total[:, 1:, :behind] += parts[:, :-1, before + block :]
             return total.view(batch, heads, length, -1)
 
-        query_grad = torch.bmm(scores_grad, key).view(batch, heads, length, -1)
+        query_grad = torch.bmm(scores_grad, key).mul_(scaling).view(batch, heads, length, -1)
         key_grad, value_grad = in_line(torch.bmm(scores_grad.mT, query)), in_line(torch.bmm(weights.mT, output_grad))
         return query_grad, key_grad, value_grad, None, None, None, None, None
 
@@ -225,6 +230,92 @@ def _narrow_block(length: int, window: int, is_causal: bool) -> int:
 
 AttentionInterface.register(NAME, blockwise_attention_forward)
 AttentionMaskInterface.register(NAME, blockwise_mask)
+
+
+class EndToEnd:
+    """
+    The rows of a batch laid end to end as one long row, and attention to each of them by itself.
+
+    Args:
+        shape: of the batch, `(batch, length)`.
+        mask: of the batch, as attention takes it.
+    """
+
+    def __init__(self, shape: torch.Size, mask: torch.Tensor | None):
+        self.shape, self.mask = shape, mask
+
+    @torch.compiler.disable
+    def attend_by_row(
+        self, layer: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A layer's attention for `(1, heads, batch * length, head_dim)`: `(1, batch * length, heads * head_dim)`."""
+        rows = (x[0].unflatten(1, self.shape).transpose(0, 1) for x in (query, key, value))
+        output, probabilities = layer.attend(*rows, self.mask, **kwargs)
+        return output.flatten(0, 1).unsqueeze(0), probabilities
+
+
+def lay_rows_end_to_end(model: torch.nn.Module) -> bool:
+    """
+    Let a model of this package that attends blockwise compute everything else on the rows of a batch laid end to end.
+    So many tokens are the same to a compiler in long and in short rows, and so are layers with and without a window.
+
+    Returns:
+        Whether it does now. Nothing of it is saved with the model; `lay_rows_side_by_side` takes it back.
+    """
+    parts = _parts_for_long_rows(model)
+    for part in parts:
+        part.run_blocks = MethodType(_run_blocks_end_to_end, part)  # a method: a copy of the model runs its own blocks
+    return bool(parts)
+
+
+def can_lay_rows_end_to_end(model: torch.nn.Module) -> bool:
+    """Whether `lay_rows_end_to_end` would do something."""
+    return bool(_parts_for_long_rows(model))
+
+
+def _parts_for_long_rows(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [part for part in model.modules() if hasattr(part, "run_blocks") and attends_blockwise(part)]
+
+
+def lay_rows_side_by_side(model: torch.nn.Module) -> None:
+    """Undo `lay_rows_end_to_end`."""
+    for part in model.modules():
+        if getattr(vars(part).get("run_blocks"), "__func__", None) is _run_blocks_end_to_end:
+            del part.run_blocks
+
+
+def _run_blocks_end_to_end(
+    self: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    position_ids: torch.Tensor,
+    masks: dict[str, torch.Tensor | None],
+    encoder_hidden_states: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    config, run_blocks = self.config, type(self).run_blocks
+    as_they_are = (
+        not attends_blockwise(self)
+        or encoder_hidden_states is not None
+        or kwargs.get("past_key_values") is not None
+        or any(mask is not None and mask.ndim != 4 for mask in masks.values())
+        or any(kwargs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
+        or any(
+            getattr(block, "gradient_checkpointing", False) for block in self.layers
+        )  # compiled whole, or not at all
+    )
+    if as_they_are:
+        return run_blocks(self, hidden_states, position_ids, masks, encoder_hidden_states, **kwargs)
+    shape = hidden_states.shape[:2]
+    in_line = {name: EndToEnd(shape, mask) for name, mask in masks.items()}
+    positions = position_ids.expand(shape).reshape(1, -1)
+    return run_blocks(self, hidden_states.reshape(1, -1, hidden_states.shape[2]), positions, in_line, **kwargs).view(
+        *shape, -1
+    )
+
+
+def attends_blockwise(model: torch.nn.Module) -> bool:
+    """Whether `use_blockwise_attention` holds for it."""
+    return model.config._attn_implementation == NAME
 
 
 def use_blockwise_attention(model: torch.nn.Module) -> bool:

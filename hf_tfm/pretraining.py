@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from .attention import can_lay_rows_end_to_end
 from .averaging import AveragingMixin
 from .card import task_of
 from .configuration_tfm import SIZES, TfmConfig
@@ -525,7 +526,9 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         Compile the model if that was asked for, or if it is repaid by a run of `seconds` (None: not known); which of
         them, in words. A run that goes on does as it began: compiled kernels round differently.
         """
-        script, shapes = self.script, len(script_lengths(self.script))
+        script = self.script
+        # Rows of all lengths make up as many tokens.
+        shapes = 1 if can_lay_rows_end_to_end(self.model) else len(script_lengths(script))
         if script.compile not in ("auto", "on", "off"):
             raise InputError(f"compile {script.compile!r}: choose auto, on or off")
         before = (recipe_before(self.args.output_dir) or {}).get("script", {}).get("compile")

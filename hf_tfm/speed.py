@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .attention import lay_rows_end_to_end, lay_rows_side_by_side
+
 
 # Seconds that compiling a model's block takes on two cores, and the share of a step that it saves: training/LOG.md.
 COMPILE_SECONDS = 25.0
-SAVED_SHARE = 0.1
+SAVED_SHARE = 0.08
 
 # glibc's numbers of its settings (malloc.h), the kernel's of an advice (mman.h), and the size of its large pages.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MADV_HUGEPAGE, LARGE_PAGE = -1, -3, 14, 2**21
@@ -59,9 +61,14 @@ def repeated_blocks(model: PreTrainedModel) -> list[nn.Module]:
 def compile_blocks(model: PreTrainedModel) -> int:
     """
     Compile the layers in place, all by the code of the first: a third less waiting than for the whole model, for nearly
-    the same speed. Weights keep their names. Returns the number of layers.
+    the same speed. Where attention is blockwise, layers of this package are compiled without it, once for all lengths
+    of rows that make up as many tokens ([`lay_rows_end_to_end`]). Weights keep their names.
+
+    Returns:
+        The number of layers.
     """
     blocks = repeated_blocks(model)
+    lay_rows_end_to_end(model)
     # One code for all layers has a variant for each kind of layer, mask and mode; beyond 8 torch would stop compiling.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for block in blocks:
@@ -71,6 +78,7 @@ def compile_blocks(model: PreTrainedModel) -> int:
 
 def uncompile_blocks(model: nn.Module) -> None:
     """Undo `compile_blocks`: text that grows has another shape with every token, and would be compiled each time."""
+    lay_rows_side_by_side(model)
     for module in model.modules():
         module._compiled_call_impl = None
 

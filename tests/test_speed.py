@@ -12,7 +12,16 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_tfm import modeling_tfm
-from hf_tfm.attention import BLOCK, MAX_LENGTH, WindowedAttention, blockwise_mask, use_blockwise_attention
+from hf_tfm.attention import (
+    BLOCK,
+    MAX_LENGTH,
+    EndToEnd,
+    WindowedAttention,
+    blockwise_mask,
+    lay_rows_end_to_end,
+    lay_rows_side_by_side,
+    use_blockwise_attention,
+)
 from hf_tfm.modeling_tfm import linear_cross_entropy
 from hf_tfm.speed import compile_blocks, keep_freed_memory, pays_to_compile, repeated_blocks, uncompile_blocks
 
@@ -154,6 +163,19 @@ def windowed_calls(monkeypatch):
     return calls
 
 
+@pytest.fixture
+def long_rows(monkeypatch):
+    """For each layer that got its batch as one long row, how many tokens that had."""
+    calls, plain = [], EndToEnd.attend_by_row
+
+    def attend(self, layer, query, key, value, **kwargs):
+        calls.append(query.shape[2])
+        return plain(self, layer, query, key, value, **kwargs)
+
+    monkeypatch.setattr(EndToEnd, "attend_by_row", attend)
+    return calls
+
+
 def step(model, inputs, bf16=True):
     """Loss and gradients."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -162,10 +184,10 @@ def step(model, inputs, bf16=True):
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def both_ways(model, inputs, bf16):
+def both_ways(model, inputs, bf16, end_to_end=False):
     """A step with these kernels and one with torch's."""
     plain, other = copy.deepcopy(model).train(), model.train()
-    assert use_blockwise_attention(other)
+    assert use_blockwise_attention(other) and (not end_to_end or lay_rows_end_to_end(other))
     return step(other, inputs, bf16), step(plain, inputs, bf16)
 
 
@@ -189,15 +211,46 @@ FAR = torch.ones(2, 1, 128, 128, dtype=torch.bool).tril()
     ],
 )
 @pytest.mark.parametrize("bf16", [False, True])
-def test_layers_with_a_window_train_alike(name, extra, windowed, bf16, windowed_calls):
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_layers_with_a_window_train_alike(name, extra, windowed, bf16, end_to_end, windowed_calls, long_rows):
     """A mask made ready may let a token see further than the window."""
     layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
     model = build(name, **layers)
-    inputs = {"input_ids": IDS, "labels": LABELS, **extra}
-    (loss, gradient), (expected_loss, expected) = both_ways(model, inputs, bf16)
-    assert len(windowed_calls) == windowed
+    inputs = {"input_ids": IDS, "labels": LABELS, **({"use_cache": False} if "Decoder" in name else {}), **extra}
+    (loss, gradient), (expected_loss, expected) = both_ways(model, inputs, bf16, end_to_end)
+    assert len(windowed_calls) == windowed and len(long_rows) == 2 * end_to_end
     torch.testing.assert_close(loss, expected_loss, rtol=5e-3 if bf16 else 1e-6, atol=0)
     assert relative_error(gradient, expected) < (0.05 if bf16 else 1e-5)
+
+
+def test_rows_end_to_end_where_layers_are_alone_with_them(long_rows):
+    """Not where something else knows rows: a cache, cross-attention, who asks for states, who computes them again."""
+    model = build("TfmDecoderForCausalLM")
+    use_blockwise_attention(model)
+    expected = model(IDS, output_hidden_states=True, use_cache=False)
+    generated = model.generate(IDS[:, :9], max_new_tokens=5, do_sample=False)
+    assert lay_rows_end_to_end(model) and not lay_rows_end_to_end(build("TfmDecoderForCausalLM"))
+    own = copy.deepcopy(model)
+    torch.nn.init.zeros_(model.model.layers[0].mlp.down_proj.weight)
+    torch.testing.assert_close(own(IDS, use_cache=False).logits, expected.logits)
+    assert long_rows == [IDS.numel()] * own.config.num_hidden_layers
+
+    long_rows.clear()
+    torch.testing.assert_close(own(IDS, output_hidden_states=True, use_cache=False), expected)
+    assert torch.equal(own.generate(IDS[:, :9], max_new_tokens=5, do_sample=False), generated)
+    own.gradient_checkpointing_enable()
+    own.train()(IDS, labels=IDS, use_cache=False).loss.backward()
+    assert not long_rows
+
+    crossed = build("TfmDecoderForCausalLM", add_cross_attention=True)
+    inputs = {"input_ids": IDS, "encoder_hidden_states": torch.randn(2, 7, crossed.config.hidden_size)}
+    before = crossed(**inputs).logits
+    assert use_blockwise_attention(crossed) and lay_rows_end_to_end(crossed)
+    torch.testing.assert_close(crossed(**inputs, use_cache=False).logits, before)
+
+    lay_rows_side_by_side(model)
+    model(IDS, use_cache=False)
+    assert not long_rows and "run_blocks" not in vars(model.model)
 
 
 def test_models_train_alike_with_it():
@@ -292,14 +345,23 @@ def test_settings_in_the_environment_stand(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 5])
 def test_compiled_gradients_are_the_eager_ones(window):
-    eager = build("TfmDecoderForCausalLM", sliding_window=window).train()
+    """Compiled once, for layers with a window and without, and for long and short rows of as many tokens."""
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": window} if window else {}
+    eager = build("TfmDecoderForCausalLM", num_hidden_layers=2, **layers).train()
     use_blockwise_attention(eager)
     compiled = copy.deepcopy(eager)
     assert compile_blocks(compiled) == len(repeated_blocks(compiled)) == eager.config.num_hidden_layers
+    eager.config.use_cache = compiled.config.use_cache = False
     inputs = {"input_ids": IDS, "labels": LABELS, "position_ids": PACKED}
-    (loss, gradient), (expected_loss, expected) = step(compiled, inputs), step(eager, inputs)
-    torch.testing.assert_close(loss, expected_loss, rtol=5e-3, atol=0)
-    assert gradient.isfinite().all() and relative_error(gradient, expected) < 0.05
+    graphs = []
+    for rows in (2, 4):
+        inputs = {name: tensor.reshape(rows, -1) for name, tensor in inputs.items()}
+        (loss, gradient), (expected_loss, expected) = (step(model, inputs) for model in (compiled, eager))
+        torch.testing.assert_close(loss, expected_loss, rtol=5e-3, atol=0)
+        assert gradient.isfinite().all() and relative_error(gradient, expected) < 0.05
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        compiled.zero_grad(), eager.zero_grad()
+    assert graphs[0] == graphs[1]
     assert compiled.state_dict().keys() == eager.state_dict().keys()
 
 

@@ -213,7 +213,6 @@ class TfmAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
-        mask_is_ready: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
@@ -231,6 +230,22 @@ class TfmAttention(nn.Module):
                     cache = cache.self_attention_cache
                 key, value = cache.update(key, value, self.layer_idx)
 
+        if hasattr(attention_mask, "attend_by_row"):  # rows laid end to end: `EndToEnd` in attention.py
+            output, probabilities = attention_mask.attend_by_row(self, query, key, value, **kwargs)
+        else:
+            output, probabilities = self.attend(query, key, value, attention_mask, **kwargs)
+        return self.o_proj(output), probabilities
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        mask_is_ready: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of queries `(batch, heads, length, head_dim)`: states `(batch, length, heads * head_dim)`, probabilities."""
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -245,7 +260,7 @@ class TfmAttention(nn.Module):
             sliding_window=None if mask_is_ready else self.sliding_window,
             **kwargs,
         )
-        return self.o_proj(output.reshape(*input_shape, -1).contiguous()), probabilities
+        return output.reshape(query.shape[0], query.shape[2], -1).contiguous(), probabilities
 
     def _keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (*states.shape[:-1], -1, self.head_dim)
