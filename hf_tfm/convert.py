@@ -39,6 +39,7 @@ Weights = dict[str, torch.Tensor]
 # How messages call what a switch stands for.
 _NOUNS = {
     "qk_norm": "QK-norm",
+    "attention_gate": "gate on its heads",
     "norm_bias": "biases in its norms",
     "attention_bias": "biases in its attention",
     "mlp_bias": "biases in its feed-forward layers",

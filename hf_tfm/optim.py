@@ -286,7 +286,7 @@ def _fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int,
 def _is_layer_matrix(name: str, module: nn.Module, parameter: Tensor) -> bool:
     """Weights of Linear and Conv1D modules that map hidden states to hidden states: all inside the numbered layers,
     and square ones outside (poolers, the transform of a prediction head)."""
-    if not isinstance(module, (nn.Linear, Conv1D)) or parameter.ndim != 2:
+    if not isinstance(module, (nn.Linear, Conv1D)) or parameter.ndim != 2 or getattr(module, "starts_at_zero", False):
         return False
     return re.search(r"\.\d+\.", f".{name}") is not None or parameter.shape[0] == parameter.shape[1]
 
@@ -295,7 +295,7 @@ def parameter_kinds(model: nn.Module) -> dict[str, str]:
     """The kind of every trainable parameter by name, a tied one under its first name only.
 
     Kinds: "matrices" (inside the layers), "embeddings" (tied output layers included), "head" (untied output layers,
-    classifiers and any other weight of two or more dimensions), "scalars" (norms, biases).
+    classifiers, gates and any other weight of two or more dimensions), "scalars" (norms, biases).
     """
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -488,7 +488,9 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
         module = model.get_submodule(module_name)
         if kind == "scalars" or not isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
             continue
-        if kind != "matrices":
+        if getattr(module, "starts_at_zero", False):
+            weight.zero_()
+        elif kind != "matrices":
             weight.normal_(0.0, embedding_std)
         elif _OUTPUT_PROJECTION.search(f".{module_name}") and re.search(r"\.\d+\.", f".{module_name}"):
             weight.zero_()

@@ -525,6 +525,12 @@ REFUSED_OUT = [
         "qwen3",
         "final_logit_softcapping=15.0: Qwen3 has no",
     ),
+    (
+        "TfmDecoderForCausalLM",
+        dict(attention_gate=True),
+        "qwen3",
+        "attention_gate=True: Qwen3 has no gate on its heads",
+    ),
     ("TfmDecoderForCausalLM", dict(add_cross_attention=True), "qwen3", "add_cross_attention=True: Qwen3 has no cross"),
     (
         "TfmDecoderForCausalLM",

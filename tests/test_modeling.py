@@ -309,6 +309,22 @@ def test_logits_to_keep():
     assert every.abs().max() < model.config.final_logit_softcapping
 
 
+@torch.no_grad()
+def test_a_gate_is_a_factor_for_each_head():
+    gated, plain = (
+        build("TfmDecoderForCausalLM", attention_gate=gate).model.layers[0].self_attn for gate in (True, False)
+    )
+    plain.load_state_dict({name: weight for name, weight in gated.state_dict().items() if "gate" not in name})
+    written = {}
+    for name, layer in (("gated", gated), ("plain", plain)):
+        layer.o_proj.register_forward_pre_hook(lambda _, inputs, name=name: written.update({name: inputs[0]}))
+        layer(states := torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)))
+    factors = 2 / (1 + torch.exp(-states @ gated.head_gate.weight.T))
+    assert factors.min() < 0.5 and factors.max() > 1.5
+    heads = (2, 5, gated.config.num_attention_heads, -1)
+    assert_close(written["gated"].view(heads), written["plain"].view(heads) * factors[..., None], **CLOSE)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", ["TfmDecoderForCausalLM", "TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
-from .modeling_tfm import TfmAttention, TfmMLP, soft_capped
+from .modeling_tfm import TfmAttention, TfmMLP, gated_heads, soft_capped
 
 
 # What the loop here takes apart; a stand-in of another type (quantized, wrapped, left out) is run as it stands.
@@ -16,7 +16,7 @@ _TAKEN_APART = {
     "self_attn": TfmAttention,
     "mlp": TfmMLP,
     **dict.fromkeys(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"), nn.Linear
+        ("q_proj", "k_proj", "v_proj", "head_gate", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"), nn.Linear
     ),
 }
 
@@ -29,7 +29,8 @@ class TfmDecodingLinear:
 
     def __init__(self, *layers: nn.Linear, rows: int):
         weight = torch.cat([layer.weight for layer in layers])
-        self.bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+        biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+        self.bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
         self.product = F.linear
         if rows == 1 and weight.dtype == torch.float32:
             weight, self.product = weight.T.contiguous(), _product_inputs_first
@@ -58,7 +59,7 @@ def _product_inputs_first(states: torch.Tensor, weight: torch.Tensor, bias: torc
 
 class TfmDecodingLayer:
     """
-    A block for one new token a row, with few operations: q, k and v in one product, gate and up in one, keys and values
+    A block for one new token a row, with few operations: all that reads the same states in one product, keys and values
     in buffers with room for the tokens to come, where transformers' cache copies all of them for each new one.
     """
 
@@ -70,7 +71,9 @@ class TfmDecodingLayer:
         self.window = attention.sliding_window
         self.key_value_heads, self.groups = keys.shape[1], attention.num_key_value_groups
         self.query_heads = self.key_value_heads * self.groups
-        self.qkv = TfmDecodingLinear(attention.q_proj, attention.k_proj, attention.v_proj, rows=rows)
+        joined = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.head_gate = attention.head_gate is not None
+        self.qkv = TfmDecodingLinear(*joined, *([attention.head_gate] if self.head_gate else []), rows=rows)
         self.out = TfmDecodingLinear(attention.o_proj, rows=rows)
         self.up = TfmDecodingLinear(*([mlp.gate_proj] if mlp.gated else []), mlp.up_proj, rows=rows)
         self.down = TfmDecodingLinear(mlp.down_proj, rows=rows)
@@ -114,7 +117,10 @@ class TfmDecodingLayer:
     def _attend(self, states: torch.Tensor, rotation: tuple | None, padding: torch.Tensor | None) -> torch.Tensor:
         batch, seen = states.shape[0], self.seen()
         rotated_heads = self.query_heads + self.key_value_heads
-        heads = self.qkv(states).view(batch, -1, self.head_dim)
+        joined = self.qkv(states)
+        if self.head_gate:
+            joined, gate = joined[:, : -self.query_heads], joined[:, -self.query_heads :]
+        heads = joined.view(batch, -1, self.head_dim)
         query_key, value = heads[:, :rotated_heads], heads[:, rotated_heads:]
         if self.query_key_norm is not None:
             query_key = self.query_key_norm(query_key)
@@ -134,7 +140,8 @@ class TfmDecodingLayer:
         if padding is not None:
             scores.masked_fill_(padding, float("-inf"))
         output = torch.matmul(F.softmax(scores, dim=-1), self.values[:, :, some])
-        return self.out(output.view(batch, -1).to(states.dtype))
+        output = output.view(batch, -1).to(states.dtype)
+        return self.out(gated_heads(output, gate) if self.head_gate else output)
 
     def _feed_forward(self, states: torch.Tensor) -> torch.Tensor:
         states = self.up(states)

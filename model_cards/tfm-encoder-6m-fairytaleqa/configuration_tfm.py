@@ -99,6 +99,10 @@ class TfmConfig(PreTrainedConfig):
         qk_norm (`bool`):
             Normalise queries and keys per head before the positions are applied (Dehghani et al. 2023,
             https://huggingface.co/papers/2302.05442).
+        attention_gate (`bool`):
+            Multiply what each head gives by `2 * sigmoid(w @ x)` of the states `x` that the layer reads, so that a head
+            can leave a token alone (Qiu et al. 2025, https://huggingface.co/papers/2505.06708). No native family here
+            has it.
         norm_type (`str`):
             `rmsnorm` (Zhang & Sennrich 2019, https://huggingface.co/papers/1910.07467) or `layernorm`.
         norm_position (`str`):
@@ -151,6 +155,7 @@ class TfmConfig(PreTrainedConfig):
     mlp_bias: bool = False
     attention_bias: bool = False
     qk_norm: bool = False
+    attention_gate: bool = False
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_position: Literal["pre", "post"] = "pre"
     norm_bias: bool = False
@@ -546,6 +551,8 @@ def _tensor_parallel_plan(config: TfmConfig) -> dict[str, str]:
     }
     if config.gated_mlp:
         plan["layers.*.mlp.gate_proj"] = "colwise"
+    if config.attention_gate:
+        plan["layers.*.self_attn.head_gate"] = "colwise"
     if config.qk_norm:
         plan["layers.*.self_attn.q_norm"] = "replicated_with_grad_allreduce"
         plan["layers.*.self_attn.k_norm"] = "replicated_with_grad_allreduce"

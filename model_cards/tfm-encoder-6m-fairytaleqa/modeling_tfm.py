@@ -205,6 +205,10 @@ class TfmAttention(nn.Module):
         self.o_proj.writes_to_residual_stream = True
         self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.head_gate = None
+        if config.attention_gate:
+            self.head_gate = nn.Linear(config.hidden_size, config.num_attention_heads, bias=False)
+            self.head_gate.starts_at_zero = True
 
     def forward(
         self,
@@ -234,6 +238,8 @@ class TfmAttention(nn.Module):
             output, probabilities = attention_mask.attend_by_row(self, query, key, value, **kwargs)
         else:
             output, probabilities = self.attend(query, key, value, attention_mask, **kwargs)
+        if self.head_gate is not None:
+            output = gated_heads(output, self.head_gate(hidden_states))
         return self.o_proj(output), probabilities
 
     def attend(
@@ -279,6 +285,11 @@ class TfmAttention(nn.Module):
         key, value = cache.update(*self._keys_and_values(encoder_hidden_states), self.layer_idx)
         past_key_values.is_updated[self.layer_idx] = True
         return key, value
+
+
+def gated_heads(heads: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """`(…, heads * head_dim)`, each head multiplied by twice the sigmoid of its number in `gate`, `(…, heads)`."""
+    return (heads.unflatten(-1, (gate.shape[-1], -1)) * (2 * torch.sigmoid(gate)).unsqueeze(-1)).flatten(-2)
 
 
 class TfmMLP(nn.Module):

@@ -20,7 +20,6 @@ where it was stopped. They are compiled, which changes a loss by rounding only.
 """
 
 import argparse
-import copy
 import hashlib
 import itertools
 import json
@@ -140,10 +139,11 @@ class Contestant:
         configs = {"causal": causal_configs, "masked": masked_configs}[kind](SHAPES[shape], vocab, text.length)
         auto = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}[kind]
         torch.manual_seed(seed)
-        config = copy.deepcopy(configs[name])
+        config = configs[name].to_dict() | settings.pop("config", {})
         if "window" in settings:  # local attention in all layers but the last
-            config.sliding_window = settings.pop("window")
-            config.layer_types = ["sliding_attention"] * (config.num_hidden_layers - 1) + ["full_attention"]
+            config["sliding_window"] = settings.pop("window")
+            config["layer_types"] = ["sliding_attention"] * (config["num_hidden_layers"] - 1) + ["full_attention"]
+        config = type(configs[name]).from_dict(config)
         self.model = auto.from_config(config).train()
         if kind == "causal":
             self.model.config.use_cache = False  # as transformers' Trainer has it
@@ -400,7 +400,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shape", choices=SHAPES, default="xs")
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipe", help="this project's settings as JSON: lr, embedding_lr, momentum, lengths, …")
+    parser.add_argument(
+        "--recipe", help="this project's settings as JSON: lr, embedding_lr, momentum, lengths, window, config, …"
+    )
     parser.add_argument("--guess", type=float, help="share of the opponent's steps to begin with")
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
