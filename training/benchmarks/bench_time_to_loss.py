@@ -4,13 +4,15 @@ How long pretraining takes to the loss that a tuned opponent ends with.
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind masked --seeds 1
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal --long
+    python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal --gated
 
 Opponents are transformers' models of equal size with fused AdamW, on rows cut from the joined text. Their learning rate
 is swept by factors of two until the best one is not at the edge, then their schedule; the best is run with `--seeds`
-seeds. This project trains with its own recipe (Muon, packing; for masked tokens also its rates, windows, and next
-tokens first), with fewer and fewer steps until the mean over the seeds no longer reaches the opponent's. Same
-tokenizer, same tokens in a step, same held-out rows, bf16 autocast, no dropout, gradients clipped at 1. With --long
-both have twice the rows in a step where that is better, opponents at √2 times the rate.
+seeds. This project trains with its own recipe (Muon, packing, windows; for masked tokens also its rates, and next
+tokens first), in the shape of a native family, or with --gated in one that none has. It gets fewer and fewer steps,
+until the mean over the seeds no longer reaches the opponent's. Same tokenizer, same tokens in a step, same held-out
+rows, bf16 autocast, no dropout, gradients clipped at 1. With --long both have twice the rows in a step where that is
+better, opponents at √2 times the rate.
 
 Seconds are steps times the median of steps that take turns, so that what else the machine does falls on both, the
 compiler's time added where compiling pays. This project's run in a process that keeps freed memory, as its scripts do,
@@ -68,7 +70,11 @@ STEPS = {"causal": 400, "masked": 600}
 ROWS = {"causal": (8, 256), "masked": (32, 128)}
 # This project's recipe, and the share of the opponent's steps that it is first tried with.
 RECIPES = {
-    "causal": {"lengths": "0:128,0.5:256"},
+    "causal": {
+        "lengths": "0:128,0.5:256",
+        "window": 16,
+        "config": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    },
     "masked": {"window": 3, "causal_first": 0.2, "lr": 0.015, "masking_rate": 0.4},
 }
 GUESSES = {"causal": 0.34, "masked": 0.33}
@@ -362,7 +368,7 @@ class Bench:
 
         (theirs, their_way), (mine, my_way) = wall(name, steps), wall("hf_tfm", ours)
         kept, _ = wall(name, steps, KEPT)
-        label = f"{kind}_time_to_loss" + ("_long" if args.long else "")
+        label = f"{kind}_time_to_loss" + "_long" * args.long + "_gated" * args.gated
         print(f"{name:10} {steps} steps, {their_way}: {theirs:.0f} s to {goal:.4f}")
         print(f"{'hf_tfm':10} {ours} steps, {my_way}: {mine:.0f} s to {loss:.4f}; {steps / ours:.2f} times fewer steps")
         ratios = {label: theirs / mine, f"{label}_same_memory": kept / mine}
@@ -397,6 +403,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("validation")
     parser.add_argument("--kind", choices=("causal", "masked"), default="causal")
     parser.add_argument("--long", action="store_true", help="ten times the steps, one seed")
+    parser.add_argument("--gated", action="store_true", help="with a gate on each head, which no native family has")
     parser.add_argument("--shape", choices=SHAPES, default="xs")
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--seeds", type=int, default=3)
@@ -411,7 +418,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
     args = parser.parse_args(argv)
     recipes, guesses = (LONG_RECIPES, LONG_GUESSES) if args.long else (RECIPES, GUESSES)
-    args.recipe = recipes.get(args.kind, RECIPES[args.kind]) if args.recipe is None else json.loads(args.recipe)
+    args.recipe = dict(recipes.get(args.kind, RECIPES[args.kind]) if args.recipe is None else json.loads(args.recipe))
+    if args.gated:
+        args.recipe["config"] = {**args.recipe.get("config", {}), "attention_gate": True}
     args.guess = args.guess or guesses.get(args.kind, GUESSES[args.kind])
     torch.set_num_threads(args.threads)
     bench = Bench(Text(args.train, args.validation, args.kind, args.vocab, args.cache), args)

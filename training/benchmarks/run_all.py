@@ -28,6 +28,8 @@ TEXT = HERE.parent / "data" / "text"
 SHOWN = {
     "causal_time_to_loss": "time to the tuned opponent's loss, next token",
     "causal_time_to_loss_long": "the same at ten times the tokens",
+    "causal_time_to_loss_gated": "next token, with a gate on each head, which cannot be exported",
+    "causal_time_to_loss_long_gated": "so too at ten times the tokens",
     "masked_time_to_loss": "time to the tuned opponent's loss, masked tokens",
     "causal_step": "training step, next token",
     "masked_step": "training step, masked tokens",
@@ -59,6 +61,8 @@ def commands(args: argparse.Namespace, folder: str) -> dict[str, list[list[str]]
             ["bench_time_to_loss.py", *text, "--kind", "causal", *threads],
             ["bench_time_to_loss.py", *text, "--kind", "masked", *threads],
             ["bench_time_to_loss.py", *text, "--kind", "causal", "--long", *threads],
+            ["bench_time_to_loss.py", *text, "--kind", "causal", "--gated", *threads],
+            ["bench_time_to_loss.py", *text, "--kind", "causal", "--long", "--gated", *threads],
         ],
     }
 
