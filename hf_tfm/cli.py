@@ -412,7 +412,7 @@ def index(args: argparse.Namespace) -> None:
 
     if left_out := other_kinds(args.docs):
         kinds = ", ".join(f"{count} × {kind}" for kind, count in left_out.most_common(5))
-        print(f"left out: {left_out.total()} files of kinds that are not read ({kinds})", file=sys.stderr)
+        print(f"left out, of kinds that are not read: {kinds}", file=sys.stderr)
     names = ("passage_length", "overlap", "text_field", "trust_remote_code", "batch_tokens", "bf16")
     made = build_index(args.docs, args.target, args.encoder, **{name: getattr(args, name) for name in names})
     print(f"wrote {args.target}: {len(made):,} passages of {made[len(made) - 1].document + 1:,} documents")

@@ -286,7 +286,7 @@ def _fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int,
 def _is_layer_matrix(name: str, module: nn.Module, parameter: Tensor) -> bool:
     """Weights of Linear and Conv1D modules that map hidden states to hidden states: all inside the numbered layers,
     and square ones outside (poolers, the transform of a prediction head)."""
-    if not isinstance(module, (nn.Linear, Conv1D)) or parameter.ndim != 2 or getattr(module, "starts_at_zero", False):
+    if not isinstance(module, (nn.Linear, Conv1D)) or parameter.ndim != 2:
         return False
     return re.search(r"\.\d+\.", f".{name}") is not None or parameter.shape[0] == parameter.shape[1]
 
@@ -295,7 +295,7 @@ def parameter_kinds(model: nn.Module) -> dict[str, str]:
     """The kind of every trainable parameter by name, a tied one under its first name only.
 
     Kinds: "matrices" (inside the layers), "embeddings" (tied output layers included), "head" (untied output layers,
-    classifiers, gates and any other weight of two or more dimensions), "scalars" (norms, biases).
+    classifiers and any other weight of two or more dimensions), "scalars" (norms, biases).
     """
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -476,8 +476,8 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
     """Initialises a model for the recipe: every layer starts as the identity.
 
     Projections that write into the residual stream become zero, other matrices inside the layers normal with standard
-    deviation `std` / sqrt(inputs), embeddings and untied output layers normal with `embedding_std`. Biases,
-    norms, and what an architecture sets by rules of its own (the states of Mamba) stay as they are.
+    deviation `std` / sqrt(inputs), embeddings and untied output layers normal with `embedding_std`. Gates of heads
+    become zero, which is half open. Biases, norms, and what an architecture sets by rules of its own (the states of Mamba) stay as they are.
 
     Returns:
         The names of the modules whose weight is zero now.

@@ -296,7 +296,9 @@ def test_an_index_among_the_documents_is_none_of_them(folders, tmp_path, capsys)
     for _ in range(2):
         assert cli.main(command) == 0
         shown = capsys.readouterr()
-        assert "2 passages of 2 documents" in shown.out and "left out: 1 files" in shown.err and ".html" in shown.err
+        assert (
+            "2 passages of 2 documents" in shown.out and "left out, of kinds that are not read: 1 × .html" in shown.err
+        )
     assert [passage.name for passage in Index(docs / "idx")] == ["a.txt", "notes.md"]
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # Settings of other models' `generate` that ask for what happens here, with these values or with any.
 _AS_IT_IS: dict[str, tuple] = {
@@ -82,6 +85,8 @@ class TfmInfilling:
             input_ids, attention_mask, settings = add_masks(
                 self.config, input_ids, attention_mask, max_new_tokens, settings
             )
+        if input_ids.shape[1] > (limit := self.config.max_position_embeddings):
+            logger.warning(f"The text is {input_ids.shape[1]} tokens long; the model is meant for {limit} at most.")
         return fill_masks_together(self, input_ids, attention_mask, **settings)
 
 
