@@ -477,7 +477,8 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
 
     Projections that write into the residual stream become zero, other matrices inside the layers normal with standard
     deviation `std` / sqrt(inputs), embeddings and untied output layers normal with `embedding_std`. Gates of heads
-    become zero, which is half open. Biases, norms, and what an architecture sets by rules of its own (the states of Mamba) stay as they are.
+    become zero, which is half open. Biases, norms, and what an architecture sets by rules of its own (the states of
+    Mamba) stay as they are.
 
     Returns:
         The names of the modules whose weight is zero now.
