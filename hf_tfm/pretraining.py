@@ -25,7 +25,7 @@ from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .recipe import read_mapping, refuse_below
 from .record import write_model_folder
 from .sources import Source, list_files, parse_sources
-from .speed import compile_blocks, compiler_found, pays_to_compile
+from .speed import compile_blocks, compiler_found, eager_blocks, pays_to_compile
 from .tokenization import tokenizer_fingerprint
 from .trainer import RunTrainer, bits_per_byte, check_arguments, data_seed, recipe_before
 
@@ -579,7 +579,7 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
             count = int((labels != -100).sum())
             if not count:  # of which the mean loss is no number
                 continue
-            with self.compute_loss_context_manager(), self.accelerator.autocast():
+            with eager_blocks(self.model), self.compute_loss_context_manager(), self.accelerator.autocast():
                 nats += float(self.model(**inputs).loss) * count
             predicted += count
             text_bytes += batch["num_bytes"]

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -81,6 +83,19 @@ def uncompile_blocks(model: nn.Module) -> None:
     lay_rows_side_by_side(model)
     for module in model.modules():
         module._compiled_call_impl = None
+
+
+@contextmanager
+def eager_blocks(model: nn.Module) -> Iterator[None]:
+    """Inside, layers run as if they were not compiled: what is run now and then does not repay a compiler."""
+    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
 
 
 def pays_to_compile(seconds: float, shapes: int = 1) -> bool:

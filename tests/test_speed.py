@@ -23,7 +23,14 @@ from hf_tfm.attention import (
     use_blockwise_attention,
 )
 from hf_tfm.modeling_tfm import linear_cross_entropy
-from hf_tfm.speed import compile_blocks, keep_freed_memory, pays_to_compile, repeated_blocks, uncompile_blocks
+from hf_tfm.speed import (
+    compile_blocks,
+    eager_blocks,
+    keep_freed_memory,
+    pays_to_compile,
+    repeated_blocks,
+    uncompile_blocks,
+)
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
@@ -371,6 +378,20 @@ def test_a_model_is_as_it_was_when_it_is_no_longer_compiled():
     assert all(block._compiled_call_impl is not None for block in repeated_blocks(model))
     uncompile_blocks(model)
     assert all(module._compiled_call_impl is None for module in model.modules())
+
+
+def test_compiled_layers_can_be_left_alone_for_a_while():
+    model = build("TfmDecoderForCausalLM")
+    expected = model(IDS).logits
+    compile_blocks(model)
+    for block in repeated_blocks(model):
+        block._compiled_call_impl = sorted  # in place of a compiler, and takes no such arguments
+    with pytest.raises(TypeError):
+        model(IDS)
+    with pytest.raises(KeyError), eager_blocks(model):
+        assert torch.equal(model(IDS).logits, expected)
+        raise KeyError
+    assert all(block._compiled_call_impl is sorted for block in repeated_blocks(model))
 
 
 def test_only_long_runs_are_compiled():
