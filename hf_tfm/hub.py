@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,8 @@ def upload(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of the metadata's: what is wrong is an error
             message = message or f"Upload {checked.folder.resolve().name}"
-            made = api.create_commit(**where, **commit, operations=operations, commit_message=message, revision=branch)
+            settings = {**where, **commit, "commit_message": message, "revision": branch}
+            made = again_if_closed(lambda: api.create_commit(operations=operations, **settings))
         listed = api.list_repo_tree(**where, recursive=True, revision=made.oid)
         sizes = {entry.path: entry.size for entry in listed if hasattr(entry, "size")}
         if missing := [name for name, path in checked.files.items() if sizes.get(name) != path.stat().st_size]:
@@ -239,6 +240,20 @@ def check_name(repo: str) -> None:
         raise InputError(f"{repo}: {str(error).splitlines()[0]}") from error
     if repo.count("/") != 1:
         raise InputError(f"{repo}: give the repository as USER/NAME")
+
+
+def again_if_closed(call: Callable[[], Any]) -> Any:
+    """
+    What a call to the Hub gives. The threads in which huggingface_hub sends files share a client, and one that loses
+    its connection closes it for all; what the others were about to send is sent when it is asked for once more.
+    """
+    for _ in range(3):
+        try:
+            return call()
+        except RuntimeError as error:
+            if "client has been closed" not in str(error.__cause__ or error):
+                raise
+    return call()
 
 
 @contextlib.contextmanager

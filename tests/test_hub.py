@@ -365,6 +365,21 @@ def test_a_hub_that_dies_half_way_gets_the_rest_when_it_is_back(large, tmp_path)
     check_large(root, large)
 
 
+def test_what_one_thread_closed_for_the_others_is_sent_again():
+    closed = RuntimeError("Error while uploading 'a' to the Hub.")
+    closed.__cause__ = RuntimeError("Cannot send a request, as the client has been closed.")
+    answers = [closed, closed.__cause__, "done", RuntimeError("the disk is full")]
+
+    def call():
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    assert hub.again_if_closed(call) == "done"
+    with pytest.raises(RuntimeError, match="disk"):
+        hub.again_if_closed(call)
+
+
 def test_a_push_that_is_killed_goes_on_where_it_was(large, tmp_path):
     """Killed, then started again: what had arrived is not sent again, and until the end nobody sees a part."""
     root = tmp_path / "hub"

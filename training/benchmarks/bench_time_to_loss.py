@@ -270,6 +270,8 @@ class Bench:
     def run(self, name: str, steps: int, seed: int, **settings) -> float:
         """The loss that a run ends with; read where it was made before."""
         same = {"kind": self.text.kind, "text": self.digest, "shape": self.args.shape, "vocab": self.args.vocab}
+        if not fast_bf16():
+            same["precision"] = "fp32"
         key = {**same, "model": name, "steps": steps, "seed": seed, "code": code_hash(name), **settings}
         found = self.known.get(json.dumps(key, sort_keys=True))
         if found is None:
