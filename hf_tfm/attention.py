@@ -293,15 +293,15 @@ def _run_blocks_end_to_end(
     **kwargs: Any,
 ) -> torch.Tensor:
     config, run_blocks = self.config, type(self).run_blocks
+    # A layer that is computed again in the backward pass is compiled whole, or not at all.
+    checkpointed = any(getattr(block, "gradient_checkpointing", False) for block in self.layers)
     as_they_are = (
         not attends_blockwise(self)
         or encoder_hidden_states is not None
         or kwargs.get("past_key_values") is not None
         or any(mask is not None and mask.ndim != 4 for mask in masks.values())
         or any(kwargs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
-        or any(
-            getattr(block, "gradient_checkpointing", False) for block in self.layers
-        )  # compiled whole, or not at all
+        or checkpointed
     )
     if as_they_are:
         return run_blocks(self, hidden_states, position_ids, masks, encoder_hidden_states, **kwargs)

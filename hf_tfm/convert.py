@@ -40,6 +40,7 @@ Weights = dict[str, torch.Tensor]
 _NOUNS = {
     "qk_norm": "QK-norm",
     "attention_gate": "gate on its heads",
+    "value_residual": "embeddings in its values",
     "norm_bias": "biases in its norms",
     "attention_bias": "biases in its attention",
     "mlp_bias": "biases in its feed-forward layers",

@@ -159,7 +159,8 @@ _MULTI_HEAD = {
     "num_key_value_heads": lambda config: config.num_attention_heads,
     "head_dim": lambda config: config.hidden_size // config.num_attention_heads,
 }
-_LAYERNORM = dict(norm_type="layernorm", qk_norm=False, attention_gate=False, scale_embeddings=False, **_MULTI_HEAD)
+_OURS_ALONE = dict(attention_gate=False, value_residual=False)
+_LAYERNORM = dict(norm_type="layernorm", qk_norm=False, scale_embeddings=False, **_OURS_ALONE, **_MULTI_HEAD)
 _BIASES = dict(norm_bias=True, attention_bias=True, mlp_bias=True)
 
 _QKV = tuple(f"layers.{{i}}.self_attn.{name}_proj" for name in "qkv")
@@ -173,7 +174,7 @@ _LLAMA_ALWAYS = dict(
     norm_type="rmsnorm",
     norm_position="pre",
     norm_bias=False,
-    attention_gate=False,
+    **_OURS_ALONE,
     embedding_norm=False,
     gated_mlp=True,
     position_embedding_type="rope",

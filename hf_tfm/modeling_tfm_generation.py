@@ -72,7 +72,7 @@ class TfmDecodingLayer:
         self.key_value_heads, self.groups = keys.shape[1], attention.num_key_value_groups
         self.query_heads = self.key_value_heads * self.groups
         joined = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.head_gate = attention.head_gate is not None
+        self.value_mix, self.head_gate = attention.value_mix, attention.head_gate is not None
         self.qkv = TfmDecodingLinear(*joined, *([attention.head_gate] if self.head_gate else []), rows=rows)
         self.out = TfmDecodingLinear(attention.o_proj, rows=rows)
         self.up = TfmDecodingLinear(*([mlp.gate_proj] if mlp.gated else []), mlp.up_proj, rows=rows)
@@ -100,21 +100,34 @@ class TfmDecodingLayer:
         """How many tokens the next one sees, itself included."""
         return self.stored + 1 if self.window is None else min(self.stored + 1, self.window)
 
-    def step(self, states: torch.Tensor, rotation: tuple | None, padding: torch.Tensor | None) -> torch.Tensor:
+    def step(
+        self,
+        states: torch.Tensor,
+        rotation: tuple | None,
+        padding: torch.Tensor | None,
+        embedding_values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         States of the new tokens `(batch, hidden)` to those behind the block.
 
         Args:
             rotation: cosines and sines `(batch or 1, 1, head_dim)`.
             padding: which of the tokens seen are padding, `(batch, 1, 1, seen)`.
+            embedding_values: that the block's values get some of, `(batch, key/value width)`.
         """
         if self.block.pre_norm:
-            states = states + self._attend(self.attention_norm(states), rotation, padding)
+            states = states + self._attend(self.attention_norm(states), rotation, padding, embedding_values)
             return states + self._feed_forward(self.mlp_norm(states))
-        states = self.attention_norm(states + self._attend(states, rotation, padding))
+        states = self.attention_norm(states + self._attend(states, rotation, padding, embedding_values))
         return self.mlp_norm(states + self._feed_forward(states))
 
-    def _attend(self, states: torch.Tensor, rotation: tuple | None, padding: torch.Tensor | None) -> torch.Tensor:
+    def _attend(
+        self,
+        states: torch.Tensor,
+        rotation: tuple | None,
+        padding: torch.Tensor | None,
+        embedding_values: torch.Tensor | None,
+    ) -> torch.Tensor:
         batch, seen = states.shape[0], self.seen()
         rotated_heads = self.query_heads + self.key_value_heads
         joined = self.qkv(states)
@@ -122,6 +135,8 @@ class TfmDecodingLayer:
             joined, gate = joined[:, : -self.query_heads], joined[:, -self.query_heads :]
         heads = joined.view(batch, -1, self.head_dim)
         query_key, value = heads[:, :rotated_heads], heads[:, rotated_heads:]
+        if self.value_mix is not None:
+            value = value + self.value_mix * embedding_values.view(value.shape)
         if self.query_key_norm is not None:
             query_key = self.query_key_norm(query_key)
         if rotation is not None:
@@ -296,8 +311,9 @@ class TfmGenerationMixin:
                 named = (layer_type,) if model.rotary_emb.layer_types != [None] else ()
                 rotations[layer_type] = model.rotary_emb(states, positions, *named)
         states = states[:, 0]
+        embedding_values = model.embedding_values(states)
         for layer_type, layer in zip(self.config.layer_types, layers):
-            states = layer.step(states, rotations[layer_type], hidden[layer_type])
+            states = layer.step(states, rotations[layer_type], hidden[layer_type], embedding_values)
         return model.norm(states)
 
     def _only_tokens_wanted(self, generation_config: Any, model_kwargs: dict) -> bool:

@@ -285,10 +285,11 @@ def _fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int,
 
 def _is_layer_matrix(name: str, module: nn.Module, parameter: Tensor) -> bool:
     """Weights of Linear and Conv1D modules that map hidden states to hidden states: all inside the numbered layers,
-    and square ones outside (poolers, the transform of a prediction head)."""
+    and outside square ones (poolers, the transform of a prediction head) and those that say so."""
     if not isinstance(module, (nn.Linear, Conv1D)) or parameter.ndim != 2:
         return False
-    return re.search(r"\.\d+\.", f".{name}") is not None or parameter.shape[0] == parameter.shape[1]
+    inside = re.search(r"\.\d+\.", f".{name}") is not None
+    return inside or parameter.shape[0] == parameter.shape[1] or getattr(module, "is_layer_matrix", False)
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, str]:

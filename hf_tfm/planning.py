@@ -78,7 +78,7 @@ def count_parameters(config: TfmConfig) -> int:
     """Parameters of a model with an output head, without building it; a tied head counts once."""
     width, inner = config.hidden_size, config.intermediate_size
     heads, key_value = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    attention = width * (2 * heads + 2 * key_value)
+    attention = width * (2 * heads + 2 * key_value + config.num_attention_heads * config.attention_gate)
     feed_forward = width * inner * (3 if config.gated_mlp else 2)
     embeddings = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
     pre_norm = config.norm_position == "pre"
@@ -87,9 +87,11 @@ def count_parameters(config: TfmConfig) -> int:
     norms = width * (2 * config.num_hidden_layers + outer) * (1 + config.norm_bias)
     if config.qk_norm:
         norms += 2 * config.head_dim * config.num_hidden_layers * (1 + config.norm_bias)
+    residual = (width * key_value + config.num_hidden_layers) * config.value_residual
     biases = (heads + 2 * key_value + width) * config.attention_bias
     biases += (inner * (1 + config.gated_mlp) + width) * config.mlp_bias
-    return embeddings + _positions(config) + norms + config.num_hidden_layers * (attention + feed_forward + biases)
+    embeddings += _positions(config) + residual
+    return embeddings + norms + config.num_hidden_layers * (attention + feed_forward + biases)
 
 
 def _positions(config: TfmConfig) -> int:

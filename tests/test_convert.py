@@ -531,6 +531,12 @@ REFUSED_OUT = [
         "qwen3",
         "attention_gate=True: Qwen3 has no gate on its heads",
     ),
+    (
+        "TfmEncoderForMaskedLM",
+        dict(shape="modernbert", value_residual=True),
+        "modernbert",
+        "value_residual=True: ModernBERT has no embeddings in its values",
+    ),
     ("TfmDecoderForCausalLM", dict(add_cross_attention=True), "qwen3", "add_cross_attention=True: Qwen3 has no cross"),
     (
         "TfmDecoderForCausalLM",

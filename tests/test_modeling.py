@@ -325,6 +325,20 @@ def test_a_gate_is_a_factor_for_each_head():
     assert_close(written["gated"].view(heads), written["plain"].view(heads) * factors[..., None], **CLOSE)
 
 
+@torch.no_grad()
+def test_values_of_embeddings_are_added_in_every_layer():
+    mixed, plain = (build("TfmDecoderForCausalLM", value_residual=mix) for mix in (True, False))
+    plain.load_state_dict({name: weight for name, weight in mixed.state_dict().items() if "value" not in name})
+    ids = random_ids(2, 8)
+    embeddings = plain.model.embed_tokens(ids)
+    normal = embeddings / (embeddings.square().mean(-1, keepdim=True) + mixed.config.norm_eps).sqrt()
+    values = normal @ mixed.model.embed_values.weight.T
+    for number, (ours, native) in enumerate(zip(mixed.model.layers, plain.model.layers), start=1):
+        ours.self_attn.value_mix.fill_(0.4 * number)
+        native.self_attn.v_proj.register_forward_hook(lambda _, i, own, mix=0.4 * number: own + mix * values)
+    assert_close(mixed(input_ids=ids).logits, plain(input_ids=ids).logits, **CLOSE)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", ["TfmDecoderForCausalLM", "TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
 @torch.no_grad()
@@ -460,7 +474,8 @@ def test_initial_weights(family, shape):
     model = (AutoModelForCausalLM if family == "Decoder" else AutoModelForMaskedLM).from_config(config)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
+            start = 0.5 if name.endswith("value_mix") else 0 if name.endswith("bias") else 1
+            assert (parameter == start).all(), name
         else:
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             std = 0.02 / math.sqrt(4) if into_residual else 0.02

@@ -529,6 +529,14 @@ def test_gates_start_half_open():
     assert not any(model.get_parameter(name).any() for name in gates)
 
 
+def test_the_matrix_of_embeddings_values_is_one_of_the_layers():
+    """With grouped queries it is not square, which alone would make it a head."""
+    model = tiny.build("TfmDecoderForCausalLM", value_residual=True, num_key_value_heads=2)
+    assert model.model.embed_values.weight.shape == (16, 32)
+    assert optim.parameter_kinds(model)["model.embed_values.weight"] == "matrices"
+    assert optim.parameter_kinds(model)["model.layers.0.self_attn.value_mix"] == "scalars"
+
+
 def test_average_follows_swaps_and_resumes():
     model = llama()
     ema = optim.EMA(model, decay=0.75)

@@ -17,7 +17,14 @@ def test_parameters_are_those_of_the_model(preset):
 
 @pytest.mark.parametrize("preset", ["gpt2", "vaswani2017", "llama", "qwen3", "mistral"])
 @pytest.mark.parametrize(
-    "switches", [{}, {"attention_bias": True, "mlp_bias": True}, {"embedding_norm": True}, {"type_vocab_size": 3}]
+    "switches",
+    [
+        {},
+        {"attention_bias": True, "mlp_bias": True},
+        {"embedding_norm": True},
+        {"type_vocab_size": 3},
+        {"attention_gate": True, "value_residual": True},
+    ],
 )
 def test_parameters_of_small_ones_are_exact(preset, switches):
     """There biases, norms and learned positions weigh: an eighth of a nano GPT-2 with a vocabulary of 1,000."""

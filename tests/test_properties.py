@@ -75,8 +75,8 @@ def switches(draw, family: str) -> dict:
         eos_token_id=EOS,
         **{
             name: draw(st.booleans())
-            for name in ("gated_mlp", "mlp_bias", "attention_bias", "qk_norm", "attention_gate", "embedding_norm",
-                         "scale_embeddings", "tie_word_embeddings")
+            for name in ("gated_mlp", "mlp_bias", "attention_bias", "qk_norm", "attention_gate",
+                         "value_residual", "embedding_norm", "scale_embeddings", "tie_word_embeddings")
         },
     )  # fmt: skip
     if family == "decoder":

@@ -62,6 +62,7 @@ DECODER_SHAPES = {
         rope_parameters=_TWO_BASES,
         embedding_norm=True,
         attention_gate=True,
+        value_residual=True,
         final_logit_softcapping=15.0,
     ),
     "none": dict(position_embedding_type="none", type_vocab_size=2, hidden_act="relu2", gated_mlp=False),
@@ -74,7 +75,12 @@ ENCODER_SHAPES = {
         preset="modernbert", layer_types=["full_attention", "sliding_attention"], sliding_window=2, hidden_act="relu"
     ),
     "none": dict(
-        position_embedding_type="none", norm_type="rmsnorm", qk_norm=True, num_key_value_heads=2, attention_gate=True
+        position_embedding_type="none",
+        norm_type="rmsnorm",
+        qk_norm=True,
+        num_key_value_heads=2,
+        attention_gate=True,
+        value_residual=True,
     ),
 }
 

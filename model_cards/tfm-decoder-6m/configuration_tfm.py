@@ -103,6 +103,10 @@ class TfmConfig(PreTrainedConfig):
             Multiply what each head gives by `2 * sigmoid(w @ x)` of the states `x` that the layer reads, so that a head
             can leave a token alone (Qiu et al. 2025, https://huggingface.co/papers/2505.06708). No native family here
             has it.
+        value_residual (`bool`):
+            Add values made of the embeddings, by one matrix for all layers, to those of each layer, times a number that
+            it learns, so that a token's own meaning stays at hand (after Zhou et al. 2024,
+            https://huggingface.co/papers/2410.17897, who add the first layer's). No native family here has it.
         norm_type (`str`):
             `rmsnorm` (Zhang & Sennrich 2019, https://huggingface.co/papers/1910.07467) or `layernorm`.
         norm_position (`str`):
@@ -156,6 +160,7 @@ class TfmConfig(PreTrainedConfig):
     attention_bias: bool = False
     qk_norm: bool = False
     attention_gate: bool = False
+    value_residual: bool = False
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_position: Literal["pre", "post"] = "pre"
     norm_bias: bool = False
@@ -553,6 +558,8 @@ def _tensor_parallel_plan(config: TfmConfig) -> dict[str, str]:
         plan["layers.*.mlp.gate_proj"] = "colwise"
     if config.attention_gate:
         plan["layers.*.self_attn.head_gate"] = "colwise"
+    if config.value_residual:
+        plan["embed_values"] = "colwise"
     if config.qk_norm:
         plan["layers.*.self_attn.q_norm"] = "replicated_with_grad_allreduce"
         plan["layers.*.self_attn.k_norm"] = "replicated_with_grad_allreduce"

@@ -172,6 +172,10 @@ def eager_attention_forward(
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
 
 
+# How much of the embeddings' values a layer adds to its own before it has learned that (`value_residual`).
+VALUE_MIX = 0.5
+
+
 class TfmAttention(nn.Module):
     """
     Multi-head attention (Vaswani et al. 2017), multi-query and grouped-query by the number of key/value heads: to the
@@ -209,6 +213,9 @@ class TfmAttention(nn.Module):
         if config.attention_gate:
             self.head_gate = nn.Linear(config.hidden_size, config.num_attention_heads, bias=False)
             self.head_gate.starts_at_zero = True
+        self.value_mix = None
+        if config.value_residual and not is_cross_attention:
+            self.value_mix = nn.Parameter(torch.full((1,), VALUE_MIX))
 
     def forward(
         self,
@@ -217,6 +224,7 @@ class TfmAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
+        embedding_values: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
@@ -225,7 +233,7 @@ class TfmAttention(nn.Module):
             key, value = self._encoder_keys_and_values(encoder_hidden_states, past_key_values)
             kwargs["is_causal"] = False
         else:
-            key, value = self._keys_and_values(hidden_states)
+            key, value = self._keys_and_values(hidden_states, embedding_values)
             if position_embeddings is not None:
                 query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
             if past_key_values is not None:
@@ -268,10 +276,14 @@ class TfmAttention(nn.Module):
         )
         return output.reshape(query.shape[0], query.shape[2], -1).contiguous(), probabilities
 
-    def _keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _keys_and_values(
+        self, states: torch.Tensor, embedding_values: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (*states.shape[:-1], -1, self.head_dim)
-        key = self.k_norm(self.k_proj(states).view(shape)).transpose(1, 2)
-        return key, self.v_proj(states).view(shape).transpose(1, 2)
+        key, value = self.k_norm(self.k_proj(states).view(shape)).transpose(1, 2), self.v_proj(states)
+        if self.value_mix is not None:
+            value = value + self.value_mix.to(value.dtype) * embedding_values
+        return key, value.view(shape).transpose(1, 2)
 
     def _encoder_keys_and_values(
         self, encoder_hidden_states: torch.Tensor, past_key_values: EncoderDecoderCache | None
@@ -337,6 +349,7 @@ class TfmBlock(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
+        embedding_values: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
@@ -350,6 +363,7 @@ class TfmBlock(GradientCheckpointingLayer):
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
+                embedding_values=embedding_values,
                 **kwargs,
             )[0],
         )
@@ -400,6 +414,8 @@ class TfmPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear) and getattr(module, "writes_to_residual_stream", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, TfmAttention) and module.value_mix is not None:
+            init.constant_(module.value_mix, VALUE_MIX)
         elif isinstance(module, TfmRotaryEmbedding):
             for layer_type in module.layer_types:
                 inv_freq, _ = module.initial_frequencies(layer_type)
@@ -427,6 +443,10 @@ class TfmModel(TfmPreTrainedModel):
         self.embed_norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(config.embedding_dropout)
         self.rotary_emb = TfmRotaryEmbedding(config) if config.position_embedding_type == "rope" else None
+        self.embed_values = None
+        if config.value_residual:
+            self.embed_values = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+            self.embed_values.is_layer_matrix = True
         self.layers = nn.ModuleList(
             TfmBlock(config, layer_idx, self.is_causal) for layer_idx in range(config.num_hidden_layers)
         )
@@ -479,6 +499,13 @@ class TfmModel(TfmPreTrainedModel):
             hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
         return self.embed_dropout(self.embed_norm(hidden_states))
 
+    def embedding_values(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """With `value_residual` the values `(…, key/value width)` of the first block's input `(…, hidden)`."""
+        if self.embed_values is None:
+            return None
+        normal = F.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.config.norm_eps)
+        return self.embed_values(normal.to(compute_dtype(hidden_states)))
+
     def used_layers(self) -> nn.ModuleList:
         """All blocks, or the first `num_hidden_layers` where somebody lowers it (a draft by early exit does)."""
         return self.layers[: self.config.num_hidden_layers]
@@ -500,11 +527,13 @@ class TfmModel(TfmPreTrainedModel):
                 rotations = {name: self.rotary_emb(like, position_ids, name) for name in masks}
             else:
                 rotations = dict.fromkeys(masks, self.rotary_emb(like, position_ids))
+        embedding_values = self.embedding_values(hidden_states)
         for layer_type, block in zip(self.config.layer_types, self.used_layers()):
             hidden_states = block(
                 hidden_states,
                 masks[layer_type],
                 encoder_hidden_states,  # not by name: reentrant checkpointing takes gradients of these alone
+                embedding_values,
                 position_embeddings=rotations[layer_type],
                 position_ids=position_ids,
                 **kwargs,

@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pretrain_clm  # noqa: E402
-from side_by_side import RESULTS  # noqa: E402
+from side_by_side import ALL_RESULTS  # noqa: E402
 
 from hf_tfm.checkpoints import complete_checkpoints  # noqa: E402
 from hf_tfm.record import RECORD_FILE, versions  # noqa: E402
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=RESULTS / "bench_kill.json")
+    parser.add_argument("--results", type=Path, default=ALL_RESULTS / "bench_kill.json")
     options = parser.parse_args(argv)
     draw, kills, runs = random.Random(options.seed), [], 0
     with tempfile.TemporaryDirectory(prefix="bench_kill_") as folder:

@@ -4,12 +4,12 @@ How long pretraining takes to the loss that a tuned opponent ends with.
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind masked --seeds 1
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal --long
-    python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal --gated
+    python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal --own_shape
 
 Opponents are transformers' models of equal size with fused AdamW, on rows cut from the joined text. Their learning rate
 is swept by factors of two until the best one is not at the edge, then their schedule; the best is run with `--seeds`
 seeds. This project trains with its own recipe (Muon, packing, windows; for masked tokens also its rates, and next
-tokens first), in the shape of a native family, or with --gated in one that none has. It gets fewer and fewer steps,
+tokens first), in the shape of a native family, or with --own_shape in one that none has. It gets fewer and fewer steps,
 until the mean over the seeds no longer reaches the opponent's. Same tokenizer, same tokens in a step, same held-out
 rows, bf16 autocast, no dropout, gradients clipped at 1. With --long both have twice the rows in a step where that is
 better, opponents at √2 times the rate.
@@ -37,8 +37,8 @@ import torch
 import torch._inductor.config
 import transformers
 from side_by_side import (
+    ALL_RESULTS,
     KEPT,
-    RESULTS,
     SHAPES,
     apart,
     causal_configs,
@@ -64,7 +64,7 @@ from hf_tfm.tokenization import train_tokenizer
 
 
 HELD_OUT_TOKENS = 32768
-RUNS = RESULTS / "time_to_loss_runs.jsonl"
+RUNS = ALL_RESULTS / "time_to_loss_runs.jsonl"
 PEERS = {"causal": ("llama", "gpt2"), "masked": ("modernbert",)}
 STEPS = {"causal": 400, "masked": 600}
 ROWS = {"causal": (8, 256), "masked": (32, 128)}
@@ -82,6 +82,8 @@ GUESSES = {"causal": 0.34, "masked": 0.33}
 LONG_RECIPES = {
     "causal": {**RECIPES["causal"], "rows": 16, "optimizer": "normuon", "lr": 0.014, "embedding_lr": 0.012},
 }
+# What no native family has.
+OWN_SHAPE = {"attention_gate": True, "value_residual": True}
 LONG_GUESSES = {"causal": 0.59}
 FIRST_RATES = {"causal": (5e-4, 1e-3, 2e-3), "masked": (5e-4, 1e-3, 2e-3)}
 
@@ -263,7 +265,7 @@ def build(
 class Bench:
     def __init__(self, text: Text, args: argparse.Namespace):
         self.text, self.args, self.digest = text, args, text.digest()
-        RESULTS.mkdir(exist_ok=True)
+        RUNS.parent.mkdir(exist_ok=True)
         lines = RUNS.read_text().splitlines() if RUNS.exists() else []
         self.known = {json.dumps(run["key"], sort_keys=True): run for run in map(json.loads, lines)}
 
@@ -370,7 +372,7 @@ class Bench:
 
         (theirs, their_way), (mine, my_way) = wall(name, steps), wall("hf_tfm", ours)
         kept, _ = wall(name, steps, KEPT)
-        label = f"{kind}_time_to_loss" + "_long" * args.long + "_gated" * args.gated
+        label = f"{kind}_time_to_loss" + "_long" * args.long + "_own_shape" * args.own_shape
         print(f"{name:10} {steps} steps, {their_way}: {theirs:.0f} s to {goal:.4f}")
         print(f"{'hf_tfm':10} {ours} steps, {my_way}: {mine:.0f} s to {loss:.4f}; {steps / ours:.2f} times fewer steps")
         ratios = {label: theirs / mine, f"{label}_same_memory": kept / mine}
@@ -405,7 +407,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("validation")
     parser.add_argument("--kind", choices=("causal", "masked"), default="causal")
     parser.add_argument("--long", action="store_true", help="ten times the steps, one seed")
-    parser.add_argument("--gated", action="store_true", help="with a gate on each head, which no native family has")
+    parser.add_argument(
+        "--own_shape", action="store_true", help="with gates and embeddings in the values, which no native family has"
+    )
     parser.add_argument("--shape", choices=SHAPES, default="xs")
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--seeds", type=int, default=3)
@@ -421,8 +425,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     recipes, guesses = (LONG_RECIPES, LONG_GUESSES) if args.long else (RECIPES, GUESSES)
     args.recipe = dict(recipes.get(args.kind, RECIPES[args.kind]) if args.recipe is None else json.loads(args.recipe))
-    if args.gated:
-        args.recipe["config"] = {**args.recipe.get("config", {}), "attention_gate": True}
+    if args.own_shape:
+        args.recipe["config"] = {**args.recipe.get("config", {}), **OWN_SHAPE}
     args.guess = args.guess or guesses.get(args.kind, GUESSES[args.kind])
     torch.set_num_threads(args.threads)
     bench = Bench(Text(args.train, args.validation, args.kind, args.vocab, args.cache), args)

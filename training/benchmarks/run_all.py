@@ -6,8 +6,8 @@ All benchmarks, one after the other, and their summary as a table and a picture.
     python training/benchmarks/run_all.py --only step decode
 
 Leave the machine alone meanwhile: hours, most of them for the time to loss (`--only` chooses). Results stand in
-`training/benchmarks/results/`: a file for each benchmark with opponent, settings, spread and commit, `summary.json`
-with the ratios by name, `summary.md` and `summary.png`.
+`training/benchmarks/results/`, where the processor has no bf16 in its folder `fp32`: a file for each benchmark with
+opponent, settings, spread and commit, `summary.json` with the ratios by name, `summary.md` and `summary.png`.
 """
 
 import argparse
@@ -28,8 +28,8 @@ TEXT = HERE.parent / "data" / "text"
 SHOWN = {
     "causal_time_to_loss": "time to the tuned opponent's loss, next token",
     "causal_time_to_loss_long": "the same at ten times the tokens",
-    "causal_time_to_loss_gated": "next token, with a gate on each head, which cannot be exported",
-    "causal_time_to_loss_long_gated": "so too at ten times the tokens",
+    "causal_time_to_loss_own_shape": "next token, in a shape that no native family has",
+    "causal_time_to_loss_long_own_shape": "so too at ten times the tokens",
     "masked_time_to_loss": "time to the tuned opponent's loss, masked tokens",
     "causal_step": "training step, next token",
     "masked_step": "training step, masked tokens",
@@ -61,8 +61,8 @@ def commands(args: argparse.Namespace, folder: str) -> dict[str, list[list[str]]
             ["bench_time_to_loss.py", *text, "--kind", "causal", *threads],
             ["bench_time_to_loss.py", *text, "--kind", "masked", *threads],
             ["bench_time_to_loss.py", *text, "--kind", "causal", "--long", *threads],
-            ["bench_time_to_loss.py", *text, "--kind", "causal", "--gated", *threads],
-            ["bench_time_to_loss.py", *text, "--kind", "causal", "--long", "--gated", *threads],
+            ["bench_time_to_loss.py", *text, "--kind", "causal", "--own_shape", *threads],
+            ["bench_time_to_loss.py", *text, "--kind", "causal", "--long", "--own_shape", *threads],
         ],
     }
 

@@ -20,10 +20,13 @@ import transformers
 from transformers import BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, PretrainedConfig, PreTrainedModel
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.pretraining import fast_bf16
 from hf_tfm.speed import keep_freed_memory
 
 
-RESULTS = Path(__file__).parent / "results"
+# A processor without bf16 trains in fp32: other ratios, which stand apart.
+ALL_RESULTS = Path(__file__).parent / "results"
+RESULTS = ALL_RESULTS if fast_bf16() else ALL_RESULTS / "fp32"
 
 # Depth, width, heads of 64. With a vocabulary of 8,192 tied tokens: 5.3, 6.9 and 13.8 million parameters.
 SHAPES = {
@@ -214,13 +217,13 @@ def processor() -> str:
 
 def write_result(name: str, ratios: dict[str, float], command: str, **facts: Any) -> None:
     """
-    Write `results/<name>.json` and put its ratios into `results/summary.json`.
+    Write `<name>.json` among the results and put its ratios into `summary.json` beside it.
 
     Args:
         ratios: how many times as fast this project is as the opponent named in `facts`, by name.
         facts: opponent, settings, samples and their spread, and whatever else a reader needs.
     """
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     result = {"ratios": ratios, "command": command, "date": time.strftime("%Y-%m-%d"), **facts, "machine": machine()}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     summary_file = RESULTS / "summary.json"
