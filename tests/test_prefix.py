@@ -169,7 +169,8 @@ def greedy(model, ids, attention_mask, prefix, new: int) -> torch.Tensor:
 @torch.no_grad()
 def test_generate_by_every_loop(shape, monkeypatch):
     # Tied weights find the last token itself likeliest, small ones hardly look at others: little would show a mistake.
-    model, ids = build(LM, shape, tie_word_embeddings=False, initializer_range=0.5), random_ids(3, 10)
+    # With a window few tokens change by the prefix: with these weights some do in every shape.
+    model, ids = build(LM, shape, seed=4, tie_word_embeddings=False, initializer_range=0.5), random_ids(3, 10)
     mask, prefix = torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool)
     mask[0, :4], ids[0, :4], prefix[:, -1] = 0, PAD, False
     inputs = dict(attention_mask=mask, prefix_mask=prefix, max_new_tokens=8, do_sample=False, eos_token_id=None)
