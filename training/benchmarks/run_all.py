@@ -76,10 +76,11 @@ def summarise() -> None:
     lines = ["| what | times as fast | both keep freed memory | against |", "|---|---|---|---|"]
     for name, label in shown.items():
         file = next(f for f in RESULTS.glob("*.json") if name in json.loads(f.read_text()).get("ratios", {}))
-        opponent = json.loads(file.read_text())["opponent"]
+        result = json.loads(file.read_text())
+        opponent, exact = result["opponent"], result["ratios"]
         opponent = opponent if isinstance(opponent, str) else opponent["model"]
-        same = f"{ratios[memory]:.2f}" if (memory := f"{name}_same_memory") in ratios else ""
-        lines.append(f"| {label} | {ratios[name]:.2f} | {same} | {opponent} |")
+        same = f"{exact[memory]:.2f}" if (memory := f"{name}_same_memory") in exact else ""
+        lines.append(f"| {label} | {exact[name]:.2f} | {same} | {opponent} |")
     (RESULTS / "summary.md").write_text("\n".join(lines) + "\n")
 
     figure = Figure(figsize=(8, 0.5 * len(shown) + 1.2), layout="constrained")
