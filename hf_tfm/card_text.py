@@ -147,6 +147,7 @@ def _summary(record: dict[str, Any]) -> str:
         "norm": _norm(config),
         "positions": config.get("position_embedding_type"),
         "attention windows": _windows(config),
+        "beside native shapes": ", ".join(what for name, what in _OWN.items() if config.get(name)) or None,
         "vocabulary": config.get("vocab_size"),
         "longest sequence": config.get("max_position_embeddings"),
         "labels": len(config.get("id2label") or {}) if model["class"].endswith("Classification") else None,
@@ -160,6 +161,10 @@ def _summary(record: dict[str, Any]) -> str:
     }
     table = _table(("", ""), [(name, value) for name, value in rows.items() if value is not None])
     return f"{' '.join(what)}\n\n{table}"
+
+
+# Switches that no native family has.
+_OWN = {"attention_gate": "a gate on each head", "value_residual": "embeddings in the values"}
 
 
 def _feed_forward(config: dict[str, Any]) -> str | None:
@@ -393,6 +398,9 @@ def _limits(record: dict[str, Any]) -> str:
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits) if limits else ""
 
 
+_ROUNDED = {"bfloat16": "bf16", "float16": "f16"}
+
+
 def _reproducing(record: dict[str, Any]) -> str:
     if not record.get("command"):
         return ""
@@ -400,6 +408,10 @@ def _reproducing(record: dict[str, Any]) -> str:
     lines = [f"git checkout {commit.removesuffix('+changes')}"] if commit else []
     pinned = [f"{name}=={versions[name].partition('+')[0]}" for name in ("torch", "transformers") if name in versions]
     lines += [f"pip install -e . {' '.join(pinned)}".strip(), record["command"]]
+    if record.get("adapter", {}).get("merged"):
+        lines.append("hf-tfm merge ADAPTER MERGED")
+    if to := next((to for kind, to in _ROUNDED.items() if record.get("weights", "").startswith(kind)), None):
+        lines.append(f"hf-tfm export MODEL ROUNDED --to {to}")
     text = "## How to reproduce it\n\nIn a checkout of hf_tfm's source, with the data of the hashes above:\n\n"
     text += _code("bash", lines)
     if commit and commit.endswith("+changes"):

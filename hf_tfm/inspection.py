@@ -22,15 +22,16 @@ EXAMPLE = "Once upon a time there was an old king who had three sons."
 # Parts by the names of modules in the families; the first that fits.
 _PARTS = (
     ("norms", re.compile(r"norm|\bln_", re.IGNORECASE)),
-    ("embeddings", re.compile(r"embed|\bw[tp]e\b")),
-    ("attention", re.compile(r"attn|attention|[qkvo]_proj|Wqkv")),
+    ("embeddings", re.compile(r"embed(?!_values)|\bw[tp]e\b")),
+    ("attention", re.compile(r"attn|attention|[qkvo]_proj|Wqkv|embed_values")),
     ("feed-forward", re.compile(r"mlp|intermediate|\.output\.|ffn|fc\d|_proj\b|experts")),
 )
 _SHOWN_KEYS = {
     "hidden_size": "width", "num_hidden_layers": "blocks", "num_attention_heads": "heads",
     "num_key_value_heads": "key-value heads", "head_dim": "width of a head", "intermediate_size": "feed-forward width",
     "hidden_act": "activation", "gated_mlp": "gated feed-forward", "norm_type": "norm", "norm_position": "norm's place",
-    "qk_norm": "QK-norm", "position_embedding_type": "positions", "max_position_embeddings": "longest sequence",
+    "qk_norm": "QK-norm", "attention_gate": "gates on heads", "value_residual": "embeddings in values",
+    "position_embedding_type": "positions", "max_position_embeddings": "longest sequence",
     "sliding_window": "sliding window", "vocab_size": "vocabulary", "type_vocab_size": "segments",
     "tie_word_embeddings": "tied embeddings", "dtype": "stored as",
 }  # fmt: skip

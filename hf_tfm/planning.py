@@ -122,6 +122,7 @@ def plan(
             https://huggingface.co/papers/2203.15556).
         devices: how many.
         rows, length: what one device computes at once.
+        optimizer: a name in `OPTIMIZER_BYTES`; it decides the memory of the optimizer's state.
         sharded: weights, gradients and optimizer state divided among the devices (FSDP2) instead of copied (DDP).
         checkpointing: activations are computed again in the backward pass: a third more compute, far less memory.
         utilisation: share of the peak that training reaches; 0.3 to 0.5 is usual above 100 million parameters.

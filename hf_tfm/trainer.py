@@ -202,7 +202,6 @@ class RunMixin(PushMixin):
         self.record = record
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        if self.args.bf16:
             use_blockwise_attention(self.model)
         for noisy in (ProgressCallback, PrinterCallback):
             self.remove_callback(noisy)

@@ -225,6 +225,21 @@ def test_local_attention_is_said():
     assert "| attention windows | 3 tokens, in 1 of 2 blocks |" in render_card(record)
 
 
+def test_what_no_native_family_has_is_said():
+    record = record_of("decoder")
+    assert "beside native shapes" not in render_card(record)
+    record["model"]["config"] |= {"attention_gate": True, "value_residual": True}
+    assert "| beside native shapes | a gate on each head, embeddings in the values |" in render_card(record)
+
+
+def test_every_command_on_the_way_to_the_weights_is_named():
+    record = record_of("decoder") | {"weights": "bfloat16, rounded after the run"}
+    assert "hf-tfm merge" not in render_card(record) and "hf-tfm export MODEL ROUNDED --to bf16" in render_card(record)
+    record["adapter"] = {"type": "lora", "rank": 4, "alpha": 8, "parameters": 10, "share": 0.1, "merged": True}
+    merge, export = (render_card(record).index(command) for command in ("hf-tfm merge", "hf-tfm export MODEL"))
+    assert merge < export
+
+
 def test_figures_on_different_numbers_of_records_say_so():
     record = record_of("chat")
     record["results"]["stops_by_itself"] = estimate(0.83, 100)

@@ -21,6 +21,7 @@ from hf_tfm.tokenization import train_tokenizer
 
 MODELS = {
     "decoder": lambda: tiny.build("TfmDecoderForCausalLM"),
+    "own": lambda: tiny.build("TfmDecoderForCausalLM", attention_gate=True, value_residual=True),
     "untied": lambda: tiny.build("TfmDecoderForCausalLM", "llama"),
     "encoder": lambda: tiny.build("TfmEncoderForMaskedLM", "bert"),
     "classifier": lambda: tiny.build("TfmEncoderForSequenceClassification"),
@@ -38,11 +39,13 @@ def test_parts_hold_all_parameters(name):
     assert "other" not in found.parameters, "a part has no name"
     embedding = model.get_input_embeddings().weight.numel()
     assert found.parameters["embeddings"] >= embedding
-    assert ("head" in found.parameters) == (name not in ("decoder", "base", "gpt2"))
+    if name == "own":  # the matrix that brings embeddings to the values is none of them
+        assert found.parameters["embeddings"] == embedding and found.shape["gates on heads"] == "yes"
+    assert ("head" in found.parameters) == (name not in ("decoder", "own", "base", "gpt2"))
     assert found.memory["weights, bf16"] == 2 * model.num_parameters()
 
 
-@pytest.mark.parametrize("name", ["decoder", "untied", "gpt2"])
+@pytest.mark.parametrize("name", ["decoder", "own", "untied", "gpt2"])
 def test_operations_equal_those_counted_while_it_runs(name):
     model, length = MODELS[name](), 32
     model.set_attn_implementation("eager")

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hf_tfm import TfmDecoderConfig
+from hf_tfm.attention import WindowedAttention
 from hf_tfm.checkpoints import complete_checkpoints
 from hf_tfm.objectives import Masked, causal
 from hf_tfm.optim import zero_init_output_projections
@@ -655,6 +656,16 @@ def test_the_quickstart_writes_where_it_is_told(tmp_path, monkeypatch):
         monkeypatch.chdir(here)
         assert quickstart.main(given) == 0
     assert seen == [str(tmp_path / "mine"), "runs/quickstart"]
+
+
+@pytest.mark.parametrize("bf16", ["false", "true"])
+def test_a_processor_trains_windows_with_attention_of_our_own(files, tmp_path, monkeypatch, bf16):
+    calls, plain = [], WindowedAttention.forward
+    monkeypatch.setattr(WindowedAttention, "forward", staticmethod(lambda *args: calls.append(1) or plain(*args)))
+    windows = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    changes = dict(model_overrides=json.dumps({**json.loads(OVERRIDES), **windows}), block_length=128, max_steps=2)
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", bf16=bf16, **changes)) == 0
+    assert len(calls) >= 2  # once for each step at least, in the one layer
 
 
 def test_bf16_is_used_where_the_hardware_has_it(monkeypatch):

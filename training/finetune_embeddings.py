@@ -17,17 +17,21 @@ Needs sentence-transformers: pip install hf-tfm[embed]
 import sys
 from dataclasses import dataclass, field
 
-from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import AutoModel, set_seed
 
 from hf_tfm import finetuning, reporting
 from hf_tfm.adapters import add_adapter, merge_inside
-from hf_tfm.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, forget_lengths, read_scores
-from hf_tfm.errors import InputError
+from hf_tfm.errors import InputError, needs_extra
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+
+
+with needs_extra("embed"):
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    from hf_tfm.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, forget_lengths, read_scores
 
 
 @dataclass

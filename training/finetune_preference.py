@@ -9,6 +9,8 @@ Records have `prompt` (a text, or messages), `chosen` and `rejected`. DPO (Rafai
 answers likelier than the rejected ones, compared with the model as it was; a reward model gives a conversation a
 number, higher for the better answer (Bradley & Terry 1952). TRL's trainers do both. The best checkpoint has the lowest
 loss on the validation records; test records are measured once. The same command goes on where a run was stopped.
+
+Needs TRL: pip install hf-tfm[align]
 """
 
 import sys
@@ -18,16 +20,19 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder
-from hf_tfm.errors import InputError
+from hf_tfm.errors import InputError, needs_extra
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import Records, read_records
+
+
+with needs_extra("align"):
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from hf_tfm.reporting import say
 from hf_tfm.trainer import RunMixin
 

@@ -10,6 +10,8 @@ regular expression, or a function of yours, `function(answer, record)`. For each
 that earn more than the others become likelier. Start from a model that is right now and then. The best checkpoint earns
 most on the validation records, answered without chance; test records are measured once. The same command goes on where
 a run was stopped.
+
+Needs TRL: pip install hf-tfm[align]
 """
 
 import sys
@@ -18,16 +20,20 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, set_seed
-from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder
+from hf_tfm.errors import needs_extra
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import read_records
 from hf_tfm.reporting import say
+
+
+with needs_extra("align"):
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.utils import RepeatSampler
 from hf_tfm.rewards import Questions, estimate, read_questions, read_verifier
 from hf_tfm.trainer import RunMixin
 

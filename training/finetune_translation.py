@@ -10,6 +10,8 @@ Trains a model to translate: a new one with an encoder, a decoder and a tokenize
 from, of any kind that AutoModelForSeq2SeqLM opens. The best checkpoint is the one with the highest BLEU on validation
 records, whose translations are shown as they get better; the test records are translated once, with beam search. The
 same command goes on where a run was stopped.
+
+Needs sacrebleu: pip install hf-tfm[metrics]
 """
 
 import sys
@@ -26,13 +28,17 @@ from transformers import (
 
 from hf_tfm import finetuning, reporting, translation
 from hf_tfm.batches import PAD_TO_MULTIPLE_OF, in_order
-from hf_tfm.errors import InputError
+from hf_tfm.errors import InputError, needs_extra
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.optim import DEFAULTS
 from hf_tfm.pretraining import OWN_OPTIMIZER
 from hf_tfm.recipe import one_line_errors, parse_recipe, read_mapping, refuse_below
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+
+
+with needs_extra("metrics"):
+    import sacrebleu  # noqa: F401, which measures the validation records in the middle of the run
 
 
 SHOWN = 3  # translations at each evaluation

@@ -1,8 +1,8 @@
 """Configurations of the two models: one set of switches for the block, then what only the decoder or encoder has.
 
-Every switch is there because one of the native families (GPT-2, Llama, Qwen3, Mistral, BERT, ModernBERT) or the 2017
-Transformer needs it. The defaults are Qwen3's shape (decoder) and ModernBERT's (encoder), so that models trained with
-them go to those native classes without loss.
+Most switches are there because one of the native families (GPT-2, Llama, Qwen3, Mistral, BERT, ModernBERT) or the 2017
+Transformer needs them, the others because models train better with them. The defaults are Qwen3's shape (decoder) and
+ModernBERT's (encoder), so that models trained with them go to those native classes without loss.
 """
 
 import copy
@@ -340,8 +340,8 @@ class TfmConfig(PreTrainedConfig):
 @strict
 class TfmDecoderConfig(TfmConfig):
     r"""
-    Configuration of the causal LM. The default is the shape of Qwen3 (RMSNorm, RoPE, QK-norm, SwiGLU, grouped queries,
-    no biases). See [`TfmConfig`] for the switches of the block.
+    Configuration of the causal LM. The default is the shape of Qwen3 (RMSNorm, RoPE, QK-norm, SwiGLU, no biases);
+    presets group queries, too. See [`TfmConfig`] for the switches of the block.
 
     Args:
         final_logit_softcapping (`float`, *optional*):

@@ -11,8 +11,8 @@ is swept by factors of two until the best one is not at the edge, then their sch
 seeds. This project trains with its own recipe (Muon, packing, windows; for masked tokens also its rates, and next
 tokens first), in the shape of a native family, or with --own_shape in one that none has. It gets fewer and fewer steps,
 until the mean over the seeds no longer reaches the opponent's. Same tokenizer, same tokens in a step, same held-out
-rows, bf16 autocast, no dropout, gradients clipped at 1. With --long both have twice the rows in a step where that is
-better, opponents at √2 times the rate.
+rows, bf16 autocast (fp32 where the processor has no bf16), no dropout, gradients clipped at 1. With --long both have
+twice the rows in a step where that is better, opponents at √2 times the rate.
 
 Seconds are steps times the median of steps that take turns, so that what else the machine does falls on both, the
 compiler's time added where compiling pays. This project's run in a process that keeps freed memory, as its scripts do,
