@@ -31,8 +31,12 @@ class AveragingMixin(_Trainer):
         if ema_decay:
             self.add_callback(_Average(self, ema_decay))
 
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """Inside, the model has the average of its weights, where one is kept."""
+        return self.ema.swapped() if self.ema is not None else contextlib.nullcontext()
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.ema.swapped() if self.ema is not None else contextlib.nullcontext():
+        with self.averaged():
             return super().evaluate(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

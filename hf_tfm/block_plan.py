@@ -50,7 +50,9 @@ class BlockPlan:
         return len(self.offsets) - 1
 
     @classmethod
-    def of(cls, store: TokenStore, block_length: int, extra: int = 0, max_padding: float = 0.01) -> "BlockPlan":
+    def of(
+        cls, store: TokenStore, block_length: int, extra: int = 0, max_padding: float = 0.01, copies: int = 1
+    ) -> "BlockPlan":
         """
         The plan of a store; kept beside it if it is on disk.
 
@@ -60,14 +62,16 @@ class BlockPlan:
             max_padding: Where best fit alone leaves more padding than this share, the emptiest blocks are given up and
                 their pieces cut to fill the others. The last block may stay as empty as it is: in a store of a few
                 blocks that is more.
+            copies: Times that the store is packed at once: the last block is one for all of them.
         """
         if block_length < extra + 8:
             raise InputError(f"block_length {block_length} is too short to hold text; give at least {extra + 8}")
-        chunks = _plan(store, block_length, extra, max_padding)
+        chunks = _plan(store, block_length, extra, max_padding, copies)
         if store.folder is None:
             whole = list(chunks)
             return cls(**{name: np.concatenate([chunk[name] for chunk in whole]) for name in whole[0]})
-        folder = store.folder / f"plan{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}"
+        times = f"-{copies}" if copies > 1 else ""
+        folder = store.folder / f"plan{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}{times}"
         if not folder.exists():
             write_arrays(folder, chunks, {"block_length": block_length})
         return cls.open(folder)
@@ -83,14 +87,21 @@ class BlockPlan:
             return BlockPlan.open, (self.folder,)
         return BlockPlan, (self.starts, self.lengths, self.byte_counts, self.offsets)
 
+    def filled(self) -> np.ndarray:
+        """Tokens of each block that are not padding, (num_blocks,)."""
+        sums = np.cumsum(np.where(self.starts < 0, 0, self.lengths), dtype=np.int64)
+        return np.diff(np.concatenate([[0], sums])[self.offsets])
 
-def _plan(store: TokenStore, block_length: int, extra: int, max_padding: float) -> Iterator[dict[str, np.ndarray]]:
+
+def _plan(
+    store: TokenStore, block_length: int, extra: int, max_padding: float, copies: int
+) -> Iterator[dict[str, np.ndarray]]:
     first, num_segments = 0, 0
     while first < len(store):
         enough = np.searchsorted(store.offsets, store.offsets[first] + _CHUNK * block_length)
         last = min(first + _CHUNK, len(store), max(first + 1, int(enough)))
         bounds, byte_counts = np.array(store.offsets[first : last + 1]), np.array(store.byte_counts[first:last])
-        chunk = _plan_documents(bounds, byte_counts, block_length, extra, max_padding)
+        chunk = _plan_documents(bounds, byte_counts, block_length, extra, max_padding, copies)
         ends = num_segments + chunk.pop("ends")
         chunk["offsets"] = ends if first else np.concatenate([[0], ends])
         first, num_segments = last, num_segments + len(chunk["starts"])
@@ -98,7 +109,7 @@ def _plan(store: TokenStore, block_length: int, extra: int, max_padding: float) 
 
 
 def _plan_documents(
-    bounds: np.ndarray, byte_counts: np.ndarray, block_length: int, extra: int, max_padding: float
+    bounds: np.ndarray, byte_counts: np.ndarray, block_length: int, extra: int, max_padding: float, copies: int
 ) -> dict[str, np.ndarray]:
     """The segments of some documents' blocks, and where each block's segments end."""
     body = block_length - extra
@@ -108,6 +119,7 @@ def _plan_documents(
     nth = np.arange(len(document)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
     starts = bounds[document] + nth * body
     lengths = np.minimum(bounds[document + 1] - starts, body)
+    document, starts, lengths = (np.tile(of_pieces, copies) for of_pieces in (document, starts, lengths))
 
     block, num_blocks = best_fit_decreasing(lengths + extra, block_length)
     # At least this many are needed, and as many are enough if pieces may be cut.
@@ -119,9 +131,9 @@ def _plan_documents(
     # Blocks in the order of their first pieces, pieces in the order of the text.
     first_start = np.full(block.max(initial=0) + 1, bounds[-1])
     np.minimum.at(first_start, block, starts)
-    order = np.lexsort((starts, first_start[block]))
-    starts, lengths, document, block = starts[order], lengths[order], document[order], first_start[block][order]
-    block = np.cumsum(np.diff(block, prepend=-1) != 0) - 1
+    place = np.argsort(np.argsort(first_start, kind="stable"))  # copies may begin alike
+    order = np.lexsort((starts, place[block]))
+    starts, lengths, document, block = starts[order], lengths[order], document[order], place[block][order]
 
     # Rounded at both ends of a piece, so that the pieces of a document sum to its bytes.
     begin = (starts - bounds[document]) * byte_counts[document] // sizes[document]

@@ -8,9 +8,11 @@ from typing import Any
 from .record import CURVE_FILE
 
 
-# What a card calls the model's use: Auto class, pipeline tag, what it does.
+_CAUSAL = ("AutoModelForCausalLM", "text-generation", "A causal language model: it continues text.")
+# What a card calls the model's use, by how its class is called: Auto class, pipeline tag, what it does.
 _TASKS = {
-    "ForCausalLM": ("AutoModelForCausalLM", "text-generation", "A causal language model: it continues text."),
+    "ForCausalLM": _CAUSAL,
+    "LMHeadModel": _CAUSAL,  # GPT-2, CTRL, XLM
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask", "A masked language model: it fills gaps in text."),
     "ForPreTraining": (
         "AutoModelForPreTraining",
@@ -372,7 +374,7 @@ def _samples(record: dict[str, Any]) -> str:
     if not record.get("samples"):
         return ""
     quoted = "\n\n".join(_code("text", [sample]) for sample in record["samples"])
-    return f"## Samples\n\nChosen by nobody, with the settings in the record:\n\n{quoted}"
+    return f"## Samples\n\nChosen by nobody:\n\n{quoted}"
 
 
 def _limits(record: dict[str, Any]) -> str:
@@ -391,7 +393,7 @@ def _limits(record: dict[str, Any]) -> str:
     if shared := {split: count for split, count in record.get("overlap_with_train", {}).items() if count}:
         counted = ", ".join(f"{count:,} of {split}" for split, count in shared.items())
         limits.append(f"Records with a text that train has too: {counted}.")
-    if model["class"].endswith(("ForCausalLM", "EncoderDecoderModel")):
+    if task_of(model["class"])[0] in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
         limits.append("It writes what its data makes likely, not what is true, and nothing holds back what offends.")
     elif record.get("data"):
         limits.append("It was measured on data like that in the table above; on other texts it may do worse.")

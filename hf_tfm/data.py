@@ -368,10 +368,12 @@ def _digest(key: Any) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _content(source: Source, cache_dir: Path, num_proc: int) -> dict[str, Any]:
+def _content(source: Source, cache_dir: Path, num_proc: int, streaming: bool = False) -> dict[str, Any]:
     """What decides which documents a source gives."""
     if source.hub:
         contents = [_hub_version(source, cache_dir), *source.hub]
+    elif streaming:
+        contents = _file_states(source)
     else:
         files = list_files(source)
         paths = list(dict.fromkeys(file.path for file in files))
@@ -384,9 +386,19 @@ def _content(source: Source, cache_dir: Path, num_proc: int) -> dict[str, Any]:
     return {**decides, **{name: value for name, value in asked.items() if value}}
 
 
-def contents_digest(sources: Any, text_field: str, cache_dir: Path) -> str:
-    """Tells texts apart by what is in their files, or by the version of a dataset."""
-    return _digest([_content(source, cache_dir, _num_cores()) for source in parse_sources(sources, text_field)])
+def _file_states(source: Source) -> list[list[Any]]:
+    """Name, size and time of each file; not contents: to read everything first is what a stream is there to avoid."""
+    stats = ((file, file.path.stat()) for file in list_files(source))
+    return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+
+
+def contents_digest(sources: Any, text_field: str, cache_dir: Path, streaming: bool = False) -> str:
+    """
+    Tells texts apart by what is in their files, or, where they are streamed, by the files' names, sizes and times; by
+    the version of a dataset.
+    """
+    parsed = parse_sources(sources, text_field)
+    return _digest([_content(source, cache_dir, _num_cores(), streaming) for source in parsed])
 
 
 def file_hash(path: Path, cache_dir: Path) -> str:
@@ -485,9 +497,7 @@ class TokenStream:
             if source.hub:
                 parts.append(_hub_version(source, self.cache_dir))
             else:
-                # Not their contents: to read everything first is what a stream is there to avoid.
-                stats = ((file, file.path.stat()) for file in list_files(source))
-                parts += [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+                parts += _file_states(source)
         return _digest(parts)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
 from .finetuning import refuse_unknown_tokens
+from .planning import attended_tokens
 
 
 ATTENTION_FILE, NEIGHBOURS_FILE = "attention.png", "embedding_neighbours.png"
@@ -99,11 +100,11 @@ def inspect_model(model: PreTrainedModel, length: int | None = None) -> Inspecti
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     if model.can_generate():
         cached = 2 * 2 * blocks * head_dim * (getattr(config, "num_key_value_heads", None) or heads)
-        kept = sum(_context(config, layer, length) for layer in range(blocks))
+        kept = sum(attended_tokens(config, layer, length) for layer in range(blocks))
         memory |= {"cache of a token, bf16": cached, f"cache of {length:,} tokens": cached // blocks * kept}
 
     multiplied = sum(module.weight.numel() for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)))
-    attended = 4 * heads * head_dim * sum(_context(config, layer, length) for layer in range(blocks))
+    attended = 4 * heads * head_dim * sum(attended_tokens(config, layer, length) for layer in range(blocks))
     forward = 2 * multiplied + attended
     flops = {"forward": forward, "of these attention": attended, "training step": 3 * forward}
     return Inspection(type(model).__name__, _shape(config), _ordered(parameters), memory, flops, length)
@@ -111,19 +112,6 @@ def inspect_model(model: PreTrainedModel, length: int | None = None) -> Inspecti
 
 def _prefix(model: PreTrainedModel) -> str:
     return "" if model.base_model is model else model.base_model_prefix
-
-
-def _context(config: Any, layer: int, length: int) -> int:
-    """How many tokens a token of a full context can look at in a layer."""
-    kinds = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-    # Without kinds all layers slide, as Mistral's do, unless there is a switch for it, which Qwen2's relatives have.
-    sliding = kinds[layer] == "sliding_attention" if kinds else getattr(config, "use_sliding_window", True)
-    if not window or not sliding:
-        return length
-    # Encoders of this shape look so far on each side.
-    both_ways = config.model_type in ("tfm_encoder", "modernbert")
-    return min(2 * window + 1 if both_ways else window, length)
 
 
 def _shape(config: Any) -> dict[str, Any]:

@@ -45,8 +45,7 @@ def auto_class_of(path: str, trust_remote_code: bool = False) -> str:
     architectures = read_config(path, trust_remote_code=trust_remote_code).get("architectures")
     if not architectures:
         raise InputError(f"{path}: config.json does not say in `architectures` what the model is")
-    name = architectures[0]
-    return "AutoModelForCausalLM" if name.endswith("LMHeadModel") and "Double" not in name else task_of(name)[0]
+    return task_of(architectures[0])[0]
 
 
 def open_model(

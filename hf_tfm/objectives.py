@@ -5,6 +5,7 @@ An objective turns a packed batch into a model's inputs and labels. Chance is dr
 alone, so a row is the same whenever it is made, by whichever process, and in whatever batch.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .data import TokenStore
 from .errors import InputError
@@ -24,6 +26,17 @@ IGNORED = -100
 # What ends a sentence in most scripts, and what may follow it.
 _ENDS = tuple(".!?。！？؟۔।॥")
 _CLOSING = "\"')”’»」』\n"
+# How the characters of scripts without spaces begin in UTF-8, or as much of one as a token holds. 0xE0, 0xE1, 0xEF and
+# 0xF0 alone begin those of many other scripts.
+_UNSPACED = re.compile(
+    rb"\xe0[\xb8-\xbb]"  # Thai, Lao
+    rb"|\xe1(?:[\x80\x81\x9e\x9f]|\x82[\x80-\x9f])"  # Burmese, Khmer
+    rb"|\xe3(?![\x84-\x86])|[\xe4-\xe9]"  # kana and ideographs, without the Korean letters among them
+    rb"|\xef(?:[\xa4-\xab]|\xbd[\xa6-\xbf]|\xbe[\x80-\x9f])"  # compatibility ideographs, half-width kana
+    rb"|\xf0[\xa0-\xbf]"  # rare ideographs
+)
+# The bytes that the letters of byte-level tokens stand for.
+_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def causal(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -47,7 +60,8 @@ class Masked:
         rate: Share of a row's tokens to choose, as a number or as a function of the row. Wettig et al.
             (https://huggingface.co/papers/2202.08005) found more than BERT's 15 % to be better.
         unit: `token`; `word`, all pieces of a word at once; or `span`, runs of words whose number is drawn from a
-            geometric distribution with mean 3.8, at most 10 (Joshi et al. 2020, https://huggingface.co/papers/1907.10529).
+            geometric distribution over 1 to 10, p = 0.2, with mean 3.8 (Joshi et al. 2020,
+            https://huggingface.co/papers/1907.10529).
         seed: What is chosen in row `r` depends on `(seed, r)` alone.
         compact: Give the labels of the chosen tokens alone, and where they stand as `masked_positions`, for models that
             take these (ours): the output layer then computes nothing that is not predicted.
@@ -123,7 +137,7 @@ class Masked:
         """Of the word starts those that begin a span."""
         words = np.cumsum(starts, axis=1) - 1
         draws = uniform(self.seed, rows, starts.shape[1], stream=4)
-        lengths = np.minimum(np.ceil(np.log1p(-draws) / np.log(0.8)).clip(min=1), 10)
+        lengths = np.ceil(np.log1p(-draws * (1 - 0.8**10)) / np.log(0.8)).clip(1, 10)
         firsts = np.zeros((len(starts), starts.shape[1] + 1), bool)
         positions = np.cumsum(lengths, axis=1) - lengths
         np.put_along_axis(firsts, np.minimum(positions, starts.shape[1]).astype(int), True, axis=1)
@@ -271,7 +285,7 @@ class SentencePairs:
     https://huggingface.co/papers/1909.11942), as `[CLS] A [SEP] B [SEP]` with segment ids.
 
     A window of consecutive text is cut in two at the end of a sentence. In half of the rows (label 1) the second
-    segment is text from another document, or, for sentence order, the two change places.
+    segment is text from another document, about as long, or, for sentence order, the two change places.
 
     Args:
         store: Documents without special tokens (`TokenStore.build(..., wrap=False)`).
@@ -332,17 +346,37 @@ class SentencePairs:
     def _pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
         room = self.length - 3
         document, window = self._window(rng, room)
-        cuts = 1 + np.flatnonzero(self._ends_sentence[window[:-4]])
-        cuts = cuts[cuts >= 4]
+        ends = 1 + np.flatnonzero(self._ends_sentence[window])
+        cuts = ends[(ends >= 4) & (ends <= len(window) - 4)]
+        if self.task == "sentence_order" and (whole := cuts <= ends.max(initial=0) - 4).any():
+            window, cuts = window[: ends[-1]], cuts[whole]  # or only one of the orders would end with a sentence
         cut = int(rng.choice(cuts)) if len(cuts) else len(window) // 2
         first, second, label = window[:cut], window[cut:], int(rng.random() < 0.5)
         if label and self.task == "sentence_order":
             first, second = second, first
         elif label:
-            other = document
-            while other == document:
-                other, second = self._window(rng, room - len(first))
+            strangers = [
+                self._stranger(rng, document, len(second), room - len(first), at_end=len(window) < room)
+                for _ in range(4)
+            ]
+            second = min(strangers, key=lambda stranger: abs(len(stranger) - len(second)))
         return first, second, label
+
+    def _stranger(self, rng: np.random.Generator, document: int, size: int, room: int, at_end: bool) -> np.ndarray:
+        """
+        Text of another document instead of a continuation that has `size` tokens and may end where its document does.
+        This one ends so too: else its last token or its length would tell the two apart.
+        """
+        other = document
+        while other == document:
+            other, text = self._window(rng, size)
+        if not at_end:
+            return text
+        begin, end = int(self.store.offsets[other]), int(self.store.offsets[other + 1])
+        nearest = max(begin, end - room)
+        starts = nearest + 1 + np.flatnonzero(self._ends_sentence[self.store.tokens[nearest : end - 4]])
+        start = starts[np.abs(starts - (end - size)).argmin()] if len(starts) else max(begin, end - size)
+        return self.store.tokens[start:end].astype(np.int64)
 
     def _window(self, rng: np.random.Generator, room: int) -> tuple[int, np.ndarray]:
         """
@@ -357,7 +391,9 @@ class SentencePairs:
             if end - begin < self.SHORTEST:
                 continue
             start = min(start, end - self.SHORTEST)
-            ends = np.flatnonzero(self._ends_sentence[self.store.tokens[start : end - self.SHORTEST]][:room])
+            ends = np.flatnonzero(
+                self._ends_sentence[self.store.tokens[start : min(start + room, end - self.SHORTEST)]]
+            )
             if start - begin < room and not self._ends_sentence[self.store.tokens[begin:start]].any():
                 start = begin
             elif len(ends):
@@ -368,14 +404,32 @@ class SentencePairs:
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Which tokens of a vocabulary of byte-level BPE, WordPiece or bytes begin a word, `(vocab_size,)` bool."""
+    """
+    Which tokens of a vocabulary of byte-level BPE, WordPiece or bytes begin a word, `(vocab_size,)` bool. In scripts
+    without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character does, if cut into bytes the first one.
+    """
     model, texts = tokenizer.backend_tokenizer.model, token_texts(tokenizer)
     if isinstance(model, WordPiece):  # in other vocabularies "##" is a piece of text, as Markdown's headings are
-        return np.array([not text.startswith(model.continuing_subword_prefix) for text in texts])
+        prefix = model.continuing_subword_prefix
+        return np.array([not text.startswith(prefix) or _is_unspaced(text[len(prefix) :]) for text in texts])
+    tokens = tokenizer.convert_ids_to_tokens(range(len(texts)))
     # Vowel signs and accents (category M) stand within words, and so do bytes that are no whole character.
     return np.array(
-        [not (text[:1].isalnum() or text[:1] == "\ufffd" or category(text[:1] or " ")[0] == "M") for text in texts]
+        [
+            _is_unspaced(text, token)
+            or not (text[:1].isalnum() or text[:1] == "\ufffd" or category(text[:1] or " ")[0] == "M")
+            for token, text in zip(tokens, texts)
+        ]
     )
+
+
+def _is_unspaced(text: str, token: str = "") -> bool:
+    """Whether a text begins with a letter of a script without spaces, or with bytes of one that `token` stands for."""
+    first = text[:1]
+    if first == "\ufffd" and token != text:
+        return bool(_UNSPACED.match(bytes(_BYTES[letter] for letter in token)))
+    # Neither marks nor what repeats or lengthens the character before it.
+    return bool(_UNSPACED.match(first.encode())) and category(first) not in ("Mn", "Mc", "Lm")
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -98,10 +98,11 @@ def momentum_warmup(step: int, steps: int, start: float, end: float) -> float:
 class Muon(torch.optim.Optimizer):
     """Muon for parameter groups with `algorithm="muon"`, AdamW (torch's own kernel) for those with `"adamw"`.
 
-    A Muon group holds matrices of one layout: `transposed` says that a weight is stored (in, out), as GPT-2's Conv1D
-    does, and `blocks` gives the output rows of projections fused into one weight, which are orthogonalised one by one.
+    A Muon group holds weights of one layout, matrices or (experts, out, in): `transposed` says that they are stored
+    (in, out), as GPT-2's Conv1D does, `blocks` gives the output rows of projections fused into one matrix, which are
+    orthogonalised one by one, and `turns` how often these take turns, the rows of each being spread over all turns.
     An update is scaled by sqrt(max(1, out / in)). Momentum is Nesterov's, warmed up from `momentum_start` over
-    `momentum_warmup_steps`. The state is a fp32 momentum per matrix; a run resumed from `state_dict` is bit-identical.
+    `momentum_warmup_steps`. The state is a fp32 momentum per weight; a run resumed from `state_dict` is bit-identical.
 
     With `row_beta` the rows of an update (what each output gets) are divided by the running root of their mean square,
     and the update has its norm again then (NorMuon, https://arxiv.org/abs/2510.05491). With `cautious` decay is for
@@ -141,6 +142,7 @@ class Muon(torch.optim.Optimizer):
             "step": 0,
             "transposed": False,
             "blocks": None,
+            "turns": 1,
             "betas": betas,
             "eps": eps,
             "fused": True,  # load_state_dict looks here to keep AdamW's step count beside the parameter
@@ -204,27 +206,33 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = [whole(u) for u in torch._foreach_lerp(gradients, buffers, momentum)]
         dtype = orthogonalization_dtype(updates[0].device)
+        outputs, inputs = (-1, -2) if group["transposed"] else (-2, -1)
+        if group["turns"] > 1:
+            order = _rows_block_by_block(group["blocks"], group["turns"]).to(updates[0].device)
+            updates = [update.index_select(outputs, order) for update in updates]
 
         same_shape: dict[torch.Size, list[tuple[Tensor, float]]] = defaultdict(list)
         for update in updates:
-            outputs, inputs = (1, 0) if group["transposed"] else (0, 1)
             for block in update.split(group["blocks"] or update.shape[outputs], dim=outputs):
                 scale = math.sqrt(max(1.0, block.shape[outputs] / block.shape[inputs]))
-                same_shape[block.shape].append((block, scale))
-        for shape, blocks in same_shape.items():
+                for matrix in block.unbind() if block.ndim == 3 else (block,):
+                    same_shape[matrix.shape].append((matrix, scale))
+        for shape, matrices in same_shape.items():
             together = max(1, _CHUNK_ELEMENTS // shape.numel())
-            for start in range(0, len(blocks), together):
-                chunk = blocks[start : start + together]
+            for start in range(0, len(matrices), together):
+                chunk = matrices[start : start + together]
                 batch = torch.empty(len(chunk), *shape, dtype=dtype, device=updates[0].device)
-                torch._foreach_copy_(list(batch.unbind()), [block for block, _ in chunk])
-                for (block, scale), result in zip(
+                torch._foreach_copy_(list(batch.unbind()), [matrix for matrix, _ in chunk])
+                for (matrix, scale), result in zip(
                     chunk, orthogonalize(batch, group["polar_steps"], dtype), strict=True
                 ):
-                    torch.mul(result, scale, out=block)
+                    torch.mul(result, scale, out=matrix)
 
         if group["row_beta"]:
             for p, update in zip(params, updates, strict=True):
                 self._even_rows(group, p, update)
+        if group["turns"] > 1:
+            updates = [update.index_select(outputs, order.argsort()) for update in updates]
         updates = [sharded_like(u, p) for u, p in zip(updates, params, strict=True)]
         decay = group["lr"] * group["weight_decay"]
         if decay and group["cautious"]:
@@ -236,7 +244,7 @@ class Muon(torch.optim.Optimizer):
 
     def _even_rows(self, group: dict[str, Any], p: Tensor, update: Tensor) -> None:
         """Divides the rows of an update, in place, by the running root of their mean square; its norm stays."""
-        outputs, inputs = (1, 0) if group["transposed"] else (0, 1)
+        outputs, inputs = (-1, -2) if group["transposed"] else (-2, -1)
         squares = update.square().mean(dim=inputs, keepdim=True)
         before = self.state[p].get("row_squares")
         running = torch.zeros_like(squares) if before is None else whole(before)
@@ -245,9 +253,15 @@ class Muon(torch.optim.Optimizer):
         scale = running.clamp_min(1e-20).rsqrt()
         blocks = group["blocks"] or update.shape[outputs]
         for block, factor in zip(update.split(blocks, dim=outputs), scale.split(blocks, dim=outputs), strict=True):
-            norm = torch.linalg.vector_norm(block)
+            norm = torch.linalg.vector_norm(block, dim=(-2, -1), keepdim=True)
             block.mul_(factor)
-            block.mul_(norm / torch.linalg.vector_norm(block).clamp_min(1e-20))
+            block.mul_(norm / torch.linalg.vector_norm(block, dim=(-2, -1), keepdim=True).clamp_min(1e-20))
+
+
+def _rows_block_by_block(blocks: tuple[int, ...], turns: int) -> Tensor:
+    """Numbers of the output rows in the order of their blocks, which take `turns` turns: (sum(blocks),)."""
+    rows = torch.arange(sum(blocks)).view(turns, -1)
+    return torch.cat([part.flatten() for part in rows.split([block // turns for block in blocks], dim=1)])
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -266,12 +280,14 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def _fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int, ...] | None:
     """Output rows of the projections that families store fused in one weight; None if it is a single one."""
-    module = name.split(".")[-2]
-    if module in ("Wi", "gate_up_proj"):  # ModernBERT, Phi-3: the two halves of a gated feed-forward layer
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    if module in ("Wi", "gate_up_proj"):  # ModernBERT, Phi-3, experts: the two halves of a gated feed-forward layer
         return (rows // 2,) * 2
+    heads = getattr(config, "num_attention_heads", None)
+    if module == "query_key_value":  # GPT-NeoX, Bloom
+        return (columns,) * 3 if rows == 3 * columns and heads else None
     if module not in ("Wqkv", "qkv_proj", "c_attn"):
         return None
-    heads = getattr(config, "num_attention_heads", None)
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     if heads and key_value_heads != heads:  # grouped queries: k and v have fewer rows than q
         head_dim, rest = divmod(rows, heads + 2 * key_value_heads)
@@ -283,20 +299,48 @@ def _fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int,
     return (rows // 3,) * 3 if rows % 3 == 0 else None
 
 
+def _turns(name: str, module: nn.Module, rows: int, config: Any) -> int:
+    """How often the blocks of a fused weight take turns in its output rows."""
+    if name.endswith("query_key_value.weight"):
+        return config.num_attention_heads
+    return 1 if getattr(module, "is_concatenated", True) else rows // 2  # GPT-OSS: gate, up, gate, up, …
+
+
+def _is_experts(module: nn.Module) -> bool:
+    """Whether a module holds the weights of all experts of a layer, (experts, out, in) or (experts, in, out)."""
+    return "Experts" in type(module).__name__
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether a module's weights are stored (in, out). Experts': if what is read first is what is written last."""
+    if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
+        return module.gate_up_proj.shape[-2] == module.down_proj.shape[-1]
+    return isinstance(module, Conv1D)
+
+
 def _is_layer_matrix(name: str, module: nn.Module, parameter: Tensor) -> bool:
-    """Weights of Linear and Conv1D modules that map hidden states to hidden states: all inside the numbered layers,
-    and outside square ones (poolers, the transform of a prediction head) and those that say so."""
-    if not isinstance(module, (nn.Linear, Conv1D)) or parameter.ndim != 2:
-        return False
+    """Weights that map hidden states to hidden states: inside the numbered layers those of Linear and Conv1D modules,
+    of experts and of routers, and outside square ones (poolers, the transform of a prediction head) and those that say
+    so.
+    """
+    # Routers too: Moonlight (https://arxiv.org/abs/2502.16982) gains most from Muon there (section 3.4), and GLM-4.5
+    # (https://arxiv.org/abs/2508.06471) has it for all but word embeddings, biases and norms.
     inside = re.search(r"\.\d+\.", f".{name}") is not None
+    if _is_experts(module):
+        return inside and parameter.ndim == 3
+    if parameter.ndim != 2:
+        return False
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        return inside and name.endswith((".gate.weight", ".router.weight"))
     return inside or parameter.shape[0] == parameter.shape[1] or getattr(module, "is_layer_matrix", False)
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, str]:
     """The kind of every trainable parameter by name, a tied one under its first name only.
 
-    Kinds: "matrices" (inside the layers), "embeddings" (tied output layers included), "head" (untied output layers,
-    classifiers and any other weight of two or more dimensions), "scalars" (norms, biases).
+    Kinds: "matrices" (inside the layers, also those of all experts in one weight), "embeddings" (tied output layers
+    included), "head" (untied output layers, classifiers and any other weight of two or more dimensions), "scalars"
+    (norms, biases).
     """
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -305,7 +349,7 @@ def parameter_kinds(model: nn.Module) -> dict[str, str]:
         module = model.get_submodule(name.rpartition(".")[0])
         if not parameter.requires_grad:
             continue
-        if parameter.ndim < 2:
+        if parameter.ndim < 2 or (_is_experts(module) and name.endswith("bias")):
             kinds[name] = "scalars"
         elif id(parameter) in embedded:
             kinds[name] = "embeddings"
@@ -375,6 +419,7 @@ def build_optimizer(
             layout = _layout(model, parameter_name, parameter) if kind == "matrices" and name != "adamw" else {}
             label = " ".join([kind, *(["transposed"] if layout.get("transposed") else [])])
             label += f" {'+'.join(map(str, layout['blocks']))}" if layout.get("blocks") else ""
+            label += f" in {layout['turns']} turns" if layout.get("turns", 1) > 1 else ""
             group = groups.setdefault(
                 label,
                 {
@@ -393,10 +438,12 @@ def build_optimizer(
 
 def _layout(model: nn.Module, name: str, weight: Tensor) -> dict[str, Any]:
     """How `Muon` has to read a weight: see its docstring."""
-    transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
-    rows, columns = weight.shape[::-1] if transposed else weight.shape
-    blocks = _fused_blocks(name, rows, columns, getattr(model, "config", None))
-    return {"algorithm": "muon", "transposed": transposed, "blocks": blocks}
+    module, config = model.get_submodule(name.rpartition(".")[0]), getattr(model, "config", None)
+    transposed = _is_transposed(module)
+    rows, columns = weight.shape[-2:][::-1] if transposed else weight.shape[-2:]
+    blocks = _fused_blocks(name, rows, columns, config)
+    turns = _turns(name, module, rows, config) if blocks else 1
+    return {"algorithm": "muon", "transposed": transposed, "blocks": blocks, "turns": turns}
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
@@ -465,10 +512,12 @@ def build_scheduler(optimizer: torch.optim.Optimizer, name: str, total_steps: in
     return LambdaLR(optimizer, schedule(name, total_steps, **settings))
 
 
-# Modules that write into the residual stream, by the name families give them: Llama and most since; GPT-2; ModernBERT;
-# GPT-NeoX; OPT. BERT calls several modules `dense`, so its two are told apart by their parent.
+# Weights that write into the residual stream, by the name families give them: Llama, most since and their experts;
+# GPT-2; ModernBERT; GPT-NeoX, Bloom; OPT; GPT-J; DistilBERT, XLM; ALBERT; Granite. BERT calls several modules `dense`,
+# so its two are told apart by their parent, like those of Bloom and Phi.
 _OUTPUT_PROJECTION = re.compile(
-    r"\.(o_proj|down_proj|c_proj|Wo|out_proj|fc2|dense_4h_to_h)$|\.output\.dense$|\.attention\.dense$"
+    r"\.(o_proj|down_proj|c_proj|Wo|out_proj|fc2|fc_out|dense_4h_to_h|out_lin|lin2|ffn_output|output_linear)$"
+    r"|\.(output|attention|self_attention|self_attn)\.dense$"
 )
 
 
@@ -482,23 +531,23 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
     Mamba) stay as they are.
 
     Returns:
-        The names of the modules whose weight is zero now.
+        The names of what is zero now: modules, and weights of experts.
     """
     zeroed = []
     for name, kind in parameter_kinds(model).items():
-        weight, module_name = model.get_parameter(name), name.rpartition(".")[0]
-        module = model.get_submodule(module_name)
-        if kind == "scalars" or not isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
+        weight, module = model.get_parameter(name), model.get_submodule(name.rpartition(".")[0])
+        if kind == "scalars" or (kind == "head" and not isinstance(module, (nn.Linear, Conv1D))):
             continue
+        projection = name.removesuffix(".weight")
         if getattr(module, "starts_at_zero", False):
             weight.zero_()
         elif kind != "matrices":
             weight.normal_(0.0, embedding_std)
-        elif _OUTPUT_PROJECTION.search(f".{module_name}") and re.search(r"\.\d+\.", f".{module_name}"):
+        elif _OUTPUT_PROJECTION.search(f".{projection}") and re.search(r"\.\d+\.", f".{projection}"):
             weight.zero_()
-            zeroed.append(module_name)
+            zeroed.append(projection)
         else:
-            inputs = weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
+            inputs = weight.shape[-2 if _is_transposed(module) else -1]
             weight.normal_(0.0, std / math.sqrt(inputs))
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -506,8 +555,14 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
     return zeroed
 
 
+_PAST_WARMUP = 2**53  # updates
+
+
 class EMA:
     """Exponential moving average of a model's trainable weights.
+
+    The decay is warmed up, min(`decay`, (1 + t) / (10 + t)) after t updates, so that the random weights at the start
+    are soon forgotten.
 
     >>> ema = EMA(model, decay=0.98)
     >>> ...; optimizer.step(); ema.update()
@@ -519,13 +574,16 @@ class EMA:
         if not 0 <= decay < 1:
             raise InputError(f"the decay of the weight average is {decay}: it must be at least 0 and below 1")
         self.decay = decay
+        self.updates = 0
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.averages = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Moves the averages towards the weights; once after every optimizer step."""
-        torch._foreach_lerp_(list(self.averages.values()), list(self.parameters.values()), 1 - self.decay)
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(list(self.averages.values()), list(self.parameters.values()), 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -546,15 +604,17 @@ class EMA:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
-        return dict(self.averages)
+    def state_dict(self) -> dict[str, Any]:
+        """The number of `updates`, and the `averages` by parameter name."""
+        return {"updates": self.updates, "averages": dict(self.averages)}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes over the averages that `state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave; the averages alone, which it once gave, as past the warm-up."""
+        averages = state.get("averages", state)
+        self.updates = state.get("updates", _PAST_WARMUP)
         for name, average in self.averages.items():
-            average.copy_(state[name])
+            average.copy_(averages[name])
 
 
 def z_loss(

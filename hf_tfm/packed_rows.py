@@ -8,13 +8,23 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
+from .card_text import task_of
 from .configuration_tfm import TfmConfig
 
 
 Mask = Literal["all", "by layer"] | None
 
 # What a model raises that has no use for a mask of this form, or for positions.
-_UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_UNFIT = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass
@@ -70,8 +80,8 @@ class PackedRows:
         near = (1e-3 if alone.dtype == torch.float32 else 2e-2) * alone.abs().max()
         window = getattr(model.config, "sliding_window", None) or 0
         masks: tuple[Mask, ...] = (None, "by layer", "all") if window else (None, "all")
-        is_causal = getattr(model, "loss_type", None) == "ForCausalLM"
-        adds_up = _loss_adds_up(model, both)
+        is_causal = task_of(type(model).__name__)[0] == "AutoModelForCausalLM"
+        adds_up = loss_adds_up(model, {**both, **_labels(model, both)})
         for mask in masks:
             for first_position in (0, padding + 1):
                 rows = cls(first_position, mask, window, is_causal, adds_up=adds_up)
@@ -104,11 +114,17 @@ def sentence_label(model: PreTrainedModel) -> str | None:
     return next((name for name in ("next_sentence_label", "sentence_order_label") if name in taken), None)
 
 
-def _loss_adds_up(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> bool:
+def loss_adds_up(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> bool:
+    """Whether the loss on `inputs`, labels among them, heeds `num_items_in_batch`, so that those of parts add up."""
+    with contextlib.suppress(*_UNFIT):
+        one, other = (model(**inputs, num_items_in_batch=n).loss for n in (1, 1000))
+        return not torch.isclose(one, other)
+    return True  # a loss that takes no such number is averaged by Trainer
+
+
+def _labels(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The texts themselves but for their first tokens, and a label for how two segments belong together."""
     labels = {"labels": inputs["input_ids"].masked_fill(inputs["position_ids"] == 0, -100)}
     if (name := sentence_label(model)) is not None:
         labels[name] = torch.zeros(1, dtype=torch.long, device=model.device)
-    with contextlib.suppress(*_UNFIT):
-        one, other = (model(**inputs, **labels, num_items_in_batch=n).loss for n in (1, 1000))
-        return not torch.isclose(one, other)
-    return True  # a loss that takes no such number is averaged by Trainer
+    return labels

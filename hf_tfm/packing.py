@@ -13,6 +13,7 @@ import bisect
 import contextlib
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,9 @@ Batch = dict[str, np.ndarray]
 
 # A mixture's sources take turns by a table of about this many entries, so shares are exact to 1 in 10,000.
 _TURNS = 1 << 14
+
+# A store of fewer blocks has more than a hundredth of padding in its last one.
+_FEW_BLOCKS = 100
 
 _PAGE = 256
 
@@ -164,6 +168,11 @@ class _StoreBlocks:
         ]
         return assemble(self.store.tokens, self.plan, np.concatenate(blocks), **self.layout)
 
+    def count_tokens(self, num_blocks: int) -> int:
+        """Tokens of the first so many blocks, without padding."""
+        filled, (epochs, rest) = self.plan.filled(), divmod(num_blocks, len(self))
+        return int(epochs * filled.sum() + filled[permute(np.arange(rest), len(self), (*self.seed, epochs))].sum())
+
 
 class _StreamBlocks:
     """
@@ -243,6 +252,8 @@ class PackedBlocks:
         weights: Share of the tokens that comes from each store, relative to the others; by default all the same.
         piece_ids: For stores without ends around documents: two ids, such as cls and sep, to put around each piece.
         max_padding: See `BlockPlan.of`.
+        blocks_read: How many blocks will be read. A store of a few blocks that is read several times in them is packed
+            several times at once, or its last block would be mostly padding each time: an epoch is as many passes.
     """
 
     def __init__(
@@ -255,22 +266,25 @@ class PackedBlocks:
         weights: Sequence[float] | None = None,
         piece_ids: tuple[int, int] | None = None,
         max_padding: float = 0.01,
+        blocks_read: int = 0,
     ):
         self.block_length, self.seed = block_length, seed
         self.stores = [stores] if isinstance(stores, (TokenStore, TokenStream)) else list(stores)
+        shares = np.array(weights or [1.0] * len(self.stores))
+        shares = shares / shares.sum()
         extra = 0 if piece_ids is None else 2
         make_plan = functools.partial(BlockPlan.of, block_length=block_length, extra=extra, max_padding=max_padding)
         layout = {"pad_token_id": pad_token_id, "piece_ids": piece_ids}
+        self._copies = [_copies(*each, block_length) for each in zip(self.stores, shares * blocks_read)]
         self._parts = [
-            _StoreBlocks(store, make_plan(store), (seed, number), **layout)
+            _StoreBlocks(store, make_plan(store, copies=self._copies[number]), (seed, number), **layout)
             if isinstance(store, TokenStore)
             else _StreamBlocks(
                 store, make_plan, f"{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}", (seed, number), **layout
             )
             for number, store in enumerate(self.stores)
         ]
-        shares = np.array(weights or [1.0] * len(self.stores))
-        self._per_turn = np.maximum(1, np.rint(shares / shares.sum() * _TURNS)).astype(np.int64)
+        self._per_turn = np.maximum(1, np.rint(shares * _TURNS)).astype(np.int64)
         # Each source is spread evenly over the table, so that every batch has its share of it.
         source = np.repeat(np.arange(len(shares)), self._per_turn)
         nth = np.concatenate([np.arange(count) for count in self._per_turn])
@@ -288,6 +302,7 @@ class PackedBlocks:
         streaming: bool = False,
         seed: int = 0,
         max_padding: float = 0.01,
+        blocks_read: int = 0,
         **kwargs,
     ) -> "PackedBlocks":
         """
@@ -312,6 +327,7 @@ class PackedBlocks:
             weights=weights,
             piece_ids=piece_ends(tokenizer) if wrap == "piece" else None,
             max_padding=max_padding,
+            blocks_read=blocks_read,
         )
 
     @property
@@ -322,10 +338,32 @@ class PackedBlocks:
 
     def epochs(self, num_blocks: int) -> list[float | None]:
         """How often that many blocks go through each store (`None` for streams)."""
-        shares = num_blocks * self._per_turn / self._per_turn.sum()
+        shares = num_blocks * self._per_turn / self._per_turn.sum() * self._copies
         return [
             None if isinstance(part, _StreamBlocks) else share / len(part) for share, part in zip(shares, self._parts)
         ]
+
+    def count_tokens(self, num_blocks: int) -> int | None:
+        """Tokens of the first so many blocks, without padding; `None` if one of the stores is a stream."""
+        if self.num_blocks is None:
+            return None
+        rounds, rest = divmod(num_blocks, len(self._turn_source))
+        last = np.bincount(self._turn_source[:rest], minlength=len(self._parts))
+        counts = (rounds * self._per_turn + last).tolist() if len(self._parts) > 1 else [num_blocks]
+        return sum(part.count_tokens(count) for part, count in zip(self._parts, counts))
+
+    def bytes_per_token(self, begins: bool) -> float | None:
+        """
+        Bytes of text for each token that is predicted, by the stores' shares; `None` if one of them is a stream.
+
+        Args:
+            begins: Whether each document begins with a token that is not predicted.
+        """
+        if self.num_blocks is None:
+            return None
+        per_token = self._per_turn / [store.num_tokens for store in self.stores]
+        predicted = [store.num_tokens - begins * len(store) for store in self.stores]
+        return float(per_token @ [store.num_bytes for store in self.stores] / (per_token @ predicted))
 
     def check_vocab(self, vocab_size: int) -> None:
         """See `TokenStore.check_vocab`."""
@@ -368,6 +406,14 @@ class PackedBlocks:
             for name, rows in self._parts[source].rows(within[of_source]).items():
                 batch.setdefault(name, np.empty((len(numbers), *rows.shape[1:]), rows.dtype))[of_source] = rows
         return batch
+
+
+def _copies(store: TokenStore | TokenStream, blocks_read: float, block_length: int) -> int:
+    """How often to pack a store at once."""
+    if isinstance(store, TokenStream):
+        return 1
+    blocks = max(1, store.num_tokens) / block_length
+    return max(1, min(int(blocks_read / blocks), math.ceil(_FEW_BLOCKS / blocks)))
 
 
 def own_rows(step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
@@ -477,14 +523,19 @@ def iter_eval_blocks(
     piece_ids: tuple[int, int] | None = None,
     rank: int = 0,
     world_size: int = 1,
+    max_tokens: int | None = None,
 ) -> Iterator[Batch]:
     """
     Every token of a store once, in batches like `PackedBlocks`'; always the same ones.
 
     Blocks come in the order of the documents (of the first one in each), and no document is cut but at the block
-    length. Processes take turns by batches.
+    length. Processes take turns by batches. Of a store with more than `max_tokens`, as many blocks as hold about that
+    many, evenly spaced over the text.
     """
     plan = BlockPlan.of(store, block_length, 0 if piece_ids is None else 2, max_padding=1.0)
-    for first in range(rank * batch_size, len(plan), world_size * batch_size):
-        blocks = np.arange(first, min(first + batch_size, len(plan)))
+    count = len(plan)
+    if max_tokens is not None and (tokens := int(plan.filled().sum())) > max_tokens:
+        count = math.ceil(max_tokens / tokens * len(plan))
+    for first in range(rank * batch_size, count, world_size * batch_size):
+        blocks = np.arange(first, min(first + batch_size, count)) * len(plan) // count
         yield {**assemble(store.tokens, plan, blocks, pad_token_id, piece_ids), "rows": blocks}

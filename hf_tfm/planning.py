@@ -2,15 +2,23 @@
 The way up: what a run costs in compute, memory and hours, by the usual formulas, before anything is rented.
 
 Compute is 6 operations for each parameter and token (Kaplan et al. 2020, https://huggingface.co/papers/2001.08361) plus
-attention's 12 · layers · width for each token and token of context. Activations follow Korthikanti et al. 2022
-(https://huggingface.co/papers/2205.05198) with attention computed by a fused kernel.
+attention's 12 · width for each token and token of context in each layer. Activations follow Korthikanti et al. 2022
+(https://huggingface.co/papers/2205.05198) with attention computed by a fused kernel, and the loss over blocks of tokens
+(`linear_cross_entropy`). Parameters are those of the model, built on torch's meta device, where it takes no memory.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from .configuration_tfm import TfmConfig
+import torch
+from torch import nn
+
+from .configuration_tfm import TfmConfig, TfmEncoderConfig
 from .errors import InputError
+from .modeling_tfm_decoder import TfmDecoderForCausalLM
+from .modeling_tfm_encoder import TfmEncoderForMaskedLM
+from .optim import parameter_kinds
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,13 @@ DEVICES = {
     "h200": Device("H200", 989e12, 141e9),
 }
 
-# Bytes of optimizer state for each parameter: two fp32 moments, or one momentum for Muon's matrices.
+# Bytes of optimizer state for each parameter in the layers' matrices: two fp32 moments, or one momentum for Muon, which
+# leaves all others to AdamW.
 OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "normuon": 4}
+
+# Rows of logits that `LinearCrossEntropy` computes at once on a GPU, and bytes that it holds for each logit: itself in
+# bf16 and fp32, its probability, that of the rows before, which are still there, and its gradient.
+_LOGIT_ROWS, _LOGIT_BYTES = 4096, 2 + 4 + 4 + 4 + 2
 
 
 @dataclass(frozen=True)
@@ -75,29 +88,26 @@ class Plan:
 
 
 def count_parameters(config: TfmConfig) -> int:
-    """Parameters of a model with an output head, without building it; a tied head counts once."""
-    width, inner = config.hidden_size, config.intermediate_size
-    heads, key_value = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    attention = width * (2 * heads + 2 * key_value + config.num_attention_heads * config.attention_gate)
-    feed_forward = width * inner * (3 if config.gated_mlp else 2)
-    embeddings = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
-    pre_norm = config.norm_position == "pre"
-    # Between embedding and blocks one norm takes the place of the other.
-    outer = pre_norm + (config.embedding_norm and not pre_norm)
-    norms = width * (2 * config.num_hidden_layers + outer) * (1 + config.norm_bias)
-    if config.qk_norm:
-        norms += 2 * config.head_dim * config.num_hidden_layers * (1 + config.norm_bias)
-    residual = (width * key_value + config.num_hidden_layers) * config.value_residual
-    biases = (heads + 2 * key_value + width) * config.attention_bias
-    biases += (inner * (1 + config.gated_mlp) + width) * config.mlp_bias
-    embeddings += _positions(config) + residual
-    return embeddings + norms + config.num_hidden_layers * (attention + feed_forward + biases)
+    """Parameters of the causal LM, or of an encoder's masked LM with its prediction head; a tied head counts once."""
+    return _on_meta(config).num_parameters()
 
 
-def _positions(config: TfmConfig) -> int:
-    """Parameters of learned positions and segments."""
-    learned = config.max_position_embeddings if config.position_embedding_type == "learned" else 0
-    return (learned + config.type_vocab_size) * config.hidden_size
+def _on_meta(config: TfmConfig) -> TfmDecoderForCausalLM | TfmEncoderForMaskedLM:
+    with torch.device("meta"):
+        return TfmEncoderForMaskedLM(config) if isinstance(config, TfmEncoderConfig) else TfmDecoderForCausalLM(config)
+
+
+def attended_tokens(config: Any, layer: int, length: int) -> int:
+    """How many tokens a token of a full context can look at in a layer."""
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    # Without kinds all layers slide, as Mistral's do, unless there is a switch for it, which Qwen2's relatives have.
+    sliding = kinds[layer] == "sliding_attention" if kinds else getattr(config, "use_sliding_window", True)
+    if not window or not sliding:
+        return length
+    # Encoders of this shape look so far on each side.
+    both_ways = config.model_type in ("tfm_encoder", "modernbert")
+    return min(2 * window + 1 if both_ways else window, length)
 
 
 def plan(
@@ -134,7 +144,8 @@ def plan(
         raise InputError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}")
     if optimizer not in OPTIMIZER_BYTES:
         raise InputError(f"optimizer {optimizer!r} is unknown; choose one of {', '.join(OPTIMIZER_BYTES)}")
-    parameters = count_parameters(config)
+    model = _on_meta(config)
+    parameters = model.num_parameters()
     tokens = 20 * parameters if tokens is None else tokens
     for name, value in {"tokens": tokens, "devices": devices, "rows": rows, "length": length}.items():
         if not value > 0 or math.isinf(value):
@@ -142,16 +153,21 @@ def plan(
     if not 0 < utilisation <= 1:
         raise InputError(f"utilisation must lie between 0 and 1, not {utilisation}")
 
-    # The embedding is a lookup; the head, tied or not, is a product.
-    lookup = _positions(config) + (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
-    attended = config.num_attention_heads * config.head_dim * config.num_hidden_layers
-    per_token = 6 * (parameters - lookup) + 12 * attended * length
+    # Embeddings are looked up; the head, tied or not, is a product.
+    lookup = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
+    lookup -= config.vocab_size * config.hidden_size if config.tie_word_embeddings else 0
+    context = sum(attended_tokens(config, layer, length) for layer in range(config.num_hidden_layers))
+    per_token = 6 * (parameters - lookup) + 12 * config.num_attention_heads * config.head_dim * context
     compute = per_token * tokens
     spent = compute * (4 / 3 if checkpointing else 1)
 
-    share = devices if sharded else 1
-    # fp32 weights and gradients, optimizer state; the bf16 copy that autocast makes of the weights.
-    weights_and_state = parameters * (4 + 4 + OPTIMIZER_BYTES[optimizer]) / share + 2 * parameters
+    weights_and_state: float = parameters * (4 + 4) + _state_bytes(model, optimizer)  # fp32 weights and gradients
+    if sharded:
+        # Whole are one layer at a time and what is outside the layers: bf16 weights, and gradients not yet summed up.
+        whole = parameters - sum(weight.numel() for weight in model.model.layers[:-1].parameters())
+        weights_and_state = weights_and_state / devices + whole * (2 + 2)
+    else:
+        weights_and_state += 2 * parameters  # the copy that autocast makes of the weights
     activations = _activation_bytes(config, rows * length, checkpointing)
     peak = DEVICES[device].peak * utilisation * devices
     return Plan(
@@ -170,13 +186,25 @@ def plan(
     )
 
 
+def _state_bytes(model: nn.Module, optimizer: str) -> int:
+    """What the optimizer keeps between steps."""
+    kinds, size = parameter_kinds(model), 0
+    for name, weight in model.named_parameters():
+        algorithm = optimizer if kinds[name] == "matrices" else "adamw"
+        size += OPTIMIZER_BYTES[algorithm] * weight.numel()
+        size += 4 * len(weight) if algorithm == "normuon" else 0  # the mean square of each row
+    return size
+
+
 def _activation_bytes(config: TfmConfig, tokens: int, checkpointing: bool) -> float:
-    """What is kept for the backward pass, two bytes a value, and the logits in fp32 with their gradient."""
+    """What is kept for the backward pass, two bytes a value, and what the loss keeps and holds for a moment."""
     queries = config.num_attention_heads * config.head_dim
     key_values = 2 * config.num_key_value_heads * config.head_dim
     inner = config.intermediate_size * (4 if config.gated_mlp else 2)
     of_a_block = 2 * (4 * config.hidden_size + 2 * queries + key_values + inner)
-    kept = 2 * config.hidden_size if checkpointing else of_a_block
-    working = of_a_block if checkpointing else 0
-    logits = config.vocab_size * (4 + 4 + 2)
-    return tokens * (config.num_hidden_layers * kept + working + logits)
+    kept = config.num_hidden_layers * (2 * config.hidden_size if checkpointing else of_a_block)
+    # The loss has its gradients before the backward pass: of the states, and of the whole head in fp32.
+    gradients = 2 * config.hidden_size * tokens + 4 * config.vocab_size * config.hidden_size
+    logits = _LOGIT_BYTES * config.vocab_size * min(tokens, _LOGIT_ROWS)
+    # Logits are gone when blocks are computed again.
+    return tokens * kept + gradients + max(logits, tokens * of_a_block if checkpointing else 0)

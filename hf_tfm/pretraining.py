@@ -1,6 +1,8 @@
 """What the pretraining scripts share: the model to train, the Trainer with its data and optimizer, what is shown."""
 
+import hashlib
 import inspect
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +12,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .attention import can_lay_rows_end_to_end
 from .averaging import AveragingMixin
 from .card import task_of
+from .checkpoints import last_checkpoint
 from .configuration_tfm import SIZES, TfmConfig
 from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
 from .errors import InputError
@@ -23,12 +34,15 @@ from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss,
 from .packed_rows import PackedRows, sentence_label
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .recipe import read_mapping, refuse_below
-from .record import write_model_folder
-from .sources import Source, list_files, parse_sources
+from .record import base_model_name, write_model_folder
+from .sources import Source, left_out, list_files, parse_sources
 from .speed import compile_blocks, compiler_found, eager_blocks, pays_to_compile
 from .tokenization import tokenizer_fingerprint
 from .trainer import RunTrainer, bits_per_byte, check_arguments, data_seed, recipe_before
 
+
+# So many files are named, and each hashed, in a record; of more their number.
+_MANY_FILES = 10
 
 # Settings of transformers' that decide what is learned.
 _DECISIVE = (
@@ -150,6 +164,7 @@ class PretrainTrainingArguments(TrainingArguments):
     output_dir: str = "runs/pretrained"
     learning_rate: float | None = None
     max_steps: int = 1000
+    num_train_epochs: float = 0.0
     per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 16
     weight_decay: float | None = None
@@ -172,7 +187,7 @@ def check_pretraining(script: PretrainArguments, args: TrainingArguments) -> Non
     """Raise `InputError` for arguments that would end in an error later, or do nothing."""
     check_arguments(args, script.model, _IGNORED)
     refuse_below(args, max_steps=1)
-    refuse_below(script, block_length=2, validation_tokens=1, warmup=0, decay=0)
+    refuse_below(script, block_length=2, validation_tokens=1, warmup=0, decay=0, z_loss=0)
     if script.decay > 1:
         raise InputError(f"decay {script.decay:g}: a share of the run, 1 at most")
     if script.ema_decay and args.load_best_model_at_end:
@@ -184,7 +199,9 @@ def run_identity(script: PretrainArguments, args: TrainingArguments) -> dict[str
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     cache_dir = Path(script.cache_dir or default_cache_dir())
     contents = {
-        "contents of data": contents_digest(script.training_sources(), script.text_field, cache_dir),
+        "contents of data": contents_digest(
+            script.training_sources(), script.text_field, cache_dir, streaming=script.streaming
+        ),
         "contents of validation_data": contents_digest(script.validation_sources(), script.text_field, cache_dir),
     }
     contents["contents of tokenizer"] = tokenizer_fingerprint(load_tokenizer(script.tokenizer))
@@ -231,27 +248,52 @@ def build_model(
         for name in ("pad", "bos", "eos", "cls", "sep", "mask")
     }
     fields = {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
+
+    def may_read_ahead(model: PreTrainedModel) -> bool:  # BERT and its kind do, unless their configuration forbids it
+        return auto_class is AutoModelForCausalLM and hasattr(model.config, "is_decoder") and _reads_ahead(model)
+
     try:
         if path.is_dir() and (any(path.glob("*.safetensors*")) or any(path.glob("pytorch_model*.bin*"))):
             model, is_new = auto_class.from_pretrained(spec, dtype=torch.float32, **overrides), False
+            if may_read_ahead(model):
+                overrides |= {"is_decoder": True}
+                model = auto_class.from_pretrained(spec, dtype=torch.float32, **overrides)
         elif path.exists():
             config, unused = AutoConfig.from_pretrained(spec, return_unused_kwargs=True, **{**fields, **overrides})
             if unknown := [name for name in overrides if name in unused]:
                 raise ValueError(f"{type(config).__name__} has no field {unknown[0]!r} to override")
-            model, is_new = auto_class.from_config(config), True
+            model, is_new = auto_class.from_config(config, dtype=torch.float32), True
+            if may_read_ahead(model):
+                config.is_decoder = True
+                model = auto_class.from_config(config, dtype=torch.float32)
         else:
             lookalike, _, size = spec.partition("/")
             known = {name: value for name, value in fields.items() if hasattr(config_class, name)}
             defaults = {"max_position_embeddings": max(script.block_length, 1024)} if lookalike in SIZES else {}
             config = config_class.preset(lookalike, size or None, **{**defaults, **known, **overrides})
-            model, is_new = auto_class.from_config(config), True
+            model, is_new = auto_class.from_config(config, dtype=torch.float32), True
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split()).split(" Model type should be one of")[0]  # and then some hundred names
         raise InputError(f"model {spec}: {reason}") from error
     check_fit(model, tokenizer, script.block_length)
+    if auto_class is AutoModelForCausalLM and _reads_ahead(model):
+        raise InputError(f"model {spec}: {type(model).__name__} reads the tokens that it shall predict; no causal LM")
     if is_new and script.zero_init:
         zero_init_output_projections(model)
     return model, is_new
+
+
+@torch.no_grad()
+def _reads_ahead(model: PreTrainedModel) -> bool:
+    """Whether what a model says at a place changes with a later token."""
+    if isinstance(model.config, TfmConfig):
+        return False  # which never does, and may be new with layers that do nothing yet
+    was_training = model.training
+    ids = torch.arange(1, 9, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    changed = torch.cat([ids[:, :4], ids[:, 4:].flip(1)], dim=1)
+    one, other = (model.eval()(input_ids=rows).logits[:, :4] for rows in (ids, changed))
+    model.train(was_training)
+    return not torch.allclose(one, other, rtol=0, atol=1e-4 * float(one.abs().max()))
 
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
@@ -273,8 +315,12 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length
 @dataclass
 class PretrainData:
     """
-    What a run reads: training batches by number, evaluation batches, and the facts about both for the record. Bytes per
-    token only where all tokens are predicted, so that a loss has bits per byte.
+    What a run reads: training batches by number, evaluation batches, and the facts about both for the record. Bytes of
+    training text per token only where all tokens are predicted, so that a loss has bits per byte.
+
+    Args:
+        tokens: of the whole run without padding, if that is known.
+        passes: how often the run reads each of its texts, if that is known.
     """
 
     train: Dataset
@@ -282,6 +328,8 @@ class PretrainData:
     facts: list[dict[str, Any]]
     tokens_per_step: int
     bytes_per_token: float | None
+    tokens: int | None = None
+    passes: Sequence[float | None] = ()
 
 
 def prepare_data(
@@ -305,6 +353,8 @@ def prepare_data(
     piece_ids = None if tokenizer.cls_token_id is None else piece_ends(tokenizer)
     wrap: Literal["document", "piece"] = "document" if piece_ids is None else "piece"
     reading: dict[str, Any] = dict(text_field=script.text_field, cache_dir=script.cache_dir)
+    rows = args.per_device_train_batch_size * args.world_size
+    micro_steps = args.max_steps * args.gradient_accumulation_steps
     blocks = PackedBlocks.from_sources(
         script.training_sources(),
         tokenizer,
@@ -312,26 +362,25 @@ def prepare_data(
         wrap=wrap,
         streaming=script.streaming,
         seed=data_seed(args),
+        blocks_read=rows * micro_steps,
         **reading,
+        **({} if script.streaming else {"progress": args.process_index == 0}),
     )
     validation = TokenStore.build(script.validation_sources(), tokenizer, wrap=wrap == "document", **reading)
     for store in (blocks, validation):
         store.check_vocab(model.get_input_embeddings().weight.shape[0])
 
-    rows = args.per_device_train_batch_size * args.world_size
-    micro_steps = args.max_steps * args.gradient_accumulation_steps
     accumulation = args.gradient_accumulation_steps
     shares = {"rank": args.process_index, "world_size": args.world_size, "accumulation": accumulation}
     schedule = parse_length_schedule(script.length_schedule, script.block_length) if script.length_schedule else None
     batches = StepBatches(blocks.rows, rows, micro_steps, schedule=schedule, transform=objective, **shares)
 
     evaluation: list[dict[str, Any]] = []
-    measured = text_bytes = text_tokens = 0
+    measured = 0
     packing: dict[str, Any] = dict(pad_token_id=tokenizer.pad_token_id or 0, piece_ids=piece_ids)
     begin = piece_ids[0] if piece_ids else tokenizer.bos_token_id
-    for batch in iter_eval_blocks(validation, script.block_length, args.per_device_eval_batch_size, **packing):
-        if measured >= script.validation_tokens:
-            break
+    evaluated, most = args.per_device_eval_batch_size, script.validation_tokens
+    for batch in iter_eval_blocks(validation, script.block_length, evaluated, max_tokens=most, **packing):
         batch["rows"] = len(evaluation) * args.per_device_eval_batch_size + np.arange(len(batch["input_ids"]))
         inputs = (evaluation_objective or objective)(batch)
         tokens = int(batch["num_tokens"].sum())
@@ -339,20 +388,25 @@ def prepare_data(
         # The first token of a piece is not predicted. Where it is text, its bytes count with the mean of the others.
         sizes = {"num_bytes": int(batch["num_bytes"].sum()), "num_text_tokens": tokens - int((firsts == begin).sum())}
         evaluation.append({**inputs, **sizes})
-        measured, text_bytes = measured + tokens, text_bytes + sizes["num_bytes"]
-        text_tokens += sizes["num_text_tokens"]
+        measured += tokens
     if all(bool((torch.as_tensor(batch["labels"]) == -100).all()) for batch in evaluation):
         text = ", ".join(map(describe_source, script.validation_sources()))
         raise InputError(f"validation_data {text}: too little text, nothing is predicted")
+    facts = [
+        *describe_text("train", script.training_sources(), blocks.stores, script),
+        *describe_text("validation", script.validation_sources(), [validation], script),
+    ]
+    facts[-1]["measured_tokens"] = measured
     return PretrainData(
         train=batches,
         evaluation=evaluation,
-        facts=[
-            *describe_text("train", script.training_sources(), blocks.stores, script),
-            *describe_text("validation", script.validation_sources(), [validation], script),
-        ],
+        facts=facts,
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
-        bytes_per_token=text_bytes / text_tokens if (evaluation_objective or objective) is causal else None,
+        bytes_per_token=blocks.bytes_per_token(begin is not None)
+        if objective is causal and not script.z_loss
+        else None,
+        tokens=blocks.count_tokens(rows * micro_steps),
+        passes=blocks.epochs(rows * micro_steps),
     )
 
 
@@ -413,8 +467,8 @@ def prepare_pairs(
     for store in stores:
         store.check_vocab(model.get_input_embeddings().weight.shape[0])
     pairs = [
-        SentencePairs(s, tokenizer, script.block_length, task=script.sentence_task, seed=data_seed(args))
-        for s in stores
+        SentencePairs(store, tokenizer, script.block_length, task=script.sentence_task, seed=seed)
+        for store, seed in zip(stores, (data_seed(args), 0))  # what is measured is the same for every seed
     ]
     rows = args.per_device_train_batch_size * args.world_size
     evaluated = args.per_device_eval_batch_size
@@ -439,11 +493,12 @@ def describe_text(
 ) -> list[dict[str, Any]]:
     """The facts about a text for the run record: names without folders, hashes, counts where it was read whole."""
     files = [path for source in sources if not source.hub for path in _paths(source)]
-    facts: dict[str, Any] = {
-        "name": ", ".join(map(describe_source, sources)),
-        "split": split,
-        "sha256": ", ".join(file_hash(path, Path(script.cache_dir or default_cache_dir())) for path in files),
-    }
+    facts: dict[str, Any] = {"name": ", ".join(map(describe_source, sources)), "split": split}
+    if not (script.streaming and split == "train"):  # a stream is there not to be read as a whole
+        hashes = [file_hash(path, Path(script.cache_dir or default_cache_dir())) for path in files]
+        if len(hashes) > _MANY_FILES:
+            hashes = [f"{hashlib.sha256(' '.join(sorted(hashes)).encode()).hexdigest()} (of the sorted hashes)"]
+        facts["sha256"] = ", ".join(hashes)
     whole = [store for store in stores if isinstance(store, TokenStore)]
     if len(whole) == len(stores):
         facts |= {
@@ -462,6 +517,8 @@ def _paths(source: Source) -> list[Path]:
 def describe_source(source: Source) -> str:
     """What was read, without folders, and which of its records or which share of its documents."""
     names = [source.location] if source.hub else [path.name for path in _paths(source)]
+    if len(names) > _MANY_FILES:
+        names = [f"{Path(source.location).name} ({len(names):,} files)"]
     chosen = [f"{field}: {', '.join(values)}" for field, values in (source.where or {}).items()]
     if not source.whole:
         chosen.append(f"{source.part[1] - source.part[0]:.3g} of the documents")
@@ -485,10 +542,12 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         self.script = script
         self.rows = PackedRows.of(self.model)
         check_fit(self.model, self.processing_class, script.block_length + self.rows.first_position)
+        # Not all causal LMs tell Trainer that they are: GPT-2's kind, with names in …LMHeadModel.
+        self._loss_shifts_labels |= type(self.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self._skips_logits = "skip_logits" in inspect.signature(self.model.forward).parameters and not script.z_loss
         if self.record is not None:
             self.record["license"] = script.license
-            self.record["block_length"] = script.block_length
+            self.record["block_length"] = max(script_lengths(script))
             self.record["data"] = data.facts
             self.record["tokens_per_step"] = data.tokens_per_step
 
@@ -560,7 +619,8 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
     ) -> torch.optim.lr_scheduler.LambdaLR:
         if self.lr_scheduler is None:
             s = self.script
-            decay = num_training_steps if s.decay == 1 else s.decay  # the whole run, not one step
+            warmup_steps = round(s.warmup * num_training_steps) if s.warmup < 1 else round(s.warmup)
+            decay = num_training_steps - warmup_steps if s.decay == 1 else s.decay  # of the whole run, not one step
             self.lr_scheduler = build_scheduler(
                 optimizer or self.optimizer, s.schedule, num_training_steps, warmup=s.warmup, decay=decay
             )
@@ -573,17 +633,19 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         """Mean loss over the predicted tokens of all batches, and bits per byte where every token is predicted."""
         self.model.eval()
         started, nats, predicted, text_bytes, text_tokens = time.time(), 0.0, 0, 0, 0
-        for batch in eval_dataset or self.data.evaluation:
-            inputs = self._prepare_inputs({name: value for name, value in batch.items() if not name.startswith("num_")})
-            labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
-            count = int((labels != -100).sum())
-            if not count:  # of which the mean loss is no number
-                continue
-            with eager_blocks(self.model), self.compute_loss_context_manager(), self.accelerator.autocast():
-                nats += float(self.model(**inputs).loss) * count
-            predicted += count
-            text_bytes += batch["num_bytes"]
-            text_tokens += batch.get("num_text_tokens", 0)
+        with self.averaged(), eager_blocks(self.model):
+            for batch in eval_dataset or self.data.evaluation:
+                inputs = {name: value for name, value in batch.items() if not name.startswith("num_")}
+                inputs = self._prepare_inputs(inputs)
+                labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+                count = int((labels != -100).sum())
+                if not count:  # of which the mean loss is no number
+                    continue
+                with self.compute_loss_context_manager(), self.accelerator.autocast():
+                    nats += float(self.model(**inputs).loss) * count
+                predicted += count
+                text_bytes += batch["num_bytes"]
+                text_tokens += batch.get("num_text_tokens", 0)
         metrics = {f"{metric_key_prefix}_loss": nats / predicted}
         if self._loss_shifts_labels and text_bytes:
             metrics[f"{metric_key_prefix}_bits_per_byte"] = bits_per_byte(nats / predicted, text_bytes / text_tokens)
@@ -594,20 +656,41 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         self.model.train()
         return metrics
 
+    def final_evaluation(self) -> dict[str, float]:
+        """What was measured behind the last step; measured now if nothing was, or if another checkpoint is kept."""
+        last = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
+        known = last.get("step") == self.args.max_steps and not self.args.load_best_model_at_end
+        return last if known else self.evaluate()
+
 
 def report_start(trainer: PretrainTrainer, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     """Say what will be trained, and show the first row with what is predicted in it."""
     model, data, args, say = trainer.model, trainer.data, trainer.args, trainer.accelerator.print
     embedding = model.get_input_embeddings().weight.numel()
     steps, tokens = args.max_steps, data.tokens_per_step * args.max_steps
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(Path(args.output_dir))
+    done = int(str(checkpoint).rpartition("-")[2]) if checkpoint else 0
     say(f"model      {type(model).__name__}, {model.num_parameters():,} parameters, {embedding:,} of them embeddings")
     say(f"weights    {'new' if is_new else f'from {trainer.script.model}'}")
+    if not is_new and trainer.record is not None:
+        trainer.record["base_model"] = base_model_name(trainer.script.model)
     if not trainer.rows.apart:
         say("rows       texts packed into one row are read as one: this architecture cannot keep them apart")
     for fact in data.facts:
         counts = [f"{fact[unit]:,} {unit}" for unit in ("documents", "tokens", "bytes") if unit in fact]
+        if fact.get("measured_tokens", math.inf) < 0.99 * fact.get("tokens", 0):
+            counts.append(f"{fact['measured_tokens']:,} tokens of it measured")
         say(f"{fact['split']:10} {', '.join(counts or [fact['name']])}")
-    say(f"steps      {steps:,} of {data.tokens_per_step:,} tokens: {tokens:,}")
+    for note in notes_on_text(trainer.script, data.facts):
+        say(f"           {note}")
+    padding = "" if data.tokens is None else f", {1 - data.tokens / tokens:.1%} of it padding"
+    say(f"steps      {steps:,} of {data.tokens_per_step:,} tokens: {tokens:,}{padding}")
+    if passes := [f"{times:.2g}" for times in data.passes if times is not None]:
+        say(f"passes     {', '.join(passes)} over the text")
+    if done:
+        say(f"goes on    behind step {done:,}")
+    if not trainer._skips_logits and trainer._loss_shifts_labels:
+        say("logits     of all tokens at once: this architecture, or z_loss, needs them")
     say("optimizer  " + describe_optimizer(trainer.create_optimizer()).replace("\n", "\n           "))
     seconds = None
     if not trainer.is_fsdp_enabled:  # a model that is not sharded yet may fit on no device
@@ -616,7 +699,8 @@ def report_start(trainer: PretrainTrainer, is_new: bool, tokenizer: PreTrainedTo
     say(f"compiled   {trainer.settle_compile(None if seconds is None else steps * seconds)}")
     if seconds is not None:
         precision = "bf16" if args.bf16 else "fp32"
-        say(f"time       about {steps * seconds / 60:.1f} minutes at {seconds:.2f} s a step in {precision}")
+        minutes = (steps - done) * seconds / 60
+        say(f"time       about {minutes:.1f} minutes at {seconds:.2f} s a step in {precision}, and evaluations")
     say("example    " + marked_example(data.train[0], tokenizer), flush=True)
 
 
@@ -642,7 +726,8 @@ def marked_example(inputs: dict[str, torch.Tensor], tokenizer: PreTrainedTokeniz
         where, labels = positions[labels != -100], labels[labels != -100]
         labels = torch.full((inputs["input_ids"].numel(),), -100).index_copy(0, where, labels)
         labels = labels.view_as(inputs["input_ids"])
-    ids, labels = inputs["input_ids"][0, :tokens].tolist(), labels[0, :tokens].tolist()
+    end = int((inputs["input_ids"][0] != (tokenizer.pad_token_id or 0)).nonzero().max()) + 1
+    ids, labels = inputs["input_ids"][0, : min(tokens, end)].tolist(), labels[0, : min(tokens, end)].tolist()
     parts, start = [], 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or (labels[end] == -100) != (labels[start] == -100):
@@ -661,15 +746,35 @@ def report_end(
 ) -> None:
     """Write the folder of the finished model with its record, and say where it is and how to load it."""
     args, record = trainer.args, trainer.record
-    record["tokens"] = trainer.data.tokens_per_step * args.max_steps
+    data = trainer.data
+    record["tokens"] = data.tokens_per_step * args.max_steps if data.tokens is None else data.tokens
     measured = ("loss", "bits_per_byte", "predicted_tokens", "masked_loss")
     record["results"] = {name: results[f"eval_{name}"] for name in measured if f"eval_{name}" in results}
     record.add_model(model)
     record.add_training(trainer.state)
     write_model_folder(Path(args.output_dir), model, tokenizer, record)
-    print("\nresult     " + ", ".join(f"{name} {value:.4g}" for name, value in record["results"].items()))
+    print("\nresult     " + ", ".join(f"{name} {_figure(value)}" for name, value in record["results"].items()))
     print(f"model      {args.output_dir}")
     trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
     print(f'load it    {task_of(type(model).__name__)[0]}.from_pretrained("{args.output_dir}"{trust})')
     if args.push_to_hub and (commit := trainer.push_to_hub()):
         print(f"pushed     {commit.commit_url}")
+
+
+def notes_on_text(script: PretrainArguments, facts: list[dict[str, Any]]) -> list[str]:
+    """What a person may not have meant about the text: files left out, read twice, or trained on and measured."""
+    notes = []
+    for source in [*script.training_sources(), *(script.validation_sources() if script.validation_data else [])]:
+        for why, files in left_out(source).items():
+            names = ", ".join(path.name for path in files[:3]) + (", …" if len(files) > 3 else "")
+            notes.append(f"{len(files):,} left out of {source.location}, {why}: {names}")
+    train, validation = (fact.get("sha256", "").split(", ") for fact in (facts[0], facts[-1]))
+    if len(set(train)) < len(train):
+        notes.append("a file of the training text is in it twice")
+    if script.validation_data and set(train) & set(validation) - {""}:
+        notes.append("a file of the validation text is trained on: its figures say little about other text")
+    return notes
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,20 +1,28 @@
 """How a script in `training/` is told what to do: `recipe.yaml`, then `--field value`, into dataclasses."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
 import json
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .checkpoints import last_checkpoint
 from .errors import InputError
+
+
+# Where the script that runs now keeps its checkpoints.
+_output_dir: str | None = None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -81,6 +89,8 @@ def parse_recipe(
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    global _output_dir
+    _output_dir = training[0].output_dir if training else None
     return script, training[0] if training else None
 
 
@@ -147,14 +157,41 @@ def read_mapping(text: str, name: str) -> dict[str, Any]:
 
 
 def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
-    """Make a script's `main(argv)` return its exit code: 2 with one line on standard error for an `InputError`."""
+    """
+    Make a script's `main(argv)` return its exit code: 2 with one line on standard error for an `InputError`. Where
+    Ctrl-C or SIGTERM came outside of the training, which heeds them itself, 0 if there is a checkpoint to go on from,
+    else 130.
+    """
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
         try:
-            return main(argv) or 0
+            with _terminated_as_interrupted():
+                return main(argv) or 0
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            checkpoint = last_checkpoint(Path(_output_dir)) if _output_dir else None
+            where = f"goes on from {checkpoint}" if checkpoint else "begins anew"
+            print(f"\nstopped; the same command {where}", file=sys.stderr)
+            return 0 if checkpoint else 130
 
     return wrapper
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does. Signals are a main thread's."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

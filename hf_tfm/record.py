@@ -90,6 +90,11 @@ class RunRecord:
         (Path(folder) / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def base_model_name(model: str) -> str:
+    """What a card calls the model that a run goes on from: its name on the Hub, or that of its folder."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
 def model_facts(model: PreTrainedModel) -> dict[str, Any]:
     """
     Class, parameters and configuration; a tied matrix counts once, of an adapter only its base is counted, and of a
@@ -100,11 +105,14 @@ def model_facts(model: PreTrainedModel) -> dict[str, Any]:
         model = model.get_base_model()
     added = ("lora_", ".modules_to_save.", ".trainable_tokens_")
     total = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in added))
+    config = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
+    # What GPT-2 and others call otherwise goes by its usual name too: n_layer is num_hidden_layers.
+    usual = {name: config[own] for name, own in model.config.attribute_map.items() if own in config}
     return {
         "class": type(model).__name__.removeprefix("FSDP"),  # which sharding puts in front
         "parameters": total,
         "parameters_without_embedding": total - model.get_input_embeddings().weight.numel(),
-        "config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"},
+        "config": {**usual, **config},
     }
 
 

@@ -16,7 +16,7 @@ from .batches import length_of
 from .card import is_adapter, opening
 from .finetuning import FinetuningRecipe
 from .metrics import Estimate
-from .record import RECORD_FILE, RunRecord, write_model_folder
+from .record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
 from .records import Records, data_facts
 
 
@@ -27,9 +27,7 @@ def begin_record(
     record = RunRecord(job, args.seed)
     record["loss_name"] = "loss"
     record["license"] = recipe.license
-    record["base_model"] = recipe.base_model or recipe.model
-    if recipe.base_model is None and Path(recipe.model).exists():
-        record["base_model"] = Path(recipe.model).resolve().name
+    record["base_model"] = recipe.base_model or base_model_name(recipe.model)
     # Where the records have what; prediction looks there again.
     record["fields"] = {
         name: value

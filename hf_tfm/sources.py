@@ -178,44 +178,66 @@ class TextFile(NamedTuple):
 def list_files(source: Source, kinds: Collection[str] | None = None) -> list[TextFile]:
     """The files of a source, of all kinds or these, sorted by path. Raises `InputError` if there is none."""
     kinds = READERS if kinds is None else kinds
-    location = os.path.expanduser(source.location)
-    if os.path.isfile(location):
-        found, explicit = [Path(location)], True
-    elif os.path.isdir(location):
-        inside = (path for path in sorted(Path(location).rglob("*")) if path.is_file())
-        found = [path for path in inside if _belongs(path.relative_to(location), source.split)]
-        explicit = False
-    else:
-        found, explicit = [Path(path) for path in sorted(glob.glob(location, recursive=True))], True
-        found = [path for path in found if path.is_file()]
-        if not found:
-            raise InputError(
-                f"{source.location}: no such file, folder or glob; a dataset of the Hub is written hub:NAME"
-            )
-
-    files = []
-    for path in found:
-        if path.suffix.lower() == ".zip":
-            with readable(path), zipfile.ZipFile(path) as archive:
-                names = [name for name in sorted(archive.namelist()) if _belongs(Path(name), source.split)]
-            files += [file for name in names if (file := TextFile(path, name)).suffixes[0] in kinds]
-        elif TextFile(path).suffixes[0] in kinds:
-            files.append(TextFile(path))
-        elif explicit:
-            raise InputError(f"{path}: unknown kind of file; the name must end in {_known_suffixes()}")
+    files = [file for file, of_split in _every_file(source, kinds) if of_split and file.suffixes[0] in kinds]
     if not files:
         which = f"of the {source.split!r} split " if source.split else ""
         raise InputError(f"{source.location}: holds no file {which}whose name ends in {_known_suffixes()}")
     return files
 
 
+def left_out(source: Source) -> dict[str, list[Path]]:
+    """
+    By reason, the files that `list_files` passes over, but for hidden ones: those "named for another split" and those
+    "of another kind". One in an archive is `archive.zip/member`; of a dataset of the Hub nothing is left out.
+    """
+    reasons: dict[str, list[Path]] = {}
+    for file, of_split in [] if source.hub else _every_file(source, READERS):
+        suffix = file.suffixes[0]
+        if not of_split and suffix in (*READERS, ".zip"):
+            reasons.setdefault("named for another split", []).append(Path(str(file)))
+        elif suffix not in READERS:
+            reasons.setdefault("of another kind", []).append(Path(str(file)))
+    return reasons
+
+
+def _every_file(source: Source, kinds: Collection[str]) -> Iterator[tuple[TextFile, bool]]:
+    """All files of a source but hidden ones, sorted by path, and whether they are of its split."""
+    location = os.path.expanduser(source.location)
+    in_folder = os.path.isdir(location)
+    if in_folder:
+        found = sorted(Path(location).rglob("*"))
+    elif os.path.isfile(location):
+        found = [Path(location)]
+    else:
+        found = [Path(path) for path in sorted(glob.glob(location, recursive=True))]
+    found = [path for path in found if path.is_file()]
+    if not (found or in_folder):
+        raise InputError(f"{source.location}: no such file, folder or glob; a dataset of the Hub is written hub:NAME")
+    for path in found:
+        inside = path.relative_to(location) if in_folder else Path()
+        if _is_hidden(inside):
+            continue
+        of_split = not in_folder or _belongs(inside, source.split)  # a file that is named is read whatever it is called
+        if path.suffix.lower() == ".zip" and of_split:
+            with readable(path), zipfile.ZipFile(path) as archive:
+                members = sorted(name for name in archive.namelist() if not name.endswith("/"))
+            visible = (name for name in members if not _is_hidden(Path(name)))
+            yield from ((TextFile(path, name), _belongs(Path(name), source.split)) for name in visible)
+        elif not in_folder and TextFile(path).suffixes[0] not in kinds:
+            raise InputError(f"{path}: unknown kind of file; the name must end in {_known_suffixes()}")
+        else:
+            yield TextFile(path), of_split
+
+
 _SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test", "training": "train"}
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _belongs(path: Path, split: str) -> bool:
-    """Whether a file of a folder is of the split, by its name or a folder's; hidden files belong to none."""
-    if any(part.startswith(".") for part in path.parts):
-        return False
+    """Whether a file of a folder is of the split, by its name or a folder's."""
     return not split or (named_split(path) or "train") == _SPLIT_ALIASES.get(split, split)
 
 
@@ -244,7 +266,7 @@ def readable(label: object) -> Iterator[None]:
         raise InputError(
             f"{label}: is not UTF-8 text (byte 0x{byte:02x}); convert it, for instance with `iconv -t utf-8`"
         ) from None
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
         # RuntimeError: an encrypted zip
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{label}: cannot be read ({reason}); mend the file or fetch it again") from None
@@ -320,9 +342,10 @@ def _read_jsonl(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> 
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         if text and not text.isspace():
             try:
-                yield place, json.loads(text)
+                yield place, json.loads(text.rstrip("\r\n"))  # behind which an error's column would count anew
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{place}: broken JSON ({error}); mend or drop this line") from None
+                fault = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                raise InputError(f"{place}: broken JSON ({fault}); mend or drop this line") from None
 
 
 def _read_json(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> Iterator[tuple[str, Any]]:
@@ -336,23 +359,25 @@ def _read_json(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> I
             yield from _read_jsonl(stream, file, columns)
         return
     text = io.TextIOWrapper(stream, encoding="utf-8-sig")
-    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
-    buffer, at, number = text.read(MAX_CHARACTERS).lstrip()[1:], 0, 1
-    while True:
-        at = between.match(buffer, at).end()
-        if buffer.startswith("]", at):
-            return
+    decoder, buffer, at, number = json.JSONDecoder(), text.read(MAX_CHARACTERS).lstrip()[1:], 0, 1
+    first, between = re.compile(r"\s*(\])?"), re.compile(r"\s*(?:(\])|,\s*)")
+    while not (gap := (first if number == 1 else between).match(buffer, at)) or not gap[1]:
         try:
-            record, at = decoder.raw_decode(buffer, at)
+            if not gap:
+                raise ValueError("Expecting ',' or ']' before it")
+            record, at = decoder.raw_decode(buffer, gap.end())
         except (ValueError, RecursionError) as error:
             # Either the record goes on beyond what has been read, or it is broken.
             more = text.read(max(MAX_CHARACTERS, len(buffer) - at))
             if not more or len(buffer) - at > 64 * MAX_CHARACTERS:
-                raise InputError(f"{file}, record {number}: broken JSON ({error.args[0].split(':')[0]})") from None
+                fault = getattr(error, "msg", error)
+                raise InputError(f"{file}, record {number}: broken JSON ({fault})") from None
             buffer, at = buffer[at:] + more, 0
             continue
         yield f"{file}, record {number}", record
         number += 1
+    if buffer[gap.end() :].strip() or text.read(MAX_CHARACTERS).strip():
+        raise InputError(f"{file}: broken JSON (text behind the ] that ends {number - 1} records); mend it")
 
 
 def _read_whole(stream: BinaryIO, file: TextFile) -> Iterator[tuple[str, Any]]:
@@ -369,11 +394,23 @@ def _read_csv(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> It
     csv.field_size_limit(2**31 - 1)  # the default forbids texts over 128 KiB
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     rows = csv.DictReader(lines, delimiter="\t" if file.suffixes[0] == ".tsv" else ",", strict=True)
-    for row in rows:
-        place = f"{file}, line {rows.line_num}"
-        if None in row:
-            raise InputError(f"{place}: has more cells than the header names; quote cells that hold the separator")
-        yield place, row
+    begun = 1
+    try:
+        names = list(rows.fieldnames or [])
+        if twice := [name for name in columns or names if name and names.count(name) > 1]:
+            raise InputError(f"{file}: has {names.count(twice[0])} columns called {twice[0]!r}; rename all but one")
+        begun = rows.line_num + 1
+        for row in rows:
+            place = f"{file}, line {rows.line_num}"
+            if None in row:
+                raise InputError(f"{place}: has more cells than the header names; quote cells that hold the separator")
+            yield place, row
+            begun = rows.line_num + 1
+    except csv.Error as error:
+        fault = str(error).replace("\t", "\\t")
+        raise InputError(
+            f"{file}, line {rows.reader.line_num}: cannot be read ({fault}); mend the quotes from line {begun} on"
+        ) from None
 
 
 def _read_parquet(stream: BinaryIO, file: TextFile, columns: list[str] | None) -> Iterator[tuple[str, Any]]:

@@ -145,7 +145,7 @@ def check_arguments(args: TrainingArguments, model: str, ignored: Mapping[str, s
     """
     refuse_ignored(args, ignored or {})
     least = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    refuse_below(args, **dict.fromkeys(least, 1))
+    refuse_below(args, **dict.fromkeys(least, 1), seed=0, max_grad_norm=0)
     if missing := sorted(set(args.report_to) - set(get_available_reporting_integrations())):
         raise InputError(f"--report_to {missing[0]}: there is no such package here; install it or leave this out")
     checkpoint = args.resume_from_checkpoint

@@ -25,6 +25,7 @@ from .convert import outputs_of
 from .errors import InputError
 from .finetuning import quiet
 from .loading import ADAPTER_FILE, auto_class_of, open_model
+from .packed_rows import PackedRows, loss_adds_up, sentence_label
 
 
 TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller
@@ -85,7 +86,7 @@ class Subject:
             labels = labels.masked_fill(columns > length - 1 - torch.arange(rows)[:, None] * 2, -100)
             extra = {}
             if self.head == "PreTraining":
-                extra["next_sentence_label"] = torch.randint(2, (rows,), generator=draw)
+                extra[sentence_label(self.model) or "next_sentence_label"] = torch.randint(2, (rows,), generator=draw)
             return {"labels": labels, **extra}
         if self.head == "QuestionAnswering":
             starts = torch.randint(length, (rows,), generator=draw)
@@ -220,32 +221,32 @@ def check_cache(subject: Subject) -> str:
 
 
 def check_packing(subject: Subject) -> str:
-    """Documents packed into one row, their positions starting again, do not see each other."""
-    if not isinstance(subject.model.config, TfmConfig) and subject.head != "CausalLM":
-        raise NotApplicable("this architecture does not tell packed documents apart by their positions")
-    if not subject.by_token:
-        raise NotApplicable("a head by row does not read packed documents")
+    """Documents packed into one row, as the scripts for pretraining pack them, do not see each other."""
+    if subject.model.config.is_encoder_decoder or not subject.by_token:
+        raise NotApplicable("a head by row, or an encoder and a decoder, read no packed documents")
+    model = subject.copy()
+    model.config.use_cache = False  # as in training: with a cache transformers' models see across documents
+    packing = PackedRows.of(model)
+    if not packing.apart:
+        raise NotApplicable("this architecture cannot keep packed documents apart")
     one, other = subject.ids(1, 7, seed=1), subject.ids(1, 9, seed=2)
     positions = torch.cat([torch.arange(7), torch.arange(9)]).unsqueeze(0)
-    inputs: dict[str, Any] = {"input_ids": torch.cat([one, other], dim=1), "position_ids": positions}
-    if subject.head == "CausalLM":
-        inputs["use_cache"] = False
-    packed = outputs_of(subject.model, **inputs)
-    rows = ("pooler_output", "seq_relationship_logits")
-    packed = {name: value for name, value in packed.items() if name not in rows}
+    inputs = packing.fit({"input_ids": torch.cat([one, other], dim=1), "position_ids": positions})
+    rows = ("pooler_output", "seq_relationship_logits", "sop_logits")
+    packed = {name: value for name, value in outputs_of(model, **inputs).items() if name not in rows}
     worst = 0.0
     for ids, columns in ((one, slice(0, 7)), (other, slice(7, 16))):
-        alone = outputs_of(subject.model, input_ids=ids)
+        alone = outputs_of(model, input_ids=ids)
         found = {name: value[:, columns] for name, value in packed.items()}
         expected = {name: alone[name] for name in found}
         worst = max(worst, compare(found, expected, "between a document alone and packed"))
     return f"largest difference {worst:.0e}"
 
 
-def _gradients(model: PreTrainedModel, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def _gradients(model: PreTrainedModel, batches: list[dict[str, Any]], shares: list[float]) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    for batch in batches:
-        model(**batch).loss.backward()
+    for batch, share in zip(batches, shares, strict=True):
+        (model(**batch).loss * share).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -260,16 +261,21 @@ def check_accumulation(subject: Subject) -> str:
         raise NotApplicable("its loss is a mean over rows, which Trainer divides itself")
     if isinstance(model, EncoderDecoderModel):
         raise NotApplicable("its loss is a mean over the batch; the script for translation has its own")
-    shifted = labels["labels"][..., 1:] if subject.head == "CausalLM" else labels["labels"]
-    items = (shifted != -100).sum() if not shifted.is_floating_point() else torch.tensor(shifted.shape[0])
-    whole = _gradients(model, [{"input_ids": ids, **labels, "num_items_in_batch": items}])
-    rows = [
-        {"input_ids": ids[i : i + 1], **{n: v[i : i + 1] for n, v in labels.items()}, "num_items_in_batch": items}
-        for i in range(4)
-    ]
-    parts = _gradients(model, rows)
-    largest = max(value.abs().max().item() for value in whole.values())
-    worst = max((whole[name] - parts[name]).abs().max().item() for name in whole)
+    adds_up = isinstance(model.config, TfmConfig) or loss_adds_up(model, {"input_ids": ids, **labels})
+    if not adds_up and subject.head not in ("CausalLM", "MaskedLM"):
+        raise NotApplicable("its loss is a mean over the batch, which this package's scripts weigh or replace")
+
+    def count(labels: torch.Tensor) -> torch.Tensor:
+        shifted = labels[..., 1:] if subject.head == "CausalLM" else labels
+        return (shifted != -100).sum() if not shifted.is_floating_point() else torch.tensor(shifted.shape[0])
+
+    whole = {"input_ids": ids, **labels, "num_items_in_batch": count(labels["labels"])}
+    rows = [{n: v[i : i + 1] if v.ndim else v for n, v in whole.items()} for i in range(4)]
+    # A mean over the batch is weighed by its share of the labels, as the scripts for pretraining do.
+    shares = [1.0 if adds_up else float(count(row["labels"]) / whole["num_items_in_batch"]) for row in rows]
+    expected, found = _gradients(model, [whole], [1.0]), _gradients(model, rows, shares)
+    largest = max(value.abs().max().item() for value in expected.values())
+    worst = max((expected[name] - found[name]).abs().max().item() for name in expected)
     if not worst <= 1e-4 * max(largest, 1e-6):
         raise Broken(f"gradients differ by {worst / largest:.0%} of the largest between one batch and four")
     return f"largest difference {worst:.0e} of {largest:.0e}"

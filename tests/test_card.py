@@ -10,11 +10,13 @@ import tiny
 import yaml
 from hub_server import complaints
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_tfm import card_text
 from hf_tfm.card import hub_results, read_evaluation, render_card, rewrite_card, write_card, write_results_card
 from hf_tfm.cli import main
 from hf_tfm.convert import export_model
+from hf_tfm.loading import auto_class_of
 from hf_tfm.record import model_facts
 
 
@@ -342,6 +344,23 @@ def test_the_native_family_that_a_card_names_takes_the_model(case):
         native_card = render_card({**record, "model": model_facts(native)})
         assert "trust_remote_code" not in native_card and f"transformers' own `{type(native).__name__}`" in native_card
     assert ("--to" in card) == bool(FAMILIES[case])
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "CTRLLMHeadModel", "XLMWithLMHeadModel", "OPTForCausalLM"])
+def test_causal_models_of_any_name_write_text(name, tmp_path):
+    assert card_text.task_of(name) == ("AutoModelForCausalLM", "text-generation")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": [name]}))
+    assert auto_class_of(str(tmp_path)) == "AutoModelForCausalLM"
+    assert card_text.task_of("GPT2DoubleHeadsModel")[0] == card_text.task_of("GPT2Model")[0] == "AutoModel"
+
+
+def test_a_card_knows_a_shape_by_the_names_that_its_family_has_for_it():
+    config = GPT2Config(n_layer=3, n_embd=24, n_head=4, n_positions=48, vocab_size=70)
+    card = render_card({**PRETRAINED, "model": model_facts(GPT2LMHeadModel(config))})
+    rows = ("blocks | 3", "width | 24", "heads (query / key-value) | 4 / 4", "vocabulary | 70", "longest sequence | 48")
+    assert all(f"| {row} |" in card for row in rows), card
+    assert "it continues text." in card and "AutoModelForCausalLM.from_pretrained(path)" in card
+    assert 'pipeline("text-generation"' in card and "not what is true" in card
 
 
 # Folders

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_tfm import data
-from hf_tfm.data import TokenStore, TokenStream, encode_documents
+from hf_tfm.data import TokenStore, TokenStream, contents_digest, encode_documents
 from hf_tfm.errors import InputError
 
 
@@ -165,6 +165,26 @@ def in_child(function) -> int:
     child.start()
     child.join(30)
     return child.exitcode
+
+
+def test_streamed_files_are_known_without_reading_them(file, cache, monkeypatch):
+    def digest(sources=file, **options):
+        return contents_digest(sources, "text", cache, **options)
+
+    def no_open(path, *args, **kwargs):
+        raise AssertionError(f"{path} is read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", no_open)
+        first = digest(streaming=True)
+        assert digest(streaming=True) == first != digest({"location": str(file), "limit": 5}, streaming=True)
+        os.utime(file, (1e9, 1e9))
+        touched = digest(streaming=True)
+        assert first != touched
+    assert not cache.exists()
+    read = digest()
+    os.utime(file, (2e9, 2e9))
+    assert digest() == read and digest(streaming=True) not in (first, touched, read)
 
 
 def test_a_killed_build_leaves_nothing_that_could_be_used(file, tokenizer, cache, small_groups):

@@ -1,11 +1,14 @@
 """What is predicted: labels, masks and sentence pairs, each row a function of its number alone."""
 
 import copy
+from unicodedata import category
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 import hf_tfm
 from hf_tfm import InputError, TfmDecoderConfig, TfmEncoderConfig
@@ -19,6 +22,7 @@ from hf_tfm.objectives import (
     SentencePairs,
     causal,
     masked_next_token,
+    token_texts,
     uniform,
     word_starts,
 )
@@ -128,6 +132,15 @@ def test_words_are_masked_whole_and_spans_are_longer_than_words(encoder_tokenize
     assert runs["token"] < runs["word"] < runs["span"]
 
 
+def test_spans_are_as_long_as_the_papers(encoder_tokenizer):
+    """A geometric distribution renormalised over 1 to 10 words: one with its tail put on 10 has a mean of 4.5."""
+    starts = Masked(encoder_tokenizer, unit="span")._span_starts(np.ones((400, 500), bool), np.arange(400))
+    lengths = np.concatenate([np.diff(np.flatnonzero(row)) for row in starts])
+    expected = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
+    assert np.abs(np.bincount(lengths, minlength=11)[1:] / len(lengths) - expected).max() < 0.005
+    assert abs(lengths.mean() - 3.8) < 0.05 and lengths.max() == 10
+
+
 def test_spans_stay_within_their_text(encoder_tokenizer):
     """Whether a text's last token is masked says nothing about the next text's first."""
     rows, length, text = 400, 48, 12
@@ -202,6 +215,45 @@ def test_sentence_pairs(encoder_tokenizer):
         assert any((b + a if label else a + b) in document for document in documents)
 
 
+@pytest.mark.parametrize("documents", ["short", "long", "unequal"])
+def test_no_length_and_no_end_tells_strangers_from_the_next_sentence(encoder_tokenizer, documents):
+    """The segments' lengths are alike, and how often the second one ends with a sentence."""
+    rng = np.random.default_rng(0)
+    words = "the fox saw a crow and one hare in the river by a wolf".split()
+    sentences = [" ".join(rng.choice(words, rng.integers(4, 12))) + "." for _ in range(6000)]
+    size = {"short": 6, "long": 600, "unequal": 3}[documents]
+    cuts = np.cumsum(rng.integers(size, size + 20 if documents == "unequal" else size + 1, 1000))
+    texts = [" ".join(several) for several in np.split(sentences, cuts[cuts < len(sentences)])]
+    store = TokenStore.from_texts(texts, encoder_tokenizer, wrap=False)
+    pairs = SentencePairs(store, encoder_tokenizer, 128)
+    batch = pairs.batch(np.arange(3000))
+    foreign = batch["next_sentence_label"] == 1
+    total, second = batch["attention_mask"].sum(1), batch["token_type_ids"].sum(1)
+    ends = pairs._ends_sentence[batch["input_ids"][np.arange(3000), total - 2]]
+    assert (total.mean() > 124) == (documents == "long")
+    for lengths in (total, second):
+        assert abs(lengths[foreign].mean() - lengths[~foreign].mean()) < 4
+        above = lengths[:, None] >= np.arange(128)
+        assert np.abs(above[foreign].mean(0) - above[~foreign].mean(0)).max() < 0.15
+    assert abs(ends[foreign].mean() - ends[~foreign].mean()) < 0.07
+
+
+def test_no_end_tells_the_order_of_sentences(encoder_tokenizer):
+    rng = np.random.default_rng(0)
+    words = "the fox saw a crow and one hare in the river by a wolf".split()
+    sentences = [" ".join(rng.choice(words, rng.integers(6, 14))) + "." for _ in range(2000)]
+    texts = [" ".join(sentences[i : i + 500]) for i in range(0, 2000, 500)]
+    store = TokenStore.from_texts(texts, encoder_tokenizer, wrap=False)
+    pairs = SentencePairs(store, encoder_tokenizer, 96, task="sentence_order")
+    batch = pairs.batch(np.arange(600))
+    last = batch["attention_mask"].sum(1) - 2
+    swapped = batch["next_sentence_label"] == 1
+    for of_segment in (np.argmax(batch["token_type_ids"], axis=1) - 2, last):
+        ends = pairs._ends_sentence[batch["input_ids"][np.arange(600), of_segment]]
+        assert abs(ends[swapped].mean() - ends[~swapped].mean()) < 0.05
+    assert abs(last[swapped].mean() - last[~swapped].mean()) < 3
+
+
 @pytest.mark.parametrize("end, blank", [(".", " "), ("。", ""), ("؟", " "), ("", " ")])
 def test_sentence_pairs_come_from_all_of_the_text(end, blank):
     """Whatever ends its sentences, and if nothing does; the first sentence too."""
@@ -238,6 +290,57 @@ def test_words_begin_where_they_do_in_any_script():
         starts = word_starts(tokenizer)[ids]
         starts[0] = True
         assert starts.sum() <= words and len(ids) > words, (line, starts)
+
+
+def byte_level(*merges):
+    """Byte-level BPE of a few merges, written in the letters that stand for bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*letters, *map("".join, merges)])}
+    backend = Tokenizer(models.BPE(vocabulary, list(merges)))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def wordpiece(*pieces):
+    backend = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token=pieces[0]))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def words(tokenizer, text):
+    """The tokens of a text, with a bar in front of those that begin a word."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return "".join(
+        "|" * int(start) + token for start, token in zip(word_starts(tokenizer)[ids], tokenizer.tokenize(text))
+    )
+
+
+def test_each_character_is_a_word_in_scripts_without_spaces():
+    """Whether it is a token, pieces of UTF-8, or stands behind WordPiece's prefix; marks belong to the one before."""
+    for text in ("我们昨天去了北京看朋友。他很高兴。", "ひらがなとカタカナと漢字。"):
+        assert words(byte_level(), text).count("|") == len(text)
+    assert words(byte_level(("æ", "Ī"), ("æĪ", "ĳ")), "a我") == "a|æĪĳ"
+    # What ends one character and begins the next is of the first one's word.
+    assert words(byte_level(("ä", "»"), ("¬", "æ")), "们我") == "|ä»¬æĪĳ"
+    # The first byte of Thai, Khmer and Burmese letters is that of others' too; the second tells.
+    pieces = byte_level(("à", "¸"), ("à", "¤"), ("á", "ŀ"), ("á", "Ģ"), ("á", "º"))
+    assert words(pieces, "กนहनកမế") == "|à¸ģ|à¸Ļà¤¹à¤¨|áŀĢ|áĢĻáº¿"
+    pieces = wordpiece("[UNK]", "去", "ฉ", "##ั", "##น", "コ", "##ー", "##ヒ", "go", "##ing")
+    assert words(pieces, "going 去 ฉัน コーヒー") == "|go##ing|去|ฉ##ั|##น|コ##ー|##ヒ##ー"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "wordpiece"])
+def test_words_of_text_with_spaces_begin_where_they_did(kind):
+    """Pieces of dashes, accents and emoji are not taken for letters that need no spaces."""
+    text = "I ❤️ it 😀 — a café… “naïve” Ωmega мельник 안녕 Tiếng Việt हिन्दी ქართული (x), 3 km²"
+    tokenizer = train_tokenizer([text] * 3, kind, vocab_size=400, style="encoder", num_spare_tokens=0)
+    texts = [token_texts(tokenizer)[number] for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    starts = word_starts(tokenizer)[tokenizer(text, add_special_tokens=False)["input_ids"]]
+    if kind == "wordpiece":
+        assert starts.tolist() == [not piece.startswith("##") for piece in texts]
+    else:
+        within = [piece[0].isalnum() or piece[0] == "\ufffd" or category(piece[0])[0] == "M" for piece in texts]
+        assert starts.tolist() == [not inside for inside in within]
 
 
 def test_sentence_pairs_of_other_tokenizers(encoder_tokenizer):

@@ -1,5 +1,6 @@
 """Orthogonalisation, routing of parameters, exact resume, schedules, averages: what a pretraining run stands on."""
 
+import copy
 import math
 
 import pytest
@@ -7,17 +8,33 @@ import tiny
 import torch
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
     BertConfig,
     BertForPreTraining,
+    BloomConfig,
+    BloomForCausalLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    OPTConfig,
+    OPTForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen3Config,
@@ -39,6 +56,7 @@ SIZE = dict(
     bos_token_id=1,
     eos_token_id=2,
 )
+EXPERTS = SIZE | dict(num_key_value_heads=2, head_dim=8)
 GPT2 = dict(n_layer=2, n_embd=32, n_head=4, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2)
 
 
@@ -61,6 +79,16 @@ FAMILIES = {
     "bert": lambda: BertForPreTraining(BertConfig(**SIZE)),
     "modernbert": modernbert,
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZE, num_key_value_heads=2)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZE, num_key_value_heads=2, num_local_experts=3)),
+    "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**EXPERTS, num_local_experts=3, num_experts_per_tok=2)),
+    "llama4": lambda: Llama4ForCausalLM(Llama4TextConfig(**EXPERTS, num_local_experts=3, intermediate_size_mlp=48)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZE)),
+    "bloom": lambda: BloomForCausalLM(BloomConfig(**GPT2)),
+    "opt": lambda: OPTForCausalLM(OPTConfig(**SIZE, ffn_dim=48, word_embed_proj_dim=32)),
+    "distilbert": lambda: DistilBertForMaskedLM(
+        DistilBertConfig(vocab_size=64, dim=32, hidden_dim=48, n_layers=2, n_heads=4)
+    ),
+    "albert": lambda: AlbertForMaskedLM(AlbertConfig(**SIZE, embedding_size=16)),
     "decoder": lambda: tiny.build("TfmDecoderForCausalLM"),
     "encoder": lambda: tiny.build("TfmEncoderForMaskedLM"),
 }
@@ -134,10 +162,11 @@ def test_every_parameter_is_in_exactly_one_group(family, name):
     model = FAMILIES[family]()
     optimizer = optim.build_optimizer(model, name)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    biases = {id(p) for n, p in model.named_parameters() if n.endswith("bias")}
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     for group in optimizer.param_groups:
         if group["name"].startswith("scalars"):
-            assert group["weight_decay"] == 0 and all(p.ndim == 1 for p in group["params"])
+            assert group["weight_decay"] == 0 and all(p.ndim == 1 or id(p) in biases for p in group["params"])
     assert str(sum(p.numel() for p in model.parameters())) == str(
         sum(int(line.split()[3].replace(",", "")) for line in optim.describe_optimizer(optimizer).splitlines())
     )
@@ -156,12 +185,15 @@ def test_every_parameter_is_in_exactly_one_group(family, name):
         ("modernbert", {"tok_embeddings": "embeddings", "Wqkv": "matrices", "head.dense": "matrices"}),
         ("decoder", {"embed_tokens": "embeddings", "o_proj": "matrices", "norm": "scalars"}),
         ("encoder", {"embed_tokens": "embeddings", "up_proj": "matrices"}),
+        ("mixtral", {"experts.gate_up_proj": "matrices", "experts.down_proj": "matrices", "mlp.gate": "matrices"}),
+        ("gpt_oss", {"experts.gate_up_proj": "matrices", "gate_up_proj_bias": "scalars", "router": "matrices"}),
+        ("llama4", {"experts.gate_up_proj": "matrices", "experts.down_proj": "matrices", "router": "matrices"}),
     ],
 )
 def test_kinds_of_parameters(family, expected):
     kinds = optim.parameter_kinds(FAMILIES[family]())
     for part, kind in expected.items():
-        found = {k for name, k in kinds.items() if f".{part}.weight" in f".{name}"}
+        found = {k for name, k in kinds.items() if f".{name.removesuffix('.weight')}".endswith(f".{part}")}
         assert found == {kind}, f"{part} is {found}, not {kind}"
 
 
@@ -252,6 +284,43 @@ def test_fused_weight_learns_like_separate_ones(transposed, settings, exact):
     torch.testing.assert_close(fused.T if transposed else fused, torch.cat(parts))
 
 
+def heads_in_turns(weight):
+    return weight.unflatten(0, (4, 3, -1)).transpose(0, 1).flatten(1, 2)
+
+
+# How each projection of a weight is found, as (projections, out, in).
+LAYOUTS = {
+    ("mixtral", "experts.gate_up_proj"): lambda weight: weight.unflatten(1, (2, 48)).flatten(0, 1),
+    ("mixtral", "experts.down_proj"): lambda weight: weight,
+    ("mixtral", "mlp.gate.weight"): lambda weight: weight[None],
+    ("llama4", "experts.gate_up_proj"): lambda weight: weight.mT.unflatten(1, (2, 48)).flatten(0, 1),
+    ("llama4", "experts.down_proj"): lambda weight: weight.mT,
+    ("gpt_oss", "experts.gate_up_proj"): lambda weight: torch.cat([weight[..., ::2].mT, weight[..., 1::2].mT]),
+    ("gpt_neox", "query_key_value.weight"): heads_in_turns,
+    ("bloom", "query_key_value.weight"): heads_in_turns,
+}
+
+
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+@pytest.mark.parametrize("family, part", LAYOUTS)
+def test_every_projection_of_a_family_learns_as_if_it_were_alone(family, part, name, exact):
+    """Experts and fused projections, however they are stored."""
+    model, projections = FAMILIES[family](), LAYOUTS[family, part]
+    weight = next(p for n, p in model.named_parameters() if n.endswith(part))
+    weight.data.normal_()
+    alone = [nn.Parameter(matrix.clone()) for matrix in projections(weight.detach())]
+    settings = EVEN | {"row_beta": 0.95} if name == "normuon" else {"lr": 0.1, "weight_decay": 0.5}
+    optimizer = optim.build_optimizer(model, name, lr=0.1, weight_decay=0.5)
+    separate = optim.Muon([{"params": alone, "algorithm": "muon"}], **settings)
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        for parameter, gradient in zip(alone, projections(weight.grad), strict=True):
+            parameter.grad = gradient.contiguous()
+        optimizer.step()
+        separate.step()
+    torch.testing.assert_close(projections(weight), torch.stack([p.detach() for p in alone]))
+
+
 def test_update_is_orthogonal_scaled_and_decayed():
     weight = nn.Parameter(torch.randn(64, 16))
     before = weight.detach().clone()
@@ -329,7 +398,7 @@ def test_adamw_groups_equal_torch(name):
 
 
 @pytest.mark.parametrize("name", ["muon", "normuon"])
-@pytest.mark.parametrize("family", ["gpt2", "modernbert", "qwen3"])
+@pytest.mark.parametrize("family", ["gpt2", "modernbert", "qwen3", "gpt_oss"])
 def test_resume_is_bit_identical(family, name, tmp_path):
     def run(model, optimizer, scheduler, steps):
         for step in steps:
@@ -360,7 +429,7 @@ def test_the_state_of_an_older_version_goes_on():
     weight = nn.Parameter(torch.randn(8, 8))
     optimizer = optim.Muon([{"params": [weight], "algorithm": "muon"}])
     state = optimizer.state_dict()
-    for name in ("row_beta", "cautious"):
+    for name in ("row_beta", "cautious", "turns"):
         del state["param_groups"][0][name]
     optimizer.load_state_dict(state)
     before, weight.grad = weight.detach().clone(), torch.randn(8, 8)
@@ -410,7 +479,7 @@ def test_wrong_settings_are_named(arguments, part):
         optim.build_optimizer(llama(), **arguments)
 
 
-def _sharded_equals_plain(rank, path, name):
+def _sharded_equals_plain(rank, path, name, family):
     from torch.distributed.fsdp import fully_shard
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
@@ -418,10 +487,11 @@ def _sharded_equals_plain(rank, path, name):
     models = []
     for shard in (False, True):
         torch.manual_seed(0)
-        model = GPT2LMHeadModel(GPT2Config(**GPT2 | dict(n_embd=36)))
-        model.eval()
+        wide = GPT2Config(**GPT2 | dict(n_embd=36))
+        model = (GPT2LMHeadModel(wide) if family == "gpt2" else FAMILIES[family]()).eval()
         if shard:
-            for block in [*model.transformer.h, model]:
+            layers = model.transformer.h if family == "gpt2" else model.model.layers
+            for block in [*layers, model]:
                 fully_shard(block, mesh=mesh)
         models.append((model, optim.build_optimizer(model, name)))
     ids = torch.randint(0, 64, (2, 16))
@@ -437,9 +507,10 @@ def _sharded_equals_plain(rank, path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["muon", "normuon"])
-def test_sharded_parameters_learn_like_plain_ones(name, tmp_path):
+@pytest.mark.parametrize("family", ["gpt2", "gpt_oss"])
+def test_sharded_parameters_learn_like_plain_ones(family, name, tmp_path):
     """FSDP2 over two processes."""
-    torch.multiprocessing.spawn(_sharded_equals_plain, (str(tmp_path / "rendezvous"), name), nprocs=2)
+    torch.multiprocessing.spawn(_sharded_equals_plain, (str(tmp_path / "rendezvous"), name, family), nprocs=2)
 
 
 # --- schedules
@@ -505,18 +576,25 @@ def test_momentum_warmup():
         ("modernbert", {"attn.Wo", "mlp.Wo"}),
         ("decoder", {"o_proj", "down_proj"}),
         ("encoder", {"o_proj", "down_proj"}),
+        ("opt", {"out_proj", "fc2"}),
+        ("distilbert", {"out_lin", "lin2"}),
+        ("albert", {"attention.dense", "ffn_output"}),
+        ("bloom", {"self_attention.dense", "dense_4h_to_h"}),
+        ("mixtral", {"o_proj", "experts.down_proj"}),
+        ("gpt_oss", {"o_proj", "experts.down_proj"}),
     ],
 )
 def test_layers_start_as_the_identity(family, zero):
     model = FAMILIES[family]()
     zeroed = optim.zero_init_output_projections(model)
-    assert len(zeroed) == 4  # two a layer
+    assert len(zeroed) == (2 if family == "albert" else 4)  # two a layer; ALBERT has one for all
     assert all(any(name.endswith(ending) for ending in zero) for name in zeroed)
     for name, parameter in model.named_parameters():
-        if name.rpartition(".")[0] in zeroed:
+        if name.removesuffix(".weight") in zeroed:
             assert parameter.abs().max() == 0
         elif optim.parameter_kinds(model)[name] == "matrices":
-            inputs = parameter.shape[0] if family == "gpt2" else parameter.shape[1]
+            transposed = family == "gpt2" or (family == "gpt_oss" and "experts" in name)
+            inputs = parameter.shape[-2 if transposed else -1]
             assert parameter.std().item() == pytest.approx(0.6 / math.sqrt(inputs), rel=0.15)
 
 
@@ -537,7 +615,7 @@ def test_the_matrix_of_embeddings_values_is_one_of_the_layers():
     assert optim.parameter_kinds(model)["model.layers.0.self_attn.value_mix"] == "scalars"
 
 
-def test_average_follows_swaps_and_resumes():
+def test_average_follows_and_swaps():
     model = llama()
     ema = optim.EMA(model, decay=0.75)
     weight = model.model.norm.weight
@@ -545,13 +623,45 @@ def test_average_follows_swaps_and_resumes():
         weight.fill_(5.0)
     ema.update()
     with ema.swapped():
-        assert weight.mean().item() == pytest.approx(2.0)  # 0.75 * 1 + 0.25 * 5
+        assert weight.mean().item() == pytest.approx(4.6)  # 0.1 * 1 + 0.9 * 5: the first decay is 1 / 10
     assert weight.mean() == 5.0
-    other = optim.EMA(llama(), decay=0.75)
-    other.load_state_dict(ema.state_dict())
-    assert all(torch.equal(ema.averages[n], other.averages[n]) for n in ema.averages)
     with pytest.raises(InputError, match="decay"):
         optim.EMA(model, decay=1.0)
+
+
+def averaged(decay, values, state=None):
+    """The average over a run of a weight, and its state."""
+    weight = nn.Linear(1, 1, bias=False)
+    weight.weight.data.fill_(1e3)  # far from where it will be, as a random weight is
+    ema = optim.EMA(weight, decay)
+    if state is not None:
+        ema.load_state_dict(state)
+    for value in values:
+        weight.weight.data.fill_(value)
+        ema.update()
+    return ema.averages["weight"].item(), copy.deepcopy(ema.state_dict())
+
+
+def test_an_average_soon_forgets_where_the_weights_began():
+    run = [1 + 0.1 * step for step in range(40)]
+    average, _ = averaged(0.999, run)
+    assert run[20] < average < run[-1]
+    # The decay that was asked for is the limit, from (1 + t) / (10 + t) = 0.5 at t = 8 on.
+    before, state = averaged(0.5, run)
+    assert averaged(0.5, [9.0], state)[0] == pytest.approx(0.5 * before + 0.5 * 9.0)
+
+
+@pytest.mark.parametrize("done", [1, 7, 30])
+def test_an_average_goes_on_exactly(done, tmp_path):
+    run = torch.randn(40).tolist()
+    torch.save(averaged(0.9, run[:done])[1], tmp_path / "averages.pt")
+    state = torch.load(tmp_path / "averages.pt", weights_only=True)
+    assert averaged(0.9, run[done:], state) == averaged(0.9, run)
+
+
+def test_averages_without_a_count_are_past_the_warm_up():
+    found, _ = averaged(0.9, [0.0], {"weight": torch.full((1, 1), 2.0)})
+    assert found == pytest.approx(0.9 * 2.0)
 
 
 def test_z_loss_counts_predicted_positions_only():

@@ -205,6 +205,60 @@ def test_evaluation_reads_everything_once_in_order(store):
     assert all(same(shares[i % 2][i // 2], batch) for i, batch in enumerate(batches))
 
 
+def test_evaluation_of_a_part_is_spread_over_the_text(store):
+    whole = joined(list(iter_eval_blocks(store, LENGTH, 16, pad_token_id=PAD)))
+    most = store.num_tokens // 5
+    part = joined(list(iter_eval_blocks(store, LENGTH, 16, pad_token_id=PAD, max_tokens=most)))
+    assert part["num_tokens"].sum() == pytest.approx(most, rel=0.05)
+    steps = np.diff(part["rows"])
+    assert steps.min() >= 4 and steps.max() <= 6 and part["rows"][0] == 0
+    assert np.array_equal(part["input_ids"], whole["input_ids"][part["rows"]])
+
+
+@pytest.mark.parametrize("piece_ids", [None, (10**8, 10**8 + 1)])
+@pytest.mark.parametrize("sizes", [[5], [30, 20, 20], [LENGTH + 1], [LENGTH * 10 + 3, 17]])
+def test_little_text_read_often_has_little_padding(sizes, piece_ids):
+    store = make_store(sizes)
+    read = 400
+    blocks = PackedBlocks(store, LENGTH, pad_token_id=PAD, piece_ids=piece_ids, blocks_read=read)
+    batch = blocks.batch(0, read)
+    real = batch["sequence_ids"] > 0
+    assert (~real).mean() < (0.02 if piece_ids is None else 0.03)  # in a hole of two tokens is no room for a piece
+    assert blocks.count_tokens(read) == real.sum() == batch["num_tokens"].sum()
+    # Each token as often as another, but for those in the middle of an epoch.
+    _, counts = np.unique(batch["input_ids"][real & (batch["input_ids"] < 10**8)], return_counts=True)
+    assert len(counts) == store.num_tokens
+    [passes] = blocks.epochs(read)
+    assert counts.mean() == pytest.approx(passes, rel=0.02)
+    once = PackedBlocks(store, LENGTH, pad_token_id=PAD, piece_ids=piece_ids)
+    first = once.batch(0, once.num_blocks)  # by itself an epoch is one pass
+    assert (np.unique(first["input_ids"][first["input_ids"] < 10**8], return_counts=True)[1] == 1).all()
+
+
+def test_a_small_source_of_a_mixture_has_its_share_of_tokens(store):
+    small = marked(make_store([7, 8]), 10**6)
+    blocks = PackedBlocks([store, small], LENGTH, pad_token_id=PAD, weights=[0.5, 0.5], blocks_read=300)
+    batch = blocks.batch(0, 300)
+    real = batch["input_ids"] < PAD
+    assert (batch["input_ids"][real] >= 10**6).mean() == pytest.approx(0.5, abs=0.02) and (~real).mean() < 0.02
+    assert blocks.count_tokens(300) == real.sum()
+
+
+def test_bytes_of_a_predicted_token():
+    one, other = make_store([10, 30]), make_store([20])
+    alone = PackedBlocks(one, LENGTH)
+    assert alone.bytes_per_token(begins=True) == one.num_bytes / 38
+    assert alone.bytes_per_token(begins=False) == one.num_bytes / 40
+    mixed = PackedBlocks([one, other], LENGTH, weights=[3, 1])
+    nats = {"one": 2.0, "other": 5.0}  # a token, of which 38 of 40, 19 of 20 are predicted
+    predicted = [0.75 * 38 / 40, 0.25 * 19 / 20]
+    mean_loss = (nats["one"] * predicted[0] + nats["other"] * predicted[1]) / sum(predicted)
+    per_byte = (nats["one"] * predicted[0] + nats["other"] * predicted[1]) / (
+        0.75 * one.num_bytes / 40 + 0.25 * other.num_bytes / 20
+    )
+    assert mean_loss / mixed.bytes_per_token(begins=True) == pytest.approx(per_byte, rel=1e-3)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Streams
 

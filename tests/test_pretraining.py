@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -131,7 +132,8 @@ def test_run_writes_a_whole_folder_and_whole_checkpoints(whole_run):
         assert model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=4).shape[1] >= 3
     assert (whole_run / "loss_curve.png").stat().st_size > 1000
     record = json.loads((whole_run / "run_record.json").read_text())
-    assert record["steps"] == 8 and record["tokens"] == 8 * 4 * 32 and len(record["curve"]) == 4
+    assert record["steps"] == 8 and 0.97 * 8 * 4 * 32 < record["tokens"] <= 8 * 4 * 32 and len(record["curve"]) == 4
+    assert len(record["evaluations"]) == 2, "what was measured behind the last step is not measured again"
     assert record["results"]["bits_per_byte"] < 8 and len(record["samples"]) == 3
     assert record["data"][0]["documents"] == len(TEXTS)
     assert str(whole_run.parent) not in json.dumps(record), "the record names folders of this machine"
@@ -181,6 +183,27 @@ def test_stopped_by_a_signal_and_resumed_equals_straight_through(files, whole_ru
     for name in ("optimizer.pt", "scheduler.pt"):
         mine, theirs = (torch.load(run / "checkpoint-8" / name) for run in (out, whole_run))
         assert str(mine) == str(theirs)
+
+
+@pytest.mark.parametrize("when, code", [("build_model", 130), ("report_end", 0)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_of_the_training_ends_in_one_line(files, tmp_path, monkeypatch, capsys, when, code, number):
+    """Before the first checkpoint there is nothing to go on from; behind the last one there is."""
+    real = getattr(pretrain_clm, when)
+
+    def signalled(*args):
+        os.kill(os.getpid(), number)
+        return real(*args)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_clm, when, signalled)
+        assert pretrain_clm.main(arguments(files, tmp_path / "run")) == code
+    assert "stopped; the same command" in capsys.readouterr().err and signal.getsignal(number) is before
+    assert not (tmp_path / "run" / "run_record.json").exists()
+    if code == 0:
+        assert pretrain_clm.main(arguments(files, tmp_path / "run")) == 0
+        assert (tmp_path / "run" / "run_record.json").exists()
 
 
 def test_a_crash_during_a_save_loses_only_the_steps_since_the_last_one(files, whole_run, tmp_path, monkeypatch):
@@ -251,6 +274,48 @@ def test_a_seed_of_the_data_of_0_is_one(files, tmp_path):
         model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
         firsts.append(prepare_data(script, args, tokenizer, model, causal).train[0]["input_ids"])
     assert torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[0], firsts[2])
+
+
+def test_what_may_not_be_meant_about_the_text_is_said(files, tmp_path, capsys):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl", "test-of-courage.jsonl", "notes.doc"):
+        (folder / name).write_text((files / "train.jsonl").read_text())
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", data=folder, validation_data=folder / "a.jsonl")) == 0
+    said = capsys.readouterr().out
+    assert "1 left out of" in said and "named for another split: test-of-courage.jsonl" in said
+    assert "of another kind: notes.doc" in said and "a file of the training text is in it twice" in said
+    assert "a file of the validation text is trained on" in said
+    assert pretrain_clm.main(arguments(files, tmp_path / "other")) == 0
+    said = capsys.readouterr().out
+    assert not any(words in said for words in ("left out of", "in it twice", "is trained on"))
+
+
+def test_passes_padding_and_measured_tokens_are_told(files, tmp_path, capsys):
+    (tmp_path / "few.jsonl").write_text(json.dumps({"text": TEXTS[0]}) + "\n")
+    changes = {"data": tmp_path / "few.jsonl", "validation_tokens": 100, "max_steps": 2}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
+    said = capsys.readouterr().out
+    tokens = len(AutoTokenizer.from_pretrained(files / "decoder")(TEXTS[0], add_special_tokens=False).input_ids) + 2
+    record = json.loads((tmp_path / "run" / "run_record.json").read_text())
+    assert record["tokens"] <= 2 * 4 * 32 and f"{1 - record['tokens'] / 256:.1%} of it padding" in said
+    passes = float(re.search(r"passes +(\S+) over", said)[1])
+    assert passes == pytest.approx(record["tokens"] / tokens, rel=0.1)
+    measured = record["data"][-1]["measured_tokens"]
+    assert f"{measured:,} tokens of it measured" in said and 80 < measured < 140 < record["data"][-1]["tokens"]
+
+
+def test_many_files_are_counted_and_a_stream_is_not_read_before(files, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS[:40]):
+        (folder / f"{number}.txt").write_text(text)
+    for streaming in ("false", "true"):
+        out = tmp_path / streaming
+        assert pretrain_clm.main(arguments(files, out, data=folder, streaming=streaming, max_steps=2)) == 0
+        facts = json.loads((out / "run_record.json").read_text())["data"][0]
+        assert facts["name"] == "texts (40 files)" and ("sha256" in facts) == (streaming == "false")
+        assert "17.txt" not in (out / "README.md").read_text()
 
 
 def test_an_archive_is_named_once(files, tmp_path):
@@ -372,11 +437,12 @@ def test_any_architecture_reads_packed_texts_as_if_alone(name, auto, fields, apa
     assert all(near) == apart
 
 
-def test_a_decay_of_1_lasts_all_the_run(files, tmp_path):
-    changes = {"warmup": 0, "decay": 1.0, "logging_steps": 1}
+@pytest.mark.parametrize("warmup", [0, 0.2])
+def test_a_decay_of_1_lasts_all_the_run(files, tmp_path, warmup):
+    changes = {"warmup": warmup, "decay": 1.0, "logging_steps": 1}
     assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
     curve = json.loads((tmp_path / "run" / "run_record.json").read_text())["curve"]
-    rates = [entry["learning_rate"] for entry in curve]
+    rates = [entry["learning_rate"] for entry in curve][round(8 * warmup) :]
     assert rates == sorted(set(rates), reverse=True) and rates[-1] < rates[0] / 5
 
 
@@ -510,8 +576,57 @@ def test_any_architecture_trains_and_goes_on_from_a_folder(files, tmp_path):
     fields = arguments(files, second, model=first, model_overrides="{}")
     del fields[(given := fields.index("--tokenizer")) : given + 2]  # the folder has one
     assert pretrain_clm.main(fields) == 0
-    results = [json.loads((run / "run_record.json").read_text())["results"]["loss"] for run in (first, second)]
-    assert results[1] < results[0]
+    records = [json.loads((run / "run_record.json").read_text()) for run in (first, second)]
+    assert records[1]["results"]["loss"] < records[0]["results"]["loss"]
+    assert records[1]["base_model"] == "first" and "base_model" not in records[0]
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_a_causal_model_of_any_name_hides_what_comes_later(use_cache):
+    """GPT2LMHeadModel: with its cache on it heeds no positions, and needs a mask to keep texts apart."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=4, vocab_size=99, initializer_range=0.3)
+    config.use_cache = use_cache
+    rows = PackedRows.of(AutoModelForCausalLM.from_config(config).eval())
+    assert rows.apart and rows.is_causal and rows.mask == ("all" if use_cache else None)
+
+
+def test_a_configuration_in_bf16_is_trained_in_fp32(files):
+    tokenizer = load_tokenizer(str(files / "decoder"))
+    path = files / "bf16.json"
+    path.write_text(json.dumps({**LLAMA, "dtype": "bfloat16"}))
+    model, _ = build_model(
+        AutoModelForCausalLM,
+        TfmDecoderConfig,
+        tokenizer,
+        PretrainArguments([], [], "", model=str(path), block_length=32),
+    )
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_an_encoder_written_from_left_to_right_does_not_read_ahead(files, tmp_path, kind):
+    tokenizer = load_tokenizer(str(files / "decoder"))
+    config = AutoConfig.for_model(kind, **{**ROW, "vocab_size": len(tokenizer)})
+    config.save_pretrained(tmp_path / "config")
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "weights")
+    for folder in (tmp_path / "config" / "config.json", tmp_path / "weights"):
+        script = PretrainArguments([], [], "", model=str(folder), block_length=16, zero_init=False)
+        model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+        assert is_new == folder.is_file() and model.config.is_decoder
+        ids = torch.arange(5, 17)[None]
+        others = ids.clone()
+        others[:, 8:] += 1
+        one, other = (model.eval()(input_ids=rows).logits[:, :8] for rows in (ids, others))
+        torch.testing.assert_close(one, other)
+
+
+def test_a_causal_lm_by_another_name_has_bits_per_byte(files, tmp_path):
+    config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    fields = {"model": tmp_path / "config.json", "model_overrides": "{}", "z_loss": 1e-3}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **fields)) == 0
+    assert 0 < json.loads((tmp_path / "run" / "run_record.json").read_text())["results"]["bits_per_byte"] < 8
 
 
 def test_weights_of_an_older_folder_are_not_replaced_by_new_ones(files, tmp_path):
@@ -570,6 +685,9 @@ SETTINGS = {
     "not a number": ({"max_steps": "many"}, "max_steps"),
     "overrides in a list": ({"model_overrides": "[1]"}, "model_overrides: must be a mapping"),
     "epochs": ({"num_train_epochs": 2}, "--num_train_epochs has no effect in this script: a run is counted in steps"),
+    "epochs as by default": ({"num_train_epochs": 3}, "--num_train_epochs has no effect in this script"),
+    "negative seed": ({"seed": -1}, "--seed -1: must be at least 0"),
+    "negative z-loss": ({"z_loss": -1}, "--z_loss -1.0: must be at least 0"),
     "no steps": ({"max_steps": -1}, "--max_steps -1: must be at least 1"),
     "no rows": ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),
     "held out of a stream": ({"validation_data": None, "streaming": "true"}, "--streaming: give --validation_data"),
@@ -680,6 +798,8 @@ def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):
     assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
     results = json.loads((tmp_path / "run" / "run_record.json").read_text())["results"]
     assert {"bits_per_byte", "masked_loss"} <= results.keys()
+    evaluations = json.loads((tmp_path / "run" / "run_record.json").read_text())["evaluations"]
+    assert [entry["step"] for entry in evaluations if "eval_loss" in entry] == [4, 8]  # the curve's
     # What is masked is the same however many rows are measured together.
     script, args = parse_recipe(arguments(files, tmp_path), PretrainArguments, PretrainTrainingArguments)
     tokenizer, masks = load_tokenizer(script.tokenizer), []
@@ -716,9 +836,19 @@ def test_averaged_weights_are_what_a_run_ends_with_and_go_on_exactly(files, tmp_
         assert_equal_weights(tmp_path / "plain" / f"checkpoint-{step}", tmp_path / "whole" / f"checkpoint-{step}")
     differs = [n for n, w in weights(tmp_path / "plain").items() if not torch.equal(w, weights(tmp_path / "whole")[n])]
     assert differs
-    averages = torch.load(tmp_path / "whole" / "checkpoint-8" / "averages.pt")
-    for name, average in averages.items():
+    state = torch.load(tmp_path / "whole" / "checkpoint-8" / "averages.pt")
+    assert state["updates"] == 8
+    for name, average in state["averages"].items():
         assert torch.equal(average, weights(tmp_path / "whole")[name]), name
+
+    # Evaluations are of the average as well: one behind the last step is of the model that the run ends with.
+    assert pretrain_clm.main(arguments(files, tmp_path / "late", eval_strategy="no", **changes)) == 0
+    late, whole, plain = (
+        json.loads((tmp_path / n / "run_record.json").read_text()) for n in ("late", "whole", "plain")
+    )
+    assert late["results"] == whole["results"] and late["evaluations"][0]["eval_loss"] == whole["results"]["loss"]
+    for at in (0, 1):
+        assert whole["evaluations"][at]["eval_loss"] != plain["evaluations"][at]["eval_loss"]
 
     update = ProgressLine.on_step_end
 

@@ -16,7 +16,15 @@ from pyarrow import parquet
 
 from hf_tfm import sources
 from hf_tfm.errors import InputError
-from hf_tfm.sources import DocumentStream, Source, list_files, parse_source, parse_sources, read_documents
+from hf_tfm.sources import (
+    DocumentStream,
+    Source,
+    left_out,
+    list_files,
+    parse_source,
+    parse_sources,
+    read_documents,
+)
 
 
 TEXTS = ["one\ntwo", 'quo"te, comma\ttab', "naïve ☃ 🎈", "[3] }{", "last"]
@@ -72,6 +80,16 @@ def test_json_array_is_parsed_piece_by_piece(tmp_path, monkeypatch):
     file = write(tmp_path / "a.json", texts)
     monkeypatch.setattr(sources, "MAX_CHARACTERS", 64)
     assert list(read_documents(file)) == texts
+    whole = file.read_text()
+    for broken in (
+        whole.rstrip()[:-1],
+        whole + " " * 50 + "x",
+        whole.replace("},", "}", 1),
+        whole.replace("},", "},,"),
+    ):
+        file.write_text(broken)
+        with pytest.raises(InputError, match="broken JSON"):
+            list(read_documents(file))
 
 
 def test_txt_documents(tmp_path):
@@ -121,7 +139,26 @@ def test_zip(tmp_path):
         archive.writestr("__MACOSX/._b.jsonl", "junk")
         archive.writestr("notes.doc", "junk")
     assert list(read_documents(tmp_path / "a.zip")) == ["a/x.csv.gz", "b.jsonl", "p.parquet"]
-    assert str(list_files(Source(f"{tmp_path}/a.zip"))[1]) == f"{tmp_path}/a.zip/b.jsonl"
+    source = Source(f"{tmp_path}/a.zip")
+    assert str(list_files(source)[1]) == f"{tmp_path}/a.zip/b.jsonl"
+    assert left_out(source) == {
+        "named for another split": [tmp_path / "a.zip" / "test.jsonl"],
+        "of another kind": [tmp_path / "a.zip" / "notes.doc"],
+    }
+
+
+def test_what_is_left_out_of_a_folder_can_be_named(tmp_path):
+    """But for hidden files: those of other splits, and those of unknown kinds whatever split they are named for."""
+    for name in ("a.jsonl", "test_a.jsonl", "dev/b.csv", "eval.zip", "notes.doc", "test.py", ".git/c.txt", "d/.e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = Source(str(tmp_path))
+    assert [file.path.name for file in list_files(source)] == ["a.jsonl"]
+    assert left_out(source) == {
+        "named for another split": [tmp_path / "dev" / "b.csv", tmp_path / "eval.zip", tmp_path / "test_a.jsonl"],
+        "of another kind": [tmp_path / "notes.doc", tmp_path / "test.py"],
+    }
+    assert left_out(Source(str(tmp_path / "test_a.jsonl"))) == {} == left_out(Source("hub:a/b"))
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
@@ -226,13 +263,30 @@ BROKEN = {
     "list.jsonl": (lambda path: path.write_text("[1]\n"), "list.jsonl, line 1: is a list, not an object"),
     "broken.jsonl": (
         lambda path: path.write_text('{"text": "a"}\n{"text": "b"\n'),
-        "broken.jsonl, line 2: broken JSON",
+        r"broken.jsonl, line 2: broken JSON \(Expecting ',' delimiter, column 13\); mend",
+    ),
+    "digits.jsonl": (
+        lambda path: path.write_text(f'{{"text": {"1" * 5000}}}'),
+        "line 1: broken JSON .Exceeds the limit",
     ),
     "broken.json": (
         lambda path: path.write_text('[{"text": "a"}, {"text": b}]'),
         "broken.json, record 2: broken JSON",
     ),
     "cut.json": (lambda path: path.write_text('[{"text": "a"},'), "cut.json, record 2: broken JSON"),
+    "open.json": (
+        lambda path: path.write_text('[{"text": "a"}'),
+        "record 2: broken JSON .Expecting ',' or ']' before it",
+    ),
+    "commas.json": (
+        lambda path: path.write_text('[{"text": "a"} {"text": "b"}]'),
+        "record 2: broken JSON .Expecting ','",
+    ),
+    "twice.json": (
+        lambda path: path.write_text('[{"text": "a"}] [{"text": "b"}]'),
+        "text behind the ] that ends 1 records",
+    ),
+    "colon.json": (lambda path: path.write_text('[{"text" "a"}]'), "record 1: broken JSON .Expecting ':' delimiter.$"),
     "half.jsonl": (
         lambda path: path.write_text('{"text": "\\ud83d"}\n'),
         "half.jsonl, line 1: field 'text' has half of a surrogate pair",
@@ -256,7 +310,15 @@ BROKEN = {
     "junk.jsonl.zst": (lambda path: path.write_bytes(b"junk"), "junk.jsonl.zst: cannot be read"),
     "junk.zip": (lambda path: path.write_bytes(b"junk"), "junk.zip: cannot be read"),
     "wide.csv": (lambda path: path.write_text("text\na\nhello, world\n"), "wide.csv, line 3: has more cells"),
-    "quote.csv": (lambda path: path.write_text('text\n"a" b\n'), "quote.csv: cannot be read"),
+    "quote.csv": (lambda path: path.write_text('text\n"a" b\n'), "quote.csv, line 2: cannot be read"),
+    "semi.tsv": (
+        lambda path: path.write_text('id\ttext\n1\ta\n2\t"b\n3\tc\n4\t"d\n'),
+        r"semi.tsv, line 5: cannot be read \('\\t' expected after '\"'\); mend the quotes from line 3 on",
+    ),
+    "names.csv": (
+        lambda path: path.write_text("text,id,text\na,1,b\n"),
+        "names.csv: has 2 columns called 'text'; rename all but one",
+    ),
 }
 
 
@@ -267,6 +329,11 @@ def test_errors_are_one_line_that_says_where(tmp_path, name):
     with pytest.raises(InputError, match=message) as error:
         list(read_documents(str(tmp_path / name)))
     assert "\n" not in str(error.value)
+
+
+def test_columns_that_nobody_asks_for_may_share_a_name(tmp_path):
+    (tmp_path / "a.csv").write_text("text,note,note,,\na,1,2,,\n")
+    assert list(read_documents(tmp_path / "a.csv")) == ["a"]
 
 
 def test_parts_of_a_source(tmp_path):

@@ -7,7 +7,14 @@ import pytest
 import torch
 from tiny import BOS, MODELS, PAD, build, build_tokenizer
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hf_tfm import TfmEncoderDecoderModel, cli, modeling_tfm_decoder, verify
 from hf_tfm.verify import CHECKS, Subject
@@ -41,6 +48,55 @@ def test_models_of_other_packages_are_checked_too():
     subject.model = LlamaForCausalLM(config).eval()
     found = outcomes(subject)
     assert set(found.values()) == {"passed"}, found
+
+
+SHAPE = {"vocab_size": 70, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 0,
+         "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.3}  # fmt: skip
+OTHERS = {  # Auto class, what differs from SHAPE, outcomes of packing and accumulation
+    "opt": (AutoModelForCausalLM, {"ffn_dim": 48, "word_embed_proj_dim": 32}, ("passed", "passed")),
+    "gpt2": (AutoModelForCausalLM, {}, ("passed", "passed")),
+    "mamba": (AutoModelForCausalLM, {}, ("skipped", "passed")),
+    "bert": (AutoModelForMaskedLM, {}, ("passed", "passed")),
+    "electra": (AutoModelForMaskedLM, {"embedding_size": 16}, ("passed", "passed")),
+}
+
+
+def other(name: str) -> Subject:
+    auto_class, changes, _ = OTHERS[name]
+    torch.manual_seed(0)
+    model = auto_class.from_config(AutoConfig.for_model(name, **{**SHAPE, **changes})).eval()
+    return Subject("other", auto_class.__name__, model, build_tokenizer(), trust_remote_code=False)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_are_checked_as_the_scripts_train_them(name):
+    """With the masks, positions and shares of the loss that they need."""
+    expected = dict(zip(("packing", "accumulation"), OTHERS[name][2], strict=True))
+    assert outcomes(other(name), *expected) == expected
+
+
+def test_a_loss_that_is_no_mean_over_the_labels_is_caught_elsewhere_too(monkeypatch):
+    subject = other("electra")
+    forward = type(subject.model).forward
+
+    def mean_over_rows(self, input_ids, labels=None, **kwargs):
+        outputs = forward(self, input_ids, **kwargs)
+        if labels is not None:
+            rows = zip(outputs.logits, labels, strict=True)
+            outputs.loss = torch.stack([nn.functional.cross_entropy(*row) for row in rows]).mean()
+        return outputs
+
+    assert outcomes(subject, "accumulation") == {"accumulation": "passed"}
+    monkeypatch.setattr(type(subject.model), "forward", mean_over_rows)
+    assert outcomes(subject, "accumulation") == {"accumulation": "failed"}
+
+
+def test_heads_whose_loss_the_scripts_replace_are_not_failed():
+    subject = other("bert")
+    subject.model = AutoModelForSequenceClassification.from_config(subject.model.config).eval()
+    subject.auto_class = "AutoModelForSequenceClassification"
+    (verdict,) = verify.verify("other", ["accumulation"], subject=subject)
+    assert verdict.outcome == "skipped" and "mean over the batch" in verdict.found
 
 
 def test_a_model_that_translates_is_given_both_its_texts():

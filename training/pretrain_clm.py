@@ -86,10 +86,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stopped at step {trainer.state.global_step} of {args.max_steps}; the same command goes on from there")
         return 0
 
-    results = trainer.evaluate()
+    results = dict(trainer.final_evaluation())
     if script.masked_share:
-        masked = trainer.evaluate(masked_evaluation(data, Masked(tokenizer, 0.15, seed=0)))
-        results["eval_masked_loss"] = masked["eval_loss"]
+        masked = masked_evaluation(data, Masked(tokenizer, 0.15, seed=0))
+        results |= trainer.evaluate(masked, metric_key_prefix="eval_masked")
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stopped at step {trainer.state.global_step} of {args.max_steps}; the same command goes on from there")
         return 0
 
-    results = trainer.evaluate()
+    results = dict(trainer.final_evaluation())
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
