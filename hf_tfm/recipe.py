@@ -173,8 +173,7 @@ def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[
             return 2
         except KeyboardInterrupt:
             checkpoint = last_checkpoint(Path(_output_dir)) if _output_dir else None
-            where = f"goes on from {checkpoint}" if checkpoint else "begins anew"
-            print(f"\nstopped; the same command {where}", file=sys.stderr)
+            print(f"\nstopped{f'; the same command goes on from {checkpoint}' if checkpoint else ''}", file=sys.stderr)
             return 0 if checkpoint else 130
 
     return wrapper
