@@ -402,7 +402,7 @@ def prepare_data(
         evaluation=evaluation,
         facts=facts,
         tokens_per_step=rows * args.gradient_accumulation_steps * script.block_length,
-        bytes_per_token=blocks.bytes_per_token(begin is not None)
+        bytes_per_token=blocks.bytes_per_token(begins=piece_ids is None and begin is not None)
         if objective is causal and not script.z_loss
         else None,
         tokens=blocks.count_tokens(rows * micro_steps),
@@ -768,6 +768,8 @@ def notes_on_text(script: PretrainArguments, facts: list[dict[str, Any]]) -> lis
         for why, files in left_out(source).items():
             names = ", ".join(path.name for path in files[:3]) + (", …" if len(files) > 3 else "")
             notes.append(f"{len(files):,} left out of {source.location}, {why}: {names}")
+    if any(source.where for source in script.training_sources() + script.validation_sources()):
+        return notes  # different records of one file
     train, validation = (fact.get("sha256", "").split(", ") for fact in (facts[0], facts[-1]))
     if len(set(train)) < len(train):
         notes.append("a file of the training text is in it twice")
