@@ -106,17 +106,17 @@ def energy(record: dict[str, Any]) -> tuple[float, str, str] | None:
     if not seconds:
         return None
     if (watts := record.get("watts")) is not None:
-        return watts * seconds / 3600, "an estimate", f"{_figure(seconds)} s at {watts:g} W, as stated for this machine"
+        return watts * seconds / 3600, "an estimate", f"{as_text(seconds)} s at {watts:g} W, as stated for this machine"
     if "gpu" in hardware:
         return None
     if joules := record.get("joules"):
-        counted = ", ".join(f"{name} {_figure(used)} J" for name, used in joules.items())
+        counted = ", ".join(f"{name} {as_text(used)} J" for name, used in joules.items())
         return sum(joules.values()) / 3600, "measured", f"{counted}; by RAPL, of all that ran on them meanwhile"
     if "memory_gib" not in hardware:
         return None
     watts = CORE_WATTS * hardware["threads"] + MEMORY_WATTS * hardware["memory_gib"]
     source = (
-        f"{_figure(seconds)} s; {hardware['threads']} × {CORE_WATTS:g} W for cores and {hardware['memory_gib']} × "
+        f"{as_text(seconds)} s; {hardware['threads']} × {CORE_WATTS:g} W for cores and {hardware['memory_gib']} × "
         f"{MEMORY_WATTS} W for memory, the defaults of Green Algorithms (Lannelongue et al.)"
     )
     return watts * seconds / 3600, "an estimate", source
@@ -306,7 +306,7 @@ def _data(record: dict[str, Any]) -> str:
         return ""
     columns = ("name", "split", "documents", "records", "bytes", "tokens", "license", "sha256")
     used = [column for column in columns if any(column in source for source in record["data"])]
-    rows = [[_figure(source.get(column, "")) for column in used] for source in record["data"]]
+    rows = [[as_text(source.get(column, "")) for column in used] for source in record["data"]]
     return "## Data\n\n" + _table([{"license": "licence"}.get(column, column) for column in used], rows)
 
 
@@ -317,7 +317,7 @@ def _results(record: dict[str, Any]) -> str:
         return ""
     pictures = [f"![{caption}]({name})" for name, caption in record.get("pictures", {}).items()]
     if not all(isinstance(value, dict) and "low" in value for value in results.values()):
-        table = _table(("", ""), [(name, _figure(value)) for name, value in results.items()])
+        table = _table(("", ""), [(name, as_text(value)) for name, value in results.items()])
         return "\n\n".join(["## Results", f"On the {record.get('measured_on', 'validation')} data.", table, *pictures])
     columns = {"this model": results, **record.get("baselines", {})}
     counts = {figure["n"] for figures in columns.values() for figure in figures.values()}
@@ -357,7 +357,7 @@ def _training(record: dict[str, Any], has_curve: bool) -> str:
         "steps": record.get("steps"),
         "tokens": record.get("tokens"),
         "minutes": seconds and f"{seconds / 60:.1f}",
-        **({f"energy ({used[1]})": f"{_figure(used[0])} Wh: {used[2]}"} if used else {}),
+        **({f"energy ({used[1]})": f"{as_text(used[0])} Wh: {used[2]}"} if used else {}),
         "seed": record.get("seed"),
         "started": record.get("started"),
         "commit": record.get("commit"),
@@ -365,7 +365,7 @@ def _training(record: dict[str, Any], has_curve: bool) -> str:
         **{name.replace("_", " "): value for name, value in record.get("hardware", {}).items()},
         **{f"{name} version": value for name, value in record.get("versions", {}).items()},
     }
-    rows = [(name, _figure(value)) for name, value in facts.items() if value is not None]
+    rows = [(name, as_text(value)) for name, value in facts.items() if value is not None]
     curve = f"\n\n![loss over steps]({CURVE_FILE})" if has_curve else ""
     return f"## Training\n\n{_table(('', ''), rows)}{curve}" if rows else ""
 
@@ -385,7 +385,7 @@ def _limits(record: dict[str, Any]) -> str:
     limits = []
     if tokens:
         per_parameter = tokens / model["parameters"]
-        limits.append(f"It saw {tokens:,} tokens, {_figure(per_parameter)} for each parameter; some 20 are usual.")
+        limits.append(f"It saw {tokens:,} tokens, {as_text(per_parameter)} for each parameter; some 20 are usual.")
     if longest and trained and trained < longest:
         limits.append(f"It takes {longest:,} tokens, but was trained on no more than {trained:,} at once.")
     elif longest:
@@ -421,7 +421,8 @@ def _reproducing(record: dict[str, Any]) -> str:
     return text
 
 
-def _figure(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A number as people read it; what is no number as JSON, texts as they are."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
         return f"{value:,}"
     if isinstance(value, float):

@@ -427,7 +427,7 @@ def _is_unspaced(text: str, token: str = "") -> bool:
     """Whether a text begins with a letter of a script without spaces, or with bytes of one that `token` stands for."""
     first = text[:1]
     if first == "\ufffd" and token != text:
-        return bool(_UNSPACED.match(bytes(_BYTES[letter] for letter in token)))
+        return bool(_UNSPACED.match(bytes(_BYTES.get(letter, 0) for letter in token)))
     # Neither marks nor what repeats or lengthens the character before it.
     return bool(_UNSPACED.match(first.encode())) and category(first) not in ("Mn", "Mc", "Lm")
 

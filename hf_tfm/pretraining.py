@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from .attention import can_lay_rows_end_to_end
 from .averaging import AveragingMixin
 from .card import task_of
+from .card_text import as_text
 from .checkpoints import last_checkpoint
 from .configuration_tfm import SIZES, TfmConfig
 from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
@@ -753,7 +754,7 @@ def report_end(
     record.add_model(model)
     record.add_training(trainer.state)
     write_model_folder(Path(args.output_dir), model, tokenizer, record)
-    print("\nresult     " + ", ".join(f"{name} {_figure(value)}" for name, value in record["results"].items()))
+    print("\nresult     " + ", ".join(f"{name} {as_text(value)}" for name, value in record["results"].items()))
     print(f"model      {args.output_dir}")
     trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
     print(f'load it    {task_of(type(model).__name__)[0]}.from_pretrained("{args.output_dir}"{trust})')
@@ -776,7 +777,3 @@ def notes_on_text(script: PretrainArguments, facts: list[dict[str, Any]]) -> lis
     if script.validation_data and set(train) & set(validation) - {""}:
         notes.append("a file of the validation text is trained on: its figures say little about other text")
     return notes
-
-
-def _figure(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -20,6 +20,7 @@ from hf_tfm.objectives import (
     Masked,
     RateSchedule,
     SentencePairs,
+    _is_unspaced,
     causal,
     masked_next_token,
     token_texts,
@@ -236,6 +237,11 @@ def test_no_length_and_no_end_tells_strangers_from_the_next_sentence(encoder_tok
         above = lengths[:, None] >= np.arange(128)
         assert np.abs(above[foreign].mean(0) - above[~foreign].mean(0)).max() < 0.15
     assert abs(ends[foreign].mean() - ends[~foreign].mean()) < 0.07
+
+
+def test_a_token_of_no_bytes_starts_no_character():
+    """As SentencePiece's, whose blank is no byte-level letter."""
+    assert not _is_unspaced("\ufffd", "\u2581\ufffd") and _is_unspaced("\ufffd", "ä½")
 
 
 def test_no_end_tells_the_order_of_sentences(encoder_tokenizer):
