@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,11 @@ from .configuration_tfm import TfmConfig
 
 
 Mask = Literal["all", "by layer"] | None
+
+_SENTENCE_LABELS, _SENTENCE_LOGITS = (
+    ("next_sentence_label", "sentence_order_label"),
+    ("seq_relationship_logits", "sop_logits"),
+)
 
 # What a model raises that has no use for a mask of this form, or for positions.
 _UNFIT = (
@@ -111,7 +117,16 @@ class PackedRows:
 def sentence_label(model: PreTrainedModel) -> str | None:
     """What a model that is told how two segments belong together calls that label: BERT's name, or ALBERT's."""
     taken = inspect.signature(model.forward).parameters
-    return next((name for name in ("next_sentence_label", "sentence_order_label") if name in taken), None)
+    return next((name for name in _SENTENCE_LABELS if name in taken), None)
+
+
+def sentence_loss(inputs: dict[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> torch.Tensor | float:
+    """What a loss has in it for how two segments belong together, the mean over the rows; 0 if nothing."""
+    label = next((inputs[name] for name in _SENTENCE_LABELS if name in inputs), None)
+    logits = next((outputs[name] for name in _SENTENCE_LOGITS if name in outputs), None)
+    if label is None or logits is None:
+        return 0.0
+    return torch.nn.functional.cross_entropy(logits.view(-1, 2), label.view(-1))
 
 
 def loss_adds_up(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> bool:

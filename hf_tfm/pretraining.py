@@ -32,7 +32,7 @@ from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, f
 from .errors import InputError
 from .objectives import Masked, SentencePairs, causal, masked_next_token
 from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
-from .packed_rows import PackedRows, sentence_label
+from .packed_rows import PackedRows, sentence_label, sentence_loss
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .recipe import read_mapping, refuse_below
 from .record import base_model_name, write_model_folder
@@ -570,14 +570,17 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        # As Trainer does with the loss: gradients are averaged over processes, the tokens are those of all.
+        processes = self.accelerator.num_processes if scaled else 1
         if not self.rows.adds_up and num_items_in_batch is not None:
-            loss = loss * (labels != -100).sum() / num_items_in_batch  # its share of the mean over the whole step
+            # Their shares of the means over the whole step, which has as many rows in each of its parts.
+            sentences = sentence_loss(inputs, outputs)
+            loss = (loss - processes * sentences) * (labels != -100).sum() / num_items_in_batch
+            loss = loss + sentences / self.current_gradient_accumulation_steps
         if self.script.z_loss:
             logits = outputs["logits" if "logits" in outputs else "prediction_logits"]
             logits = logits[..., :-1, :] if self._loss_shifts_labels else logits
-            scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None
-            # As Trainer does with the loss: gradients are averaged over processes, the tokens are those of all.
-            processes = self.accelerator.num_processes if scaled else 1
             loss = loss + self.script.z_loss * processes * z_loss(logits, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
