@@ -102,6 +102,13 @@ class PretrainArguments:
     model_overrides: str = field(
         default="{}", metadata={"help": 'fields of the configuration as JSON: {"qk_norm": false}'}
     )
+    window: int = field(
+        default=0,
+        metadata={
+            "help": "how many tokens all layers but the last look back, and an encoder's ahead too, in a new model of "
+            "this package; 0: as far as there is text"
+        },
+    )
     text_field: str = field(default="text", metadata={"help": "the field or column that holds the text"})
     streaming: bool = field(default=False, metadata={"help": "tokenise while training, for text that fits on no disk"})
     block_length: int = field(default=256, metadata={"help": "tokens in a row"})
@@ -188,7 +195,7 @@ def check_pretraining(script: PretrainArguments, args: TrainingArguments) -> Non
     """Raise `InputError` for arguments that would end in an error later, or do nothing."""
     check_arguments(args, script.model, _IGNORED)
     refuse_below(args, max_steps=1)
-    refuse_below(script, block_length=2, validation_tokens=1, warmup=0, decay=0, z_loss=0)
+    refuse_below(script, block_length=2, validation_tokens=1, window=0, warmup=0, decay=0, z_loss=0)
     if script.decay > 1:
         raise InputError(f"decay {script.decay:g}: a share of the run, 1 at most")
     if script.ema_decay and args.load_best_model_at_end:
@@ -236,7 +243,7 @@ def build_model(
         config_class: family of the presets.
         tokenizer: decides vocabulary size and special tokens of a new model.
         script: `model` (a preset, `lookalike/size`, a `config.json` of any architecture, or a model folder),
-            `model_overrides` (fields of the configuration as JSON) and `block_length`, the longest row.
+            `model_overrides` (fields of the configuration as JSON), `window` and `block_length`, the longest row.
 
     Raises:
         InputError: the specification is unknown, the tokenizer has more tokens than the model, or rows are longer than
@@ -249,6 +256,11 @@ def build_model(
         for name in ("pad", "bos", "eos", "cls", "sep", "mask")
     }
     fields = {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
+
+    if script.window and path.exists():
+        raise InputError(f"--window shapes new models of this package; {spec} is none: give --window 0")
+    if script.window and (twice := overrides.keys() & {"sliding_window", "layer_types"}):
+        raise InputError(f"--window and {min(twice)} of --model_overrides say the same: leave one out")
 
     def may_read_ahead(model: PreTrainedModel) -> bool:  # BERT and its kind do, unless their configuration forbids it
         return auto_class is AutoModelForCausalLM and hasattr(model.config, "is_decoder") and _reads_ahead(model)
@@ -271,7 +283,12 @@ def build_model(
             lookalike, _, size = spec.partition("/")
             known = {name: value for name, value in fields.items() if hasattr(config_class, name)}
             defaults = {"max_position_embeddings": max(script.block_length, 1024)} if lookalike in SIZES else {}
-            config = config_class.preset(lookalike, size or None, **{**defaults, **known, **overrides})
+            shape = {**defaults, **known, **overrides}
+            config = config_class.preset(lookalike, size or None, **shape)
+            if script.window:
+                kinds = ["sliding_attention"] * (config.num_hidden_layers - 1) + ["full_attention"]
+                shape |= {"sliding_window": script.window, "layer_types": kinds}
+                config = config_class.preset(lookalike, size or None, **shape)
             model, is_new = auto_class.from_config(config, dtype=torch.float32), True
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split()).split(" Model type should be one of")[0]  # and then some hundred names
