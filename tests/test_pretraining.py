@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import build
 from transformers import (
@@ -26,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from hf_tfm import TfmDecoderConfig
+from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.attention import WindowedAttention
 from hf_tfm.checkpoints import complete_checkpoints
 from hf_tfm.objectives import Masked, causal
@@ -61,6 +62,12 @@ WORDS = [("miller", "river"), ("fisher", "sea"), ("hunter", "forest"), ("widow",
 OVERRIDES = '{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}'
 TEXTS = [STORY.format(a=a, b=b, n=n) for n in range(2, 30) for a, b in WORDS]
 
+
+RECIPES = [
+    path
+    for pattern in ("pretrain_*.yaml", "quickstart_?lm.yaml", "released_??coder.yaml")
+    for path in sorted((quickstart.REPOSITORY / "training" / "recipes").glob(pattern))
+]
 
 WHOLE_FOLDER = (
     "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json", "README.md",
@@ -678,6 +685,10 @@ def damage(files, tmp_path, what):
     if what == "unknown field of an architecture":
         (broken / "llama.json").write_text(json.dumps(LLAMA))
         return {"model": broken / "llama.json", "model_overrides": '{"hiden_size": 64}'}, "no field 'hiden_size'"
+    if what == "windows of another architecture":
+        (broken / "llama.json").write_text(json.dumps(LLAMA))
+        fields = {"model": broken / "llama.json", "model_overrides": "{}", "window": 4}
+        return fields, "--window shapes new models of this package"
     if what == "unknown field of a model":
         folder = broken / "model"
         assert pretrain_clm.main(arguments(files, folder, max_steps=1)) == 0
@@ -693,6 +704,10 @@ SETTINGS = {
     "negative seed": ({"seed": -1}, "--seed -1: must be at least 0"),
     "negative z-loss": ({"z_loss": -1}, "--z_loss -1.0: must be at least 0"),
     "no steps": ({"max_steps": -1}, "--max_steps -1: must be at least 1"),
+    "windows twice": (
+        {"window": 4, "model_overrides": '{"sliding_window": 8}'}, "--window and sliding_window of --model_overrides"
+    ),
+    "negative window": ({"window": -1}, "--window -1: must be at least 0"),
     "no rows": ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),
     "held out of a stream": ({"validation_data": None, "streaming": "true"}, "--streaming: give --validation_data"),
     "all held out": ({"validation_fraction": 1}, "validation_fraction 1.0 must lie between 0 and 1"),
@@ -719,7 +734,7 @@ SETTINGS = {
     "what",
     ["missing file", "empty file", "wrong field", "binary junk", "another tokenizer", "too long", "unknown field",
      "unknown preset", "no tokenizer", "bad override", "unknown field of a model", "unknown field of an architecture",
-     *SETTINGS],
+     "windows of another architecture", *SETTINGS],
 )  # fmt: skip
 def test_mistakes_get_one_line_and_write_nothing(files, tmp_path, capsys, what):
     changes, said = damage(files, tmp_path, what)
@@ -778,6 +793,35 @@ def test_the_quickstart_writes_where_it_is_told(tmp_path, monkeypatch):
         monkeypatch.chdir(here)
         assert quickstart.main(given) == 0
     assert seen == [str(tmp_path / "mine"), "runs/quickstart"]
+
+
+@pytest.mark.parametrize(
+    "auto_class, config_class, model",
+    [
+        (AutoModelForCausalLM, TfmDecoderConfig, "nano"),
+        (AutoModelForCausalLM, TfmDecoderConfig, "gpt2/nano"),
+        (AutoModelForMaskedLM, TfmEncoderConfig, "modernbert/nano"),  # which has another pattern of windows
+    ],
+)
+def test_a_window_is_that_of_all_layers_but_the_last(files, auto_class, config_class, model):
+    tokenizer = load_tokenizer(str(files / "decoder"))
+    shape = json.dumps({"num_hidden_layers": 4})
+    script = PretrainArguments([], [], "", model=model, model_overrides=shape, block_length=32, window=5)
+    config = build_model(auto_class, config_class, tokenizer, script)[0].config
+    assert config.sliding_window == 5 and config.layer_types == ["sliding_attention"] * 3 + ["full_attention"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_model_of_every_recipe_can_be_made(files, recipe):
+    asked = yaml.safe_load(recipe.read_text())
+    fields = {name: asked[name] for name in ("model", "window", "block_length") if name in asked}
+    script = PretrainArguments([], [], "", model_overrides=json.dumps(asked.get("model_overrides", {})), **fields)
+    if "mlm" in recipe.stem or "encoder" in recipe.stem:
+        style, auto_class, config_class = "encoder", AutoModelForMaskedLM, TfmEncoderConfig
+    else:
+        style, auto_class, config_class = "decoder", AutoModelForCausalLM, TfmDecoderConfig
+    model, is_new = build_model(auto_class, config_class, load_tokenizer(str(files / style)), script)
+    assert is_new and model.config.sliding_window == asked.get("window", model.config.sliding_window)
 
 
 @pytest.mark.parametrize("bf16", ["false", "true"])
