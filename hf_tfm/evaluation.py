@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import document_ends, encode_documents
@@ -259,13 +260,15 @@ def bits_per_byte(
                 token_counts.append(len(tokens))
                 nats.append(0.0)
                 yield from document_rows(lm, number, tokens, window, stride)
+                bar.update(len(tokens))
                 number += 1
 
     pieces: dict[int, list[tuple[float, int]]] = defaultdict(list)  # of each source's first document
-    for number, log_probabilities in lm.score(rows()):
-        nats[number] -= log_probabilities.sum()
-        if first_documents[of_document[number]] == number:
-            pieces[of_document[number]].append((-log_probabilities.sum(), len(log_probabilities)))
+    with tqdm(desc="text", unit=" tokens", unit_scale=True, disable=None) as bar:
+        for number, log_probabilities in lm.score(rows()):
+            nats[number] -= log_probabilities.sum()
+            if first_documents[of_document[number]] == number:
+                pieces[of_document[number]].append((-log_probabilities.sum(), len(log_probabilities)))
     if not sum(token_counts):
         raise InputError("there is no text to measure: the documents are empty")
 

@@ -123,9 +123,10 @@ def test_adapter_differs_from_its_base(models, data, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["encoder", "bert"])
-def test_a_masked_model(name, models, data, tmp_path):
+def test_a_masked_model(name, models, data, tmp_path, capsys):
     arguments = ["--text", data / "text.jsonl.gz", "--max_documents", 2, "--minimal_pairs", data / "pairs.jsonl"]
     measured(models / name, tmp_path, *arguments, "--pairs_per_group", 2)
+    assert "reads a piece once for each token in it" in capsys.readouterr().out
     tasks = measured(models / name, tmp_path, "--minimal_pairs", data / "pairs.jsonl", "--by_word", "true")
     found = json.loads((tmp_path / "evaluation.json").read_text())["tasks"]
     assert [task["task"] for task in found] == ["text", "minimal pairs", "minimal pairs"], "earlier figures are kept"

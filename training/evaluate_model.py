@@ -117,6 +117,8 @@ def text(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
     settings = {n: getattr(recipe, n) for n in ("window", "stride", "max_documents", "source_field", "text_field")}
     if lm.causal and recipe.window is None:  # longer rows than in training cost accuracy
         settings["window"] = recorded(recipe.model, "block_length")
+    if not lm.causal:
+        print("text       a masked LM reads a piece once for each token in it; --max_documents takes less", flush=True)
     for path in recipe.text:
         documents = islice(evaluation.read_text(path, recipe.text_field, recipe.source_field), recipe.max_documents)
         figures = results.part(
