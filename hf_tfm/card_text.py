@@ -261,8 +261,12 @@ def _ways(record: dict[str, Any]) -> str:
     if is_adapter(record):
         ways.append("Folded into its base model, to do without PEFT: `hf-tfm merge . merged`.")
     elif custom_code and (families := native_families(record)):
+        config = record["model"]["config"]
+        tools = "TEI, vLLM" if config["model_type"] == "tfm_encoder" else "vLLM, llama.cpp"
+        if "sliding_attention" in config.get("layer_types", ()):
+            tools = tools.removesuffix(", llama.cpp")  # gives every layer full attention
         ways.append(
-            f"As a native {' or '.join(families.values())}, for tools that run no code of others (vLLM, llama.cpp, …), "
+            f"As a native {' or '.join(families.values())}, for tools that run no code of others ({tools}, …), "
             f"with the identical weights: `hf-tfm export . native --to {next(iter(families))}`."
         )
     elif not custom_code:

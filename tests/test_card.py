@@ -419,3 +419,16 @@ def test_released_cards_are_what_their_records_say(card):
     evaluation = read_evaluation(card.parent)
     assert card.read_text() == render_card(record, (card.parent / "loss_curve.png").exists(), evaluation)
     assert not without_source(card.read_text(), record, evaluation) and complaints(card.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "case, window, tools",
+    [("decoder", None, "vLLM, llama.cpp"), ("decoder", 4, "vLLM"), ("encoder", None, "TEI, vLLM")],
+)
+def test_a_card_names_tools_that_run_the_model(case, window, tools):
+    """llama.cpp would read windows as full attention and write something else."""
+    record = record_of(case)
+    if window is not None:
+        config, layers = record["model"]["config"], record["model"]["config"]["num_hidden_layers"]
+        config |= {"sliding_window": window, "layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"]}
+    assert f"run no code of others ({tools}, …)" in render_card(record)
