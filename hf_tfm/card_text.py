@@ -262,9 +262,8 @@ def _ways(record: dict[str, Any]) -> str:
         ways.append("Folded into its base model, to do without PEFT: `hf-tfm merge . merged`.")
     elif custom_code and (families := native_families(record)):
         config = record["model"]["config"]
-        tools = "TEI, vLLM" if config["model_type"] == "tfm_encoder" else "vLLM, llama.cpp"
-        if "sliding_attention" in config.get("layer_types", ()):
-            tools = tools.removesuffix(", llama.cpp")  # gives every layer full attention
+        full = "sliding_attention" not in config.get("layer_types", ())  # as llama.cpp reads every decoder's layer
+        tools = "TEI, vLLM" if config["model_type"] == "tfm_encoder" else "vLLM, llama.cpp" if full else "vLLM"
         ways.append(
             f"As a native {' or '.join(families.values())}, for tools that run no code of others ({tools}, …), "
             f"with the identical weights: `hf-tfm export . native --to {next(iter(families))}`."

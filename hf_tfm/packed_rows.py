@@ -15,10 +15,9 @@ from .configuration_tfm import TfmConfig
 
 Mask = Literal["all", "by layer"] | None
 
-_SENTENCE_LABELS, _SENTENCE_LOGITS = (
-    ("next_sentence_label", "sentence_order_label"),
-    ("seq_relationship_logits", "sop_logits"),
-)
+# BERT's names, and ALBERT's.
+_SENTENCE_LABELS = ("next_sentence_label", "sentence_order_label")
+_SENTENCE_LOGITS = ("seq_relationship_logits", "sop_logits")
 
 # What a model raises that has no use for a mask of this form, or for positions.
 _UNFIT = (

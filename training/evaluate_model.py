@@ -93,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     if language_model and recipe.test_file and recipe.template is None:
         raise InputError("a language model labels by prompt: write one as --template")
     model, tokenizer = open_model(recipe.model, auto_class, recipe.base_model, recipe.trust_remote_code)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     folder = Path(recipe.model)
     name = folder.resolve().name if folder.exists() else recipe.model
     identity = {"name": name, "sha256": fingerprint(model, tokenizer), "bf16": recipe.bf16}
@@ -115,10 +114,10 @@ def main(argv: list[str] | None = None) -> None:
 def text(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
     """Bits per byte (pseudo for masked LMs) and perplexity of each file, and of the sources in it."""
     settings = {n: getattr(recipe, n) for n in ("window", "stride", "max_documents", "source_field", "text_field")}
-    if lm.causal and recipe.window is None:  # longer rows than in training cost accuracy
-        settings["window"] = recorded(recipe.model, "block_length")
     if not lm.causal:
         print("text       a masked LM reads a piece once for each token in it; --max_documents takes less", flush=True)
+    elif recipe.window is None:  # longer rows than in training cost accuracy
+        settings["window"] = recorded(recipe.model, "block_length")
     for path in recipe.text:
         documents = islice(evaluation.read_text(path, recipe.text_field, recipe.source_field), recipe.max_documents)
         figures = results.part(
@@ -133,8 +132,7 @@ def text(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
 
 def pairs(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
     """Share of minimal pairs whose good sentence is likelier, of each group."""
-    path = recipe.minimal_pairs
-    records = read_records(path)
+    records = read_records(path := recipe.minimal_pairs)
     columns = [records.texts(getattr(recipe, name), name) for name in ("good_field", "bad_field")]
     score = "log-likelihood" if lm.causal else "PLL-word-l2r" if recipe.by_word else "PLL"
     settings = {"data": content(path), "score": score, "fields": [recipe.good_field, recipe.bad_field]}
