@@ -29,12 +29,20 @@ def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor],
 
 @pytest.mark.parametrize("name, shape", [(name, shape) for family, shape in SHAPES for name in HEADS if family in name])
 def test_every_weight_learns(name, shape):
-    model = build(name, shape)
-    model.train()
-    inputs = inputs_for(name)
-    model(**inputs).loss.backward()
-    still = [key for key, value in model.named_parameters() if value.grad is None or value.grad.abs().max() == 0]
-    assert still == []
+    """
+    All but biases that only add a constant to a softmax: of keys where no position rotates them, of heads over
+    positions or choices, and of the norm in front of such a head. Nothing of the loss depends on those. In fp64,
+    because rounding gives them a gradient on some CPUs.
+    """
+    model, inputs = build(name, shape).double().train(), inputs_for(name)
+    loss = model(**inputs).loss
+    loss.backward()
+    for key, parameter in model.named_parameters():
+        if parameter.grad is None or parameter.grad.abs().max() < 1e-6:
+            assert key.endswith(".bias"), key
+            with torch.no_grad():
+                parameter.add_(torch.randn_like(parameter))
+    assert_close(model(**inputs).loss, loss, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["TfmDecoderForCausalLM", "TfmEncoderForMaskedLM"])
