@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import cpu
 from .errors import InputError
 from .evaluation import LanguageModel, bits_per_byte, read_text
 from .loading import LANGUAGE_MODELS, auto_class_of, open_model
+from .modeling_tfm import CACHE_NAME
 from .records import read_records
 from .retrieval import embed, open_encoder
 
@@ -104,7 +106,7 @@ def decoding(folders: Mapping[str, Path], asked: Asked) -> dict[str, dict[str, f
         model.generation_config.eos_token_id = None
         vocabulary, generator = model.config.vocab_size, torch.Generator().manual_seed(0)
         prompt = torch.randint(vocabulary // 2, vocabulary, (_ROWS, asked.context), generator=generator)
-        cache = model(prompt, use_cache=True).past_key_values
+        cache = model(prompt, use_cache=True)[CACHE_NAME]
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         figures[name] = {"cache_bytes_per_token": held / prompt.numel()}
         models[name], seconds[name] = (model, prompt), []
@@ -114,7 +116,7 @@ def decoding(folders: Mapping[str, Path], asked: Asked) -> dict[str, dict[str, f
             for count in (1, 1 + _NEW_TOKENS):
                 started = time.perf_counter()
                 options = dict(attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=count)
-                model.generate(prompt, **options)
+                cpu.generate(model, prompt, **options)
                 took.append(time.perf_counter() - started)
             seconds[name].append(took[1] - took[0])  # without the reading of the prompt
     for name, several in seconds.items():

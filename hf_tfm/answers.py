@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from . import cpu
 from .conversations import IGNORED
 from .decoding import plain_settings
 from .evaluation import LanguageModel, Row
@@ -67,8 +68,9 @@ def answer(
             plain.generation_config.max_new_tokens = room
             lengths = torch.tensor([len(prompts[number]) for number in numbers], device=model.device)
             ids = [[tokenizer.pad_token_id] * (longest - len(prompts[n])) + list(prompts[n]) for n in numbers]
-            said = plain.generate(
-                input_ids=torch.tensor(ids, device=model.device),
+            said = cpu.generate(
+                plain,
+                torch.tensor(ids, device=model.device),
                 attention_mask=(torch.arange(longest, device=model.device) >= longest - lengths[:, None]).long(),
             )[:, longest:]
             for number, row in zip(numbers, said.tolist()):

@@ -298,7 +298,7 @@ def _run_blocks_end_to_end(
     as_they_are = (
         not attends_blockwise(self)
         or encoder_hidden_states is not None
-        or kwargs.get("past_key_values") is not None
+        or kwargs.get("cache") is not None
         or any(mask is not None and mask.ndim != 4 for mask in masks.values())
         or any(kwargs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
         or checkpointed

@@ -20,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from . import cpu
 from .errors import InputError
 from .finetuning import longest_input, refuse_unknown_tokens
 
@@ -95,7 +96,7 @@ def stream_text(
     options |= {"attention_mask": torch.ones_like(input_ids), "pad_token_id": tokenizer.pad_token_id}
     beams = options.get("num_beams") or model.generation_config.num_beams or 1
     if beams > 1:
-        [ids] = model.generate(input_ids=input_ids, **options)
+        [ids] = cpu.generate(model, input_ids, **options)
         yield tokenizer.decode(ids[input_ids.shape[1] if skip_prompt else 0 :], skip_special_tokens=True)
         return
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=skip_prompt, skip_special_tokens=True)
@@ -104,9 +105,7 @@ def stream_text(
 
     def run() -> None:
         try:
-            model.generate(
-                input_ids=input_ids, streamer=streamer, stopping_criteria=StoppingCriteriaList([stop]), **options
-            )
+            cpu.generate(model, input_ids, streamer=streamer, stopping_criteria=StoppingCriteriaList([stop]), **options)
         except BaseException as error:  # it is raised where the text is read
             failures.append(error)
         finally:

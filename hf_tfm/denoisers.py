@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import cpu
 from .data import document_ends
 from .errors import InputError
 from .finetuning import longest_input
@@ -257,7 +258,8 @@ def fill_gaps(
     real = torch.arange(width, device=ids.device) >= width - ids.new_tensor([[len(prompt)] for prompt in prompts])
     prefix = real.clone()
     prefix[:, -1] = False  # the first gap's sentinel is a target already
-    written = model.generate(
+    written = cpu.generate(
+        model,
         ids,
         attention_mask=real.long(),
         prefix_mask=prefix,

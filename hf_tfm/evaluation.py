@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from . import cpu
 from .data import document_ends, encode_documents
 from .errors import InputError
 from .finetuning import longest_input
@@ -419,8 +420,8 @@ def generate_samples(
         inputs = torch.tensor([ids], device=lm.plain.device)
         room = min(max_new_tokens, lm.longest - len(ids))
         with torch.inference_mode():
-            out = lm.model.generate(
-                input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=room,
+            out = cpu.generate(
+                lm.model, inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=room,
                 pad_token_id=lm.tokenizer.pad_token_id, **sampling,
             )  # fmt: skip
         samples.append(lm.tokenizer.decode(out[0], skip_special_tokens=True))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from . import cpu
 from .data import document_ends
 from .denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
 from .errors import InputError
@@ -209,8 +210,8 @@ def by_left_context(
         pad = tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in before], device=model.device)
         mask = (torch.arange(width) >= torch.tensor([[width - len(row)] for row in before])).long().to(model.device)
-        written = model.generate(
-            ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, num_beams=1,
+        written = cpu.generate(
+            model, ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, num_beams=1,
             suppress_tokens=tokenizer.all_special_ids, pad_token_id=pad,
         )  # fmt: skip
         for row, into, tokens, passage in zip(before, filled, written[:, width:].tolist(), passages, strict=True):

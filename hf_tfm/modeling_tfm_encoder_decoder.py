@@ -1,12 +1,16 @@
 """An encoder and a decoder of this package as one model for translation: transformers' `EncoderDecoderModel`."""
 
+import inspect
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
-from transformers import EncoderDecoderConfig, EncoderDecoderModel
-from transformers.configuration_utils import SubConfigSpec
+from transformers import EncoderDecoderConfig, EncoderDecoderModel, PreTrainedConfig
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from .configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
+from .modeling_tfm import CACHE_NAME, BothCacheNames, accepts_both_cache_names, refuse_unknown_arguments
 from .modeling_tfm_decoder import TfmDecoderForCausalLM
 from .modeling_tfm_encoder import TfmEncoderModel
 
@@ -22,21 +26,31 @@ class TfmEncoderDecoderConfig(EncoderDecoderConfig):
     """
 
     model_type = "tfm_encoder_decoder"
-    sub_configs_defaults = {
-        "encoder": SubConfigSpec(config_class=TfmEncoderConfig),
-        "decoder": SubConfigSpec(
-            config_class=TfmDecoderConfig, init_kwargs={"is_decoder": True, "add_cross_attention": True}
-        ),
-    }
+    # transformers 5.19 reads the second name, later versions the first.
+    sub_configs_defaults = {"encoder": TfmEncoderConfig, "decoder": TfmDecoderConfig}
+    sub_configs = sub_configs_defaults
+    has_no_defaults_at_init = False
 
+    encoder: PreTrainedConfig | dict | None = None
+    decoder: PreTrainedConfig | dict | None = None
     auto_map: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.encoder, PreTrainedConfig):
+            self.encoder = TfmEncoderConfig(**(self.encoder or {}))
+        if not isinstance(self.decoder, PreTrainedConfig):
+            with_cross_attention = {"is_decoder": True, "add_cross_attention": True}
+            self.decoder = TfmDecoderConfig(**{**with_cross_attention, **(self.decoder or {})})
         self.auto_map = {
             "AutoConfig": "modeling_tfm_encoder_decoder.TfmEncoderDecoderConfig",
             "AutoModelForSeq2SeqLM": "modeling_tfm_encoder_decoder.TfmEncoderDecoderModel",
         }
-        super().__post_init__(**kwargs)
+        # Not `super()`: before 5.20 it would look the halves up in transformers' own registry.
+        PreTrainedConfig.__post_init__(self, **kwargs)
+
+
+class TfmSeq2SeqLMOutput(BothCacheNames, Seq2SeqLMOutput):
+    """What [`TfmEncoderDecoderModel`] returns."""
 
 
 class TfmEncoderDecoderModel(EncoderDecoderModel):
@@ -71,5 +85,44 @@ class TfmEncoderDecoderModel(EncoderDecoderModel):
             # Not in a file of weights; Trainer ties it again after loading one.
             self._keys_to_ignore_on_save = {"decoder.lm_head.weight"}
 
+    @accepts_both_cache_names
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: tuple | None = None,
+        cache: EncoderDecoderCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> TfmSeq2SeqLMOutput | tuple:
+        """
+        Args as in [`TfmEncoderModel`] and, with `decoder_` in front, as in [`TfmDecoderForCausalLM`].
 
-__all__ = ["TfmEncoderDecoderConfig", "TfmEncoderDecoderModel"]
+        Returns: logits `(batch, target length, vocab_size)`, and the mean cross-entropy in nats if there are labels.
+        """
+        known = inspect.signature(self.encoder.forward).parameters
+        for_encoder = {name: value for name, value in kwargs.items() if not name.startswith("decoder_")}
+        unknown = {name: value for name, value in for_encoder.items() if name not in known and name != "return_dict"}
+        refuse_unknown_arguments(self.config.encoder, unknown)
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **{CACHE_NAME: cache},
+            **kwargs,
+        )
+        return outputs if isinstance(outputs, tuple) else TfmSeq2SeqLMOutput(**outputs)
+
+
+__all__ = ["TfmEncoderDecoderConfig", "TfmEncoderDecoderModel", "TfmSeq2SeqLMOutput"]

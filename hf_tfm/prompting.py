@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from .classification import Task
 from .errors import InputError
 from .evaluation import LanguageModel, only_at
+from .modeling_tfm import CACHE_NAME
 from .records import Records
 from .tokenization import encode_text
 
@@ -199,8 +200,8 @@ class _Cached:
         """The cache with `ids` `(rows, length)` behind it, and logits at flat positions, `(positions, vocabulary)`."""
         lm = self.lm
         with only_at(lm.body, positions), torch.autocast(ids.device.type, torch.bfloat16, enabled=lm.bf16):
-            output = lm.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        return output.past_key_values, output.logits[0].float()
+            output = lm.model(input_ids=ids, use_cache=True, **{CACHE_NAME: cache})
+        return output[CACHE_NAME], output.logits[0].float()
 
     def read(self, cache: Any, rows: Sequence[Sequence[int]]) -> tuple[Any, torch.Tensor]:
         """Rows of one length behind a cache of one row, which stays as it is: the new cache and the last logits."""

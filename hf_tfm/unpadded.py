@@ -98,9 +98,13 @@ def unpadded_attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor | Rows | None,
     scaling: float | None = None,
+    call_arguments: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: among `Rows`, else `scaled_dot_product_attention`."""
+    """
+    transformers' attention interface: among `Rows`, else `scaled_dot_product_attention`. By naming `call_arguments`,
+    which `_hand_on` adds to a call, it makes the model accept them.
+    """
     if not isinstance(attention_mask, Rows):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]
@@ -135,10 +139,10 @@ def use_unpadded_encoding(model: nn.Module) -> bool:
 
 def _hand_on(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """The arguments of a call, by name, as one more argument, which goes on to `run_blocks`."""
-    return args, {
-        **kwargs,
-        "asked": dict(zip(("input_ids", "attention_mask", "token_type_ids", "position_ids"), args), **kwargs),
-    }
+    if module.config._attn_implementation != NAME:  # changed since
+        return args, kwargs
+    named = dict(zip(("input_ids", "attention_mask", "token_type_ids", "position_ids"), args), **kwargs)
+    return args, {**kwargs, "call_arguments": named}
 
 
 def _run_blocks(
@@ -146,26 +150,26 @@ def _run_blocks(
     hidden_states: torch.Tensor,
     position_ids: torch.Tensor,
     masks: dict,
-    asked: dict[str, Any],
+    call_arguments: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     run_blocks = partial(type(self).run_blocks, self)
-    rows = None if self.training else rows_of(asked, hidden_states, self.config)
+    rows = None
+    if call_arguments is not None and not self.training:
+        rows = rows_of(call_arguments, hidden_states, self.config)
     if rows is None:
         return run_blocks(hidden_states, position_ids, masks, **kwargs)
     states, position_ids = rows.flatten(hidden_states), rows.flatten(position_ids.expand(rows.shape))
     return rows.unflatten(run_blocks(states, position_ids, dict.fromkeys(masks, rows), **kwargs))
 
 
-def rows_of(asked: dict[str, Any], hidden_states: torch.Tensor, config: Any) -> Rows | None:
+def rows_of(call_arguments: dict[str, Any], hidden_states: torch.Tensor, config: Any) -> Rows | None:
     """The rows of a call with these arguments, or None where it is to be computed as it stands."""
-    mask = asked.get("attention_mask")
-    if config._attn_implementation != NAME:  # somebody asked for another one since
-        return None
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or asked.get("position_ids") is not None:
+    mask = call_arguments.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or call_arguments.get("position_ids") is not None:
         return None
     if not mask.any() or torch.is_grad_enabled() or hidden_states.device.type != "cpu" or is_tracing(hidden_states):
         return None
-    if any(asked.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions")):
+    if any(call_arguments.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions")):
         return None
     return Rows(mask)

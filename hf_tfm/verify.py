@@ -25,6 +25,7 @@ from .convert import outputs_of
 from .errors import InputError
 from .finetuning import quiet
 from .loading import ADAPTER_FILE, auto_class_of, open_model
+from .modeling_tfm import CACHE_NAME
 from .packed_rows import PackedRows, loss_adds_up, sentence_label
 
 
@@ -203,8 +204,8 @@ def check_cache(subject: Subject) -> str:
     whole, cache, parts = outputs_of(subject.model, input_ids=ids)["logits"], None, []
     with torch.no_grad():
         for piece in (ids[:, :5], *ids[:, 5:].split(1, dim=1)):
-            outputs = subject.model(input_ids=piece, past_key_values=cache, use_cache=True)
-            cache = outputs.past_key_values
+            outputs = subject.model(input_ids=piece, use_cache=True, **{CACHE_NAME: cache})
+            cache = outputs[CACHE_NAME]
             parts.append(outputs.logits)
         stepwise = torch.cat(parts, dim=1)
         written = subject.model.generate(
@@ -291,6 +292,9 @@ def check_gradients(subject: Subject) -> str:
     model(**inputs).loss.backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     without = [name for name, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A bias that only adds a constant to a softmax (of keys, of positions) has none by nature; its weight has.
+    learning = {f"{name.removesuffix('weight')}bias" for name in trained.keys() - set(without)}
+    without = [name for name in without if name not in learning]
     # A pooler that nothing reads, or embeddings of positions beyond the row, do not count.
     without = [name for name in without if ".pooler." not in f".{name}" or model.config.model_type.startswith("tfm")]
     if without:

@@ -138,10 +138,6 @@ MISTAKES = {
         ),
         ["rope_parameters", "sliding_attention", "layer_types"],
     ),
-    "window without layers": (
-        dict(sliding_window=4, layer_types=["full_attention"] * 8),
-        ["sliding_window", "layer_types"],
-    ),
     "layers without window": (dict(layer_types=["sliding_attention"] * 8), ["sliding_window", "layer_types"]),
     "empty window": (dict(sliding_window=0), ["sliding_window", "0"]),
     "too few layer types": (dict(layer_types=["full_attention"] * 7), ["num_hidden_layers", "8", "layer_types", "7"]),
@@ -206,7 +202,6 @@ def test_mistakes_of_one_family(config_class, fields, words):
         (("gpt2", "huge"), {}, ["huge", "nano", "large"]),
         (("nano", "tiny"), {}, ["nano", "tiny"]),
         (("nano",), dict(hiden_size=64), ["hiden_size", "hidden_size"]),
-        (("mistral",), dict(layer_types=["full_attention"] * 32), ["sliding_window", "4096", "layer_types"]),
     ],
 )
 def test_mistakes_in_a_preset(arguments, fields, words):

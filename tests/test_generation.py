@@ -205,3 +205,20 @@ def test_compiled_decoding_gives_the_same_tokens():
         model.forward = torch.compile(model.forward, fullgraph=True)
         got = model.generate(PROMPT, max_new_tokens=NEW, do_sample=False, cache_implementation="static")
         assert torch.equal(got, expected), shape
+
+
+@pytest.mark.parametrize("shape", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+def test_virtual_tokens_are_counted(shape, kind):
+    """PEFT puts virtual tokens in front of the prompt, as embeddings or in the cache: the greedy text of forward."""
+    peft = pytest.importorskip("peft")
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(build("TfmDecoderForCausalLM", shape), config).eval()
+    ids, mask = random_ids(2, 8), torch.ones(2, 8, dtype=torch.long)
+    written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    with torch.no_grad():
+        for _ in range(6):
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(written, ids)

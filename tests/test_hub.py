@@ -475,7 +475,7 @@ def test_a_trainer_pushes_the_same_whole_folder(server, tmp_path):
     there, repo = files_at(server, "models/me/trained"), server.store.repos["models/me/trained"]
     assert repo["private"]
     expected = {"config.json", "generation_config.json", "model.safetensors", "README.md", "tokenizer.json"}
-    code = {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py", "modeling_tfm_generation.py"}
+    code = {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py"}
     assert set(there) == expected | code | {".gitattributes", "tokenizer_config.json", "run_record.json"}
     assert "--hub_token" not in json.loads(content_of(server, there["run_record.json"]))["command"]
     assert content_of(server, there["model.safetensors"]) == (tmp_path / "run" / "model.safetensors").read_bytes()

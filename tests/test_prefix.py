@@ -10,10 +10,9 @@ from test_speed import relative_error, step
 from tiny import DECODER_SHAPES, PAD, build, random_ids
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
-from transformers.generation import GenerationMixin
 
 from hf_tfm.attention import use_blockwise_attention
-from hf_tfm.modeling_tfm_generation import TfmGenerationMixin
+from hf_tfm.cpu import generation
 
 
 LM = "TfmDecoderForCausalLM"
@@ -177,12 +176,10 @@ def test_generate_by_every_loop(shape, monkeypatch):
     expected = greedy(model, ids, mask, prefix, 8)
     assert not torch.equal(greedy(model, ids, mask, torch.zeros_like(prefix), 8), expected), "it says nothing"
 
-    taken, decide = [], TfmGenerationMixin._only_tokens_wanted
-    with monkeypatch.context() as patch:
-        patch.setattr(TfmGenerationMixin, "_only_tokens_wanted", lambda *args: taken.append(decide(*args)) or taken[-1])
-        assert torch.equal(model.generate(ids, **inputs), expected)
+    taken, decide = [], generation._is_supported
+    monkeypatch.setattr(generation, "_is_supported", lambda *args: taken.append(decide(*args)) or taken[-1])
+    assert torch.equal(generation.generate(model, ids, **inputs), expected)
     assert taken == [True]
-    monkeypatch.setattr(type(model), "_sample", GenerationMixin._sample)
     for settings in (
         {},
         dict(use_cache=False),

@@ -72,7 +72,6 @@ RECIPES = [
 WHOLE_FOLDER = (
     "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json", "README.md",
     "run_record.json", "configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py",
-    "modeling_tfm_generation.py",
 )  # fmt: skip
 
 

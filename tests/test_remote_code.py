@@ -25,7 +25,7 @@ PIPELINES = [
     ("feature-extraction", "TfmEncoderModel", dict()),
 ]
 CODE = {
-    "Decoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py", "modeling_tfm_generation.py"},
+    "Decoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py"},
     "Encoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_encoder.py", "modeling_tfm_infilling.py"},
 }
 

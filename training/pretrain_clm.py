@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 
-from hf_tfm import TfmDecoderConfig
+from hf_tfm import TfmDecoderConfig, cpu
 from hf_tfm.decoding import encode_prompt
 from hf_tfm.denoisers import Denoisers, infill, parse_shares
 from hf_tfm.errors import InputError
@@ -133,7 +133,7 @@ def continue_text(model, tokenizer, prompt: str, seed: int) -> str:
         ids, room = encode_prompt(model, tokenizer, prompt)
     except InputError:  # nothing can stand behind it
         return prompt
-    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(80, room))
+    written = cpu.generate(model, ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(80, room))
     return tokenizer.decode(written[0], skip_special_tokens=True)
 
 

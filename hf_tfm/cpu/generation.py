@@ -1,30 +1,248 @@
-"""Greedy search and sampling on a processor, with few operations a token; the rest of `generate` is transformers'."""
+"""
+Greedy search and sampling on a CPU with few operations per token.
 
+`generate(model, …)` stands beside `model.generate(…)` and takes the same arguments. A plain `TfmDecoderForCausalLM`
+runs the loop of this file, which gives the tokens that transformers gives, up to rounding; any other model, and any
+option that this loop does not have, goes to `model.generate`. Nothing is attached to the model.
+
+Of torch this file uses private operators, each behind `_can_pack`: `torch.ops.mkldnn._reorder_linear_weight`,
+`torch.ops.mkldnn._linear_pointwise`, `torch.ops.mkldnn._is_mkldnn_bf16_supported`. Where one of them is missing the
+products are `torch.nn.functional.linear`; `test_packed_products_are_those_of_torch` fails when one changes.
+"""
+
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
+from transformers.generation import GenerationMode
 
-from .modeling_tfm import TfmAttention, TfmMLP, gated_heads, soft_capped
+from ..modeling_tfm import (
+    CACHE_NAME,
+    TfmAttention,
+    TfmMLP,
+    gated_heads,
+    soft_capped,
+)
+from ..modeling_tfm_decoder import TfmDecoderForCausalLM
 
 
-# What the loop here takes apart; a stand-in of another type (quantized, wrapped, left out) is run as it stands.
-_TAKEN_APART = {
+# Fused weights are a copy; above this size they gain little, since the products dominate.
+LARGEST_FUSED_BYTES = 2**29
+
+# The modules that this loop replaces by its own operations. A module of another type under one of these names
+# (quantized, wrapped by an adapter) sends the model to `model.generate`.
+_REPLACED = {
     "self_attn": TfmAttention,
     "mlp": TfmMLP,
     **dict.fromkeys(
         ("q_proj", "k_proj", "v_proj", "head_gate", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"), nn.Linear
     ),
 }
+# Modules from elsewhere, a user's subclasses among them, may compute something else.
+_KNOWN_SOURCES = (
+    TfmAttention.__module__,
+    TfmDecoderForCausalLM.__module__,
+    "torch.nn.modules",
+    "transformers.activations",
+)
+
+# Arguments of `generate` that are options of the loop below, or that its first forward pass handles.
+_SUPPORTED = {"attention_mask", "position_ids", "prefix_mask", "logits_processor", "stopping_criteria", "streamer"}
 
 
-class TfmDecodingLinear:
+def generate(model: nn.Module, input_ids: torch.Tensor, **options: Any) -> Any:
     """
-    Linear layers that read the same states, as one product, their weights laid out anew for so few `rows`: reading them
-    is what a token costs. oneDNN packs them for its kernels; a single fp32 row is fastest with the inputs first.
+    `model.generate(input_ids, **options)`, faster where it can be: up to twice on two cores (`training/LOG.md`).
+
+    Args:
+        model: any model that generates.
+        input_ids: `(batch, length)`.
+        options: those of transformers' `generate`.
+
+    Returns:
+        What `model.generate` returns. Tokens are the same up to rounding: in bf16, where this loop keeps keys and
+        values in fp32, two tokens of nearly equal probability can change places.
+    """
+    if not _is_supported(model, options):
+        return model.generate(input_ids, **options)
+    streamer = options.get("streamer")
+
+    def decode(
+        model: TfmDecoderForCausalLM,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> torch.Tensor:
+        return _decode(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)
+
+    return model.generate(input_ids, custom_generate=decode, **options)
+
+
+def _is_supported(model: nn.Module, options: dict[str, Any]) -> bool:
+    """Whether the loop below gives what these options ask for, with every operation of this model."""
+    if type(model) is not TfmDecoderForCausalLM:
+        return False
+    settings, others = copy.deepcopy(model.generation_config), dict(options)
+    if (given := others.pop("generation_config", None)) is not None:
+        settings.update(**{name: value for name, value in given.to_dict().items() if value is not None})
+    others = settings.update(**others)
+    if any(value is not None for name, value in others.items() if name not in _SUPPORTED):
+        return False
+    return (
+        settings.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+        and settings.use_cache is not False
+        and settings.cache_implementation in (None, "dynamic", "dynamic_full")
+        and settings.prefill_chunk_size is None
+        and settings.stop_strings is None
+        and not settings.return_dict_in_generate
+        and not settings.token_healing
+        and settings.guidance_scale in (None, 1)
+        and _has_supported_shape(model)
+        and not any(_is_modified(name, module) for name, module in model.named_modules())
+    )
+
+
+def _has_supported_shape(model: TfmDecoderForCausalLM) -> bool:
+    config, rotary = model.config, model.model.rotary_emb
+    weights = list(model.parameters())
+    return (
+        not model.training
+        and config._attn_implementation in ("sdpa", "blockwise")
+        and config.use_cache is not False
+        and not config.add_cross_attention
+        and not (config.qk_norm and config.norm_type != "rmsnorm")
+        # Rotation of a part of the head's width is not written below.
+        and all(
+            getattr(rotary, f"{rotary.prefix(name)}inv_freq").shape[0] * 2 == config.head_dim
+            for name in (rotary.layer_types if rotary is not None else [])
+        )
+        # Layers that were moved, removed or repeated share or skip places in the cache.
+        and [block.self_attn.layer_idx for block in model.model.used_layers()] == list(range(config.num_hidden_layers))
+        and all(p.device.type == "cpu" and type(p.data) is torch.Tensor for p in weights)
+        and sum(p.nbytes for p in weights) <= LARGEST_FUSED_BYTES
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_modified(name: str, module: nn.Module) -> bool:
+    """Whether a module does more or other than the loop below: hooks, another forward, a subclass, an adapter."""
+    kind, last = type(module), name.rpartition(".")[2]
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._compiled_call_impl
+        or {"forward", "prepare_inputs_for_generation"} & vars(module).keys()
+        or kind is not _REPLACED.get(last, kind)
+        or not kind.__module__.startswith(_KNOWN_SOURCES)
+    )
+
+
+@torch.no_grad()
+def _decode(
+    model: TfmDecoderForCausalLM,
+    input_ids: torch.Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    streamer: Any,
+    model_kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """The decoding loop: transformers' `generate` prepares these arguments and calls it by `custom_generate`."""
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+    outputs = model(**inputs, return_dict=True)
+    cache = outputs[CACHE_NAME]
+    if type(cache) is not DynamicCache:
+        raise RuntimeError(f"generate prepared a {type(cache).__name__}; hf_tfm.cpu knows transformers' DynamicCache")
+    logits = outputs.logits[:, -1]
+    blocks = [DecodingBlock(b, x.keys, x.values) for b, x in zip(model.model.used_layers(), cache.layers)]
+    head = FusedLinear(model.lm_head, rows=len(input_ids))
+    del outputs, cache
+    positions = inputs["position_ids"][:, -1:] + 1
+    if bool((positions == positions[0]).all()):
+        positions = positions[:1]
+    attention_mask = model_kwargs.get("attention_mask")
+    padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask == 0
+
+    ids, length = F.pad(input_ids, (0, DecodingBlock.first_room)), input_ids.shape[1]
+    unfinished = torch.ones(len(ids), dtype=torch.long)
+    ends = any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
+    pad_token_id = _pad_token_id(generation_config) if ends else None
+    while True:
+        scores = logits_processor(ids[:, :length], logits.to(torch.float32, copy=True))
+        if generation_config.do_sample:
+            tokens = torch.multinomial(F.softmax(scores, dim=-1), num_samples=1).squeeze(1)
+        else:
+            tokens = torch.argmax(scores, dim=-1)
+        if pad_token_id is not None:
+            tokens = tokens * unfinished + pad_token_id * (1 - unfinished)
+        if length == ids.shape[1]:
+            ids = F.pad(ids, (0, length))
+        ids[:, length] = tokens
+        length += 1
+        if streamer is not None:
+            streamer.put(tokens)
+        unfinished = unfinished & ~stopping_criteria(ids[:, :length], None)
+        if not unfinished.any():
+            break
+        if padding is not None and padding.shape[1] < length:
+            padding = F.pad(padding, (0, length))
+        logits = head(_next_states(model, tokens, positions, blocks, length, padding))
+        logits = soft_capped(logits, model.config.final_logit_softcapping)
+        positions = positions + 1
+    if streamer is not None:
+        streamer.end()
+    return ids[:, :length].contiguous()
+
+
+def _pad_token_id(settings: GenerationConfig) -> int | None:
+    """What follows the end of a finished row: the padding token, or else the first end token, as in transformers."""
+    if settings.pad_token_id is not None:
+        return settings.pad_token_id
+    end = settings.eos_token_id
+    return end[0] if isinstance(end, list) else end
+
+
+def _next_states(
+    causal_lm: TfmDecoderForCausalLM,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    blocks: "list[DecodingBlock]",
+    length: int,
+    padding: torch.Tensor | None,
+) -> torch.Tensor:
+    """Hidden states `(batch, hidden)` of one more token per row: `tokens` `(batch,)`, `positions` `(batch or 1, 1)`."""
+    model, rotations, hidden = causal_lm.model, {}, {}
+    embeds = model.embed_tokens(tokens.unsqueeze(1))
+    positions = model.positions(positions, embeds, None, past_length=length - 1)
+    states = model.embed(embeds, positions, None)
+    for layer_type, block in zip(model.config.layer_types, blocks):
+        if layer_type in hidden:
+            continue
+        hidden[layer_type] = None
+        if padding is not None:
+            hidden[layer_type] = padding[:, None, None, length - block.seen() : length]
+        rotations[layer_type] = None
+        if model.rotary_emb is not None:
+            named = (layer_type,) if model.rotary_emb.layer_types != [None] else ()
+            rotations[layer_type] = model.rotary_emb(states, positions, *named)
+    states = states[:, 0]
+    embedding_values = model.embedding_values(states)
+    for layer_type, block in zip(model.config.layer_types, blocks):
+        states = block.step(states, rotations[layer_type], hidden[layer_type], embedding_values)
+    return model.norm(states)
+
+
+class FusedLinear:
+    """
+    Linear layers with the same input as one matrix product, whose weights are laid out for a batch of `rows`: reading
+    weights is the cost of a token. oneDNN packs them for its kernels; one fp32 row is fastest with the inputs first.
     """
 
     def __init__(self, *layers: nn.Linear, rows: int):
@@ -45,7 +263,7 @@ class TfmDecodingLinear:
 def _can_pack(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
-    # A processor without the instructions for bf16 refuses it.
+    # A CPU without bf16 instructions refuses it.
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -57,10 +275,10 @@ def _product_inputs_first(states: torch.Tensor, weight: torch.Tensor, bias: torc
     return states @ weight if bias is None else torch.addmm(bias, states, weight)
 
 
-class TfmDecodingLayer:
+class DecodingBlock:
     """
-    A block for one new token a row, with few operations: all that reads the same states in one product, keys and values
-    in buffers with room for the tokens to come, where transformers' cache copies all of them for each new one.
+    A block for one new token per row, with few operations: one product for all layers with the same input, and keys and
+    values in buffers with room for later tokens, where transformers' `DynamicCache` copies them for each new one.
     """
 
     first_room = 256
@@ -73,10 +291,10 @@ class TfmDecodingLayer:
         self.query_heads = self.key_value_heads * self.groups
         joined = [attention.q_proj, attention.k_proj, attention.v_proj]
         self.value_mix, self.head_gate = attention.value_mix, attention.head_gate is not None
-        self.qkv = TfmDecodingLinear(*joined, *([attention.head_gate] if self.head_gate else []), rows=rows)
-        self.out = TfmDecodingLinear(attention.o_proj, rows=rows)
-        self.up = TfmDecodingLinear(*([mlp.gate_proj] if mlp.gated else []), mlp.up_proj, rows=rows)
-        self.down = TfmDecodingLinear(mlp.down_proj, rows=rows)
+        self.qkv = FusedLinear(*joined, *([attention.head_gate] if self.head_gate else []), rows=rows)
+        self.out = FusedLinear(attention.o_proj, rows=rows)
+        self.up = FusedLinear(*([mlp.gate_proj] if mlp.gated else []), mlp.up_proj, rows=rows)
+        self.down = FusedLinear(mlp.down_proj, rows=rows)
         self.gated, self.act_fn = mlp.gated, mlp.act_fn
         self.attention_norm, self.mlp_norm = _norm(block.input_layernorm), _norm(block.post_attention_layernorm)
         self.query_key_norm = None
@@ -97,7 +315,7 @@ class TfmDecodingLayer:
         self.stored = kept
 
     def seen(self) -> int:
-        """How many tokens the next one sees, itself included."""
+        """The number of tokens that the next token attends to, itself included."""
         return self.stored + 1 if self.window is None else min(self.stored + 1, self.window)
 
     def step(
@@ -108,12 +326,12 @@ class TfmDecodingLayer:
         embedding_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        States of the new tokens `(batch, hidden)` to those behind the block.
+        The block's output for the new tokens' states, both `(batch, hidden)`.
 
         Args:
             rotation: cosines and sines `(batch or 1, 1, head_dim)`.
-            padding: which of the tokens seen are padding, `(batch, 1, 1, seen)`.
-            embedding_values: that the block's values get some of, `(batch, key/value width)`.
+            padding: True where a token attended to is padding, `(batch, 1, 1, seen)`.
+            embedding_values: added in part to the block's values, `(batch, key/value width)`.
         """
         if self.block.pre_norm:
             states = states + self._attend(self.attention_norm(states), rotation, padding, embedding_values)
@@ -171,7 +389,7 @@ def _norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _rms_norm(weight: torch.Tensor, eps: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`TfmRMSNorm` in half the operations that torch takes for it on a processor."""
+    """`TfmRMSNorm` in half the operations that torch takes for it on a CPU."""
     exact = torch.promote_types(weight.dtype, torch.float32)
     weight, eps, share = weight.to(exact), torch.tensor(eps, dtype=exact), 1 / weight.shape[-1]
 
@@ -181,184 +399,3 @@ def _rms_norm(weight: torch.Tensor, eps: float) -> Callable[[torch.Tensor], torc
         return (states * scale).mul_(weight).to(states.dtype)
 
     return norm
-
-
-class TfmGenerationMixin:
-    """
-    Stands before transformers' `GenerationMixin`, whose `generate` calls it. Where nothing is asked for but tokens,
-    greedy search and sampling on a processor run a loop of their own, which gives the same ones.
-    """
-
-    # Joined weights are a copy, and spare little time where the products take long.
-    largest_joined_bytes = 2**29
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Any = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        prefix_mask: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict:
-        """transformers' own, with as much of the prompt's `prefix_mask` `(batch, prompt)` as is read in this step."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        if prefix_mask is None or (inputs_embeds is not None and not is_first_iteration):
-            return inputs
-        read = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-        written = max(input_ids.shape[1] - prefix_mask.shape[1], 0) if read is inputs["input_ids"] else 0
-        first = prefix_mask.shape[1] + written - read.shape[1]
-        if read is inputs["input_ids"] and input_ids.shape[1] < prefix_mask.shape[1]:  # a chunk of the prompt, alone
-            first = int(past_key_values.get_seq_length())
-        if first < prefix_mask.shape[1]:
-            first, end = max(first, 0), first + read.shape[1]
-            if first > 0 or end < prefix_mask.shape[1]:
-                before, now, behind = (part.any(1) for part in prefix_mask.bool().tensor_split((first, end), dim=1))
-                if bool((now & (before | behind)).any()):
-                    raise ValueError("a prefix sees all of itself, so it is read at once: leave prefill_chunk_size out")
-            inputs["prefix_mask"] = F.pad(prefix_mask, (0, written))[:, first:end]
-            # For a static cache it was made into one without the prefix.
-            inputs["attention_mask"] = attention_mask
-        return inputs
-
-    def _sample(
-        self,
-        input_ids: torch.LongTensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        synced_gpus: bool = False,
-        streamer: Any = None,
-        **model_kwargs: Any,
-    ) -> Any:
-        if synced_gpus or not self._only_tokens_wanted(generation_config, model_kwargs):
-            return super()._sample(
-                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
-            )
-        outputs = self._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
-        logits = outputs.logits[:, -1]
-        filled = outputs.past_key_values.layers
-        layers = [TfmDecodingLayer(b, x.keys, x.values) for b, x in zip(self.model.used_layers(), filled)]
-        head = TfmDecodingLinear(self.lm_head, rows=len(input_ids))
-        del outputs, filled
-        positions = model_kwargs["position_ids"][:, -1:] + 1
-        if bool((positions == positions[0]).all()):
-            positions = positions[:1]
-        attention_mask = model_kwargs.get("attention_mask")
-        padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask == 0
-
-        ids, length = F.pad(input_ids, (0, TfmDecodingLayer.first_room)), input_ids.shape[1]
-        unfinished = torch.ones(len(ids), dtype=torch.long)
-        ends = any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
-        pad_token_id = generation_config._pad_token_tensor
-        while True:
-            scores = logits_processor(ids[:, :length], logits.to(torch.float32, copy=True))
-            if generation_config.do_sample:
-                tokens = torch.multinomial(F.softmax(scores, dim=-1), num_samples=1).squeeze(1)
-            else:
-                tokens = torch.argmax(scores, dim=-1)
-            if ends:
-                tokens = tokens * unfinished + pad_token_id * (1 - unfinished)
-            if length == ids.shape[1]:
-                ids = F.pad(ids, (0, length))
-            ids[:, length] = tokens
-            length += 1
-            if streamer is not None:
-                streamer.put(tokens)
-            unfinished = unfinished & ~stopping_criteria(ids[:, :length], None)
-            if not unfinished.any():
-                break
-            if padding is not None and padding.shape[1] < length:
-                padding = F.pad(padding, (0, length))
-            logits = head(self._next_states(tokens, positions, layers, length, padding))
-            logits = soft_capped(logits, self.config.final_logit_softcapping)
-            positions = positions + 1
-        if streamer is not None:
-            streamer.end()
-        return ids[:, :length].contiguous()
-
-    def _next_states(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        layers: list[TfmDecodingLayer],
-        length: int,
-        padding: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """States `(batch, hidden)` of one more token a row, `(batch,)`, at `positions` `(batch or 1, 1)`."""
-        model, rotations, hidden = self.model, {}, {}
-        embeds = model.embed_tokens(tokens.unsqueeze(1))
-        positions = model.positions(positions, embeds, None, past_length=length - 1)
-        states = model.embed(embeds, positions, None)
-        for layer_type, layer in zip(self.config.layer_types, layers):
-            if layer_type in hidden:
-                continue
-            hidden[layer_type] = None
-            if padding is not None:
-                hidden[layer_type] = padding[:, None, None, length - layer.seen() : length]
-            rotations[layer_type] = None
-            if model.rotary_emb is not None:
-                named = (layer_type,) if model.rotary_emb.layer_types != [None] else ()
-                rotations[layer_type] = model.rotary_emb(states, positions, *named)
-        states = states[:, 0]
-        embedding_values = model.embedding_values(states)
-        for layer_type, layer in zip(self.config.layer_types, layers):
-            states = layer.step(states, rotations[layer_type], hidden[layer_type], embedding_values)
-        return model.norm(states)
-
-    def _only_tokens_wanted(self, generation_config: Any, model_kwargs: dict) -> bool:
-        """Whether nothing is asked for that the loop here does not give, and nobody looks into the model meanwhile."""
-        cache, given = model_kwargs.get("past_key_values"), {k for k, v in model_kwargs.items() if v is not None}
-        weights = list(self.parameters())
-        rotated = self.model.rotary_emb is None or all(
-            getattr(self.model.rotary_emb, f"{self.model.rotary_emb.prefix(name)}inv_freq").shape[0] * 2
-            == self.config.head_dim
-            for name in self.model.rotary_emb.layer_types
-        )
-        return (
-            not generation_config.return_dict_in_generate
-            and type(cache) is DynamicCache
-            and not getattr(cache, "_is_user_defined", False)
-            and cache.get_seq_length() == 0
-            and model_kwargs.get("use_cache")
-            and "position_ids" in given
-            and model_kwargs["position_ids"].ndim == 2
-            and not given & {"inputs_embeds", "token_type_ids", "encoder_outputs", "encoder_hidden_states"}
-            and ("attention_mask" not in given or model_kwargs["attention_mask"].ndim == 2)
-            and not self.training
-            and self.config._attn_implementation in ("sdpa", "blockwise")
-            and not self.config.add_cross_attention
-            and not (self.config.qk_norm and self.config.norm_type != "rmsnorm")
-            and rotated
-            and all(p.device.type == "cpu" and type(p.data) is torch.Tensor for p in weights)
-            and sum(p.nbytes for p in weights) <= self.largest_joined_bytes
-            and not torch.is_autocast_enabled("cpu")
-            and not any(_is_watched(name, module) for name, module in self.named_modules())
-        )
-
-
-def _is_watched(name: str, module: nn.Module) -> bool:
-    """Whether a module does more or other than the loop here would: hooks, a forward or inputs of its own or a compiled
-    one, a subclass, a stand-in, an adapter."""
-    kind, last = type(module), name.rpartition(".")[2]
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._compiled_call_impl
-        or {"forward", "prepare_inputs_for_generation"} & vars(module).keys()
-        or kind is not _TAKEN_APART.get(last, kind)
-        or not (
-            kind.__module__.rpartition(".")[0] == __package__
-            or kind.__module__.startswith(("torch.nn.modules.", "transformers.activations"))
-        )
-    )

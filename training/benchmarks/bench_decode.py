@@ -1,5 +1,5 @@
 """
-Writing text token by token: `generate` of this project's decoder against `generate` of Llama and GPT-2.
+Generating text: `hf_tfm.cpu.generate` with this project's decoder against `generate` of Llama and GPT-2.
 
     python training/benchmarks/bench_decode.py
     python training/benchmarks/bench_decode.py --shape s --new_tokens 256 --threads 2
@@ -16,12 +16,14 @@ import torch
 from side_by_side import SHAPES, causal_configs, interleaved, parameters, spread, write_result
 from transformers import AutoModelForCausalLM
 
+from hf_tfm import cpu
+
 
 def writer(model: torch.nn.Module, rows: int, vocab_size: int, new_tokens: int):
     model.generation_config.eos_token_id = None
     prompt = torch.randint(5, vocab_size, (rows, 16), generator=torch.Generator().manual_seed(rows))
     arguments = dict(attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, do_sample=False)
-    return lambda: model.generate(prompt, **arguments)
+    return lambda: cpu.generate(model, prompt, **arguments)  # for other models it is their own `generate`
 
 
 def main(argv: list[str] | None = None) -> int:
