@@ -466,12 +466,14 @@ def ask(args: argparse.Namespace) -> None:
 )
 def verify(args: argparse.Namespace) -> int:
     """Check what a saved model promises: saving, padding, packing, gradients, …; exit code 1 where it does not hold."""
-    from .verify import CHECKS, as_json, as_table
+    from .verify import CHECKS, as_json, as_table, open_subject, versions_line
     from .verify import verify as run
 
     if unknown := set(args.only or ()) - CHECKS.keys():
         raise InputError(f"--only knows {', '.join(CHECKS)}, not {', '.join(sorted(unknown))}")
-    verdicts = run(args.model, args.only, args.trust_remote_code)
+    subject = open_subject(args.model, args.trust_remote_code)
+    print(versions_line(args.model, subject.model), flush=True)
+    verdicts = run(args.model, args.only, subject=subject)
     print(as_table(verdicts))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from packaging.version import Version
 from torch import nn
 from transformers import EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,9 +25,10 @@ from .configuration_tfm import TfmConfig
 from .convert import outputs_of
 from .errors import InputError
 from .finetuning import quiet
-from .loading import ADAPTER_FILE, auto_class_of, open_model
+from .loading import ADAPTER_FILE, auto_class_of, open_model, recorded
 from .modeling_tfm import CACHE_NAME
 from .packed_rows import PackedRows, loss_adds_up, sentence_label
+from .record import versions
 
 
 TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller
@@ -207,18 +209,100 @@ def check_cache(subject: Subject) -> str:
             outputs = subject.model(input_ids=piece, use_cache=True, **{CACHE_NAME: cache})
             cache = outputs[CACHE_NAME]
             parts.append(outputs.logits)
-        stepwise = torch.cat(parts, dim=1)
-        written = subject.model.generate(
-            ids[:, :5], attention_mask=torch.ones_like(ids[:, :5]), max_new_tokens=6, do_sample=False, eos_token_id=None
-        )
-        slowly = subject.model.generate(
-            ids[:, :5], attention_mask=torch.ones_like(ids[:, :5]), max_new_tokens=6, do_sample=False,
-            eos_token_id=None, use_cache=False,
-        )  # fmt: skip
-    worst = compare({"logits": stepwise}, {"logits": whole}, "between one pass and the cache")
-    if not torch.equal(written, slowly):
-        raise Broken("greedy text is another with the cache than without")
-    return f"largest difference {worst:.0e}; same greedy text"
+    worst = compare({"logits": torch.cat(parts, dim=1)}, {"logits": whole}, "between one pass and the cache")
+    return f"largest difference {worst:.0e}"
+
+
+def _prompts(subject: Subject, rows: int, length: int) -> torch.Tensor:
+    if subject.head not in ("CausalLM", "Seq2SeqLM"):
+        raise NotApplicable("this head does not generate text")
+    return subject.ids(rows, length)
+
+
+def _generated(subject: Subject, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    """New tokens `(rows, 8)` for prompts `(rows, length)`: greedy, if `options` of `generate` do not say otherwise."""
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": 8, "min_new_tokens": 8, **options}
+    pad = subject.model.generation_config.pad_token_id
+    mask = torch.ones_like(ids) if mask is None else mask
+    text = subject.model.generate(ids, attention_mask=mask, pad_token_id=0 if pad is None else pad, **options)
+    return text[:, -8:]
+
+
+def _generated_if_supported(subject: Subject, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    """As `_generated`; other packages' architectures may refuse a way of decoding, with transformers' ValueError."""
+    try:
+        return _generated(subject, ids, **options)
+    except ValueError as error:
+        if isinstance(subject.model.config, TfmConfig):
+            raise
+        raise NotApplicable(str(error).splitlines()[0]) from None
+
+
+def _same_text(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    if not torch.equal(found, expected):
+        first = int((found != expected).any(0).nonzero()[0]) + 1
+        raise Broken(f"the text differs from new token {first} on {what}")
+
+
+def check_greedy(subject: Subject) -> str:
+    """Greedy text is the same with the cache and without."""
+    ids = _prompts(subject, 2, 5)
+    _same_text(_generated(subject, ids), _generated(subject, ids, use_cache=False), "between cache and no cache")
+    return "same text with and without the cache"
+
+
+def check_beams(subject: Subject) -> str:
+    """Beam search, which puts the cache's rows into another order, finds the same text with the cache and without."""
+    ids = _prompts(subject, 2, 5)
+    cached, plain = (_generated(subject, ids, num_beams=3, use_cache=cached) for cached in (True, False))
+    _same_text(cached, plain, "between cache and no cache")
+    return "same text of 3 beams with and without the cache"
+
+
+def check_static_cache(subject: Subject) -> str:
+    """A cache of fixed size gives the text of one that grows."""
+    ids = _prompts(subject, 2, 5)
+    expected = _generated(subject, ids)
+    found = _generated_if_supported(subject, ids, cache_implementation="static", disable_compile=True)
+    _same_text(found, expected, "between a static and a growing cache")
+    return "same text as with a growing cache"
+
+
+def check_batched_generation(subject: Subject) -> str:
+    """Prompts of different lengths give the same text together, padded on the left, and one by one."""
+    ids, lengths = _prompts(subject, 3, 9), (9, 4, 6)
+    side = "right" if subject.model.config.is_encoder_decoder else "left"
+    places = torch.arange(9) if side == "right" else torch.arange(9).flip(0)
+    mask = (places < torch.tensor(lengths)[:, None]).long()
+    together = _generated(subject, ids * mask, mask)
+    alone = torch.cat([_generated(subject, row[real.bool()][None]) for row, real in zip(ids, mask, strict=True)])
+    _same_text(together, alone, "between prompts together and alone")
+    return f"same text for 3 prompts together, padded on the {side}, and alone"
+
+
+def check_assisted(subject: Subject) -> str:
+    """Several guessed tokens checked at a time, by the model itself or from the prompt, give the greedy text."""
+    ids = _prompts(subject, 1, 5)
+    # The model's own guesses are right. The prompt repeats itself with random tokens behind, which are wrong guesses.
+    guesses = {"guesses of the model itself": {"assistant_model": subject.copy()}}
+    if not subject.model.config.is_encoder_decoder:
+        guesses["guesses from the prompt"] = {"prompt_lookup_num_tokens": 3}
+        ids = torch.cat([ids, subject.ids(1, 4, seed=1), ids], dim=1)
+    expected = _generated(subject, ids)
+    for name, options in guesses.items():
+        _same_text(_generated_if_supported(subject, ids, **options), expected, f"with {name}")
+    return f"same text with {' and '.join(guesses)}"
+
+
+def check_reference(subject: Subject) -> str:
+    """The model gives what its run record says that it gave when it was verified last."""
+    reference = recorded(subject.path, "reference")
+    if reference is None:
+        raise NotApplicable("no run record with a reference; `hf-tfm refresh` writes one for folders of this package")
+    found = reference_outputs(subject.model, reference["input_ids"])
+    if found != reference["outputs"]:
+        raise Broken(f"outputs are {found}, where {reference['outputs']} are recorded")
+    return f"{sum(map(len, found.values()))} recorded values"
 
 
 def check_packing(subject: Subject) -> str:
@@ -366,6 +450,12 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "batches": check_batches,
     "padding": check_padding,
     "cache": check_cache,
+    "greedy": check_greedy,
+    "beams": check_beams,
+    "static cache": check_static_cache,
+    "batched generation": check_batched_generation,
+    "assisted": check_assisted,
+    "reference": check_reference,
     "packing": check_packing,
     "accumulation": check_accumulation,
     "gradients": check_gradients,
@@ -375,6 +465,38 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 }
 
 
+def reference_outputs(model: PreTrainedModel, input_ids: list[int]) -> dict[str, list[int]]:
+    """
+    What a model in fp32 gives for one text, in whole numbers that rounding does not change: 24 greedy tokens of a model
+    that generates, the place of the largest value in each row of any other's outputs.
+    """
+    ids = torch.tensor([input_ids])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        if model.can_generate():
+            settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": 24, "min_new_tokens": 24}
+            pad = model.generation_config.pad_token_id or 0
+            return {"tokens": model.generate(**inputs, **settings, pad_token_id=pad)[0, -24:].tolist()}
+        outputs = model(**inputs)
+    return {name: value.argmax(-1).flatten().tolist() for name, value in outputs.items() if torch.is_tensor(value)}
+
+
+def versions_line(path: str, model: PreTrainedModel) -> str:
+    """The versions at hand, and whether transformers is newer than any that this folder was verified or saved with."""
+    here = versions()
+    line = ", ".join(f"{name} {here[name]}" for name in ("hf-tfm", "transformers", "torch") if name in here)
+    verified = [each["transformers"] for each in recorded(path, "verified_with") or []]
+    saved = (recorded(path, "versions") or {}).get("transformers") or model.config.transformers_version
+    known = verified or [saved] * (saved is not None)
+    if not known:
+        return f"{line}; the folder does not say which versions it was made with"
+    newest = max(known, key=Version)
+    how = "verified" if verified else "saved"
+    if Version(here["transformers"]) > Version(newest):
+        return f"{line}; this transformers is newer than {newest}, the newest that the folder was {how} with"
+    return f"{line}; the folder was {how} with transformers {', '.join(sorted(known, key=Version))}"
+
+
 @dataclass
 class Verdict:
     """One check's outcome: `passed`, `failed` or `skipped`, and what was found."""
@@ -382,6 +504,23 @@ class Verdict:
     check: str
     outcome: str
     found: str
+
+
+def open_subject(path: str, trust_remote_code: bool = False) -> Subject:
+    """
+    A saved model, opened to be verified.
+
+    Args:
+        path: folder, or name on the Hub.
+
+    Raises:
+        InputError: there is no model that can be opened, or it is an adapter.
+    """
+    if (Path(path) / ADAPTER_FILE).is_file():
+        raise InputError(f"{path}: is an adapter: `hf-tfm merge` compares it with what it makes, which can be verified")
+    auto_class = auto_class_of(path, trust_remote_code)
+    model, tokenizer = open_model(path, auto_class, trust_remote_code=trust_remote_code)
+    return Subject(path, auto_class, model, tokenizer, trust_remote_code)
 
 
 def verify(
@@ -396,14 +535,9 @@ def verify(
         subject: the model, where it is open already.
 
     Raises:
-        InputError: there is no model that can be opened, or it is an adapter.
+        InputError: as [`open_subject`].
     """
-    if (Path(path) / ADAPTER_FILE).is_file():
-        raise InputError(f"{path}: is an adapter: `hf-tfm merge` compares it with what it makes, which can be verified")
-    if subject is None:
-        auto_class = auto_class_of(path, trust_remote_code)
-        model, tokenizer = open_model(path, auto_class, trust_remote_code=trust_remote_code)
-        subject = Subject(path, auto_class, model, tokenizer, trust_remote_code)
+    subject = subject or open_subject(path, trust_remote_code)
     verdicts = []
     for name, check in CHECKS.items():
         if only and name not in only:
@@ -425,7 +559,7 @@ def verify(
 def as_table(verdicts: list[Verdict]) -> str:
     """One line a check."""
     marks = {"passed": "ok", "failed": "FAILED", "skipped": "–"}
-    return "\n".join(f"{v.check:14} {marks[v.outcome]:7} {v.found}" for v in verdicts)
+    return "\n".join(f"{v.check:18} {marks[v.outcome]:7} {v.found}" for v in verdicts)
 
 
 def as_json(path: str, verdicts: list[Verdict]) -> str:
