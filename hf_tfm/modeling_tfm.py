@@ -1,4 +1,46 @@
-"""The Transformer block and what both models share: norms, positions, attention, feed-forward, embeddings, masks."""
+"""
+The Transformer block and what both models share: norms, positions, attention, feed-forward, embeddings, masks.
+
+This file and its neighbours travel inside saved folders and run with whatever versions are installed there. This is
+all that they use of other packages; `tests/test_public_api.py` fails when a use is missing here or a signature changes.
+
+| module | names | since | what we do about versions |
+|---|---|---|---|
+| transformers | PreTrainedConfig | 5.0 | |
+| transformers | EncoderDecoderConfig, EncoderDecoderModel | 5.0 | no default halves before 5.20: set here |
+| transformers | initialization: normal_, constant_, copy_ | 5.0 | |
+| transformers.activations | ACT2FN | 5.0 | |
+| transformers.cache_utils | Cache, DynamicCache, EncoderDecoderCache | 5.0 | `update` takes `kwargs` since 5.24 |
+| transformers.generation | GenerationMixin | 5.0 | takes `cache` since 5.24: `CACHE_NAME` |
+| transformers.loss.loss_utils | fixed_cross_entropy | 5.0 | |
+| transformers.masking_utils | create_causal_mask | 5.0 | takes `cache` since 5.24: `CACHE_NAME` |
+| transformers.masking_utils | create_sliding_window_causal_mask | 5.0 | takes `cache` since 5.24: `CACHE_NAME` |
+| transformers.masking_utils | create_bidirectional_mask, packed_sequence_mask_function | 5.0 | |
+| transformers.masking_utils | create_bidirectional_sliding_window_mask | 5.1 | |
+| transformers.modeling_layers | GradientCheckpointingLayer | 5.0 | takes the cache away by its name: `CACHE_NAME` |
+| transformers.modeling_outputs | BaseModelOutputWithPastAndCrossAttentions | 5.0 | `cache` since 5.24: the same |
+| transformers.modeling_outputs | CausalLMOutputWithCrossAttentions | 5.0 | `cache` since 5.24: `BothCacheNames` |
+| transformers.modeling_outputs | SequenceClassifierOutputWithPast | 5.0 | `cache` since 5.24: `BothCacheNames` |
+| transformers.modeling_outputs | Seq2SeqLMOutput | 5.0 | `cache` since 5.24: `BothCacheNames` |
+| transformers.modeling_outputs | BaseModelOutputWithPooling, MaskedLMOutput, MultipleChoiceModelOutput | 5.0 | |
+| transformers.modeling_outputs | NextSentencePredictorOutput, QuestionAnsweringModelOutput | 5.0 | |
+| transformers.modeling_outputs | SequenceClassifierOutput, TokenClassifierOutput | 5.0 | |
+| transformers.modeling_rope_utils | ROPE_INIT_FUNCTIONS, RopeParameters, dynamic_rope_update | 5.0 | |
+| transformers.modeling_utils | ALL_ATTENTION_FUNCTIONS, PreTrainedModel | 5.0 | |
+| transformers.processing_utils | Unpack | 5.0 | |
+| transformers.utils | ModelOutput, TransformersKwargs, is_peft_available, logging | 5.0 | |
+| transformers.utils.generic | can_return_tuple, is_flash_attention_requested | 5.0 | |
+| transformers.utils.generic | merge_with_config_defaults | 5.2 | |
+| transformers.utils.import_utils | is_tracing | 5.0 | |
+| transformers.utils.output_capturing | OutputRecorder, capture_outputs | 5.2 | |
+| huggingface_hub.dataclasses | strict | 1.0 | |
+| huggingface_hub.errors | StrictDataclassClassValidationError | 1.0 | |
+| huggingface_hub.errors | StrictDataclassFieldValidationError | 1.0 | |
+| peft.utils | constants | 0.7 | where PEFT is installed: `register_with_peft` |
+
+Private names: `PreTrainedModel._init_weights`, `PreTrainedModel._from_config`, `config._attn_implementation`, used as
+transformers' own models use them; `torch.nn.Module._apply`, by which `.to()` reaches buffers.
+"""
 
 import functools
 import inspect

@@ -1,0 +1,137 @@
+"""What travelling files use of other packages is the table in `modeling_tfm.py`, and still has the signatures used."""
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tiny import build, random_ids
+from transformers import (
+    cache_utils,
+    generation,
+    initialization,
+    masking_utils,
+    modeling_outputs,
+    modeling_utils,
+)
+from transformers.loss import loss_utils
+from transformers.utils import generic, output_capturing
+
+import hf_tfm
+from hf_tfm import modeling_tfm
+from hf_tfm.modeling_tfm import CACHE_NAME
+
+
+FOLDER = Path(hf_tfm.__file__).parent
+TRAVELLING = sorted([*FOLDER.glob("modeling_tfm*.py"), *FOLDER.glob("configuration_tfm.py")])
+MASK_ARGUMENTS = {"config", "inputs_embeds", "attention_mask", "and_mask_function"}
+
+# Callable, and the names of the arguments that the travelling files pass: all are known, and no others are required.
+CALLS = [
+    (masking_utils.create_causal_mask, {*MASK_ARGUMENTS, CACHE_NAME, "or_mask_function"}),
+    (masking_utils.create_sliding_window_causal_mask, {*MASK_ARGUMENTS, CACHE_NAME, "or_mask_function"}),
+    (masking_utils.create_bidirectional_mask, {*MASK_ARGUMENTS, "encoder_hidden_states"}),
+    (masking_utils.create_bidirectional_sliding_window_mask, MASK_ARGUMENTS),
+    (masking_utils.packed_sequence_mask_function, {"packed_sequence_mask"}),
+    (cache_utils.DynamicCache.__init__, {"self", "config"}),
+    (cache_utils.EncoderDecoderCache.__init__, {"self", "caches"}),
+    (cache_utils.Cache.update, {"self", "key_states", "value_states", "layer_idx", "args", "kwargs"}),
+    (cache_utils.DynamicCache.get_seq_length, {"self", "layer_idx"}),
+    (loss_utils.fixed_cross_entropy, {"source", "target", "num_items_in_batch", "kwargs"}),
+    (
+        generation.GenerationMixin.prepare_inputs_for_generation,
+        {"self", "input_ids", "next_sequence_length", CACHE_NAME, "attention_mask", "inputs_embeds",
+         "is_first_iteration", "kwargs"},
+    ),
+    (output_capturing.OutputRecorder, {"target_class", "index", "layer_name"}),
+    (modeling_utils.AttentionInterface.get_interface, {"self", "attn_implementation", "default"}),
+    (modeling_utils.PreTrainedModel.__init__, {"self", "config", "inputs", "kwargs"}),
+    (modeling_utils.PreTrainedModel._init_weights, {"self", "module"}),
+    (modeling_utils.PreTrainedModel._from_config, {"config", "kwargs"}),
+    (transformers.EncoderDecoderModel.__init__, {"self", "config", "encoder", "decoder"}),
+    (
+        transformers.EncoderDecoderModel.forward,
+        {"self", "input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask", "encoder_outputs",
+         CACHE_NAME, "inputs_embeds", "decoder_inputs_embeds", "labels", "use_cache", "kwargs"},
+    ),
+    (generic.is_flash_attention_requested, {"config"}),
+    (initialization.normal_, {"tensor", "mean", "std"}),
+    (initialization.constant_, {"tensor", "val"}),
+    (initialization.copy_, {"tensor", "other"}),
+    (torch.nn.Module._apply, {"self", "fn", "recurse"}),
+]  # fmt: skip
+OUTPUTS = {
+    "BaseModelOutputWithPastAndCrossAttentions": {"last_hidden_state", CACHE_NAME},
+    "CausalLMOutputWithCrossAttentions": {
+        "loss", "logits", CACHE_NAME, "hidden_states", "attentions", "cross_attentions",
+    },
+    "SequenceClassifierOutputWithPast": {"loss", "logits", CACHE_NAME, "hidden_states", "attentions"},
+    "Seq2SeqLMOutput": {"loss", "logits", CACHE_NAME},
+    "BaseModelOutputWithPooling": {"last_hidden_state", "pooler_output"},
+    "QuestionAnsweringModelOutput": {"loss", "start_logits", "end_logits", "hidden_states", "attentions"},
+    **dict.fromkeys(
+        ("MaskedLMOutput", "MultipleChoiceModelOutput", "NextSentencePredictorOutput", "SequenceClassifierOutput",
+         "TokenClassifierOutput"),
+        {"loss", "logits", "hidden_states", "attentions"},
+    ),
+}  # fmt: skip
+
+
+def listed() -> set[tuple[str, str]]:
+    row = r"^\| ((?:transformers|huggingface_hub|peft)\S*) \| ([^|]+) \|"
+    rows = re.findall(row, modeling_tfm.__doc__, re.MULTILINE)
+    return {(module, name.strip()) for module, names in rows for name in names.partition(":")[0].split(",")}
+
+
+def imported() -> set[tuple[str, str]]:
+    found = set()
+    for file in TRAVELLING:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= {
+                    "copy",
+                    "difflib",
+                    "functools",
+                    "inspect",
+                    "math",
+                    "torch",
+                }
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                if node.module.partition(".")[0] in ("transformers", "huggingface_hub", "peft"):
+                    found |= {(node.module, alias.name) for alias in node.names}
+    return found
+
+
+def test_the_table_lists_what_is_imported():
+    assert listed() == imported()
+    assert not [name for _, name in listed() if name.startswith("_")], "private names stand below the table"
+
+
+@pytest.mark.parametrize("module, name", sorted(listed()))
+def test_each_name_exists(module, name):
+    assert hasattr(importlib.import_module(module), name) or importlib.import_module(f"{module}.{name}")
+
+
+@pytest.mark.parametrize("function, passed", CALLS, ids=lambda value: getattr(value, "__qualname__", None))
+def test_each_signature_takes_what_is_passed(function, passed):
+    parameters = inspect.signature(function).parameters.values()
+    assert passed <= {p.name for p in parameters}
+    required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    assert required <= passed
+
+
+@pytest.mark.parametrize("name, fields", OUTPUTS.items())
+def test_each_output_has_its_fields(name, fields):
+    assert fields <= getattr(modeling_outputs, name).__dataclass_fields__.keys()
+
+
+def test_checkpointing_takes_the_cache_away():
+    """transformers looks the cache up by its name; under another it would stay, and be filled twice."""
+    model, cache = build("TfmDecoderForCausalLM").train(), cache_utils.DynamicCache()
+    model.gradient_checkpointing_enable()
+    model(random_ids(1, 5), cache=cache)
+    assert cache.get_seq_length() == 0
