@@ -3,7 +3,7 @@
 import unittest
 
 import pytest
-from suites import DecoderSuite, TfmShape, WithoutRotaryPositions, reference
+from suites import DecoderSuite, TfmShape, reference
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -57,5 +57,5 @@ class TfmDecoderTest(TfmDecoderSuite, unittest.TestCase):
         return super().build_config(**fields, num_key_value_heads=2)
 
 
-class TfmDecoderAsGpt2Test(WithoutRotaryPositions, TfmDecoderSuite, unittest.TestCase):
+class TfmDecoderAsGpt2Test(TfmDecoderSuite, unittest.TestCase):
     preset = "gpt2"

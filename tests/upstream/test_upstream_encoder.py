@@ -3,7 +3,7 @@
 import unittest
 
 import pytest
-from suites import EncoderSuite, TfmShape, WithoutRotaryPositions, reference
+from suites import EncoderSuite, TfmShape, reference
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -70,5 +70,5 @@ class TfmEncoderAsModernBertTest(TfmEncoderSuite, unittest.TestCase):
     preset = "modernbert"
 
 
-class TfmEncoderAsBertTest(WithoutRotaryPositions, TfmEncoderSuite, unittest.TestCase):
+class TfmEncoderAsBertTest(TfmEncoderSuite, unittest.TestCase):
     preset = "bert"
