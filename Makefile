@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 # fast when it does other things too.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: quickstart test test-all upstream parity lint types audit bench clean
+.PHONY: quickstart test test-all test-versions newest oldest canary upstream parity lint types audit bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,18 @@ test: $(VENV)/installed-dev
 test-all: test
 	$(PYTEST) -n 2 --dist loadfile -q -m slow
 	$(PYTEST) -n 2 --dist loadfile -q -m upstream
+
+# The tests that depend on versions, with the oldest and the newest ones that are allowed; environments of their own.
+# `v4` is transformers 4, whose users read native exports.
+VERSIONS ?= oldest pinned newest v4
+test-versions: $(VENV)/installed-dev
+	$(BIN)/python tests/versions.py $(VERSIONS)
+
+newest oldest: $(VENV)/installed-dev
+	$(BIN)/python tests/versions.py --freeze $@
+
+canary: $(VENV)/installed-dev
+	$(BIN)/python tests/versions.py --canary
 
 upstream: $(VENV)/installed-dev
 	$(PYTEST) -n 2 -q -m upstream tests
@@ -57,4 +69,4 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python training/benchmarks/run_all.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-* runs

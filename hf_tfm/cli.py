@@ -482,6 +482,27 @@ def verify(args: argparse.Namespace) -> int:
 
 
 @command(
+    argument("folder", metavar="FOLDER", help="of a model of this package"),
+    argument("--dry-run", action="store_true", help="verify and list what would change; nothing is written"),
+    examples=("hf-tfm refresh my-model", "hf-tfm refresh my-model --dry-run"),
+)
+def refresh(args: argparse.Namespace) -> None:
+    """Rewrite the code that a saved model carries, weights and card untouched, and verify it."""
+    from .refresh import refresh as run
+    from .verify import as_table
+
+    result = run(args.folder, args.dry_run)
+    print(as_table(result.verdicts))
+    would = "would be " if args.dry_run else ""
+    for name in result.replaced:
+        print(f"{would}replaced   {name}")
+    for name in result.removed:
+        print(f"{would}removed    {name}")
+    if not result.replaced and not result.removed:
+        print(f"{args.folder}: is up to date")
+
+
+@command(
     argument("folder", metavar="FOLDER", help="of a model, an adapter, or of an evaluation's results"),
     argument("repo", metavar="USER/REPO", help="on the Hub; made if it is not there"),
     argument("--private", action="store_true", help="make it private; one that is public already is refused"),

@@ -4,6 +4,8 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,36 @@ def test_checkpointing_takes_the_cache_away():
     model.gradient_checkpointing_enable()
     model(random_ids(1, 5), cache=cache)
     assert cache.get_seq_length() == 0
+
+
+QUIET_USE = """
+import logging, sys, warnings
+import torch
+from tiny import build, inputs_for, random_ids
+from transformers import DynamicCache
+
+told = []
+handler = logging.Handler()
+handler.emit = lambda record: told.append(record.getMessage())
+logging.getLogger("transformers").addHandler(handler)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for name in ("TfmDecoderForCausalLM", "TfmEncoderForMaskedLM"):
+        model = build(name).train()
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        model(**inputs_for(name)).loss.backward()
+    model, ids = build("TfmDecoderForCausalLM", "mixed"), random_ids(1, 6)
+    for options in ({}, {"num_beams": 2}, {"cache_implementation": "static", "disable_compile": True},
+                    {"prompt_lookup_num_tokens": 2}, {"use_cache": False}, {"do_sample": True}):
+        model.generate(ids, max_new_tokens=4, pad_token_id=0, attention_mask=torch.ones_like(ids), **options)
+    outputs = model(ids, cache=DynamicCache(config=model.config), use_cache=True)
+    model(ids, cache=outputs.cache)
+    model(ids, past_key_values=DynamicCache(config=model.config))
+told += [str(each.message) for each in caught if "hf_tfm" in each.filename or "transformers" in each.filename]
+print([text for text in told if "deprecat" in text or "ignor" in text or "will be removed" in text])
+"""
+
+
+def test_nothing_that_the_models_do_is_deprecated():
+    run = subprocess.run([sys.executable, "-c", QUIET_USE], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr[-2000:]
