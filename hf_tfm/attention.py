@@ -163,7 +163,7 @@ def blockwise_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: "torch.Tensor | EndToEnd | None",
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
@@ -176,6 +176,9 @@ def blockwise_attention_forward(
 
     Returns the states `(batch, length, heads, head_dim)`.
     """
+    if isinstance(attention_mask, EndToEnd):
+        options = dict(scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs)
+        return attention_mask.attend_by_row(module, query, key, value, **options)
     length = query.shape[2]
     in_bf16 = query.dtype == torch.bfloat16 or (
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -247,11 +250,11 @@ class EndToEnd:
     @torch.compiler.disable
     def attend_by_row(
         self, layer: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A layer's attention for `(1, heads, batch * length, head_dim)`: `(1, batch * length, heads * head_dim)`."""
+    ) -> tuple[torch.Tensor, None]:
+        """A layer's attention for `(1, heads, batch * length, head_dim)`: `(1, batch * length, heads, head_dim)`."""
         rows = (x[0].unflatten(1, self.shape).transpose(0, 1) for x in (query, key, value))
-        output, probabilities = layer.attend(*rows, self.mask, **kwargs)
-        return output.flatten(0, 1).unsqueeze(0), probabilities
+        output, _ = blockwise_attention_forward(layer, *rows, self.mask, **kwargs)
+        return output.flatten(0, 1).unsqueeze(0), None
 
 
 def lay_rows_end_to_end(model: torch.nn.Module) -> bool:

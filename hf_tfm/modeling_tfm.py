@@ -359,8 +359,10 @@ class TfmAttention(nn.Module):
         cache: Cache | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         embedding_values: torch.Tensor | None = None,
+        mask_is_ready: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The output `(batch, length, hidden)`, and the attention probabilities where the function in use has them."""
         input_shape = hidden_states.shape[:-1]
         query = self.q_norm(self.q_proj(hidden_states).view(*input_shape, -1, self.head_dim)).transpose(1, 2)
         if self.is_cross_attention:
@@ -377,24 +379,7 @@ class TfmAttention(nn.Module):
             elif cache is not None:
                 key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
 
-        if hasattr(attention_mask, "attend_by_row"):  # rows laid end to end: `EndToEnd` in attention.py
-            output, probabilities = attention_mask.attend_by_row(self, query, key, value, **kwargs)
-        else:
-            output, probabilities = self.attend(query, key, value, attention_mask, **kwargs)
-        if self.head_gate is not None:
-            output = gated_heads(output, self.head_gate(hidden_states))
-        return self.o_proj(output), probabilities
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        mask_is_ready: bool = False,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Of queries `(batch, heads, length, head_dim)`: states `(batch, length, heads * head_dim)`, probabilities."""
+        # vLLM looks for this lookup and this call in the source of `forward`.
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -409,7 +394,10 @@ class TfmAttention(nn.Module):
             sliding_window=None if mask_is_ready else self.sliding_window,
             **kwargs,
         )
-        return output.reshape(query.shape[0], query.shape[2], -1).contiguous(), probabilities
+        output = output.reshape(*input_shape, -1).contiguous()
+        if self.head_gate is not None:
+            output = gated_heads(output, self.head_gate(hidden_states))
+        return self.o_proj(output), probabilities
 
     def _keys_and_values(
         self, states: torch.Tensor, embedding_values: torch.Tensor | None = None

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,17 @@ print([text for text in told if "deprecat" in text or "ignor" in text or "will b
 def test_nothing_that_the_models_do_is_deprecated():
     run = subprocess.run([sys.executable, "-c", QUIET_USE], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr[-2000:]
+
+
+def test_attention_is_looked_up_and_called_where_vllm_looks_for_it():
+    """vLLM reads the source of `forward`: one lookup in `ALL_ATTENTION_FUNCTIONS`, one call of what it gave."""
+    source = inspect.getsource(inspect.unwrap(modeling_tfm.TfmAttention.forward))
+    tree = ast.parse(textwrap.dedent(source))
+    lookups = [
+        node.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and "ALL_ATTENTION_FUNCTIONS.get_interface" in ast.unparse(node.value)
+    ]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in lookups]
+    assert len(lookups) == len(calls) == 1
+    assert [ast.unparse(keyword.value) for keyword in calls[0].keywords if keyword.arg == "scaling"] == ["self.scaling"]
