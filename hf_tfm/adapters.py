@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from .errors import InputError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from .finetuning import FinetuningRecipe
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_VARIANTS = ("lora", "dora", "rslora")
 _HEADS = ("classifier", "score", "qa_outputs")
 # Those that PEFT trains and saves by itself, by task.
@@ -46,7 +48,7 @@ def add_adapter(
     Raises:
         InputError: the model has no module of the names given.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 
     # All of "all-linear" but these: PEFT leaves the head of SEQ_CLS out by itself, those of other tasks it would wrap.
     heads = {name for name in _HEADS if hasattr(model, name)} if task_type != "CAUSAL_LM" else set()
@@ -69,8 +71,8 @@ def add_adapter(
             warnings.simplefilter("ignore")
             if not inside:
                 return get_peft_model(model, config)
-            model.add_adapter(config)
-            return model
+            # Not `model.add_adapter`: transformers 5.24 asks for a version of PEFT that is not out yet.
+            return inject_adapter_in_model(config, model)
     except ValueError as error:
         linear = {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         raise InputError(
@@ -189,8 +191,21 @@ def merge_inside(model: PreTrainedModel) -> None:
             layer.merge(safe_merge=True)
             model.set_submodule(name, layer.get_base_layer())
     model.requires_grad_(True)
-    model._hf_peft_config_loaded = False  # or saving would save the adapter
     del model.peft_config
+
+
+def save_inside(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write the weights of an adapter inside a model, for `load_inside`."""
+    from peft import get_peft_model_state_dict
+
+    save_file(get_peft_model_state_dict(model), Path(folder) / ADAPTER_WEIGHTS)
+
+
+def load_inside(model: PreTrainedModel, folder: str | Path) -> None:
+    """Set the weights of the adapter inside a model to those that `save_inside` wrote."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_file(Path(folder) / ADAPTER_WEIGHTS))
 
 
 def _outputs(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -4,6 +4,7 @@ Sentence embeddings: pairs of texts as a task with its figures, an encoder as a 
 This module alone needs sentence-transformers (`pip install hf-tfm[embed]`).
 """
 
+import copy
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from sentence_transformers.util import is_sentence_transformer_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from .adapters import load_inside, merge_inside, save_inside
 from .batches import SeededLengthGroups
 from .errors import InputError
 from .finetuning import quiet, refuse_diverged
@@ -233,8 +235,22 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
         """There is a card already, from the run record."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """With an adapter inside, the whole model has it merged; the adapter is saved beside, to resume from."""
         forget_lengths(self.processing_class)
-        super()._save(output_dir, state_dict)
+        if not hasattr(self.model.transformers_model, "peft_config"):
+            return super()._save(output_dir, state_dict)
+        adapted, self.model = self.model, copy.deepcopy(self.model)
+        try:
+            merge_inside(self.model.transformers_model)
+            super()._save(output_dir)
+        finally:
+            self.model = adapted
+        save_inside(self.model.transformers_model, output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        if not hasattr(self.model.transformers_model, "peft_config"):
+            return super()._load_from_checkpoint(checkpoint_path)
+        load_inside(self.model.transformers_model, checkpoint_path)
 
     def middling_batch(self) -> dict[str, torch.Tensor]:
         """A batch of texts of middling length, to measure the time of a step on."""

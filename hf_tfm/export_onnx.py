@@ -32,6 +32,7 @@ from .export_check import (
     write_usage,
 )
 from .finetuning import quiet
+from .modeling_tfm import CACHE_NAME
 
 
 _USAGE = """\
@@ -51,14 +52,15 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(".")
 session = onnxruntime.InferenceSession("model.onnx")
 tokens = tokenizer("Once upon a time")["input_ids"]
-caches = [given.name for given in session.get_inputs() if "past_key_values" in given.name]
-outputs = [name.replace("input.", "output.", 1) for name in caches]
+inputs, outputs = session.get_inputs(), session.get_outputs()
+caches = [each.name for each in inputs if each.name.endswith((".keys", ".values"))]
+grown = [each.name for each in outputs if each.name.endswith((".keys", ".values"))]  # in the same order
 cache, new = {{name: np.zeros((1, {heads}, 0, {head_dim}), np.float32) for name in caches}}, tokens
 for _ in range(40):
     mask = np.ones((1, len(tokens)), np.int64)
     feed = {{"input_ids": np.array([new]), "attention_mask": mask{segments}, **cache}}
-    logits, *grown = session.run(["logits", *outputs], feed)
-    new, cache = [int(logits[0, -1].argmax())], dict(zip(caches, grown))
+    logits, *states = session.run(["logits", *grown], feed)
+    new, cache = [int(logits[0, -1].argmax())], dict(zip(caches, states))
     tokens += new
 print(tokenizer.decode(tokens))
 """
@@ -115,7 +117,7 @@ class OnnxSide:
     def outputs(self, rows: Rows) -> list[Weights]:
         inputs = batch_of(rows, self.class_name, self.config)
         if self.has_cache:
-            inputs["past_key_values"] = empty_cache(self.config, len(rows))
+            inputs[CACHE_NAME] = empty_cache(self.config, len(rows))
         return as_rows(outputs_of(self.exported, **inputs), rows, left="Decoder" in self.class_name)
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
@@ -123,8 +125,8 @@ class OnnxSide:
         for _ in range(count):
             inputs = batch_of([tokens], self.class_name, self.config)
             inputs |= {name: value[:, -len(new) :] for name, value in inputs.items() if name != "attention_mask"}
-            outputs = self.exported(**inputs, past_key_values=cache)
-            new, cache = [outputs.logits[0, -1].argmax().item()], outputs.past_key_values
+            outputs = self.exported(**inputs, **{CACHE_NAME: cache})
+            new, cache = [outputs.logits[0, -1].argmax().item()], outputs[CACHE_NAME]
             tokens += new
         return tokens[len(prompt) :]
 
@@ -152,7 +154,7 @@ def _example(model: PreTrainedModel) -> dict[str, Any]:
     past = torch.ones(len(rows), 7, dtype=torch.long)
     cache = empty_cache(model.config, len(rows), past.shape[1])
     mask = torch.cat([past, inputs["attention_mask"]], dim=1)
-    return {**inputs, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    return {**inputs, "attention_mask": mask, CACHE_NAME: cache, "use_cache": True}
 
 
 def _usage(model: PreTrainedModel) -> str:

@@ -200,8 +200,9 @@ def test_adapters_are_merged(root, tmp_path):
     assert not any("lora" in name or "base_layer" in name for name in after)
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[f"model.{name}"])}
     assert changed and all("proj" in name for name in changed)
-    kept = complete_checkpoints(out)[-1]
-    assert (kept / "adapter_model.safetensors").is_file() and not (kept / "model.safetensors").exists()
+    kept = complete_checkpoints(out)[-1]  # whole and merged, with the adapter beside it to resume from
+    assert (kept / "adapter_model.safetensors").is_file()
+    assert load_file(kept / "model.safetensors").keys() == after.keys()
 
     records = [json.loads(line) for line in (root / "scored_test.jsonl").read_text().splitlines()]
     first, second = (embed_alone(out, [r[name] for r in records]) for name in ("sentence1", "sentence2"))

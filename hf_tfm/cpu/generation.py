@@ -69,7 +69,7 @@ def generate(model: nn.Module, input_ids: torch.Tensor, **options: Any) -> Any:
         values in fp32, two tokens of nearly equal probability can change places.
     """
     if not _is_supported(model, options):
-        return model.generate(input_ids, **options)
+        return model.generate(input_ids=input_ids, **options)
     streamer = options.get("streamer")
 
     def decode(
@@ -82,7 +82,7 @@ def generate(model: nn.Module, input_ids: torch.Tensor, **options: Any) -> Any:
     ) -> torch.Tensor:
         return _decode(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)
 
-    return model.generate(input_ids, custom_generate=decode, **options)
+    return model.generate(input_ids=input_ids, custom_generate=decode, **options)
 
 
 def _is_supported(model: nn.Module, options: dict[str, Any]) -> bool:
