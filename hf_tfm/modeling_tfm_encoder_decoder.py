@@ -124,5 +124,12 @@ class TfmEncoderDecoderModel(EncoderDecoderModel):
         )
         return outputs if isinstance(outputs, tuple) else TfmSeq2SeqLMOutput(**outputs)
 
+    def generate(self, *args: Any, labels: torch.LongTensor | None = None, **kwargs: Any) -> Any:
+        """
+        As transformers' own. `Seq2SeqTrainer` passes whole batches: their labels have no use here, and the encoder, to
+        which transformers would hand them on, refuses what it does not know.
+        """
+        return super().generate(*args, **kwargs)
+
 
 __all__ = ["TfmEncoderDecoderConfig", "TfmEncoderDecoderModel", "TfmSeq2SeqLMOutput"]
