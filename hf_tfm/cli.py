@@ -10,9 +10,9 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from .errors import InputError
+from .errors import InputError, OneLineParser
 
 
 class _Command(NamedTuple):
@@ -597,15 +597,10 @@ def completion(args: argparse.Namespace) -> None:
     print(completion_script(options, args.shell), end="")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> OneLineParser:
     shape: dict[str, Any] = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     everything = "\n".join(f"  {line}" for each in _COMMANDS.values() for line in each.examples)
-    parser = _Parser(
+    parser = OneLineParser(
         prog="hf-tfm",
         description="Models of hf_tfm from the command line.",
         epilog=f"examples:\n{everything}\n\n`hf-tfm COMMAND --help` shows the arguments of one command.",
