@@ -631,14 +631,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse(argv)
 
-    from transformers.utils import logging
+    from .quiet import quiet_command
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        code = args.run(args) or 0
-        sys.stdout.flush()
-        return code
+        with quiet_command(transformers_warnings=False):
+            code = args.run(args) or 0
+            sys.stdout.flush()
+            return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

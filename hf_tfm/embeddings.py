@@ -22,8 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from .batches import SeededLengthGroups
 from .errors import InputError
-from .finetuning import quiet, refuse_diverged
+from .finetuning import refuse_diverged
 from .metrics import Estimate, bootstrap
+from .quiet import quiet
 from .records import Records
 from .trainer import RunMixin
 

@@ -31,7 +31,7 @@ from .export_check import (
     rows_for,
     write_usage,
 )
-from .finetuning import quiet
+from .quiet import quiet
 
 
 _USAGE = """\

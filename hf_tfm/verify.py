@@ -23,10 +23,10 @@ from .clean_process import DoesNotLoad, outputs_for_a_stranger
 from .configuration_tfm import TfmConfig
 from .convert import outputs_of
 from .errors import InputError
-from .finetuning import quiet
 from .loading import ADAPTER_FILE, auto_class_of, open_model
 from .modeling_tfm import CACHE_NAME
 from .packed_rows import PackedRows, loss_adds_up, sentence_label
+from .quiet import quiet
 
 
 TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller

@@ -17,7 +17,6 @@ import finetune_classification
 import pretrain_clm
 import pretrain_mlm
 import train_tokenizer
-
 from hf_tfm.cli import main as cli
 from hf_tfm.errors import OneLineParser
 from hf_tfm.record import RECORD_FILE
