@@ -21,6 +21,12 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
         return 0
 
+    versions = importlib.import_module("_hf_tfm_arguments.version")
+    try:
+        versions.check_versions()
+    except versions.UnsupportedVersionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     from hf_tfm import cli
 
     return cli.main(argv)

@@ -8,10 +8,11 @@ know them. What needs datasets, peft, trl or matplotlib is imported where it is 
 from typing import TYPE_CHECKING, Any
 
 from .quiet import quiet_imports
-from .version import __version__
+from .version import __version__, check_versions
 
 
 with quiet_imports():
+    check_versions()
     from transformers import (
         AutoConfig,
         AutoModel,
