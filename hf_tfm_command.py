@@ -7,13 +7,8 @@ arguments are read by a second copy of `hf_tfm/cli.py`, under a package name tha
 
 import importlib
 import importlib.util
-import logging
 import sys
 import types
-
-
-# transformers imports torchao where it is installed, and that tells everybody which of its kernels it did not find.
-_CHATTY = ("torchao", "torch.utils._pytree")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,8 +21,12 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
         return 0
 
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    versions = importlib.import_module("_hf_tfm_arguments.version")
+    try:
+        versions.check_versions()
+    except versions.UnsupportedVersionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     from hf_tfm import cli
 
     return cli.main(argv)

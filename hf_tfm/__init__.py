@@ -7,46 +7,50 @@ know them. What needs datasets, peft, trl or matplotlib is imported where it is 
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForNextSentencePrediction,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from .quiet import quiet_imports
+from .version import __version__, check_versions
 
-from . import modeling_tfm_decoder, modeling_tfm_encoder, modeling_tfm_encoder_decoder
-from .configuration_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
-from .errors import InputError
-from .modeling_tfm import TfmPreTrainedModel
-from .modeling_tfm_decoder import (
-    TfmDecoderForCausalLM,
-    TfmDecoderForMaskedLM,
-    TfmDecoderForQuestionAnswering,
-    TfmDecoderForSequenceClassification,
-    TfmDecoderForTokenClassification,
-    TfmDecoderModel,
-)
-from .modeling_tfm_encoder import (
-    TfmEncoderForMaskedLM,
-    TfmEncoderForMultipleChoice,
-    TfmEncoderForNextSentencePrediction,
-    TfmEncoderForPreTraining,
-    TfmEncoderForQuestionAnswering,
-    TfmEncoderForSequenceClassification,
-    TfmEncoderForTokenClassification,
-    TfmEncoderModel,
-)
-from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
-from .version import __version__
 
+with quiet_imports():
+    check_versions()
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForMultipleChoice,
+        AutoModelForNextSentencePrediction,
+        AutoModelForPreTraining,
+        AutoModelForQuestionAnswering,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        PreTrainedModel,
+    )
+
+    from . import modeling_tfm_decoder, modeling_tfm_encoder, modeling_tfm_encoder_decoder
+    from .configuration_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
+    from .errors import InputError
+    from .modeling_tfm import TfmPreTrainedModel
+    from .modeling_tfm_decoder import (
+        TfmDecoderForCausalLM,
+        TfmDecoderForMaskedLM,
+        TfmDecoderForQuestionAnswering,
+        TfmDecoderForSequenceClassification,
+        TfmDecoderForTokenClassification,
+        TfmDecoderModel,
+    )
+    from .modeling_tfm_encoder import (
+        TfmEncoderForMaskedLM,
+        TfmEncoderForMultipleChoice,
+        TfmEncoderForNextSentencePrediction,
+        TfmEncoderForPreTraining,
+        TfmEncoderForQuestionAnswering,
+        TfmEncoderForSequenceClassification,
+        TfmEncoderForTokenClassification,
+        TfmEncoderModel,
+    )
+    from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

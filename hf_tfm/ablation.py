@@ -26,9 +26,9 @@ import yaml
 
 from .checkpoints import atomic_folder, complete_checkpoints, discard, last_checkpoint
 from .errors import InputError
-from .finetuning import quiet
 from .loading import auto_class_of, open_model
 from .optim import zero_init_output_projections
+from .quiet import quiet
 from .record import RECORD_FILE, read_record
 from .sources import read_documents
 from .tokenization import train_tokenizer

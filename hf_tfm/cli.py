@@ -10,9 +10,9 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from .errors import InputError
+from .errors import InputError, OneLineParser
 
 
 class _Command(NamedTuple):
@@ -620,15 +620,10 @@ def completion(args: argparse.Namespace) -> None:
     print(completion_script(options, args.shell), end="")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> OneLineParser:
     shape: dict[str, Any] = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     everything = "\n".join(f"  {line}" for each in _COMMANDS.values() for line in each.examples)
-    parser = _Parser(
+    parser = OneLineParser(
         prog="hf-tfm",
         description="Models of hf_tfm from the command line.",
         epilog=f"examples:\n{everything}\n\n`hf-tfm COMMAND --help` shows the arguments of one command.",
@@ -659,14 +654,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse(argv)
 
-    from transformers.utils import logging
+    from .quiet import quiet_command
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        code = args.run(args) or 0
-        sys.stdout.flush()
-        return code
+        with quiet_command(transformers_warnings=False):
+            code = args.run(args) or 0
+            sys.stdout.flush()
+            return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,8 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from .adapters import load_inside, merge_inside, save_inside
 from .batches import SeededLengthGroups
 from .errors import InputError
-from .finetuning import quiet, refuse_diverged
+from .finetuning import refuse_diverged
 from .metrics import Estimate, bootstrap
+from .quiet import quiet
 from .records import Records
 from .trainer import RunMixin
 

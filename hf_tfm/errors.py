@@ -1,8 +1,10 @@
 """The one error a person can mend: command lines print it as one line and exit with code 2."""
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -21,3 +23,10 @@ def needs_extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         print(f"error: the package {error.name} is not installed: pip install 'hf-tfm[{name}]'", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that answers a mistake with one `error: …` line and exit code 2, without its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")

@@ -31,8 +31,8 @@ from .export_check import (
     rows_for,
     write_usage,
 )
-from .finetuning import quiet
 from .modeling_tfm import CACHE_NAME
+from .quiet import quiet
 
 
 _USAGE = """\

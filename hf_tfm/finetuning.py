@@ -5,7 +5,6 @@ import dataclasses
 import math
 import pickle
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +25,13 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.utils import logging
 
 from .adapters import LORA_VARIANTS
 from .attention import use_blockwise_attention
 from .batches import SeededLengthGroups, in_order, length_of, longest_first
 from .errors import InputError
 from .pretraining import fast_bf16
+from .quiet import quiet
 from .recipe import read_mapping, refuse_below
 from .records import Records, carve, read_records
 from .trainer import RunMixin, check_arguments, data_seed
@@ -140,22 +139,6 @@ class FinetuningRecipe:
             raise InputError("lora_int8 holds weights in 8 bits that are not trained; add --lora")
         if self.keep_layers is not None and self.lora:
             raise InputError("keep_layers: an adapter is loaded on its whole base; train without --lora")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars, tables and warnings, where the script says in a line of its own what matters."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def check_finetuning(
@@ -520,7 +503,6 @@ def trl_arguments(config_class: type, args: TrainingArguments, given: str, **fie
     # TRL's own default under the old name would switch checkpointing of activations on.
     # transformers before 5.23 has no other.
     shared["gradient_checkpointing"] = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # TRL asks for it by that name
     own = read_mapping(given, "trl")
     try:
         return config_class(**{**shared, **fields, **own})

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .checkpoints import last_checkpoint
 from .errors import InputError
+from .quiet import quiet_command
 
 
 # Where the script that runs now keeps its checkpoints.
@@ -166,7 +167,7 @@ def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
         try:
-            with _terminated_as_interrupted():
+            with quiet_command(), _terminated_as_interrupted():
                 return main(argv) or 0
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)

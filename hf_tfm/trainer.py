@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,23 @@ class StopOnSignal(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """One line: steps, loss (and bits per byte where the run knows its bytes), speed, time left."""
+    """
+    One line: steps, loss (and bits per byte where the run knows its bytes), speed, time left. Where standard error is
+    no terminal, a new line on standard output every `SECONDS_BETWEEN_LINES` at most.
+    """
+
+    SECONDS_BETWEEN_LINES = 15
 
     def __init__(self, bytes_per_token: float | None = None) -> None:
         self.bytes_per_token = bytes_per_token
         self.bar = None
+        self.last_line = -math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True,
-                mininterval=0.5 if sys.stderr.isatty() else 15,
+                mininterval=0.5, disable=None,
             )  # fmt: skip
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -112,6 +119,10 @@ class ProgressLine(TrainerCallback):
             if "train_tokens_per_second" in logs:
                 shown["tokens/s"] = f"{logs['train_tokens_per_second']:,.0f}"
             self.bar.set_postfix(shown, refresh=False)
+            if self.bar.disable and time.monotonic() - self.last_line >= self.SECONDS_BETWEEN_LINES:
+                self.last_line = time.monotonic()
+                figures = ", ".join(f"{name} {figure}" for name, figure in shown.items())
+                print(f"step {state.global_step} of {state.max_steps}: {figures}", flush=True)
         elif any(name.startswith("eval_") for name in logs):
             skip = ("runtime", "per_second", "epoch")
             figures = {k: v for k, v in logs.items() if isinstance(v, float) and not any(s in k for s in skip)}

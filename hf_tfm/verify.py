@@ -24,10 +24,10 @@ from .clean_process import DoesNotLoad, outputs_for_a_stranger
 from .configuration_tfm import TfmConfig
 from .convert import outputs_of
 from .errors import InputError
-from .finetuning import quiet
 from .loading import ADAPTER_FILE, auto_class_of, open_model, recorded
 from .modeling_tfm import CACHE_NAME
 from .packed_rows import PackedRows, loss_adds_up, sentence_label
+from .quiet import quiet
 from .record import versions
 
 

@@ -17,9 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from hf_tfm import InputError
 from hf_tfm.classification import read_task
 from hf_tfm.finetuning import encode_records, longest_input
@@ -29,6 +26,9 @@ from hf_tfm.prediction import Predictor
 from hf_tfm.privacy import public_name
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import Records, read_records
+
+import numpy as np
+import torch
 
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)

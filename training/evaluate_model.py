@@ -17,8 +17,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from hf_tfm import InputError, evaluation, prompting
 from hf_tfm.card import HubData, add_evaluation
 from hf_tfm.classification import read_task
@@ -28,6 +26,8 @@ from hf_tfm.loading import LANGUAGE_MODELS, auto_class_of, fingerprint, open_mod
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import read_records
 from hf_tfm.results import Results, content
+
+import torch
 
 
 @dataclass

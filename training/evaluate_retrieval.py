@@ -18,9 +18,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from hf_tfm import InputError
 from hf_tfm.answers import answer
 from hf_tfm.convert import as_input_errors
@@ -32,6 +29,9 @@ from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import read_records
 from hf_tfm.results import Results
 from hf_tfm.retrieval import Index, build_index
+
+import numpy as np
+import torch
 
 
 BATCH = 10  # questions that are answered, and kept, at one time

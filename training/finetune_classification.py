@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
-
 from hf_tfm import finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.batches import PAD_TO_MULTIPLE_OF
@@ -28,6 +25,9 @@ from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningT
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+
+import numpy as np
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
 
 
 CONFUSION_FILE = "confusion_matrix.png"

@@ -17,8 +17,6 @@ Needs sentence-transformers: pip install hf-tfm[embed]
 import sys
 from dataclasses import dataclass, field
 
-from transformers import AutoModel, set_seed
-
 from hf_tfm import finetuning, reporting
 from hf_tfm.adapters import add_adapter, merge_inside
 from hf_tfm.errors import InputError, needs_extra
@@ -27,11 +25,13 @@ from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
 
+from transformers import AutoModel, set_seed
+
 
 with needs_extra("embed"):
-    from sentence_transformers import SentenceTransformerTrainingArguments
-
     from hf_tfm.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, forget_lengths, read_scores
+
+    from sentence_transformers import SentenceTransformerTrainingArguments
 
 
 @dataclass

@@ -15,17 +15,18 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoModelForCausalLM, set_seed
-
 from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder, ConversationCollator
 from hf_tfm.errors import InputError
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.metrics import proportion
+from hf_tfm.quiet import quiet
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+
+from transformers import AutoModelForCausalLM, set_seed
 
 
 @dataclass
@@ -92,7 +93,7 @@ def measure(
     model: Any, encoder: ChatEncoder, recipe: InstructRecipe, rows: list[Any], prompts: list[list[int]]
 ) -> tuple[dict[str, Any], list[str]]:
     """Loss, and how many answers end by themselves; and the answers."""
-    with finetuning.quiet():
+    with quiet():
         results = {"loss": answers.loss_estimate(*answers.nats_and_tokens(model, encoder.tokenizer, rows))}
         said = answers.answer(model, encoder.tokenizer, prompts, recipe.max_new_tokens)
     if said:

@@ -16,8 +16,6 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from transformers import AutoModelForMultipleChoice, EvalPrediction, set_seed
-
 from hf_tfm import finetuning, reporting
 from hf_tfm import multiple_choice as mc
 from hf_tfm.adapters import add_adapter
@@ -27,6 +25,8 @@ from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningT
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+
+from transformers import AutoModelForMultipleChoice, EvalPrediction, set_seed
 
 
 @dataclass

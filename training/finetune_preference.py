@@ -17,18 +17,19 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
-
 from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder
 from hf_tfm.errors import InputError, needs_extra
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
+from hf_tfm.quiet import quiet
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import Records, read_records
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
 
 with needs_extra("align"):
@@ -95,7 +96,7 @@ def pair_dataset(found: EncodedPairs, mode: str) -> Dataset:
 
 def scores(model: Any, tokenizer: Any, found: EncodedPairs, mode: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the model gives chosen and rejected answers, and the tokens of the chosen: log-likelihoods, or rewards."""
-    with finetuning.quiet():
+    with quiet():
         if mode == "dpo":
             (chosen, tokens), (rejected, _) = (
                 answers.nats_and_tokens(model, tokenizer, found.answered(which)) for which in ("chosen", "rejected")

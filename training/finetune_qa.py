@@ -16,10 +16,6 @@ stopped.
 import sys
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-from transformers import AutoModelForQuestionAnswering, EvalPrediction, set_seed
-
 from hf_tfm import finetuning, reporting
 from hf_tfm import question_answering as qa
 from hf_tfm.adapters import add_adapter
@@ -29,6 +25,10 @@ from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningT
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+
+import numpy as np
+import torch
+from transformers import AutoModelForQuestionAnswering, EvalPrediction, set_seed
 
 
 @dataclass

@@ -18,9 +18,6 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, set_seed
-
 from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder
@@ -29,6 +26,9 @@ from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import read_records
 from hf_tfm.reporting import say
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, set_seed
 
 
 with needs_extra("align"):

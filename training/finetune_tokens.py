@@ -16,9 +16,6 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-import torch
-from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
-
 from hf_tfm import finetuning, reporting, tagging
 from hf_tfm.adapters import add_adapter
 from hf_tfm.batches import RightPadding, in_order
@@ -27,6 +24,9 @@ from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningT
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+
+import torch
+from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
 
 
 @dataclass

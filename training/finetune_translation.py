@@ -15,16 +15,7 @@ Needs sacrebleu: pip install hf-tfm[metrics]
 """
 
 import sys
-import warnings
 from dataclasses import dataclass, field
-
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    DataCollatorForSeq2Seq,
-    EvalPrediction,
-    Seq2SeqTrainingArguments,
-    set_seed,
-)
 
 from hf_tfm import finetuning, reporting, translation
 from hf_tfm.batches import PAD_TO_MULTIPLE_OF, in_order
@@ -35,6 +26,14 @@ from hf_tfm.pretraining import OWN_OPTIMIZER
 from hf_tfm.recipe import one_line_errors, parse_recipe, read_mapping, refuse_below
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    EvalPrediction,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
 
 
 with needs_extra("metrics"):
@@ -115,8 +114,6 @@ def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, TranslationRecipe, TranslationArguments, __doc__)
     finetuning.check_finetuning(args, recipe, _IGNORED)
     set_seed(args.seed)
-    # transformers says at every evaluation how it computed the loss before 4.12.
-    warnings.filterwarnings("ignore", "Version v4.12.0", FutureWarning)
 
     train = read_records(recipe.train_file)
     train, validation = finetuning.carve_validation(recipe, train, args.seed, read_pairs(train, recipe)[0])

@@ -15,7 +15,7 @@ import random
 import sys
 from pathlib import Path
 
-from hf_tfm.errors import InputError
+from hf_tfm.errors import InputError, OneLineParser
 from hf_tfm.recipe import one_line_errors, refuse_below
 
 
@@ -49,7 +49,7 @@ def write(path: Path, records: list[dict[str, str]]) -> None:
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--digits", type=int, default=2, choices=(1, 2, 3), help="of the numbers (default 2)")
     parser.add_argument("--lines", type=int, default=20, help="sums in a document to pretrain on (default 20)")

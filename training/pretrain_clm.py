@@ -15,9 +15,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-from transformers import AutoModelForCausalLM, set_seed
-
 from hf_tfm import TfmDecoderConfig, cpu
 from hf_tfm.decoding import encode_prompt
 from hf_tfm.denoisers import Denoisers, infill, parse_shares
@@ -38,6 +35,9 @@ from hf_tfm.pretraining import (
 )
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.record import RunRecord
+
+import torch
+from transformers import AutoModelForCausalLM, set_seed
 
 
 PROMPTS = ("Once upon a time", "The old woman said", "In the middle of the forest")

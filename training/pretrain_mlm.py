@@ -13,8 +13,6 @@ import inspect
 import sys
 from dataclasses import dataclass, field
 
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, set_seed
-
 from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.masks import fill_masks
 from hf_tfm.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
@@ -33,6 +31,8 @@ from hf_tfm.pretraining import (
 )
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.record import RunRecord
+
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, set_seed
 
 
 SENTENCES = (

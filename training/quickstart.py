@@ -17,8 +17,8 @@ import finetune_classification
 import pretrain_clm
 import pretrain_mlm
 import train_tokenizer
-
 from hf_tfm.cli import main as cli
+from hf_tfm.errors import OneLineParser
 from hf_tfm.record import RECORD_FILE
 
 
@@ -91,7 +91,7 @@ def steps(out: str) -> list[tuple[str, object, list[str], str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/quickstart", help="where the folders are written")
     folder = Path(parser.parse_args(argv).output_dir).absolute()  # before the steps' own paths begin at the repository
     out = str(folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_tfm.data import read_documents
-from hf_tfm.errors import InputError
+from hf_tfm.errors import InputError, OneLineParser
 from hf_tfm.recipe import one_line_errors
 from hf_tfm.tokenization import encode_text, train_tokenizer
 
@@ -51,7 +51,7 @@ class Corpus:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=[], help="files, folders or Hub names; not needed for bytes")
     parser.add_argument("--text-field", default="text", help="the field or column that holds the text")
     parser.add_argument("--kind", default="bpe", help="bpe (default), wordpiece or bytes")

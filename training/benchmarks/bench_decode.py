@@ -12,11 +12,11 @@ import argparse
 import copy
 import sys
 
-import torch
-from side_by_side import SHAPES, causal_configs, interleaved, parameters, spread, write_result
-from transformers import AutoModelForCausalLM
-
 from hf_tfm import cpu
+from side_by_side import SHAPES, causal_configs, interleaved, parameters, spread, write_result
+
+import torch
+from transformers import AutoModelForCausalLM
 
 
 def writer(model: torch.nn.Module, rows: int, vocab_size: int, new_tokens: int):

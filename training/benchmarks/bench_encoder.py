@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-from side_by_side import SHAPES, apart, fastest, interleaved, masked_configs, parameters, spread, write_result
-from transformers import AutoModel
-
 from hf_tfm.pretraining import fast_bf16
 from hf_tfm.unpadded import use_unpadded_encoding
+from side_by_side import SHAPES, apart, fastest, interleaved, masked_configs, parameters, spread, write_result
+
+import numpy as np
+import torch
+from transformers import AutoModel
 
 
 def sorted_batches(texts: int, rows: int, vocab_size: int) -> list[dict[str, torch.Tensor]]:

@@ -17,13 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import datasets
-from side_by_side import write_result
-from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, default_data_collator
-
 from hf_tfm.data import TokenStore, read_documents
 from hf_tfm.packing import PackedBlocks, StepBatches
+from side_by_side import write_result
+
+import datasets
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, default_data_collator
 
 
 def group_texts(examples: dict[str, list], block_length: int) -> dict[str, list]:

@@ -16,8 +16,10 @@ import copy
 import sys
 from collections.abc import Callable
 
-import torch
-import torch._inductor.config
+from hf_tfm.attention import use_blockwise_attention
+from hf_tfm.optim import build_optimizer
+from hf_tfm.pretraining import fast_bf16
+from hf_tfm.speed import compile_blocks
 from side_by_side import (
     SHAPES,
     apart,
@@ -30,12 +32,10 @@ from side_by_side import (
     spread,
     write_result,
 )
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from hf_tfm.attention import use_blockwise_attention
-from hf_tfm.optim import build_optimizer
-from hf_tfm.pretraining import fast_bf16
-from hf_tfm.speed import compile_blocks
+import torch
+import torch._inductor.config
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 
 def causal_batch(rows: int, length: int, vocab_size: int) -> dict[str, dict[str, torch.Tensor]]:

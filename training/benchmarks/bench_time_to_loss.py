@@ -32,10 +32,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch._inductor.config
-import transformers
+import hf_tfm
+from hf_tfm.attention import use_blockwise_attention
+from hf_tfm.data import TokenStore
+from hf_tfm.objectives import CausalFirst, Masked, RateSchedule, causal
+from hf_tfm.optim import build_optimizer, build_scheduler, zero_init_output_projections
+from hf_tfm.packing import LengthSchedule, PackedBlocks, StepBatches
+from hf_tfm.pretraining import fast_bf16
+from hf_tfm.record import public_command
+from hf_tfm.sources import read_documents
+from hf_tfm.speed import compile_blocks
+from hf_tfm.tokenization import train_tokenizer
 from side_by_side import (
     ALL_RESULTS,
     KEPT,
@@ -48,19 +55,12 @@ from side_by_side import (
     spread,
     write_result,
 )
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-import hf_tfm
-from hf_tfm.attention import use_blockwise_attention
-from hf_tfm.data import TokenStore
-from hf_tfm.objectives import CausalFirst, Masked, RateSchedule, causal
-from hf_tfm.optim import build_optimizer, build_scheduler, zero_init_output_projections
-from hf_tfm.packing import LengthSchedule, PackedBlocks, StepBatches
-from hf_tfm.pretraining import fast_bf16
-from hf_tfm.record import public_command
-from hf_tfm.sources import read_documents
-from hf_tfm.speed import compile_blocks
-from hf_tfm.tokenization import train_tokenizer
+import numpy as np
+import torch
+import torch._inductor.config
+import transformers
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 
 HELD_OUT_TOKENS = 32768

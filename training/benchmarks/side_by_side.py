@@ -15,13 +15,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers import BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, PretrainedConfig, PreTrainedModel
-
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.pretraining import fast_bf16
 from hf_tfm.speed import keep_freed_memory
+
+import torch
+import transformers
+from transformers import BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, PretrainedConfig, PreTrainedModel
 
 
 # A processor without bf16 trains in fp32: other ratios, which stand apart.
