@@ -71,13 +71,15 @@ from .configuration_tfm import TfmConfig
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 # Keyword arguments that a forward may receive beyond its own parameters, to hand on to the loss and to attention:
-# transformers' list, shifted labels, and what continuous batching (`generate_batch`) adds.
+# transformers' list, shifted labels, what continuous batching (`generate_batch`) adds, and the tokenizer, which
+# `generate` needs for `stop_strings` and passes on.
 HANDED_ON = frozenset(TransformersKwargs.__annotations__) | {
     "shift_labels",
     "block_table",
     "logits_indices",
     "logits_processor_args",
     "read_index",
+    "tokenizer",
     "write_index",
 }
 

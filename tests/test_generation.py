@@ -169,6 +169,16 @@ def test_it_stops_at_the_end_token_and_pads_the_rest():
     assert (stopped[0, first + 1 :] == PAD).all()
 
 
+def test_it_stops_at_a_string(tokenizer):
+    """`generate` passes the tokenizer, which it needs for that, on to the model."""
+    model = language_model("qwen3")
+    free = decode_plainly(model, PROMPT)
+    pieces = tokenizer.batch_decode(free[0, 10:, None])
+    stop = next(piece for piece in pieces if piece.isalpha())
+    got = model.generate(PROMPT, max_new_tokens=NEW, do_sample=False, tokenizer=tokenizer, stop_strings=[stop])
+    assert torch.equal(got, free[:, : 10 + pieces.index(stop) + 1])
+
+
 def test_logits_of_generation_are_those_of_forward(model):
     outputs = model.generate(
         PROMPT, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
