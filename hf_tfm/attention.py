@@ -252,8 +252,8 @@ class EndToEnd:
         self, layer: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
         """A layer's attention for `(1, heads, batch * length, head_dim)`: `(1, batch * length, heads, head_dim)`."""
-        rows = (x[0].unflatten(1, self.shape).transpose(0, 1) for x in (query, key, value))
-        output, _ = blockwise_attention_forward(layer, *rows, self.mask, **kwargs)
+        query, key, value = (x[0].unflatten(1, self.shape).transpose(0, 1) for x in (query, key, value))
+        output, _ = blockwise_attention_forward(layer, query, key, value, self.mask, **kwargs)
         return output.flatten(0, 1).unsqueeze(0), None
 
 

@@ -81,7 +81,7 @@ class TfmEncoderDecoderModel(EncoderDecoderModel):
             encoder = encoder or TfmEncoderModel._from_config(config.encoder)
             decoder = decoder or TfmDecoderForCausalLM._from_config(config.decoder)
         super().__init__(config, encoder, decoder)
-        if self.config.decoder.tie_word_embeddings:
+        if self.decoder.config.tie_word_embeddings:
             # Not in a file of weights; Trainer ties it again after loading one.
             self._keys_to_ignore_on_save = {"decoder.lm_head.weight"}
 
@@ -108,7 +108,7 @@ class TfmEncoderDecoderModel(EncoderDecoderModel):
         known = inspect.signature(self.encoder.forward).parameters
         for_encoder = {name: value for name, value in kwargs.items() if not name.startswith("decoder_")}
         unknown = {name: value for name, value in for_encoder.items() if name not in known and name != "return_dict"}
-        refuse_unknown_arguments(self.config.encoder, unknown)
+        refuse_unknown_arguments(self.encoder.config, unknown)
         outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -93,8 +93,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind not in _CONFIGS:
         raise InputError(f"{folder}: holds a model of type {kind!r}, which needs no code of this package")
-    ours = _CONFIGS[kind]().auto_map.values()
-    if other := sorted(set((config.get("auto_map") or {}).values()) - set(ours)):
+    ours: dict[str, str] = _CONFIGS[kind]().auto_map or {}
+    if other := sorted(set((config.get("auto_map") or {}).values()) - set(ours.values())):
         raise InputError(f"{folder}: its auto_map names {other[0]}, which is not this package's code")
     return config
 
