@@ -33,8 +33,8 @@ SHOWN = {
     "masked_time_to_loss": "time to the tuned opponent's loss, masked tokens",
     "causal_step": "training step, next token",
     "masked_step": "training step, masked tokens",
-    "decode_1": "writing text, one row",
-    "decode_16": "writing text, sixteen rows",
+    "decode_1": "generating text, one row (`hf_tfm.cpu.generate`)",
+    "decode_16": "generating text, sixteen rows (`hf_tfm.cpu.generate`)",
     "encoder_inference": "encoding texts",
     "packing": "packing and batching",
 }
