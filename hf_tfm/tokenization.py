@@ -25,10 +25,10 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import InputError
 
@@ -154,6 +154,8 @@ def train_tokenizer(
     backend.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=[(begin, 2), (end, 3)]
     )
+    if style == "encoder":
+        _trim(backend)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=model_max_length,
@@ -163,6 +165,49 @@ def train_tokenizer(
         **named,
         **options,
     )
+
+
+def trim_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Leave the blank in front of a word out of the place that a token has in its text, so that an entity or an answer
+    begins with its first letter. The ids stay as they are. Does nothing to a tokenizer that [`train_tokenizer`] has not
+    made, that joins no blanks to words, or that does so already.
+
+    An encoder's tokenizer is made like this. A decoder's becomes so when it is fine-tuned to find places in a text:
+    `return_assistant_tokens_mask` of `apply_chat_template` looks up answers by their first character, and would find no
+    token at a blank.
+    """
+    if tokenizer.is_fast:
+        _trim(tokenizer.backend_tokenizer)
+
+
+def _trim(backend: Tokenizer) -> None:
+    if _shall_trim(json.loads(backend.to_str())):
+        trim = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+        backend.post_processor = processors.Sequence([trim, backend.post_processor])
+
+
+def _shall_trim(state: Mapping[str, Any]) -> bool:
+    return _joins_blanks(state) and _without_trimming(state["post_processor"]) == state["post_processor"]
+
+
+def _joins_blanks(state: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer, as its file has it, is byte-level BPE of [`train_tokenizer`]."""
+    cuts = [part["type"] for part in (state.get("pre_tokenizer") or {}).get("pretokenizers", ())]
+    known = (list(DECODER_TOKENS.values()), list(ENCODER_TOKENS.values()))
+    return cuts == ["Digits", "ByteLevel"] and bool(state["model"].get("merges")) and _first_tokens(state) in known
+
+
+def _first_tokens(state: Mapping[str, Any]) -> list[str]:
+    return [token["content"] for token in state["added_tokens"][: len(DECODER_TOKENS)]]
+
+
+def _without_trimming(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A post-processor as it was before [`trim_offsets`]."""
+    if step is None or step["type"] != "Sequence":
+        return step
+    rest = [_without_trimming(part) for part in step["processors"] if part["type"] != "ByteLevel"]
+    return rest[0] if len(rest) == 1 and len(step["processors"]) > 1 else {**step, "processors": rest}
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
@@ -213,11 +258,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """
     A sha256 in hex over all that decides which ids a text gets, to key caches of tokenized text.
 
-    Two tokenizers with the same fingerprint give the same ids. Saving and loading, padding, truncation, maximum length
-    and chat template do not change it.
+    Two tokenizers with the same fingerprint give the same ids. Saving and loading, padding, truncation, maximum length,
+    chat template and [`trim_offsets`] do not change it.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["padding"] = state["truncation"] = None  # left over from the last call
+    if _joins_blanks(state):
+        state["post_processor"] = _without_trimming(state["post_processor"])
     state["special_tokens"] = tokenizer.special_tokens_map  # which ids packing puts around a document
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
