@@ -12,6 +12,7 @@ import transformers
 from transformers import GenerationConfig, PreTrainedModel
 
 from .errors import InputError
+from .tokenization import save_tokenizer
 
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def merge_folder(
         merged.generation_config = GenerationConfig.from_pretrained(adapter)
     with atomic_folder(target) as folder:
         merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         for picture in adapter.glob("*.png"):  # that the card shows
             shutil.copyfile(picture, folder / picture.name)
         if (adapter / RECORD_FILE).is_file():

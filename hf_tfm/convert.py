@@ -32,6 +32,7 @@ from .errors import InputError
 from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
 from .families import FAMILIES, Family
 from .record import RECORD_FILE, model_facts
+from .tokenization import mend_tokenizer_files, save_tokenizer
 
 
 Weights = dict[str, torch.Tensor]
@@ -542,7 +543,7 @@ def carry_over(source: Path, folder: Path, gguf_file: str | None = None) -> None
 def _carry_tokenizer(source: Path, folder: Path, gguf_file: str | None) -> None:
     """The tokenizer's files stay as they are if they load the same beside the new configuration, else are made anew."""
     if gguf_file is not None:
-        AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(folder)
+        save_tokenizer(AutoTokenizer.from_pretrained(source, gguf_file=gguf_file), folder)
         return
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     if not any((source / name).is_file() for name in files):
@@ -554,5 +555,7 @@ def _carry_tokenizer(source: Path, folder: Path, gguf_file: str | None) -> None:
         same = AutoTokenizer.from_pretrained(folder)(text) == tokenizer(text)
     except (ValueError, OSError, KeyError):  # a class that was known from the old model_type alone
         same = False
-    if not same:
-        tokenizer.save_pretrained(folder)
+    if same:
+        mend_tokenizer_files(folder)
+    else:
+        save_tokenizer(tokenizer, folder)

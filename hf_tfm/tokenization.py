@@ -2,7 +2,7 @@
 Trains a tokenizer of one's own: byte-level BPE, WordPiece, or plain bytes.
 
 The result is a stock `PreTrainedTokenizerFast`: one `tokenizer.json` that transformers, vLLM, TEI, llama.cpp and the
-Rust library read without this package. Saving and loading are `save_pretrained` and `AutoTokenizer.from_pretrained`.
+Rust library read without this package. [`save_tokenizer`] saves one; `AutoTokenizer.from_pretrained` loads it.
 
 Decisions that hold for every tokenizer made here:
 
@@ -23,8 +23,10 @@ Decisions that hold for every tokenizer made here:
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -187,6 +189,59 @@ def _trim(backend: Tokenizer) -> None:
         backend.post_processor = processors.Sequence([trim, backend.post_processor])
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> None:
+    """Save a tokenizer with its chat template, in files that transformers 4 and 5 open alike."""
+    tokenizer.save_pretrained(folder)
+    mend_tokenizer_files(folder)
+
+
+def mend_tokenizer_files(folder: str | os.PathLike) -> bool:
+    """
+    Rewrite the tokenizer's files in a folder so that transformers 4 opens them as well: version 5 names a class that
+    version 4 has not, and a list where it expects named tokens. In the folder of an encoder, or of a model that finds
+    places in a text, also [`trim_offsets`]. No text gets other ids.
+
+    Returns: whether a file changed. A folder without a tokenizer is left alone.
+    """
+    folder = Path(folder)
+    changed = False
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        changed = _rewrite(path, saved, _for_both_versions(saved))
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if _shall_trim(saved) and (_first_tokens(saved) == list(ENCODER_TOKENS.values()) or _finds_places(folder)):
+        backend = Tokenizer.from_file(str(path))
+        _trim(backend)
+        _replace(path, backend.to_str(pretty=True))
+        changed = True
+    return changed
+
+
+def _for_both_versions(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `tokenizer_config.json` as transformers 4 and 5 both read them."""
+    # What the last loading was told has no place in a file.
+    fields = {name: value for name, value in saved.items() if name not in ("is_local", "local_files_only")}
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        listed = [*fields.get("additional_special_tokens", ()), *fields.pop("extra_special_tokens")]
+        fields["additional_special_tokens"] = [token for n, token in enumerate(listed) if token not in listed[:n]]
+    return fields
+
+
+def _finds_places(folder: Path) -> bool:
+    """Whether a folder holds a model that marks words or answers in a text, or an adapter that does."""
+    kinds: list[str] = []
+    if (folder / "config.json").is_file():
+        kinds += json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    if (folder / "adapter_config.json").is_file():
+        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+        kinds += {"TOKEN_CLS": ["ForTokenClassification"], "QUESTION_ANS": ["ForQuestionAnswering"]}.get(task, [])
+    return any(kind.endswith(("ForTokenClassification", "ForQuestionAnswering")) for kind in kinds)
+
+
 def _shall_trim(state: Mapping[str, Any]) -> bool:
     return _joins_blanks(state) and _without_trimming(state["post_processor"]) == state["post_processor"]
 
@@ -208,6 +263,20 @@ def _without_trimming(step: dict[str, Any] | None) -> dict[str, Any] | None:
         return step
     rest = [_without_trimming(part) for part in step["processors"] if part["type"] != "ByteLevel"]
     return rest[0] if len(rest) == 1 and len(step["processors"]) > 1 else {**step, "processors": rest}
+
+
+def _rewrite(path: Path, saved: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    if fields == saved:
+        return False
+    _replace(path, json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    return True
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a file in the place of another, which may be a link to one that has to stay as it is."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:

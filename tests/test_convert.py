@@ -23,6 +23,7 @@ import hf_tfm
 from hf_tfm import InputError, convert
 from hf_tfm.convert import convert_folder, export_folder, export_model, import_model
 from hf_tfm.families import FAMILIES
+from hf_tfm.tokenization import save_tokenizer
 
 
 EVERY_HEAD = [(family, head) for family, each in FAMILIES.items() for head in each.heads]
@@ -650,7 +651,7 @@ def native_folder(tmp_path, tokenizer) -> Path:
     """A sentence encoder as they are published, with the things that must come along and some that must not."""
     folder = tmp_path / "native"
     native_model("bert", vocab_size=tiny.VOCAB_SIZE).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     files = {
         "README.md": "---\nlicense: mit\n---\n# A model\n",
         "LICENSE": "text",
