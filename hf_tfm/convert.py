@@ -150,7 +150,7 @@ def convert_folder(
 def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: str, untie: bool = False) -> Conversion:
     """
     Writes a folder of this package as one of a native family, whole as in [`convert_folder`], without custom code; in
-    `export_check.json` stands how the two compare.
+    `export_check.json` stands how the two compare. `config.json` has the fields of transformers 4 beside those of 5.
 
     Raises:
         InputError: as [`export_model`]; when `target` holds something; when outputs differ. Nothing is written then.
@@ -161,6 +161,7 @@ def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: 
     native, dtype = _to_native(model, _family(family), model.state_dict(), untie), str(model.dtype)
     with whole_folder(target) as folder:
         native.save_pretrained(folder)
+        unreadable = _write_older_fields(folder, _family(family), native.config)
         native_class = type(native)
         del native
         carry_over(Path(source), folder)
@@ -168,8 +169,23 @@ def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: 
         if (folder / RECORD_FILE).is_file():
             rewrite_card(folder, model=model_facts(written))
         check = compare(model.float(), TorchSide(written.float()), rows_for(model.config, Path(source)))
-        report = report_on(family, dtype, model, source, folder, check)
+        report = report_on(family, dtype, model, source, folder, check, unreadable_before_5=unreadable)
     return Conversion(type(written).__name__, written.num_parameters(), check.max_difference, report=report)
+
+
+def _write_older_fields(folder: Path, family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
+    """
+    Puts the fields of transformers before version 5 into a saved `config.json`: those versions ignore the new ones, and
+    take their defaults for what they miss.
+
+    Returns: why those versions cannot build the model, if they cannot.
+    """
+    older = family.older_fields(config)
+    path = folder / "config.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) | older.values
+    fields["torch_dtype"] = fields["dtype"]
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return older.obstacles
 
 
 def max_difference(reference: PreTrainedModel, other: PreTrainedModel) -> float:
