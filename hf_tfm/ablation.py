@@ -31,7 +31,7 @@ from .optim import zero_init_output_projections
 from .quiet import quiet
 from .record import RECORD_FILE, read_record
 from .sources import read_documents
-from .tokenization import train_tokenizer
+from .tokenization import save_tokenizer, train_tokenizer
 
 
 _BY_THE_GRID = {"seed", "output_dir"}  # fields that a recipe cannot say here
@@ -195,7 +195,7 @@ def _tokenizer(cell: Cell, folder: Path, style: Literal["decoder", "encoder"]) -
         print(f"tokenizer  {dict(spec)} is trained", flush=True)
         trained = train_tokenizer(read_documents(data, text_field), style=style, **spec)
         with atomic_folder(target) as staging:
-            trained.save_pretrained(staging)
+            save_tokenizer(trained, staging)
     return str(target)
 
 
@@ -209,7 +209,7 @@ def begin_with_embeddings(donor: Path, target: Path, seed: int) -> None:
         model.get_input_embeddings().weight.copy_(trained.get_input_embeddings().weight)
     with atomic_folder(target) as staging, quiet():
         model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+        save_tokenizer(tokenizer, staging)
 
 
 @dataclass

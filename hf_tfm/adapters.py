@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from .errors import InputError
+from .tokenization import save_tokenizer
 
 
 if TYPE_CHECKING:
@@ -157,7 +158,9 @@ def merge_folder(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not an empty folder; remove it or choose another name")
     model, tokenizer = open_model(str(adapter), base=base, trust_remote_code=trust_remote_code)
-    ids = torch.arange(1, 33)[None] * 11 % len(tokenizer)
+    rows = min(len(tokenizer), model.get_base_model().get_input_embeddings().weight.shape[0])
+    # The last ones are those that were added for the adapter, if any were.
+    ids = torch.tensor([[*(11 * place % rows for place in range(1, 29)), *range(max(0, rows - 4), rows)]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         expected = _outputs(model.get_base_model(), inputs)
@@ -166,7 +169,7 @@ def merge_folder(
         merged.generation_config = GenerationConfig.from_pretrained(adapter)
     with atomic_folder(target) as folder:
         merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         for picture in adapter.glob("*.png"):  # that the card shows
             shutil.copyfile(picture, folder / picture.name)
         if (adapter / RECORD_FILE).is_file():

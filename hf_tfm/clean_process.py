@@ -24,11 +24,13 @@ sys.meta_path.insert(0, NotInstalled())
 import torch, transformers
 folder, auto_class, base, case = sys.argv[1:]
 inputs, options = torch.load(case, weights_only=True)
-transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 opener = getattr(transformers, auto_class)
 model = opener.from_pretrained(base or folder, trust_remote_code=True, dtype=torch.float32, **options)
 if base:
     from peft import PeftModel
+    if len(tokenizer) > len(model.get_input_embeddings().weight):  # as PEFT's own Auto classes do
+        model.resize_token_embeddings(len(tokenizer))
     model = PeftModel.from_pretrained(model, folder)
 with torch.no_grad():
     outputs = model.eval()(**inputs)

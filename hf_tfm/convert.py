@@ -32,6 +32,7 @@ from .errors import InputError
 from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
 from .families import FAMILIES, Family
 from .record import RECORD_FILE, model_facts
+from .tokenization import mend_tokenizer_files, save_tokenizer
 
 
 Weights = dict[str, torch.Tensor]
@@ -149,7 +150,7 @@ def convert_folder(
 def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: str, untie: bool = False) -> Conversion:
     """
     Writes a folder of this package as one of a native family, whole as in [`convert_folder`], without custom code; in
-    `export_check.json` stands how the two compare.
+    `export_check.json` stands how the two compare. `config.json` has the fields of transformers 4 beside those of 5.
 
     Raises:
         InputError: as [`export_model`]; when `target` holds something; when outputs differ. Nothing is written then.
@@ -160,6 +161,7 @@ def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: 
     native, dtype = _to_native(model, _family(family), model.state_dict(), untie), str(model.dtype)
     with whole_folder(target) as folder:
         native.save_pretrained(folder)
+        unreadable = _write_older_fields(folder, _family(family), native.config)
         native_class = type(native)
         del native
         carry_over(Path(source), folder)
@@ -167,8 +169,23 @@ def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: 
         if (folder / RECORD_FILE).is_file():
             rewrite_card(folder, model=model_facts(written))
         check = compare(model.float(), TorchSide(written.float()), rows_for(model.config, Path(source)))
-        report = report_on(family, dtype, model, source, folder, check)
+        report = report_on(family, dtype, model, source, folder, check, unreadable_before_5=unreadable)
     return Conversion(type(written).__name__, written.num_parameters(), check.max_difference, report=report)
+
+
+def _write_older_fields(folder: Path, family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
+    """
+    Puts the fields of transformers before version 5 into a saved `config.json`: those versions ignore the new ones, and
+    take their defaults for what they miss.
+
+    Returns: why those versions cannot build the model, if they cannot.
+    """
+    older = family.older_fields(config)
+    path = folder / "config.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) | older.values
+    fields["torch_dtype"] = fields["dtype"]
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return older.obstacles
 
 
 def max_difference(reference: PreTrainedModel, other: PreTrainedModel) -> float:
@@ -542,7 +559,7 @@ def carry_over(source: Path, folder: Path, gguf_file: str | None = None) -> None
 def _carry_tokenizer(source: Path, folder: Path, gguf_file: str | None) -> None:
     """The tokenizer's files stay as they are if they load the same beside the new configuration, else are made anew."""
     if gguf_file is not None:
-        AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(folder)
+        save_tokenizer(AutoTokenizer.from_pretrained(source, gguf_file=gguf_file), folder)
         return
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     if not any((source / name).is_file() for name in files):
@@ -554,5 +571,7 @@ def _carry_tokenizer(source: Path, folder: Path, gguf_file: str | None) -> None:
         same = AutoTokenizer.from_pretrained(folder)(text) == tokenizer(text)
     except (ValueError, OSError, KeyError):  # a class that was known from the old model_type alone
         same = False
-    if not same:
-        tokenizer.save_pretrained(folder)
+    if same:
+        mend_tokenizer_files(folder)
+    else:
+        save_tokenizer(tokenizer, folder)

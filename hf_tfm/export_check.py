@@ -101,7 +101,13 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What stands in `export_check.json`: sizes are those of the weights' files, in bytes."""
+    """
+    What stands in `export_check.json`: sizes are those of the weights' files, in bytes.
+
+    Args:
+        unreadable_before_5: Of a native family, why transformers before version 5 cannot build the model; empty where
+            it can.
+    """
 
     format: str
     weights: str
@@ -110,6 +116,7 @@ class Report:
     source_bytes: int
     export_bytes: int
     checks: tuple[Check, ...]
+    unreadable_before_5: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=1)
@@ -128,6 +135,7 @@ class Report:
                 parts.append(f"same greedy tokens {check.greedy_same} of {check.greedy_tokens}")
             speeds = f"{check.tokens_per_second:,.0f} tokens/s, source {check.source_tokens_per_second:,.0f}"
             lines.append(f"  {check.runtime}: {', '.join(parts)}; {speeds} ({check.threads} threads)")
+        lines += [f"  transformers before 5 cannot build this model: {reason}" for reason in self.unreadable_before_5]
         return "\n".join(lines)
 
 
@@ -183,7 +191,13 @@ def compare(source: PreTrainedModel, export: Side, rows: Rows, relative: float |
 
 
 def report_on(
-    kind: str, weights: str, model: PreTrainedModel, source: str | os.PathLike, folder: Path, *checks: Check
+    kind: str,
+    weights: str,
+    model: PreTrainedModel,
+    source: str | os.PathLike,
+    folder: Path,
+    *checks: Check,
+    unreadable_before_5: tuple[str, ...] = (),
 ) -> Report:
     """The report of an export of `model` from the folder `source` in `folder`, written there."""
     report = Report(
@@ -194,6 +208,7 @@ def report_on(
         source_bytes=size_of_weights(Path(source)),
         export_bytes=size_of_weights(folder),
         checks=checks,
+        unreadable_before_5=unreadable_before_5,
     )
     report.save(folder)
     return report

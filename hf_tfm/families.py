@@ -12,6 +12,7 @@ from typing import Any
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from . import modeling_tfm_decoder, modeling_tfm_encoder
 from .configuration_tfm import TfmConfig, TfmDecoderConfig, TfmEncoderConfig
@@ -19,6 +20,21 @@ from .errors import InputError
 
 
 Table = dict[str, str | tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OlderFields:
+    """
+    The fields from which transformers before version 5 reads what version 5 has under other names.
+
+    Args:
+        values: The fields. A field is None where none of its values would be right: the older versions then stop with
+            an error when they build the model, instead of computing something else.
+        obstacles: One sentence for each such field, for the person who exports.
+    """
+
+    values: dict[str, Any]
+    obstacles: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +55,7 @@ class Family:
         conv1d: Last names of modules that keep their matrices transposed.
         duplicates: Their tensors that repeat another.
         to_ours, to_theirs: The fields that need arithmetic, from one configuration to values for the other.
+        older_fields: What an exported `config.json` holds beside their fields, for transformers before version 5.
     """
 
     title: str
@@ -53,6 +70,7 @@ class Family:
     to_theirs: Callable[[Any], dict]
     conv1d: tuple[str, ...] = ()
     duplicates: dict[str, str] = dataclasses.field(default_factory=dict)
+    older_fields: Callable[[Any], OlderFields] = lambda config: OlderFields({})
 
     def class_name(self, head: str) -> str:
         if (self.title, head) == ("GPT-2", "CausalLM"):
@@ -98,6 +116,60 @@ def _whole_heads(parameters: dict) -> dict:
     if (factor := parameters.get("partial_rotary_factor", 1.0)) != 1.0:
         raise InputError(f"rope_parameters.partial_rotary_factor={factor}: only 1.0, whole heads, can be converted")
     return copy.deepcopy(dict(parameters))
+
+
+# RoPE types that transformers had before version 5.
+_OLDER_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def _older_rope_scaling(config: Any, layer_type: str | None = None) -> dict:
+    """One set of RoPE parameters as version 4 has it beside the base, which has a field of its own there."""
+    parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
+    if parameters["rope_type"] == "default":
+        return {"rope_scaling": None}
+    scaling = {name: value for name, value in parameters.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    if parameters["rope_type"] != "longrope":
+        return {"rope_scaling": scaling}
+    # Version 4 keeps this length outside, and then derives the attention factor from it even where `factor` is given.
+    scaling["attention_factor"] = float(ROPE_INIT_FUNCTIONS["longrope"](config, None, layer_type=layer_type)[1])
+    length = parameters["original_max_position_embeddings"]
+    return {"rope_scaling": scaling, "original_max_position_embeddings": length}
+
+
+def _older_rope_obstacle(rope_type: str) -> str:
+    return f"rope_parameters.rope_type={rope_type!r} is not known there"
+
+
+def _older_decoder_fields(config: Any) -> OlderFields:
+    parameters = config.rope_parameters
+    if parameters["rope_type"] not in _OLDER_ROPE_TYPES:
+        obstacle = _older_rope_obstacle(parameters["rope_type"])
+        return OlderFields({"rope_theta": None, "rope_scaling": None}, (obstacle,))
+    return OlderFields({"rope_theta": parameters["rope_theta"], **_older_rope_scaling(config)})
+
+
+def _older_modernbert_fields(config: Any) -> OlderFields:
+    full, sliding = (config.rope_parameters[name] for name in ("full_attention", "sliding_attention"))
+    used = [config.rope_parameters[name] for name in sorted(set(config.layer_types))]
+    values: dict[str, Any] = {"global_rope_theta": full["rope_theta"], "local_rope_theta": sliding["rope_theta"]}
+    obstacles = []
+    unknown = [each["rope_type"] for each in used if each["rope_type"] not in _OLDER_ROPE_TYPES]
+    if unknown or len({repr(sorted({**each, "rope_theta": None}.items())) for each in used}) > 1:
+        values |= {"global_rope_theta": None, "local_rope_theta": None, "rope_scaling": None}
+        several = "rope_parameters scale full and sliding layers differently: there is one scaling for both there"
+        obstacles.append(_older_rope_obstacle(unknown[0]) if unknown else several)
+    else:
+        values |= _older_rope_scaling(config, config.layer_types[0])
+    values["global_attn_every_n_layers"] = next(
+        (n for n in range(1, len(config.layer_types) + 1) if config.layer_types == _one_full_layer_in(n, config)), None
+    )
+    if values["global_attn_every_n_layers"] is None:
+        obstacles.append("layer_types: full attention is in the first layer and every so many layers after it there")
+    return OlderFields(values, tuple(obstacles))
+
+
+def _one_full_layer_in(count: int, config: Any) -> list[str]:
+    return ["sliding_attention" if i % count else "full_attention" for i in range(config.num_hidden_layers)]
 
 
 def _layers(config: Any) -> dict:
@@ -274,6 +346,7 @@ FAMILIES = {
         only={},
         to_ours=lambda config: {"rope_parameters": _whole_heads(config.rope_parameters)},
         to_theirs=lambda config: {"rope_parameters": _flat_rope(config)},
+        older_fields=_older_decoder_fields,
         body=_LLAMA_BODY,
         heads=_LLAMA_HEADS,
     ),
@@ -286,6 +359,7 @@ FAMILIES = {
         only={},
         to_ours=lambda config: {"rope_parameters": _whole_heads(config.rope_parameters), **_layers(config)},
         to_theirs=lambda config: {"rope_parameters": _flat_rope(config), **_qwen3_layers(config)},
+        older_fields=_older_decoder_fields,
         body={
             **_LLAMA_BODY,
             "layers.{i}.self_attn.q_norm": "layers.{i}.self_attn.q_norm",
@@ -305,6 +379,7 @@ FAMILIES = {
             "sliding_window": config.sliding_window,
         },
         to_theirs=lambda config: {"rope_parameters": _flat_rope(config), **_mistral_layers(config)},
+        older_fields=_older_decoder_fields,
         body=_LLAMA_BODY,
         heads=_LLAMA_HEADS,
     ),
@@ -394,6 +469,7 @@ FAMILIES = {
         only={"mlp_dropout": 0.0, "attention_dropout": 0.0},
         to_ours=_modernbert_to_ours,
         to_theirs=_modernbert_to_theirs,
+        older_fields=_older_modernbert_fields,
         body={
             "embeddings.tok_embeddings": "embed_tokens",
             "embeddings.norm": "embed_norm",

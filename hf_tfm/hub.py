@@ -39,6 +39,7 @@ from .errors import InputError
 from .loading import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
 from .privacy import private_part
 from .record import RECORD_FILE, model_facts, read_record
+from .tokenization import mend_tokenizer_files
 from .verify import Broken, Subject, compare
 
 
@@ -163,6 +164,8 @@ def checked_folder(
 
 def _complete(staging: Path, kind: str, hub_base: str | None) -> None:
     """Write what a folder lacks, or what its own files say for this machine alone."""
+    with as_input_errors(staging / "tokenizer_config.json"):
+        mend_tokenizer_files(staging)
     if kind == "adapter":
         _name_base(staging, hub_base)
     if kind == "results":

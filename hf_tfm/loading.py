@@ -100,6 +100,7 @@ def open_model(
         from peft import PeftModel
 
         with quiet(), as_input_errors(path):
+            _resize_for_adapter(model, path, adapter)
             return PeftModel.from_pretrained(model, path).eval(), tokenizer
     if missing := sorted(report["missing_keys"]):
         raise InputError(
@@ -134,6 +135,51 @@ def _adapter_config(path: str) -> dict[str, Any] | None:
         if not isinstance(config, dict):
             raise ValueError(f"holds no object but a {type(config).__name__}")
         return config
+
+
+def _resize_for_adapter(model: PreTrainedModel, path: str, adapter: dict[str, Any]) -> None:
+    """
+    Give a base model as many embeddings as its adapter was trained with, where tokens had been added to it before; what
+    the new ones are comes with the adapter.
+
+    Raises:
+        InputError: the adapter does not hold all new embeddings.
+    """
+    from peft.utils import load_peft_weights
+
+    weights = load_peft_weights(path, device="cpu")
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    before = size = inputs.weight.shape[0]
+    for name, module in model.named_modules():
+        if module is not inputs and (module is not outputs or outputs.weight is inputs.weight):
+            continue
+        rows, is_whole, trained = _embeddings_of_adapter(weights, adapter, name)
+        if not is_whole and (lost := sorted(set(range(before, rows)) - trained)):
+            raise InputError(
+                f"{path}: was trained after tokens were added to its base model, and lacks {name} of {len(lost)} of "
+                f"them (row {lost[0]} is the first): save it again with save_embedding_layers=True"
+            )
+        size = rows if is_whole else max(size, rows)
+    if size != before:
+        model.resize_token_embeddings(size, mean_resizing=False)
+
+
+def _embeddings_of_adapter(
+    weights: dict[str, torch.Tensor], adapter: dict[str, Any], name: str
+) -> tuple[int, bool, set[int]]:
+    """
+    How many embeddings a module had at least when an adapter was trained, whether the adapter holds them all, and which
+    ones it trains by themselves.
+    """
+    places = ("", "base_layer.", "original_module.", "modules_to_save.", "token_adapter.base_layer.")
+    whole = [weights.get(f"base_model.model.{name}.{place}weight") for place in places]
+    sizes = [weight.shape[0] for weight in whole if weight is not None]
+    trained = adapter.get("trainable_token_indices") or []
+    if isinstance(trained, dict):
+        trained = next((tokens for part, tokens in trained.items() if f".{name}".endswith(f".{part}")), [])
+    factor = weights.get(f"base_model.model.{name}.lora_embedding_A")
+    least = max(0, *(token + 1 for token in trained), 0 if factor is None else factor.shape[1])
+    return sizes[0] if sizes else least, bool(sizes), set(trained)
 
 
 def head_of_adapter(path: str) -> dict[str, Any]:

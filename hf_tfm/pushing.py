@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .card import render_card, write_card
 from .errors import InputError
 from .record import RECORD_FILE, model_facts, save_generation, with_cache
+from .tokenization import save_tokenizer
 
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def push_model(
         save_generation(model, folder)
         same = model.config._name_or_path and _same_weights(source, folder)
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
         elif model.config._name_or_path:
             _copy_tokenizer(source, folder)
         if same:
@@ -165,4 +166,4 @@ def _same_weights(source: Path, saved: Path) -> bool:
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
     with contextlib.suppress(OSError, ValueError):
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        save_tokenizer(AutoTokenizer.from_pretrained(source), folder)

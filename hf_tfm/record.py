@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from .checkpoints import MARKER, atomic_folder, discard
 from .energy import EnergyMeter
 from .errors import InputError
+from .tokenization import save_tokenizer
 
 
 RECORD_FILE = "run_record.json"
@@ -138,7 +139,7 @@ def write_model_folder(
     with atomic_folder(folder / "finished") as staging, with_cache(model):
         model.save_pretrained(staging)
         save_generation(model, staging)
-        tokenizer.save_pretrained(staging)
+        save_tokenizer(tokenizer, staging)
         if record.fields.get("curve"):
             plot_curve(record.fields, staging / CURVE_FILE)
         record.write(staging)

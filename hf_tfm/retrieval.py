@@ -142,7 +142,8 @@ def cut_passages(text: str, tokenizer: Any, length: int, overlap: int = 0) -> li
         encoded = tokenizer(
             part, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
-        tokens = np.array([span for span in encoded["offset_mapping"] if span[0] < span[1]]).reshape(-1, 2)
+        # Every token counts, also one of blanks alone, which some tokenizers give no place of its own.
+        tokens = np.maximum.accumulate(np.array(encoded["offset_mapping"], int).reshape(-1, 2))
         # A token of a byte-level tokenizer begins with the blank in front of its word: it counts by its end.
         bounds = np.searchsorted(tokens[:, 1], [match.end() for match in _SENTENCE_END.finditer(part)], side="right")
         bounds = sorted({0, len(tokens), *bounds.tolist()})

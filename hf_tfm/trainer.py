@@ -30,6 +30,7 @@ from .pushing import PushMixin
 from .recipe import refuse_below, refuse_ignored
 from .record import RECORD_FILE, RunRecord, save_generation, with_cache
 from .speed import keep_freed_memory, uncompile_blocks
+from .tokenization import mend_tokenizer_files
 
 
 RECIPE_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model
@@ -329,6 +330,7 @@ class RunMixin(PushMixin):
         finally:
             self.model = sharded
         save_generation(model, output_dir or self.args.output_dir)
+        mend_tokenizer_files(output_dir or self.args.output_dir)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # A tied matrix stands in the file once; that its other name is missing there is as it should be.

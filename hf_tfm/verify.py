@@ -29,6 +29,7 @@ from .modeling_tfm import CACHE_NAME
 from .packed_rows import PackedRows, loss_adds_up, sentence_label
 from .quiet import quiet
 from .record import versions
+from .tokenization import save_tokenizer
 
 
 TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller
@@ -138,7 +139,7 @@ def check_saving(subject: Subject) -> str:
     inputs = subject.inputs(subject.ids(2, 12))
     with tempfile.TemporaryDirectory() as folder:
         subject.model.save_pretrained(folder)
-        subject.tokenizer.save_pretrained(folder)
+        save_tokenizer(subject.tokenizer, folder)
         again, _ = open_model(folder, subject.auto_class, trust_remote_code=subject.trust_remote_code)
     for name, tensor in subject.model.state_dict().items():
         if not torch.equal(again.state_dict()[name], tensor):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import build
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -17,6 +17,7 @@ from hf_tfm.cli import main as cli
 from hf_tfm.conversations import ChatEncoder, ConversationCollator, encode_conversations
 from hf_tfm.errors import InputError
 from hf_tfm.finetuning import FinetuningRecipe
+from hf_tfm.loading import open_model
 from hf_tfm.tokenization import train_tokenizer
 
 
@@ -107,6 +108,73 @@ def test_new_tokens_are_learned_with_the_adapter(adapter, base):
     merged = merge_adapter(PeftModel.from_pretrained(before, adapter))
     changed = (merged.get_input_embeddings().weight - embedding).abs().amax(1) > 1e-3
     assert changed.nonzero().flatten().tolist() == sorted([new, tokenizer.convert_tokens_to_ids("<|spare_3|>")])
+
+
+NEW_TOKENS = ["<new_0>", "<new_1>", "<new_2>"]
+# How an adapter can come to hold embeddings of tokens that were added to its base.
+EMBEDDINGS = {
+    "resized alone": {},
+    "single tokens": {"trainable_token_indices": True},
+    "single tokens, unsaved": {"trainable_token_indices": True},
+    "trained as a whole": {"modules_to_save": True},
+    "adapted": {"target_modules": True},
+}
+
+
+def resized_adapter(folder: Path, kind: str, tied: bool, save: bool | str = "auto") -> torch.Tensor:
+    """An adapter of PEFT's own on a base that had gained tokens, in `folder/adapter`; its logits for the new tokens."""
+    build("TfmDecoderForCausalLM", vocab_size=281, tie_word_embeddings=tied).save_pretrained(folder / "base")
+    tokenizer = train_tokenizer(kind="bytes")
+    assert tokenizer.add_tokens(NEW_TOKENS) == 3 and len(tokenizer) == 284
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model.resize_token_embeddings(len(tokenizer))
+    ends = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+    fields = {"target_modules": ["q_proj"]}
+    for name in EMBEDDINGS[kind]:
+        value = {end: [7, 281, 282, 283] for end in ends} if name == "trainable_token_indices" else ends
+        fields[name] = [*fields.get(name, ()), *value] if isinstance(value, list) else value
+    model = trained(get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, **fields)))
+    model.save_pretrained(folder / "adapter", save_embedding_layers=save)
+    tokenizer.save_pretrained(folder / "adapter")
+    return logits(model, torch.tensor([[7, 281, 30, 283, 282, 9]]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_an_adapter_trained_after_tokens_were_added(tmp_path, kind, tied):
+    expected = resized_adapter(tmp_path, kind, tied, save="auto" if "unsaved" not in kind else False)
+    ids = torch.tensor([[7, 281, 30, 283, 282, 9]])
+    model, tokenizer = open_model(str(tmp_path / "adapter"))
+    assert torch.equal(logits(model, ids), expected)
+    if "unsaved" not in kind or tied:
+        assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter"), ids), expected)
+    one_end = tied and kind in ("trained as a whole", "adapted")
+    assert cli(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), *(["--untie"] if one_end else [])]) == 0
+    merged, again = open_model(str(tmp_path / "merged"))
+    assert (logits(merged, ids) - expected).abs().max() < 1e-4
+    assert merged.config.vocab_size == len(again) == 284
+    assert again.convert_tokens_to_ids(NEW_TOKENS) == tokenizer.convert_tokens_to_ids(NEW_TOKENS) == [281, 282, 283]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["adapted", "single tokens"])
+def test_an_adapter_without_the_embeddings_of_new_tokens_is_refused(tmp_path, kind, capsys):
+    resized_adapter(tmp_path, kind, False, save=False)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    if kind == "single tokens":
+        weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+        names = [name for name in weights if "trainable_tokens_delta" in name]
+        weights |= {name: weights[name][[0, 1, 3]].clone() for name in names}
+        save_file(weights, tmp_path / "adapter/adapter_model.safetensors")
+        config["trainable_token_indices"] = {name: [7, 281, 283] for name in config["trainable_token_indices"]}
+        path.write_text(json.dumps(config))
+    assert cli(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2
+    error = capsys.readouterr().err
+    lost = {"adapted": "3 of them (row 281", "single tokens": "1 of them (row 282"}[kind]
+    assert f"{path.parent}: was trained after tokens were added" in error and lost in error
+    assert not (tmp_path / "merged").exists()
 
 
 def test_rounded_by_the_command_it_is_half_as_large(adapter, tmp_path, capsys):

@@ -21,6 +21,7 @@ from test_modeling import logits_of
 from hf_tfm import hub
 from hf_tfm.cli import main
 from hf_tfm.errors import InputError
+from hf_tfm.tokenization import save_tokenizer
 
 
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ IDS = [[7, 8, 9, 10, 11, 12]]
 def save(folder: Path, name: str = "TfmDecoderForCausalLM", seed: int = 0, **options) -> torch.nn.Module:
     model = tiny.build(name, seed=seed)
     model.save_pretrained(folder, **options)
-    tiny.build_tokenizer().save_pretrained(folder)
+    save_tokenizer(tiny.build_tokenizer(), folder)
     return model
 
 
@@ -63,7 +64,7 @@ def whole(tmp_path_factory) -> Path:
     adapter = get_peft_model(base, LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False))
     adapter.save_pretrained(root / "adapter")
     (root / "adapter" / "README.md").unlink()  # PEFT's own, of "More Information Needed"
-    tiny.build_tokenizer().save_pretrained(root / "adapter")
+    save_tokenizer(tiny.build_tokenizer(), root / "adapter")
     return root
 
 
@@ -202,6 +203,15 @@ def files_at(server: HubServer, key: str, revision: str = "main") -> dict[str, d
 
 def content_of(server: HubServer, file: dict) -> bytes:
     return server.store.content(file["lfs"] or file["oid"]).read_bytes()
+
+
+def test_older_tokenizer_files_are_mended_on_the_way(decoder):
+    tiny.build_tokenizer().save_pretrained(decoder)
+    saved = (decoder / "tokenizer_config.json").read_text()
+    with hub.checked_folder(decoder, clean_process=False) as checked:
+        pushed = json.loads(checked.files["tokenizer_config.json"].read_text())
+    assert pushed["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (decoder / "tokenizer_config.json").read_text() == saved
 
 
 def test_the_whole_folder_is_there(pushed, server, whole):

@@ -76,6 +76,15 @@ def test_passages_fit_and_cover_the_text(length, overlap):
         assert all(before[1] <= after[0] + 1 for before, after in zip(spans, spans[1:]))
 
 
+@pytest.mark.parametrize("style", ["decoder", "encoder"])
+def test_tokens_of_blanks_alone_count_in_a_passage(style):
+    tokenizer = train_tokenizer(TEXTS, "bpe", 320, style=style)
+    text = "a  b   c    d\n\n  e " * 20
+    spans = cut_passages(text, tokenizer, 9)
+    assert all(len(tokenizer(text[a:b], add_special_tokens=False)["input_ids"]) <= 10 for a, b in spans)
+    assert " ".join(text[a:b] for a, b in spans).split() == text.split()
+
+
 def test_passages_are_whole_sentences_and_share_the_last_one():
     text, tokenizer = "One two three. Four five. Six seven eight. Nine.", tiny.build_tokenizer()
     sentences = ("One two three. Four five. ", "Four five. ")

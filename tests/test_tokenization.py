@@ -11,16 +11,19 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from tiny import build
 from tokenizers import Regex, pre_tokenizers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, pipeline
 
 from hf_tfm import InputError
+from hf_tfm.finetuning import separate_pairs
 from hf_tfm.tokenization import (
     GGUF_PRE_TOKENIZER,
     encode_chat,
     encode_text,
     tokenizer_fingerprint,
     train_tokenizer,
+    trim_offsets,
 )
 from training import train_tokenizer as script
 
@@ -308,6 +311,50 @@ def test_beside_a_native_model_it_stays_the_same_tokenizer(trained, tmp_path, mo
         assert tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path)) == tokenizer_fingerprint(
             trained[kind, style]
         )
+
+
+@pytest.mark.parametrize("style", ["decoder", "encoder"])
+def test_entities_begin_with_their_first_letter(corpus, style, tmp_path):
+    """To this model every token is an entity or a part of one."""
+    tokenizer = train_tokenizer(corpus, "bpe", SIZES["bpe"], style=style)
+    trim_offsets(tokenizer)
+    name = f"Tfm{style.title()}ForTokenClassification"
+    build(name, vocab_size=len(tokenizer), num_labels=9).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    text = "The old house stood at the end of the lane; nobody lived in it any more."
+    for strategy in ("none", "simple"):
+        tag = pipeline("token-classification", str(tmp_path), aggregation_strategy=strategy, ignore_labels=[])
+        found = [text[entity["start"] : entity["end"]] for entity in tag(text)]
+        assert len(found) > 8 and all(part == part.strip() != "" for part in found)
+        assert "".join(found).replace(" ", "") == text.replace(" ", "")
+
+
+def test_offsets_are_trimmed_without_another_id_or_fingerprint(corpus, tmp_path):
+    texts = ["a  b\n\n c", "<|bos|> word", " Ünder  one roof "]
+    tokenizer = train_tokenizer(corpus, "bpe", SIZES["bpe"])
+    ids, pairs, same = tokenizer(texts), tokenizer(texts, texts), tokenizer_fingerprint(tokenizer)
+    assert tokenizer("a cat", return_offsets_mapping=True)["offset_mapping"][2][0] == 1
+    for _ in range(2):
+        trim_offsets(tokenizer)
+        assert tokenizer("a cat", return_offsets_mapping=True)["offset_mapping"][2][0] == 2
+        assert (tokenizer(texts), tokenizer(texts, texts)) == (ids, pairs)
+        assert tokenizer_fingerprint(tokenizer) == same
+    separate_pairs(tokenizer)
+    trimmed = tokenizer_fingerprint(tokenizer)
+    other = train_tokenizer(corpus, "bpe", SIZES["bpe"])
+    separate_pairs(other)
+    assert tokenizer_fingerprint(other) == trimmed
+    # Where a blank is a token of its own, that is its place.
+    single = train_tokenizer(kind="bytes", style="encoder")
+    assert single("a b", return_offsets_mapping=True)["offset_mapping"][1:4] == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_an_answer_that_begins_with_a_blank_is_found_in_a_chat(corpus):
+    tokenizer = train_tokenizer(corpus, "bpe", SIZES["bpe"])
+    chat = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": " the old house"}]
+    found = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    spoken = [i for i, mask in zip(found["input_ids"], found["assistant_masks"]) if mask]
+    assert tokenizer.decode(spoken) == " the old house<|eos|>"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,6 +25,7 @@ from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningT
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+from hf_tfm.tokenization import trim_offsets
 
 import numpy as np
 import torch
@@ -102,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     max_length = finetuning.settle_max_length(recipe, model, tokenizer)
     finetuning.settle_attention(args, model, max_length)
     finetuning.separate_pairs(tokenizer)
+    trim_offsets(tokenizer)
     stride = min(64, max_length // 4) if recipe.stride is None else recipe.stride
     data, windows = {}, {}
     for name, several in questions.items():

@@ -24,6 +24,7 @@ from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningT
 from hf_tfm.recipe import one_line_errors, parse_recipe
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
+from hf_tfm.tokenization import trim_offsets
 
 import torch
 from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     tags = {name: task.encode(records, words[name]) for name, records in splits.items()}
 
     tokenizer = finetuning.load_tokenizer(recipe)
+    trim_offsets(tokenizer)
     model, new = finetuning.load_model(AutoModelForTokenClassification, recipe, tokenizer, **task.config_fields())
     max_length = finetuning.settle_max_length(recipe, model, tokenizer)
     finetuning.settle_attention(args, model, max_length)

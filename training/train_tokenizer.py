@@ -20,7 +20,7 @@ from pathlib import Path
 from hf_tfm.data import read_documents
 from hf_tfm.errors import InputError, OneLineParser
 from hf_tfm.recipe import one_line_errors
-from hf_tfm.tokenization import encode_text, train_tokenizer
+from hf_tfm.tokenization import encode_text, save_tokenizer, train_tokenizer
 
 
 HELD_OUT_EVERY = 20
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
             model_max_length=args.model_max_length,
         )
     seconds = time.perf_counter() - start
-    tokenizer.save_pretrained(output)
+    save_tokenizer(tokenizer, output)
 
     print(f"read       {corpus.documents:,} documents, {corpus.bytes / 1e6:,.1f} MB")
     print(f"trained    {len(tokenizer):,} tokens ({args.kind}, {args.style}) in {seconds:.1f} s")
