@@ -482,17 +482,18 @@ def verify(args: argparse.Namespace) -> int:
 
 
 @command(
-    argument("folder", metavar="FOLDER", help="of a model of this package"),
+    argument("folder", metavar="FOLDER", help="of a model of this package, or of an adapter"),
     argument("--dry-run", action="store_true", help="verify and list what would change; nothing is written"),
     examples=("hf-tfm refresh my-model", "hf-tfm refresh my-model --dry-run"),
 )
 def refresh(args: argparse.Namespace) -> None:
-    """Rewrite the code that a saved model carries, weights and card untouched, and verify it."""
+    """Bring a saved folder's code and tokenizer files up to date, weights and card untouched, and verify it."""
     from .refresh import refresh as run
     from .verify import as_table
 
     result = run(args.folder, args.dry_run)
-    print(as_table(result.verdicts))
+    if result.verdicts:
+        print(as_table(result.verdicts))
     would = "would be " if args.dry_run else ""
     for name in result.replaced:
         print(f"{would}replaced   {name}")

@@ -16,8 +16,10 @@ from .checkpoints import MARKER
 from .configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from .convert import as_input_errors
 from .errors import InputError
+from .loading import ADAPTER_FILE
 from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
 from .record import RECORD_FILE, read_record, versions
+from .tokenization import mend_tokenizer_files
 
 
 # The text whose outputs a run record keeps as reference.
@@ -48,23 +50,28 @@ def code_files(config_class: type) -> dict[str, Path]:
 
 def refresh(folder: str | Path, dry_run: bool = False) -> Refreshed:
     """
-    Rewrite the code and the `auto_map` of a saved folder of this package, and verify the result with every check of
-    `hf-tfm verify`. Weights and card stay as they are. The run record, where there is one, gets the versions that the
-    folder was verified with, and reference outputs if it has none.
+    Rewrite the code, the `auto_map` and the form of the tokenizer's files in a saved folder of this package, and verify
+    the result with every check of `hf-tfm verify`. Weights, card and token ids stay as they are. The run record, where
+    there is one, gets the versions that the folder was verified with, and reference outputs if it has none.
 
     Args:
-        folder: of a model. What was edited by hand in its copies of this package's code is lost.
+        folder: of a model, or of an adapter, which carries no code but a tokenizer. What was edited by hand in copies
+            of this package's code is lost.
         dry_run: verify, and change nothing.
 
     Raises:
         InputError: the folder holds no model of this package, or a check fails; it is unchanged then.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    config_class = _CONFIGS[config["model_type"]]
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parent:
+    is_adapter = (folder / ADAPTER_FILE).is_file()
+    config = {} if is_adapter else _read_config(folder)
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as parent:
         staging = Path(parent) / folder.name
         shutil.copytree(folder, staging, copy_function=_link_large_files)
+        mend_tokenizer_files(staging)
+        if is_adapter:
+            return Refreshed(*_take_over(staging, folder, dry_run), [])
+        config_class = _CONFIGS[config["model_type"]]
         code = code_files(config_class)
         for name, source in code.items():
             shutil.copyfile(source, staging / name)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import build, build_tokenizer
 
 import hf_tfm
-from hf_tfm import TfmEncoderDecoderModel, cli, refresh
+from hf_tfm import TfmEncoderDecoderModel, cli, refresh, verify
 from hf_tfm.checkpoints import MARKER, atomic_folder, is_complete
 from hf_tfm.errors import InputError
 
@@ -53,7 +54,8 @@ def test_code_is_new_and_the_rest_as_it_was(folder, capsys):
     shown, after = capsys.readouterr().out, contents(folder)
     assert "clean process      ok" in shown and f"removed    {OLD_FILE}" in shown
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    assert changed == {OLD_FILE, "modeling_tfm.py", "modeling_tfm_decoder.py", "config.json", "run_record.json"}
+    code = {OLD_FILE, "modeling_tfm.py", "modeling_tfm_decoder.py"}
+    assert changed == {*code, "config.json", "tokenizer_config.json", "run_record.json"}
     for name in ("configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py"):
         assert after[name] == (PACKAGE / name).read_bytes()
     assert "AutoModelForCausalLM" in json.loads(after["config.json"])["auto_map"]
@@ -62,7 +64,13 @@ def test_code_is_new_and_the_rest_as_it_was(folder, capsys):
     assert "is up to date" in capsys.readouterr().out and contents(folder) == after
 
 
-def test_the_record_says_what_it_was_verified_with(folder):
+@pytest.fixture
+def in_process(monkeypatch):
+    """Without the check that takes longest, which the test above has."""
+    monkeypatch.delitem(verify.CHECKS, "clean process")
+
+
+def test_the_record_says_what_it_was_verified_with(folder, in_process):
     refresh.refresh(folder)
     record = json.loads((folder / "run_record.json").read_text())
     assert record["job"] == "a job" and len(record["reference"]["outputs"]["tokens"]) == 24
@@ -74,7 +82,7 @@ def test_the_record_says_what_it_was_verified_with(folder):
 
 
 @pytest.mark.parametrize("name", ["TfmEncoderForQuestionAnswering", "TfmEncoderForMaskedLM"])
-def test_encoders(name, tmp_path):
+def test_encoders(name, tmp_path, in_process):
     build(name).save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")
     make_old(tmp_path / "model")
@@ -83,7 +91,7 @@ def test_encoders(name, tmp_path):
     assert all(reference["outputs"].values())
 
 
-def test_an_encoder_with_a_decoder(tmp_path):
+def test_an_encoder_with_a_decoder(tmp_path, in_process):
     decoder = build("TfmDecoderForCausalLM", add_cross_attention=True)
     model = TfmEncoderDecoderModel(encoder=build("TfmEncoderModel"), decoder=decoder)
     model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
@@ -93,7 +101,7 @@ def test_an_encoder_with_a_decoder(tmp_path):
     assert "modeling_tfm.py" in refresh.refresh(tmp_path / "model").replaced
 
 
-def test_a_model_that_fails_stays_as_it_is(folder):
+def test_a_model_that_fails_stays_as_it_is(folder, in_process):
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -103,13 +111,21 @@ def test_a_model_that_fails_stays_as_it_is(folder):
     assert contents(folder) == before and [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_checkpoint_is_still_whole(folder, tmp_path):
+def test_a_checkpoint_is_still_whole(folder, tmp_path, in_process):
     with atomic_folder(tmp_path / "checkpoint-3") as staging:
         shutil.copytree(folder, staging, dirs_exist_ok=True)
         torch.save({"step": 3}, staging / "optimizer.pt")
     refresh.refresh(tmp_path / "checkpoint-3")
     assert is_complete(tmp_path / "checkpoint-3")
     assert OLD_FILE not in json.loads((tmp_path / "checkpoint-3" / MARKER).read_text())
+
+
+def test_an_adapter_gets_a_tokenizer_that_all_versions_open(folder, tmp_path, capsys):
+    adapted = get_peft_model(build("TfmDecoderForCausalLM"), LoraConfig())
+    adapted.save_pretrained(tmp_path / "adapter")
+    build_tokenizer().save_pretrained(tmp_path / "adapter")
+    assert cli.main(["refresh", str(tmp_path / "adapter")]) == 0
+    assert capsys.readouterr().out == "replaced   tokenizer_config.json\n"
 
 
 @pytest.mark.parametrize(
