@@ -126,16 +126,20 @@ class BothCacheNames:
             return super().get("past_key_values" if key == "cache" else key, default)
 
 
-def refuse_unknown_arguments(config: TfmConfig, arguments: dict[str, Any]) -> None:
+def refuse_unknown_arguments(config: TfmConfig, arguments: dict[str, Any], has_positions: bool = True) -> None:
     """
     Nothing may disappear in `**kwargs`: a renamed cache or a misspelt mask would change the result without an error.
 
     Args:
         arguments: keyword arguments beyond the forward's parameters. None and False ask for nothing and may stay.
+        has_positions: whether `position_ids` are given, which tell packed documents apart.
 
     Raises:
         TypeError: neither this model, nor transformers, nor the attention function in use knows one of them.
+        ValueError: only `cu_seq_lens_q` tells packed documents apart, and the attention in use does not read it.
     """
+    if arguments.get("cu_seq_lens_q") is not None and not has_positions and not is_flash_attention_requested(config):
+        raise ValueError("cu_seq_lens_q is read by flash attention only: pass position_ids, from 0 in each document")
     unknown = [name for name in arguments if name not in HANDED_ON]
     unknown = [name for name in unknown if arguments[name] is not None and arguments[name] is not False]
     if unknown:

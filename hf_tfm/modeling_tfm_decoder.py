@@ -158,7 +158,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
                 "encoder_hidden_states are given, but the model has no cross-attention: set add_cross_attention"
             )
 
-        refuse_unknown_arguments(self.config, kwargs)
+        refuse_unknown_arguments(self.config, kwargs, has_positions=position_ids is not None)
         is_causal = is_causal is None or is_causal
         # Packing is looked for before there is a cache, which hides it from transformers' mask functions.
         packing, boundaries = {}, {}

@@ -124,7 +124,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        refuse_unknown_arguments(self.config, kwargs)
+        refuse_unknown_arguments(self.config, kwargs, has_positions=position_ids is not None)
         packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
         masks = attention_mask
         if not isinstance(masks, dict):

@@ -13,6 +13,8 @@ from transformers import (
     default_data_collator,
 )
 
+from hf_tfm import TfmEncoderDecoderModel
+
 
 SHAPES = ["qwen3", "gpt2", "vaswani2017", "mixed"]
 CLOSE = dict(atol=2e-5, rtol=1e-4)
@@ -151,3 +153,22 @@ def test_a_plain_cache_will_do(translator):
             ids, encoder_hidden_states=states, past_key_values=DynamicCache(), use_cache=False
         ).logits
     assert_close(found, expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_both_names_of_the_cache_and_no_unknown_argument():
+    decoder = build("TfmDecoderForCausalLM", add_cross_attention=True)
+    model = TfmEncoderDecoderModel(encoder=build("TfmEncoderModel"), decoder=decoder).eval()
+    source, target = random_ids(2, 6), random_ids(2, 5, seed=1)
+    whole = model(input_ids=source, decoder_input_ids=target).logits[:, 3:]
+    for name in ("cache", "past_key_values"):
+        first = model(input_ids=source, decoder_input_ids=target[:, :3], use_cache=True)
+        assert first.cache is first.past_key_values
+        rest = model(input_ids=source, decoder_input_ids=target[:, 3:], **{name: first.cache})
+        torch.testing.assert_close(rest.logits, whole, atol=1e-5, rtol=1e-4)
+    states = model.encoder(source)
+    for inputs in ({"input_ids": source}, {"encoder_outputs": states}):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'kv_cache'"):
+            model(**inputs, decoder_input_ids=target, kv_cache=first.cache)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'kv_cache'"):
+            model(**inputs, decoder_input_ids=target, decoder_kv_cache=first.cache)

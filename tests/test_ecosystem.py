@@ -65,6 +65,28 @@ def test_importing_the_package_is_light_and_peft_knows_it_in_any_order():
 # PEFT
 
 
+def test_pefts_tables_have_our_models_wherever_they_have_qwen3():
+    from peft.utils import constants
+
+    build(FOR_CAUSAL_LM)
+    tables = {name: table for name, table in vars(constants).items() if isinstance(table, dict) and "qwen3" in table}
+    assert len(tables) > 10
+    for name, table in tables.items():
+        for model_type in ("tfm_decoder", "tfm_encoder", "tfm_encoder_decoder"):
+            assert table[model_type] == table["qwen3"], name
+
+
+@pytest.mark.parametrize("method", ["IA3Config", "AdaLoraConfig", "LoHaConfig", "OFTConfig", "VeraConfig"])
+def test_other_methods_of_peft_need_no_target_modules(method):
+    import peft
+
+    options = {"total_step": 10} if method == "AdaLoraConfig" else {}
+    for name in (FOR_CAUSAL_LM, FOR_MASKED_LM):
+        adapted = peft.get_peft_model(build(name), getattr(peft, method)(**options))
+        adapted(**inputs_for(name)).loss.backward()
+        assert any(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+
+
 def test_peft_adapts_both_families_without_being_told_where():
     from peft import LoraConfig, get_peft_model
 

@@ -16,7 +16,7 @@ from tiny import (
     random_ids,
 )
 from torch.testing import assert_close
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, DynamicCache
 
 import hf_tfm
 from hf_tfm.modeling_tfm import packed_documents
@@ -532,3 +532,53 @@ def test_what_would_be_ignored_is_refused():
     with pytest.raises(ValueError, match="does not know do_sample, num_beams"):
         build("TfmEncoderForMaskedLM").generate(ids, max_new_tokens=3, do_sample=True, num_beams=2)
     build("TfmEncoderForMaskedLM").generate(ids, max_new_tokens=3, do_sample=False, use_cache=True, eos_token_id=3)
+
+
+# Arguments that no parameter names
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_unknown_argument_is_an_error(name):
+    """A cache under a name of the future, a misspelt mask: `**kwargs` swallows nothing that asks for something."""
+    model, inputs = build(name), inputs_for(name)
+    with torch.no_grad():
+        expected = model(**inputs).loss
+        assert torch.equal(model(**inputs, head_mask=None, use_kernels=False).loss, expected)
+        for unknown in ({"kv_cache": DynamicCache()}, {"atention_mask": inputs["attention_mask"]}, {"bias": 1.0}):
+            with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(unknown))}'"):
+                model(**inputs, **unknown)
+
+
+@torch.no_grad()
+def test_both_names_of_the_cache_mean_the_same():
+    model, ids = build("TfmDecoderForCausalLM"), random_ids(2, 8)
+    whole = model(ids).logits[:, 5:]
+    for name in ("cache", "past_key_values"):
+        first = model(ids[:, :5], use_cache=True)
+        assert first.cache is first.past_key_values is first["cache"] is first[name] is first.get(name)
+        assert name in first
+        rest = model(ids[:, 5:], **{name: first.cache})
+        assert_close(rest.logits, whole, **CLOSE)
+        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **{name: first.cache})
+        assert inputs["past_key_values"] is first.cache and inputs["input_ids"].shape == (2, 1)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        model(ids, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("name", ["TfmDecoderModel", "TfmEncoderModel"])
+def test_documents_by_flash_attentions_lengths_alone_are_refused(name):
+    model, ids, starts = build(name), random_ids(1, 8), torch.tensor([0, 5, 8], dtype=torch.int32)
+    lengths = dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=5, max_length_k=5)
+    with pytest.raises(ValueError, match="pass position_ids"):
+        model(ids, **lengths)
+    positions = torch.cat([torch.arange(5), torch.arange(3)])[None]
+    assert torch.equal(model(ids, position_ids=positions, **lengths)[0], model(ids, position_ids=positions)[0])
+
+
+def test_frequencies_stay_exact_in_bf16():
+    """Rounded to bf16, and kept so by `.float()`, they would misplace tokens far into a text."""
+    for model in (build("TfmDecoderModel"), build("TfmDecoderModel", "mixed")):
+        exact = {name: buffer.clone() for name, buffer in model.rotary_emb.named_buffers()}
+        for moved in (model.to(torch.bfloat16), model.half(), model.float()):
+            assert all(torch.equal(buffer, exact[name]) for name, buffer in moved.rotary_emb.named_buffers())
+    assert model.to("meta").rotary_emb.full_attention_inv_freq.device.type == "meta"
