@@ -45,6 +45,7 @@ transformers' own models use them; `torch.nn.Module._apply`, by which `.to()` re
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,7 @@ HANDED_ON = frozenset(TransformersKwargs.__annotations__) | {
 def accepts_both_cache_names(forward: Callable) -> Callable:
     """
     Decorator for a method with a parameter `cache`: it accepts `past_key_values` as well, the name before
-    transformers 5.24. Raises `ValueError` if both are given.
+    transformers 5.24. Since then it warns, as transformers does. Raises `ValueError` if both are given.
     """
 
     @functools.wraps(forward)
@@ -95,6 +96,9 @@ def accepts_both_cache_names(forward: Callable) -> Callable:
         if past_key_values is not None:
             if kwargs.get("cache") is not None:
                 raise ValueError("`cache` and `past_key_values` are two names of one argument: pass one of them")
+            if CACHE_NAME == "cache" and not is_tracing():
+                message = f"`past_key_values` is deprecated for `{type(self).__name__}`. Use `cache` instead."
+                warnings.warn(message, FutureWarning, stacklevel=2)
             kwargs["cache"] = past_key_values
         return forward(self, *args, **kwargs)
 

@@ -354,8 +354,10 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: cache},
             **kwargs,
         )
-        # PEFT's prompt and prefix tuning, which edit these inputs, know the cache by its old name only.
-        inputs["past_key_values"] = inputs.pop(CACHE_NAME, None)
+        if "prepare_inputs_for_generation" in vars(self):
+            # PEFT puts a method of its own in place of this one while it generates. Its prompt and prefix tuning edit
+            # these inputs, and know the cache by its old name only.
+            inputs["past_key_values"] = inputs.pop(CACHE_NAME, None)
         if prefix_mask is None or (inputs_embeds is not None and not is_first_iteration):
             return inputs
         read = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, DynamicCache
 
 import hf_tfm
-from hf_tfm.modeling_tfm import packed_documents
+from hf_tfm.modeling_tfm import CACHE_NAME, packed_documents
 from hf_tfm.modeling_tfm_encoder import mean_of_tokens
 
 
@@ -560,7 +560,7 @@ def test_both_names_of_the_cache_mean_the_same():
         rest = model(ids[:, 5:], **{name: first.cache})
         assert_close(rest.logits, whole, **CLOSE)
         inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **{name: first.cache})
-        assert inputs["past_key_values"] is first.cache and inputs["input_ids"].shape == (2, 1)
+        assert inputs[CACHE_NAME] is first.cache and inputs["input_ids"].shape == (2, 1)
     with pytest.raises(ValueError, match="two names of one argument"):
         model(ids, cache=DynamicCache(), past_key_values=DynamicCache())
 

@@ -95,14 +95,7 @@ def imported() -> set[tuple[str, str]]:
     for file in TRAVELLING:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                assert {alias.name for alias in node.names} <= {
-                    "copy",
-                    "difflib",
-                    "functools",
-                    "inspect",
-                    "math",
-                    "torch",
-                }
+                assert {alias.name for alias in node.names} <= {*sys.stdlib_module_names, "torch"}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 if node.module.partition(".")[0] in ("transformers", "huggingface_hub", "peft"):
                     found |= {(node.module, alias.name) for alias in node.names}

@@ -1,19 +1,29 @@
 """The models in `model_cards/`: whole, small, equal to their native exports, and good for what their cards say."""
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from transformers import AutoConfig
 
+from hf_tfm import cpu
+from hf_tfm.clean_process import stranger_environment
 from hf_tfm.convert import export_folder
 from hf_tfm.loading import auto_class_of, open_model
+from hf_tfm.refresh import code_files
+from hf_tfm.verify import reference_outputs
 
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 MODELS = sorted(path.parent for path in CARDS.glob("*/model.safetensors"))
+STRANGER = str(Path(__file__).parent / "reference_reader.py")
 ADAPTERS = sorted(path.parent for path in CARDS.glob("*/adapter_config.json"))
 
 
@@ -33,6 +43,41 @@ def test_each_is_whole(folder):
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}
     record = json.loads((folder / "run_record.json").read_text())
     assert record["license"] == "apache-2.0" and record["weights"].startswith("bfloat16")
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=names(MODELS))
+def test_each_carries_todays_code(folder):
+    config_class = type(AutoConfig.from_pretrained(folder))
+    carried = {file.name: file.read_bytes() for file in folder.glob("*.py")}
+    assert carried == {name: source.read_bytes() for name, source in code_files(config_class).items()}
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=names(MODELS))
+def test_each_gives_what_its_record_says(folder):
+    """By each way of decoding, here and where this package is not installed, with whatever versions are installed."""
+    reference = json.loads((folder / "run_record.json").read_text())["reference"]
+    model, tokenizer = open_model(str(folder))
+    assert tokenizer(reference["text"])["input_ids"] == reference["input_ids"]
+    assert reference_outputs(model, reference["input_ids"]) == reference["outputs"]
+    stranger = [sys.executable, STRANGER, str(folder), auto_class_of(str(folder))]
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**stranger_environment(home), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        done = subprocess.run(stranger, capture_output=True, text=True, cwd=home, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == reference["outputs"]
+
+    if "tokens" in reference["outputs"]:
+        ids, expected = torch.tensor([reference["input_ids"]]), reference["outputs"]["tokens"]
+        settings = dict(do_sample=False, max_new_tokens=24, min_new_tokens=24)
+        for options in (
+            dict(use_cache=False),
+            dict(cache_implementation="static", disable_compile=True),
+            dict(prompt_lookup_num_tokens=3),
+        ):
+            assert model.generate(ids, **settings, **options)[0, -24:].tolist() == expected, options
+        assert cpu.generate(model, ids, **settings)[0, -24:].tolist() == expected
+        beams = [model.generate(ids, **settings, num_beams=3, use_cache=cached) for cached in (True, False)]
+        assert torch.equal(*beams)
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=names(MODELS))

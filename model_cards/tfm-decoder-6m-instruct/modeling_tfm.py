@@ -1,7 +1,53 @@
-"""The Transformer block and what both models share: norms, positions, attention, feed-forward, embeddings, masks."""
+"""
+The Transformer block and what both models share: norms, positions, attention, feed-forward, embeddings, masks.
 
+This file and its neighbours travel inside saved folders and run with whatever versions are installed there. This is
+all that they use of other packages; `tests/test_public_api.py` fails when a use is missing here or a signature changes.
+
+| module | names | since | what we do about versions |
+|---|---|---|---|
+| transformers | PreTrainedConfig | 5.0 | |
+| transformers | EncoderDecoderConfig, EncoderDecoderModel | 5.0 | no default halves before 5.20: set here |
+| transformers | initialization: normal_, constant_, copy_ | 5.0 | |
+| transformers.activations | ACT2FN | 5.0 | |
+| transformers.cache_utils | Cache, DynamicCache, EncoderDecoderCache | 5.0 | `update` takes `kwargs` since 5.24 |
+| transformers.generation | GenerationMixin | 5.0 | takes `cache` since 5.24: `CACHE_NAME` |
+| transformers.loss.loss_utils | fixed_cross_entropy | 5.0 | |
+| transformers.masking_utils | create_causal_mask | 5.0 | takes `cache` since 5.24: `CACHE_NAME` |
+| transformers.masking_utils | create_sliding_window_causal_mask | 5.0 | takes `cache` since 5.24: `CACHE_NAME` |
+| transformers.masking_utils | create_bidirectional_mask, packed_sequence_mask_function | 5.0 | |
+| transformers.masking_utils | create_bidirectional_sliding_window_mask | 5.1 | |
+| transformers.modeling_layers | GradientCheckpointingLayer | 5.0 | takes the cache away by its name: `CACHE_NAME` |
+| transformers.modeling_outputs | BaseModelOutputWithPastAndCrossAttentions | 5.0 | `cache` since 5.24: the same |
+| transformers.modeling_outputs | CausalLMOutputWithCrossAttentions | 5.0 | `cache` since 5.24: `BothCacheNames` |
+| transformers.modeling_outputs | SequenceClassifierOutputWithPast | 5.0 | `cache` since 5.24: `BothCacheNames` |
+| transformers.modeling_outputs | Seq2SeqLMOutput | 5.0 | `cache` since 5.24: `BothCacheNames` |
+| transformers.modeling_outputs | BaseModelOutputWithPooling, MaskedLMOutput, MultipleChoiceModelOutput | 5.0 | |
+| transformers.modeling_outputs | NextSentencePredictorOutput, QuestionAnsweringModelOutput | 5.0 | |
+| transformers.modeling_outputs | SequenceClassifierOutput, TokenClassifierOutput | 5.0 | |
+| transformers.modeling_rope_utils | ROPE_INIT_FUNCTIONS, RopeParameters, dynamic_rope_update | 5.0 | |
+| transformers.modeling_utils | ALL_ATTENTION_FUNCTIONS, PreTrainedModel | 5.0 | |
+| transformers.processing_utils | Unpack | 5.0 | |
+| transformers.utils | ModelOutput, TransformersKwargs, is_peft_available, logging | 5.0 | |
+| transformers.utils.generic | can_return_tuple, is_flash_attention_requested | 5.0 | |
+| transformers.utils.generic | merge_with_config_defaults | 5.2 | |
+| transformers.utils.import_utils | is_tracing | 5.0 | |
+| transformers.utils.output_capturing | OutputRecorder, capture_outputs | 5.2 | |
+| huggingface_hub.dataclasses | strict | 1.0 | |
+| huggingface_hub.errors | StrictDataclassClassValidationError | 1.0 | |
+| huggingface_hub.errors | StrictDataclassFieldValidationError | 1.0 | |
+| peft.utils | constants | 0.7 | where PEFT is installed: `register_with_peft` |
+
+Private names: `PreTrainedModel._init_weights`, `PreTrainedModel._from_config`, `config._attn_implementation`, used as
+transformers' own models use them; `torch.nn.Module._apply`, by which `.to()` reaches buffers.
+"""
+
+import functools
+import inspect
 import math
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,15 +56,103 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.loss.loss_utils import fixed_cross_entropy
-from transformers.masking_utils import packed_sequence_mask_function
+from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import TransformersKwargs, is_peft_available
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_tfm import TfmConfig
+
+
+# The name of the key/value cache in transformers' functions and outputs: `cache` since 5.24, `past_key_values` before.
+CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+# Keyword arguments that a forward may receive beyond its own parameters, to hand on to the loss and to attention:
+# transformers' list, shifted labels, what continuous batching (`generate_batch`) adds, and the tokenizer, which
+# `generate` needs for `stop_strings` and passes on.
+HANDED_ON = frozenset(TransformersKwargs.__annotations__) | {
+    "shift_labels",
+    "block_table",
+    "logits_indices",
+    "logits_processor_args",
+    "read_index",
+    "tokenizer",
+    "write_index",
+}
+
+
+def accepts_both_cache_names(forward: Callable) -> Callable:
+    """
+    Decorator for a method with a parameter `cache`: it accepts `past_key_values` as well, the name before
+    transformers 5.24. Since then it warns, as transformers does. Raises `ValueError` if both are given.
+    """
+
+    @functools.wraps(forward)
+    def renamed(self: Any, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None:
+            if kwargs.get("cache") is not None:
+                raise ValueError("`cache` and `past_key_values` are two names of one argument: pass one of them")
+            if CACHE_NAME == "cache" and not is_tracing():
+                message = f"`past_key_values` is deprecated for `{type(self).__name__}`. Use `cache` instead."
+                warnings.warn(message, FutureWarning, stacklevel=2)
+            kwargs["cache"] = past_key_values
+        return forward(self, *args, **kwargs)
+
+    # PEFT looks for the old name in the signature.
+    signature = inspect.signature(forward)
+    parameters = list(signature.parameters.values())
+    by_name = inspect.Parameter("past_key_values", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters.insert(len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD), by_name)
+    renamed.__signature__ = signature.replace(parameters=parameters)
+    return renamed
+
+
+class BothCacheNames:
+    """Mixin for outputs with a cache: they answer to `cache` and to `past_key_values` on every version."""
+
+    if CACHE_NAME == "past_key_values":  # since 5.24 transformers' own outputs do
+
+        @property
+        def cache(self) -> Cache | None:
+            return self.past_key_values
+
+        def __getitem__(self, key: Any) -> Any:
+            return super().__getitem__("past_key_values" if key == "cache" else key)
+
+        def __contains__(self, key: object) -> bool:
+            return super().__contains__("past_key_values" if key == "cache" else key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            return super().get("past_key_values" if key == "cache" else key, default)
+
+
+def refuse_unknown_arguments(config: TfmConfig, arguments: dict[str, Any], has_positions: bool = True) -> None:
+    """
+    Nothing may disappear in `**kwargs`: a renamed cache or a misspelt mask would change the result without an error.
+
+    Args:
+        arguments: keyword arguments beyond the forward's parameters. None and False ask for nothing and may stay.
+        has_positions: whether `position_ids` are given, which tell packed documents apart.
+
+    Raises:
+        TypeError: neither this model, nor transformers, nor the attention function in use knows one of them.
+        ValueError: only `cu_seq_lens_q` tells packed documents apart, and the attention in use does not read it.
+    """
+    if arguments.get("cu_seq_lens_q") is not None and not has_positions and not is_flash_attention_requested(config):
+        raise ValueError("cu_seq_lens_q is read by flash attention only: pass position_ids, from 0 in each document")
+    unknown = [name for name in arguments if name not in HANDED_ON]
+    unknown = [name for name in unknown if arguments[name] is not None and arguments[name] is not False]
+    if unknown:
+        # Engines such as vLLM bring an attention function, and name its arguments.
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+        named = inspect.signature(attention).parameters
+        unknown = [name for name in unknown if name not in named]
+    if unknown:
+        raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
@@ -94,6 +228,15 @@ class TfmRotaryEmbedding(nn.Module):
         width = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
         exponents = torch.arange(0, width, 2, dtype=torch.float, device=device) / width
         return 1.0 / (parameters["rope_theta"] ** exponents), 1.0
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "TfmRotaryEmbedding":
+        """Follows `.to()` to another device, but frequencies stay in fp32: rounded, they misplace distant tokens."""
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer.dtype != exact[name].dtype:
+                self._buffers[name] = exact[name].to(buffer.device)
+        return self
 
     @torch.no_grad()
     @dynamic_rope_update
@@ -217,49 +360,36 @@ class TfmAttention(nn.Module):
         if config.value_residual and not is_cross_attention:
             self.value_mix = nn.Parameter(torch.full((1,), VALUE_MIX))
 
+    @accepts_both_cache_names
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         embedding_values: torch.Tensor | None = None,
+        mask_is_ready: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The output `(batch, length, hidden)`, and the attention probabilities where the function in use has them."""
         input_shape = hidden_states.shape[:-1]
         query = self.q_norm(self.q_proj(hidden_states).view(*input_shape, -1, self.head_dim)).transpose(1, 2)
         if self.is_cross_attention:
-            key, value = self._encoder_keys_and_values(encoder_hidden_states, past_key_values)
+            key, value = self._encoder_keys_and_values(encoder_hidden_states, cache)
             kwargs["is_causal"] = False
         else:
             key, value = self._keys_and_values(hidden_states, embedding_values)
             if position_embeddings is not None:
                 query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-            if past_key_values is not None:
-                cache = past_key_values
-                if isinstance(cache, EncoderDecoderCache):
-                    cache = cache.self_attention_cache
-                key, value = cache.update(key, value, self.layer_idx)
+            if isinstance(cache, EncoderDecoderCache):
+                cache = cache.self_attention_cache
+            if is_updated_by_attention(cache):
+                kwargs["cache"] = cache
+            elif cache is not None:
+                key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
 
-        if hasattr(attention_mask, "attend_by_row"):  # rows laid end to end: `EndToEnd` in attention.py
-            output, probabilities = attention_mask.attend_by_row(self, query, key, value, **kwargs)
-        else:
-            output, probabilities = self.attend(query, key, value, attention_mask, **kwargs)
-        if self.head_gate is not None:
-            output = gated_heads(output, self.head_gate(hidden_states))
-        return self.o_proj(output), probabilities
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        mask_is_ready: bool = False,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Of queries `(batch, heads, length, head_dim)`: states `(batch, length, heads * head_dim)`, probabilities."""
+        # vLLM looks for this lookup and this call in the source of `forward`.
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -274,7 +404,10 @@ class TfmAttention(nn.Module):
             sliding_window=None if mask_is_ready else self.sliding_window,
             **kwargs,
         )
-        return output.reshape(query.shape[0], query.shape[2], -1).contiguous(), probabilities
+        output = output.reshape(*input_shape, -1).contiguous()
+        if self.head_gate is not None:
+            output = gated_heads(output, self.head_gate(hidden_states))
+        return self.o_proj(output), probabilities
 
     def _keys_and_values(
         self, states: torch.Tensor, embedding_values: torch.Tensor | None = None
@@ -286,17 +419,22 @@ class TfmAttention(nn.Module):
         return key, value.view(shape).transpose(1, 2)
 
     def _encoder_keys_and_values(
-        self, encoder_hidden_states: torch.Tensor, past_key_values: EncoderDecoderCache | None
+        self, encoder_hidden_states: torch.Tensor, cache: EncoderDecoderCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The encoder's states do not change while decoding: computed at the first step, then read from the cache."""
-        if past_key_values is None:
+        if cache is None:
             return self._keys_and_values(encoder_hidden_states)
-        cache = past_key_values.cross_attention_cache
-        if past_key_values.is_updated.get(self.layer_idx):
-            return cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
-        key, value = cache.update(*self._keys_and_values(encoder_hidden_states), self.layer_idx)
-        past_key_values.is_updated[self.layer_idx] = True
+        cross = cache.cross_attention_cache
+        if cache.is_updated.get(self.layer_idx):
+            return cross.layers[self.layer_idx].keys, cross.layers[self.layer_idx].values
+        key, value = cross.update(*self._keys_and_values(encoder_hidden_states), self.layer_idx)
+        cache.is_updated[self.layer_idx] = True
         return key, value
+
+
+def is_updated_by_attention(cache: Any) -> bool:
+    """Before transformers 5.24 attention functions, not models, updated the paged cache of `generate_batch`."""
+    return cache is not None and CACHE_NAME == "past_key_values" and not isinstance(cache, Cache)
 
 
 def gated_heads(heads: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -344,6 +482,7 @@ class TfmBlock(GradientCheckpointingLayer):
         self.mlp = TfmMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
+    @accepts_both_cache_names
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -352,7 +491,7 @@ class TfmBlock(GradientCheckpointingLayer):
         embedding_values: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         hidden_states = self._residual(
@@ -362,7 +501,7 @@ class TfmBlock(GradientCheckpointingLayer):
                 x,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 embedding_values=embedding_values,
                 **kwargs,
             )[0],
@@ -374,7 +513,7 @@ class TfmBlock(GradientCheckpointingLayer):
                 lambda x: self.cross_attn(
                     x,
                     attention_mask=encoder_attention_mask,
-                    past_key_values=past_key_values,
+                    cache=cache,
                     encoder_hidden_states=encoder_hidden_states,
                     **kwargs,
                 )[0],
@@ -396,7 +535,7 @@ class TfmPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["TfmBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -407,6 +546,10 @@ class TfmPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(TfmAttention, index=1, layer_name="self_attn"),
         "cross_attentions": OutputRecorder(TfmAttention, index=1, layer_name="cross_attn"),
     }
+
+    def __init__(self, config: TfmConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        register_with_peft()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -516,9 +659,12 @@ class TfmModel(TfmPreTrainedModel):
         position_ids: torch.Tensor,
         masks: dict[str, torch.Tensor | None],
         encoder_hidden_states: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """The blocks and the last norm; `masks` holds the attention mask for each layer type."""
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache  # the name by which transformers' gradient checkpointing takes it away
         rotations = dict.fromkeys(masks)
         if self.rotary_emb is not None:
             like = hidden_states.to(compute_dtype(hidden_states))
@@ -744,6 +890,26 @@ def sequence_classification_loss(
     if num_items_in_batch is None:
         return function(logits, labels.float())
     return function(logits, labels.float(), reduction="sum") / num_items_in_batch
+
+
+@functools.cache
+def register_with_peft() -> None:
+    """
+    Give PEFT default target modules for this package's model types, in the table of each of its methods (LoRA, IA3, …).
+
+    Modules here are named as in Qwen3, so its rows hold. PEFT has no interface for this: its tables of
+    `peft.utils.constants` are the only place where it looks if a user names no `target_modules`. Called when the first
+    model is built, because PEFT is slow to import.
+    """
+    if not is_peft_available():
+        return
+    from peft.utils import constants
+
+    tables = [table for name, table in vars(constants).items() if name.startswith("TRANSFORMERS_MODELS_TO_")]
+    for table in tables:
+        for model_type in ("tfm_decoder", "tfm_encoder", "tfm_encoder_decoder"):
+            if "qwen3" in table:
+                table.setdefault(model_type, table["qwen3"])
 
 
 __all__ = ["TfmModel", "TfmPreTrainedModel"]

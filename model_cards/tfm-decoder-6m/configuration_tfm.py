@@ -7,7 +7,6 @@ ModernBERT's (encoder), so that models trained with them go to those native clas
 
 import copy
 import difflib
-import sys
 from functools import wraps
 from typing import Any, ClassVar, Literal
 
@@ -128,7 +127,7 @@ class TfmConfig(PreTrainedConfig):
             `sliding_window`, else all full.
         sliding_window (`int`, *optional*):
             Decoder: tokens that a sliding layer sees, itself included, so two or more. Encoder: tokens that it sees on
-            each side.
+            each side. Without a sliding layer it has no effect.
         type_vocab_size (`int`): Number of segment embeddings (`token_type_ids`), 0 for none.
         scale_embeddings (`bool`): Multiply the token embeddings by the root of `hidden_size`, as in 2017.
         hidden_dropout (`float`): Dropout after each sublayer.
@@ -207,14 +206,6 @@ class TfmConfig(PreTrainedConfig):
         self.rope_parameters = None
         return kwargs
 
-    def to_dict(self) -> dict:
-        # Here PEFT reads which model it gets, and it knows no custom ones: it is told at its first look, so that no
-        # order of imports matters, remote code included, and PEFT is not imported for those who do not use it.
-        if (peft := sys.modules.get("peft.utils.constants")) is not None:
-            # What it adapts by default in Llama and Qwen3.
-            peft.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(self.model_type, ["q_proj", "v_proj"])
-        return super().to_dict()
-
     def validate_architecture(self) -> None:
         """Cross-field checks; each message names the fields and what would mend them."""
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -274,18 +265,13 @@ class TfmConfig(PreTrainedConfig):
             raise ValueError(error.args[0]) from None
 
     def validate_layer_type(self) -> None:
-        """One known type for each layer; a window and the layers that use it go together."""
+        """One known type for each layer; sliding layers need a window. A window that no layer uses has no effect."""
         unknown = sorted(set(self.layer_types) - {"full_attention", "sliding_attention"})
         if unknown:
             raise ValueError(f"layer_types knows 'full_attention' and 'sliding_attention', not {unknown[0]!r}")
         super().validate_layer_type()
-        sliding = "sliding_attention" in self.layer_types
-        if sliding and self.sliding_window is None:
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types has sliding_attention layers but sliding_window is not set")
-        if self.sliding_window is not None and not sliding:
-            raise ValueError(
-                f"sliding_window ({self.sliding_window}) is set but no layer of layer_types is sliding_attention"
-            )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be at least 1, not {self.sliding_window}")
 
@@ -352,7 +338,7 @@ class TfmDecoderConfig(TfmConfig):
     """
 
     model_type = "tfm_decoder"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
     base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),

@@ -1,6 +1,7 @@
 """The causal LM and its heads for sequences, tokens and questions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,16 +29,20 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tfm import TfmDecoderConfig
 from .modeling_tfm import (
+    CACHE_NAME,
+    BothCacheNames,
     TfmModel,
     TfmPreTrainedModel,
+    accepts_both_cache_names,
+    is_updated_by_attention,
     linear_cross_entropy,
     marks_padding,
     mask_is_ready,
     packing_arguments,
+    refuse_unknown_arguments,
     sequence_classification_loss,
     soft_capped,
 )
-from .modeling_tfm_generation import TfmGenerationMixin
 
 
 def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -79,6 +84,18 @@ def bidirectional_prefix(prefix_mask: torch.Tensor, past_length: int | torch.Ten
     return both_in_prefix
 
 
+class TfmDecoderOutput(BothCacheNames, BaseModelOutputWithPastAndCrossAttentions):
+    """What [`TfmDecoderModel`] returns."""
+
+
+class TfmCausalLMOutput(BothCacheNames, CausalLMOutputWithCrossAttentions):
+    """What [`TfmDecoderForCausalLM`] returns."""
+
+
+class TfmDecoderClassifierOutput(BothCacheNames, SequenceClassifierOutputWithPast):
+    """What [`TfmDecoderForSequenceClassification`] returns."""
+
+
 class TfmDecoderPreTrainedModel(TfmPreTrainedModel):
     config: TfmDecoderConfig
 
@@ -100,6 +117,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         super().__init__(config)
         self.post_init()
 
+    @accepts_both_cache_names
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -107,7 +125,7 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
@@ -116,13 +134,13 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         is_causal: bool | None = None,
         prefix_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
+    ) -> TfmDecoderOutput:
         """
         Args:
             input_ids: `(batch, length)`; or `inputs_embeds` `(batch, length, hidden)`.
             attention_mask: `(batch, past + length)`, 0 at padding; or a mask made ready, `(batch, 1, length, keys)`.
             position_ids: `(batch, length)`, from 0 in every document.
-            past_key_values: the cache of earlier tokens.
+            cache: keys and values of earlier tokens; `past_key_values` is another name for it.
             token_type_ids: `(batch, length)` segments, read if `type_vocab_size` is set.
             encoder_hidden_states: `(batch, encoder length, hidden)` for cross-attention.
             encoder_attention_mask: `(batch, encoder length)`.
@@ -140,14 +158,15 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
                 "encoder_hidden_states are given, but the model has no cross-attention: set add_cross_attention"
             )
 
+        refuse_unknown_arguments(self.config, kwargs, has_positions=position_ids is not None)
         is_causal = is_causal is None or is_causal
         # Packing is looked for before there is a cache, which hides it from transformers' mask functions.
         packing, boundaries = {}, {}
-        if past_key_values is None:
+        if cache is None:
             packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
         if not is_causal:
-            if past_key_values is not None:
-                raise ValueError("is_causal=False reads a text as a whole: past_key_values must be None")
+            if isinstance(cache, Cache):  # the paged cache of `generate_batch` comes with masks of its own
+                raise ValueError("is_causal=False reads a text as a whole: cache (past_key_values) must be None")
             use_cache, kwargs["is_causal"] = False, False
             prefix_mask = None  # all see all
         if prefix_mask is not None:
@@ -159,41 +178,14 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             if attention_mask is not None and not marks_padding(attention_mask):
                 raise ValueError("an attention mask made ready and a prefix_mask: put the prefix into the first")
             kwargs["is_causal"] = False  # kernels must not leave out what stands above the diagonal
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None and self.config.add_cross_attention:
-            if not isinstance(past_key_values, EncoderDecoderCache):
-                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
-            elif self.config.sliding_window is not None and not past_key_values.is_updated.get(0):
-                # `generate` cuts both of its caches to the window, which the encoder's states do not have.
-                past_key_values.cross_attention_cache = DynamicCache()
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = self._prepare_cache(cache, use_cache)
+        past_length = cache.get_seq_length() if isinstance(cache, Cache) else 0
         position_ids = self.positions(position_ids, inputs_embeds, attention_mask, past_length)
-
         masks = attention_mask
         if not isinstance(masks, dict):
-            mask_arguments = dict(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-            if is_causal:
-                mask_arguments["past_key_values"] = past_key_values
-                create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-            else:
-                create = {
-                    "full_attention": create_bidirectional_mask,
-                    "sliding_attention": create_bidirectional_sliding_window_mask,
-                }
-            mask_arguments.update(packing)
-            masks = {}
-            for name in sorted(set(self.config.layer_types)):
-                if prefix_mask is not None:
-                    window = self.config.sliding_window if name == "sliding_attention" else None
-                    mask_arguments["or_mask_function"] = bidirectional_prefix(prefix_mask, past_length, window)
-                masks[name] = create[name](**mask_arguments)
-                # Flash attention and serving engines know padding at most.
-                if prefix_mask is not None and (masks[name] is None or len(masks[name].shape) != 4):
-                    raise ValueError(
-                        f"attention by {self.config._attn_implementation!r} takes no prefix_mask: load the model with "
-                        "attn_implementation='sdpa'"
-                    )
+            masks = self._build_masks(
+                inputs_embeds, attention_mask, cache, past_length, is_causal, prefix_mask, packing
+            )
         if encoder_hidden_states is not None and encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
@@ -208,17 +200,62 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
             masks,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             mask_is_ready=mask_is_ready(self.config, attention_mask),
             **{**boundaries, **kwargs},
         )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
-        )
+        return TfmDecoderOutput(last_hidden_state=hidden_states, **{CACHE_NAME: cache if use_cache else None})
+
+    def _prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """A new cache where one is wanted; with cross-attention one that keeps the encoder's keys and values too."""
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if cache is not None and self.config.add_cross_attention:
+            if not isinstance(cache, EncoderDecoderCache):
+                return EncoderDecoderCache(cache, DynamicCache())
+            if self.config.sliding_window is not None and not any(cache.is_updated.values()):
+                # `generate` cuts both of its caches to the window, which the encoder's states do not have.
+                cache.cross_attention_cache = DynamicCache()
+        return cache
+
+    def _build_masks(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Cache | None,
+        past_length: int | torch.Tensor,
+        is_causal: bool,
+        prefix_mask: torch.Tensor | None,
+        packing: dict,
+    ) -> dict[str, torch.Tensor | None]:
+        """The attention mask for each type of layer; arguments as in [`forward`] and of [`packing_arguments`]."""
+        arguments = dict(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        if is_causal:
+            arguments[CACHE_NAME] = None if is_updated_by_attention(cache) else cache
+            create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        else:
+            create = {
+                "full_attention": create_bidirectional_mask,
+                "sliding_attention": create_bidirectional_sliding_window_mask,
+            }
+        arguments.update(packing)
+        masks = {}
+        for name in sorted(set(self.config.layer_types)):
+            if prefix_mask is not None:
+                window = self.config.sliding_window if name == "sliding_attention" else None
+                arguments["or_mask_function"] = bidirectional_prefix(prefix_mask, past_length, window)
+            masks[name] = create[name](**arguments)
+            # Flash attention and serving engines know padding at most.
+            if prefix_mask is not None and (masks[name] is None or len(masks[name].shape) != 4):
+                raise ValueError(
+                    f"attention by {self.config._attn_implementation!r} takes no prefix_mask: load the model with "
+                    "attn_implementation='sdpa'"
+                )
+        return masks
 
 
-class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, GenerationMixin):
+class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
     """Decoder that predicts the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -232,13 +269,14 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, Gener
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @accepts_both_cache_names
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
@@ -249,7 +287,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, Gener
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithCrossAttentions:
+    ) -> TfmCausalLMOutput:
         """
         Args as in [`TfmDecoderModel`], and
 
@@ -263,7 +301,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, Gener
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             token_type_ids=token_type_ids,
             encoder_hidden_states=encoder_hidden_states,
@@ -285,14 +323,58 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, TfmGenerationMixin, Gener
             logits = soft_capped(self.lm_head(kept_positions(outputs.last_hidden_state, logits_to_keep)), softcap)
         if labels is not None and not skip_logits:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithCrossAttentions(
+        return TfmCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.cache},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
+
+    @accepts_both_cache_names
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        cache: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        prefix_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict:
+        """transformers' own, with the part of the prompt's `prefix_mask` `(batch, prompt)` that this step reads."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **{CACHE_NAME: cache},
+            **kwargs,
+        )
+        if "prepare_inputs_for_generation" in vars(self):
+            # PEFT puts a method of its own in place of this one while it generates. Its prompt and prefix tuning edit
+            # these inputs, and know the cache by its old name only.
+            inputs["past_key_values"] = inputs.pop(CACHE_NAME, None)
+        if prefix_mask is None or (inputs_embeds is not None and not is_first_iteration):
+            return inputs
+        read = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+        written = max(input_ids.shape[1] - prefix_mask.shape[1], 0) if read is inputs["input_ids"] else 0
+        first = prefix_mask.shape[1] + written - read.shape[1]
+        if read is inputs["input_ids"] and input_ids.shape[1] < prefix_mask.shape[1]:  # a chunk of the prompt, alone
+            first = int(cache.get_seq_length())
+        if first < prefix_mask.shape[1]:
+            first, end = max(first, 0), first + read.shape[1]
+            if first > 0 or end < prefix_mask.shape[1]:
+                before, now, behind = (part.any(1) for part in prefix_mask.bool().tensor_split((first, end), dim=1))
+                if bool((now & (before | behind)).any()):
+                    raise ValueError("a prefix sees all of itself, so it is read at once: leave prefill_chunk_size out")
+            inputs["prefix_mask"] = F.pad(prefix_mask, (0, written))[:, first:end]
+            # For a static cache it was made into one without the prefix.
+            inputs["attention_mask"] = attention_mask
+        return inputs
 
 
 class TfmDecoderForMaskedLM(TfmDecoderPreTrainedModel):
@@ -368,19 +450,20 @@ class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    @accepts_both_cache_names
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutputWithPast:
+    ) -> TfmDecoderClassifierOutput:
         """
         Args as in [`TfmDecoderModel`], and
 
@@ -393,7 +476,7 @@ class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             token_type_ids=token_type_ids,
             use_cache=use_cache,
@@ -411,10 +494,10 @@ class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
         loss = None
         if labels is not None:
             loss = sequence_classification_loss(logits, labels, self.config, **kwargs)
-        return SequenceClassifierOutputWithPast(
+        return TfmDecoderClassifierOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.cache},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -431,13 +514,14 @@ class TfmDecoderForTokenClassification(TfmDecoderPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @accepts_both_cache_names
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -455,7 +539,7 @@ class TfmDecoderForTokenClassification(TfmDecoderPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             token_type_ids=token_type_ids,
             use_cache=use_cache,
@@ -477,13 +561,14 @@ class TfmDecoderForQuestionAnswering(TfmDecoderPreTrainedModel):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+    @accepts_both_cache_names
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         start_positions: torch.LongTensor | None = None,
@@ -502,7 +587,7 @@ class TfmDecoderForQuestionAnswering(TfmDecoderPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             token_type_ids=token_type_ids,
             **kwargs,
@@ -521,11 +606,14 @@ class TfmDecoderForQuestionAnswering(TfmDecoderPreTrainedModel):
 
 
 __all__ = [
+    "TfmCausalLMOutput",
+    "TfmDecoderClassifierOutput",
     "TfmDecoderForCausalLM",
     "TfmDecoderForMaskedLM",
     "TfmDecoderForQuestionAnswering",
     "TfmDecoderForSequenceClassification",
     "TfmDecoderForTokenClassification",
     "TfmDecoderModel",
+    "TfmDecoderOutput",
     "TfmDecoderPreTrainedModel",
 ]

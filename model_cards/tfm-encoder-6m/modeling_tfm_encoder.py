@@ -31,6 +31,7 @@ from .modeling_tfm import (
     marks_padding,
     mask_is_ready,
     packing_arguments,
+    refuse_unknown_arguments,
     sequence_classification_loss,
 )
 from .modeling_tfm_infilling import TfmInfilling
@@ -123,6 +124,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
+        refuse_unknown_arguments(self.config, kwargs, has_positions=position_ids is not None)
         packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
         masks = attention_mask
         if not isinstance(masks, dict):

@@ -1,0 +1,31 @@
+"""
+Someone who has transformers and a released folder, but not this package: prints what the model gives for the text of
+its run record. `test_released.py` runs it in a process of its own: `python reference_reader.py FOLDER AUTO_CLASS`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from outsider import NotInstalled
+
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, NotInstalled())
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    folder, auto_class = sys.argv[1:]
+    record = json.loads((Path(folder) / "run_record.json").read_text(encoding="utf-8"))
+    opener = getattr(transformers, auto_class)
+    model = opener.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    inputs = tokenizer(record["reference"]["text"], return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        if "tokens" in record["reference"]["outputs"]:
+            settings = dict(do_sample=False, max_new_tokens=24, min_new_tokens=24)
+            print(json.dumps({"tokens": model.generate(**inputs, **settings)[0, -24:].tolist()}))
+        else:
+            outputs = model(**inputs).items()
+            print(json.dumps({name: value.argmax(-1).flatten().tolist() for name, value in outputs}))
