@@ -21,13 +21,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMode
 
-from ..modeling_tfm import (
-    CACHE_NAME,
-    TfmAttention,
-    TfmMLP,
-    gated_heads,
-    soft_capped,
-)
+from ..modeling_tfm import CACHE_NAME, TfmAttention, TfmMLP, gated_heads, soft_capped
 from ..modeling_tfm_decoder import TfmDecoderForCausalLM
 
 

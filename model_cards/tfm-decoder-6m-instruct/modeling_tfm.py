@@ -18,10 +18,10 @@ all that they use of other packages; `tests/test_public_api.py` fails when a use
 | transformers.masking_utils | create_bidirectional_mask, packed_sequence_mask_function | 5.0 | |
 | transformers.masking_utils | create_bidirectional_sliding_window_mask | 5.1 | |
 | transformers.modeling_layers | GradientCheckpointingLayer | 5.0 | takes the cache away by its name: `CACHE_NAME` |
-| transformers.modeling_outputs | BaseModelOutputWithPastAndCrossAttentions | 5.0 | `cache` since 5.24: the same |
 | transformers.modeling_outputs | CausalLMOutputWithCrossAttentions | 5.0 | `cache` since 5.24: `BothCacheNames` |
 | transformers.modeling_outputs | SequenceClassifierOutputWithPast | 5.0 | `cache` since 5.24: `BothCacheNames` |
 | transformers.modeling_outputs | Seq2SeqLMOutput | 5.0 | `cache` since 5.24: `BothCacheNames` |
+| transformers.modeling_outputs | BaseModelOutputWithPastAndCrossAttentions | 5.0 | as the three above |
 | transformers.modeling_outputs | BaseModelOutputWithPooling, MaskedLMOutput, MultipleChoiceModelOutput | 5.0 | |
 | transformers.modeling_outputs | NextSentencePredictorOutput, QuestionAnsweringModelOutput | 5.0 | |
 | transformers.modeling_outputs | SequenceClassifierOutput, TokenClassifierOutput | 5.0 | |
