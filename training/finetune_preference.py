@@ -19,7 +19,6 @@ from typing import Any
 
 from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
-from hf_tfm.conversations import ChatEncoder
 from hf_tfm.errors import InputError, needs_extra
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
@@ -143,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     model, new = finetuning.load_model(head[0], recipe, tokenizer, **head[1])
     conversations.ensure_chat_template(tokenizer, recipe.chat_template)
     length = finetuning.settle_max_length(recipe, model, tokenizer)
-    encoder = ChatEncoder(tokenizer)
+    encoder = conversations.ChatEncoder(tokenizer)
     found = {name: encode_pairs(encoder, pairs[name], splits[name].places, length) for name in splits}
     if recipe.mode == "dpo":
         conversations.stop_at(model, tokenizer, encoder.ends)
