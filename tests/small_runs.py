@@ -115,6 +115,7 @@ def command_runs(root: Path) -> dict[str, list[str]]:
         "ask": "ask {root}/index who? --decoder {root}/chat --max-new-tokens 4 --passages 1",
         "verify": "verify {root}/encoder --only loading padding",
         "verify.everything": "verify {root}/decoder",
+        "refresh": "refresh {root}/decoder --dry-run",
         "push": "push {root}/decoder me/decoder --dry-run",
         "push.adapter": "push {root}/adapter me/adapter --base {root}/decoder --base-model me/decoder --dry-run",
         "card": "card {root}/trained",

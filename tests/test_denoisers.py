@@ -237,7 +237,12 @@ def test_a_model_learns_to_fill_gaps(monkeypatch):
     assert len(parts) >= 3
     asked, generate = [], model.generate
     with monkeypatch.context() as patch:
-        patch.setattr(model, "generate", lambda ids, **given: asked.append((ids, given)) or generate(ids, **given))
+
+        def noting(input_ids, **given):
+            asked.append((input_ids, given))
+            return generate(input_ids, **given)
+
+        patch.setattr(model, "generate", noting)
         assert fill_gaps(model, tokenizer, parts) == spans
     (ids, given), *_ = asked
     for (prompt, num_inputs), row, real, prefix in zip(prompts, ids, given["attention_mask"], given["prefix_mask"]):

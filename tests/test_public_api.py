@@ -155,7 +155,6 @@ with warnings.catch_warnings(record=True) as caught:
         model.generate(ids, max_new_tokens=4, pad_token_id=0, attention_mask=torch.ones_like(ids), **options)
     outputs = model(ids, cache=DynamicCache(config=model.config), use_cache=True)
     model(ids, cache=outputs.cache)
-    model(ids, past_key_values=DynamicCache(config=model.config))
 told += [str(each.message) for each in caught if "hf_tfm" in each.filename or "transformers" in each.filename]
 print([text for text in told if "deprecat" in text or "ignor" in text or "will be removed" in text])
 """

@@ -25,7 +25,7 @@ from hf_tfm.quiet import quiet, quiet_command, quiet_imports
 REPOSITORY = TRAINING.parent
 SCRIPTS = sorted(path.stem for path in TRAINING.glob("*.py"))
 COMMAND_RUNS = list(command_runs(Path()))
-SLOW_RUNS = ("export.onnx", "inspect.picture", "verify.everything", "push.adapter")
+SLOW_RUNS = ("export.onnx", "inspect.picture", "verify.everything", "push.adapter", "refresh")
 SERVERS = ("serve", "demo")  # run until they are stopped
 FAST_SCRIPTS = ("pretrain_clm", "finetune_classification")
 

@@ -23,7 +23,7 @@ import tiny
 from packaging.requirements import Requirement
 
 from hf_tfm import cli, recipe
-from hf_tfm.errors import InputError
+from hf_tfm.errors import InputError, OneLineParser
 from hf_tfm.tokenization import train_tokenizer
 
 
@@ -184,6 +184,7 @@ def read_arguments(monkeypatch):
         return stop
 
     monkeypatch.setattr(argparse.ArgumentParser, "error", refuse)
+    monkeypatch.setattr(OneLineParser, "error", refuse)
 
     def read(script: str, arguments: list[str]) -> None:
         module = importlib.import_module(Path(script).stem)
