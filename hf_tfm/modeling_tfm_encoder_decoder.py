@@ -26,9 +26,9 @@ class TfmEncoderDecoderConfig(EncoderDecoderConfig):
     """
 
     model_type = "tfm_encoder_decoder"
-    # transformers 5.19 reads the second name, later versions the first.
-    sub_configs_defaults = {"encoder": TfmEncoderConfig, "decoder": TfmDecoderConfig}
-    sub_configs = sub_configs_defaults
+    # `__post_init__` sets the halves: transformers' defaults for them exist since 5.20, in a form that changed in 5.21.
+    sub_configs_defaults = {}
+    sub_configs = {"encoder": TfmEncoderConfig, "decoder": TfmDecoderConfig}
     has_no_defaults_at_init = False
 
     encoder: PreTrainedConfig | dict | None = None
