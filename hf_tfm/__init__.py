@@ -28,11 +28,11 @@ with quiet_imports():
         PreTrainedModel,
     )
 
-    from . import modeling_tfm_decoder, modeling_tfm_encoder, modeling_tfm_encoder_decoder
-    from .configuration_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
     from .errors import InputError
-    from .modeling_tfm import TfmPreTrainedModel
-    from .modeling_tfm_decoder import (
+    from .models import modeling_tfm_decoder, modeling_tfm_encoder, modeling_tfm_encoder_decoder
+    from .models.configuration_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
+    from .models.modeling_tfm import TfmPreTrainedModel
+    from .models.modeling_tfm_decoder import (
         TfmDecoderForCausalLM,
         TfmDecoderForMaskedLM,
         TfmDecoderForQuestionAnswering,
@@ -40,7 +40,7 @@ with quiet_imports():
         TfmDecoderForTokenClassification,
         TfmDecoderModel,
     )
-    from .modeling_tfm_encoder import (
+    from .models.modeling_tfm_encoder import (
         TfmEncoderForMaskedLM,
         TfmEncoderForMultipleChoice,
         TfmEncoderForNextSentencePrediction,
@@ -50,7 +50,7 @@ with quiet_imports():
         TfmEncoderForTokenClassification,
         TfmEncoderModel,
     )
-    from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
+    from .models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

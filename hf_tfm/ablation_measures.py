@@ -14,7 +14,7 @@ from . import cpu
 from .errors import InputError
 from .evaluation import LanguageModel, bits_per_byte, read_text
 from .loading import LANGUAGE_MODELS, auto_class_of, open_model
-from .modeling_tfm import CACHE_NAME
+from .models.modeling_tfm import CACHE_NAME
 from .records import read_records
 from .retrieval import embed, open_encoder
 

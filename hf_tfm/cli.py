@@ -593,7 +593,7 @@ def card(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace) -> None:
     """Tell what a pretraining run costs in compute, memory and hours before anything is rented."""
     from . import planning
-    from .configuration_tfm import TfmDecoderConfig
+    from .models.configuration_tfm import TfmDecoderConfig
 
     try:
         config = TfmDecoderConfig.preset(args.preset, args.size, vocab_size=args.vocab_size)

@@ -25,12 +25,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from . import modeling_tfm_decoder, modeling_tfm_encoder
 from .card import rewrite_card
-from .configuration_tfm import TfmConfig
 from .errors import InputError
 from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
 from .families import FAMILIES, Family
+from .models import modeling_tfm_decoder, modeling_tfm_encoder
+from .models.configuration_tfm import TfmConfig
 from .record import RECORD_FILE, model_facts
 from .tokenization import mend_tokenizer_files, save_tokenizer
 

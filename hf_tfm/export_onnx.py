@@ -31,7 +31,7 @@ from .export_check import (
     rows_for,
     write_usage,
 )
-from .modeling_tfm import CACHE_NAME
+from .models.modeling_tfm import CACHE_NAME
 from .quiet import quiet
 
 

@@ -21,7 +21,7 @@ from .denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
 from .errors import InputError
 from .finetuning import longest_input
 from .metrics import Estimate, bootstrap, proportion
-from .modeling_tfm_infilling import fill_masks_together
+from .models.modeling_tfm_infilling import fill_masks_together
 from .tokenization import encode_text
 
 

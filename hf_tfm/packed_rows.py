@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .card_text import task_of
-from .configuration_tfm import TfmConfig
+from .models.configuration_tfm import TfmConfig
 
 
 Mask = Literal["all", "by layer"] | None

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .configuration_tfm import TfmConfig, TfmEncoderConfig
 from .errors import InputError
-from .modeling_tfm_decoder import TfmDecoderForCausalLM
-from .modeling_tfm_encoder import TfmEncoderForMaskedLM
+from .models.configuration_tfm import TfmConfig, TfmEncoderConfig
+from .models.modeling_tfm_decoder import TfmDecoderForCausalLM
+from .models.modeling_tfm_encoder import TfmEncoderForMaskedLM
 from .optim import parameter_kinds
 
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .classification import Task
 from .errors import InputError
 from .evaluation import LanguageModel, only_at
-from .modeling_tfm import CACHE_NAME
+from .models.modeling_tfm import CACHE_NAME
 from .records import Records
 from .tokenization import encode_text
 

@@ -13,11 +13,11 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from . import verify
 from .checkpoints import MARKER
-from .configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from .convert import as_input_errors
 from .errors import InputError
 from .loading import ADAPTER_FILE
-from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
+from .models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
+from .models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
 from .record import RECORD_FILE, read_record, versions
 from .tokenization import mend_tokenizer_files
 

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
-from .configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from .errors import InputError
 from .finetuning import FinetuningMixin
 from .metrics import Estimate, bootstrap, load
-from .modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
+from .models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
+from .models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 from .optim import build_optimizer, build_scheduler, zero_init_output_projections
 from .records import Records
 from .tokenization import train_tokenizer

@@ -21,11 +21,11 @@ from torch import nn
 from transformers import EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from .clean_process import DoesNotLoad, outputs_for_a_stranger
-from .configuration_tfm import TfmConfig
 from .convert import outputs_of
 from .errors import InputError
 from .loading import ADAPTER_FILE, auto_class_of, open_model, recorded
-from .modeling_tfm import CACHE_NAME
+from .models.configuration_tfm import TfmConfig
+from .models.modeling_tfm import CACHE_NAME
 from .packed_rows import PackedRows, loss_adds_up, sentence_label
 from .quiet import quiet
 from .record import versions

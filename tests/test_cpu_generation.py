@@ -10,7 +10,7 @@ from transformers import DynamicCache, GenerationConfig, TextStreamer
 
 from hf_tfm import TfmDecoderForCausalLM, cpu
 from hf_tfm.cpu import generation
-from hf_tfm.modeling_tfm import CACHE_NAME
+from hf_tfm.models.modeling_tfm import CACHE_NAME
 
 
 LM = "TfmDecoderForCausalLM"

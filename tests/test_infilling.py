@@ -9,7 +9,7 @@ from torch import nn
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from hf_tfm.modeling_tfm_infilling import fill_masks_together
+from hf_tfm.models.modeling_tfm_infilling import fill_masks_together
 
 
 class Counting(nn.Module):
@@ -158,7 +158,7 @@ def test_a_model_without_a_mask_token_fills_nothing(new):
 def test_a_text_longer_than_the_model_is_meant_for_is_filled_with_a_warning():
     model = build("TfmEncoderForMaskedLM")  # rotary positions, which have no end
     room = model.config.max_position_embeddings - 1
-    with CaptureLogger(logging.get_logger("hf_tfm.modeling_tfm_infilling")) as caught:
+    with CaptureLogger(logging.get_logger("hf_tfm.models.modeling_tfm_infilling")) as caught:
         model.generate(torch.tensor([[CLS]]), max_new_tokens=room, steps=1)
         assert not caught.out
         assert model.generate(torch.tensor([[CLS]]), max_new_tokens=room + 1, steps=1).shape == (1, room + 2)

@@ -19,8 +19,8 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, DynamicCache
 
 import hf_tfm
-from hf_tfm.modeling_tfm import CACHE_NAME, packed_documents
-from hf_tfm.modeling_tfm_encoder import mean_of_tokens
+from hf_tfm.models.modeling_tfm import CACHE_NAME, packed_documents
+from hf_tfm.models.modeling_tfm_encoder import mean_of_tokens
 
 
 SHAPES = [("Decoder", shape) for shape in DECODER_SHAPES] + [("Encoder", shape) for shape in ENCODER_SHAPES]

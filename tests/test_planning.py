@@ -8,14 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_tfm import (
-    InputError,
-    TfmDecoderConfig,
-    TfmDecoderForCausalLM,
-    TfmEncoderConfig,
-    TfmEncoderForMaskedLM,
-)
-from hf_tfm.modeling_tfm import LinearCrossEntropy
+from hf_tfm import InputError, TfmDecoderConfig, TfmDecoderForCausalLM, TfmEncoderConfig, TfmEncoderForMaskedLM
+from hf_tfm.models.modeling_tfm import LinearCrossEntropy
 from hf_tfm.optim import build_optimizer
 from hf_tfm.planning import count_parameters, plan
 

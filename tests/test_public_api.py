@@ -25,8 +25,8 @@ from transformers.loss import loss_utils
 from transformers.utils import generic, output_capturing
 
 import hf_tfm
-from hf_tfm import modeling_tfm
-from hf_tfm.modeling_tfm import CACHE_NAME
+from hf_tfm.models import modeling_tfm
+from hf_tfm.models.modeling_tfm import CACHE_NAME
 
 
 FOLDER = Path(hf_tfm.__file__).parent

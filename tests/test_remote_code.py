@@ -124,7 +124,7 @@ def test_the_installed_package_wins(folder, name):
         config = AutoConfig.from_pretrained(folder / name, trust_remote_code=trust)
         model = getattr(transformers, MODELS[name]).from_pretrained(folder / name, trust_remote_code=trust)
         assert type(model) is getattr(hf_tfm, name)
-        assert type(config).__module__ == "hf_tfm.configuration_tfm"
+        assert type(config).__module__ == "hf_tfm.models.configuration_tfm"
 
 
 def test_without_trust_the_error_says_what_to_do(found):

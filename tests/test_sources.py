@@ -16,15 +16,7 @@ from pyarrow import parquet
 
 from hf_tfm import sources
 from hf_tfm.errors import InputError
-from hf_tfm.sources import (
-    DocumentStream,
-    Source,
-    left_out,
-    list_files,
-    parse_source,
-    parse_sources,
-    read_documents,
-)
+from hf_tfm.sources import DocumentStream, Source, left_out, list_files, parse_source, parse_sources, read_documents
 
 
 TEXTS = ["one\ntwo", 'quo"te, comma\ttab', "naïve ☃ 🎈", "[3] }{", "last"]

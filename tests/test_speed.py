@@ -11,7 +11,6 @@ from tiny import VOCAB_SIZE, build, inputs_for
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_tfm import modeling_tfm
 from hf_tfm.attention import (
     BLOCK,
     MAX_LENGTH,
@@ -22,7 +21,8 @@ from hf_tfm.attention import (
     lay_rows_side_by_side,
     use_blockwise_attention,
 )
-from hf_tfm.modeling_tfm import linear_cross_entropy
+from hf_tfm.models import modeling_tfm
+from hf_tfm.models.modeling_tfm import linear_cross_entropy
 from hf_tfm.speed import (
     compile_blocks,
     eager_blocks,

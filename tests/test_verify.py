@@ -17,7 +17,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_tfm import TfmEncoderDecoderModel, cli, modeling_tfm_decoder, verify
+from hf_tfm import TfmEncoderDecoderModel, cli, verify
+from hf_tfm.models import modeling_tfm_decoder
 from hf_tfm.verify import CHECKS, Subject
 
 
