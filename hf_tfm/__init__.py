@@ -7,8 +7,8 @@ know them. What needs datasets, peft, trl or matplotlib is imported where it is 
 
 from typing import TYPE_CHECKING, Any
 
-from .quiet import quiet_imports
-from .version import __version__, check_versions
+from .core.quiet import quiet_imports
+from .core.version import __version__, check_versions
 
 
 with quiet_imports():
@@ -28,7 +28,7 @@ with quiet_imports():
         PreTrainedModel,
     )
 
-    from .errors import InputError
+    from .core.errors import InputError
     from .models import modeling_tfm_decoder, modeling_tfm_encoder, modeling_tfm_encoder_decoder
     from .models.configuration_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
     from .models.modeling_tfm import TfmPreTrainedModel

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from . import cpu
-from .errors import InputError
+from .core.errors import InputError
 from .evaluation import LanguageModel, bits_per_byte, read_text
 from .loading import LANGUAGE_MODELS, auto_class_of, open_model
 from .models.modeling_tfm import CACHE_NAME

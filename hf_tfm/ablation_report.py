@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .ablation import Run
-from .errors import InputError
+from .core.errors import InputError
 from .record import read_record
 
 

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from .errors import InputError
+from .core.errors import InputError
 from .tokenization import save_tokenizer
 
 
@@ -148,7 +148,7 @@ def merge_folder(
         InputError: there is no adapter, its base is not there, `target` holds something, or as [`merge_adapter`].
     """
     from .card import write_card
-    from .checkpoints import MARKER, atomic_folder
+    from .core.files import MARKER, atomic_folder
     from .loading import ADAPTER_FILE, auto_class_of, open_model
     from .record import RECORD_FILE
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from . import card_text
 from .card_text import has_own_code, is_adapter, opening, task_of
-from .errors import InputError
+from .core.errors import InputError
 from .record import CURVE_FILE, RECORD_FILE, read_record
 
 

@@ -7,8 +7,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from .core.errors import InputError
 from .decoding import stream_text
-from .errors import InputError
 from .finetuning import refuse_unknown_tokens
 
 

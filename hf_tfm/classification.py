@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import refuse_diverged
 from .metrics import Estimate, bootstrap, proportion
 from .records import Records, read_list

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .errors import InputError, OneLineParser
+from .core.errors import InputError, OneLineParser
 
 
 class _Command(NamedTuple):
@@ -655,7 +655,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse(argv)
 
-    from .quiet import quiet_command
+    from .core.quiet import quiet_command
 
     try:
         with quiet_command(transformers_warnings=False):

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from .block_plan import best_fit_decreasing
-from .errors import InputError
+from .core.errors import InputError
 from .records import Records
 from .tokenization import CHAT_TEMPLATE, CHAT_TOKENS, encode_chat
 

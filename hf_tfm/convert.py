@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from .card import rewrite_card
-from .errors import InputError
+from .core.errors import InputError
 from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
 from .families import FAMILIES, Family
 from .models import modeling_tfm_decoder, modeling_tfm_encoder

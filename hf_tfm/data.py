@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from .errors import InputError
+from .core.errors import InputError
 from .sources import (
     DocumentStream,
     Source,

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from . import cpu
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import longest_input, refuse_unknown_tokens
 
 

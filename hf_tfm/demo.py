@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, set_seed
 
 from . import rendering
 from .chat import Chat
+from .core.errors import InputError
 from .decoding import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
-from .errors import InputError
 from .finetuning import longest_input
 from .inspection import EXAMPLE
 from .loading import auto_class_of, open_model

@@ -23,8 +23,8 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import cpu
+from .core.errors import InputError
 from .data import document_ends
-from .errors import InputError
 from .finetuning import longest_input
 from .objectives import IGNORED, causal, uniform
 from .tokenization import encode_text

@@ -23,10 +23,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from .adapters import load_inside, merge_inside, save_inside
 from .batches import SeededLengthGroups
-from .errors import InputError
+from .core.errors import InputError
+from .core.quiet import quiet
 from .finetuning import refuse_diverged
 from .metrics import Estimate, bootstrap
-from .quiet import quiet
 from .records import Records
 from .trainer import RunMixin
 

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import cpu
+from .core.errors import InputError
 from .data import document_ends, encode_documents
-from .errors import InputError
 from .finetuning import longest_input
 from .metrics import Estimate, bootstrap, proportion
 from .records import Records, iter_records

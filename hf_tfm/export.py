@@ -11,7 +11,7 @@ from transformers import TorchAoConfig
 
 from .card import EVALUATION_FILE, rewrite_card, task_of
 from .convert import as_input_errors, carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
-from .errors import InputError
+from .core.errors import InputError
 from .export_check import Report, TorchSide, compare, report_on, rows_for, write_usage
 from .families import FAMILIES
 from .loading import ADAPTER_FILE, open_model

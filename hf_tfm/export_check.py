@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from .errors import InputError
+from .core.errors import InputError
 from .record import RECORD_FILE, read_record
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from .convert import as_input_errors, export_model, load_tfm, refuse_existing, whole_folder
-from .errors import InputError
+from .core.errors import InputError
 from .export_check import TEXTS, Report, Rows, TorchSide, Weights, compare, report_on, rows_for, write_usage
 from .models.modeling_tfm_decoder import TfmDecoderForCausalLM
 from .tokenization import GGUF_PRE_TOKENIZER

@@ -18,7 +18,8 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from .convert import as_input_errors, carry_over, load_tfm, refuse_existing, whole_folder
-from .errors import InputError
+from .core.errors import InputError
+from .core.quiet import quiet
 from .export_check import (
     Report,
     Rows,
@@ -32,7 +33,6 @@ from .export_check import (
     write_usage,
 )
 from .models.modeling_tfm import CACHE_NAME
-from .quiet import quiet
 
 
 _USAGE = """\

@@ -29,9 +29,9 @@ from transformers import (
 from .adapters import LORA_VARIANTS
 from .attention import use_blockwise_attention
 from .batches import SeededLengthGroups, in_order, length_of, longest_first
-from .errors import InputError
+from .core.errors import InputError
+from .core.quiet import quiet
 from .pretraining import fast_bf16
-from .quiet import quiet
 from .recipe import read_mapping, refuse_below
 from .records import Records, carve, read_records
 from .trainer import RunMixin, check_arguments, data_seed

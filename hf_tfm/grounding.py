@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import answer
 from .conversations import ChatEncoder
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import longest_input, refuse_unknown_tokens
 from .prediction import Predictor
 from .retrieval import Index, Passage

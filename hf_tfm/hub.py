@@ -33,11 +33,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from .card import EVALUATION_FILE, render_card, write_card, write_results_card
-from .clean_process import DoesNotLoad, outputs_for_a_stranger
 from .convert import as_input_errors, outputs_of
-from .errors import InputError
+from .core.clean_process import DoesNotLoad, outputs_for_a_stranger
+from .core.errors import InputError
+from .core.privacy import private_part
 from .loading import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
-from .privacy import private_part
 from .record import RECORD_FILE, model_facts, read_record
 from .tokenization import mend_tokenizer_files
 from .verify import Broken, Subject, compare

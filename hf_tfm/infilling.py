@@ -16,9 +16,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import cpu
+from .core.errors import InputError
 from .data import document_ends
 from .denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
-from .errors import InputError
 from .finetuning import longest_input
 from .metrics import Estimate, bootstrap, proportion
 from .models.modeling_tfm_infilling import fill_masks_together

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import refuse_unknown_tokens
 from .planning import attended_tokens
 

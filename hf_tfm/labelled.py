@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import multiple_choice, question_answering, tagging
 from .batches import RightPadding, length_of
 from .classification import Task, label_ids, written_labels
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import encode_records, longest_input, refuse_unknown_tokens
 from .metrics import Estimate
 from .records import Records

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .card import task_of
 from .convert import as_input_errors, read_config
-from .errors import InputError
-from .quiet import quiet
+from .core.errors import InputError
+from .core.quiet import quiet
 from .record import RECORD_FILE, read_record
 from .speed import keep_freed_memory
 from .tokenization import tokenizer_fingerprint

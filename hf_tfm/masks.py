@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import longest_input, refuse_unknown_tokens
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .errors import InputError
+from .core.errors import InputError
 from .metrics import Estimate, proportion
 from .records import Records, split_list
 

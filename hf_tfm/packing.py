@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from .block_plan import PLAN_LAYOUT, BlockPlan
+from .core.errors import InputError
 from .data import TokenStore, TokenStream, parse_sources, piece_ends
-from .errors import InputError
 
 
 Batch = dict[str, np.ndarray]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import InputError
+from .core.errors import InputError
 from .models.configuration_tfm import TfmConfig, TfmEncoderConfig
 from .models.modeling_tfm_decoder import TfmDecoderForCausalLM
 from .models.modeling_tfm_encoder import TfmEncoderForMaskedLM

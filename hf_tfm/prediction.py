@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import multiple_choice, question_answering, tagging
-from .errors import InputError
+from .core.errors import InputError
 from .evaluation import LanguageModel, document_rows
 from .finetuning import encode_records, longest_input
 from .labelled import predict_rows

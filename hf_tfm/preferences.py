@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .conversations import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import refuse_diverged
 from .metrics import Estimate, proportion
 from .records import Records

@@ -26,9 +26,9 @@ from .attention import can_lay_rows_end_to_end
 from .averaging import AveragingMixin
 from .card import task_of
 from .card_text import as_text
-from .checkpoints import last_checkpoint
+from .core.errors import InputError
+from .core.files import last_checkpoint
 from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
-from .errors import InputError
 from .models.configuration_tfm import SIZES, TfmConfig
 from .objectives import Masked, SentencePairs, causal, masked_next_token
 from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections

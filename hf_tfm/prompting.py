@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from .classification import Task
-from .errors import InputError
+from .core.errors import InputError
 from .evaluation import LanguageModel, only_at
 from .models.modeling_tfm import CACHE_NAME
 from .records import Records

@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .card import render_card, write_card
-from .errors import InputError
+from .core.errors import InputError
 from .record import RECORD_FILE, model_facts, save_generation, with_cache
 from .tokenization import save_tokenizer
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import InputError
+from .core.errors import InputError
 from .metrics import Estimate, bootstrap
 from .records import Records
 

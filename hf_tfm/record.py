@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
-from .checkpoints import MARKER, atomic_folder, discard
-from .energy import EnergyMeter
-from .errors import InputError
+from .core.energy import EnergyMeter
+from .core.errors import InputError
+from .core.files import MARKER, atomic_folder, discard
 from .tokenization import save_tokenizer
 
 

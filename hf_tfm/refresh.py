@@ -12,9 +12,9 @@ from typing import Any
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from . import verify
-from .checkpoints import MARKER
 from .convert import as_input_errors
-from .errors import InputError
+from .core.errors import InputError
+from .core.files import MARKER
 from .loading import ADAPTER_FILE
 from .models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from .models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from pathlib import Path
 
+from .core.errors import InputError
 from .decoding import Candidate, Choice, Decoding
-from .errors import InputError
 
 
 # Surprise in bits from which on a token is fully red.

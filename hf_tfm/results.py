@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from .card import EVALUATION_FILE, HubData, read_evaluation
+from .core.errors import InputError
+from .core.privacy import public_name
 from .data import default_cache_dir, file_hash
-from .errors import InputError
 from .metrics import Estimate
-from .privacy import public_name
 from .record import public_command, versions
 from .records import record_files
 

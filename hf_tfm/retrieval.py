@@ -22,8 +22,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from .core.errors import InputError
 from .data import default_cache_dir, file_hash, open_arrays, write_arrays
-from .errors import InputError
 from .finetuning import longest_input
 from .loading import auto_class_of, fingerprint, open_model
 from .prediction import Predictor, open_predictor

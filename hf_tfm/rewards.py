@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import Answer, answer
 from .conversations import ChatEncoder, Message, read_prompt
-from .errors import InputError
+from .core.errors import InputError
 from .metrics import Estimate, bootstrap, proportion
 from .records import Records
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import longest_input
 from .inspection import save_figure, spread
 from .sources import SENTENCE_END, read_documents

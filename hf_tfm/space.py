@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 from .convert import refuse_existing, whole_folder
+from .core.errors import InputError
 from .demo import build
-from .errors import InputError
 from .hub import check_files, files_to_push
 from .loading import ADAPTER_FILE, recorded
 

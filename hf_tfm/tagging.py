@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from .classification import label_ids, listed_names, written_label
-from .errors import InputError
+from .core.errors import InputError
 from .metrics import Estimate, bootstrap
 from .records import Records, split_list
 

@@ -24,8 +24,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
 from .attention import use_blockwise_attention
-from .checkpoints import atomic_folder, last_checkpoint, rotate, staging_folder
-from .errors import InputError
+from .core.errors import InputError
+from .core.files import atomic_folder, last_checkpoint, rotate, staging_folder
 from .pushing import PushMixin
 from .recipe import refuse_below, refuse_ignored
 from .record import RECORD_FILE, RunRecord, save_generation, with_cache

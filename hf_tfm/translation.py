@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
-from .errors import InputError
+from .core.errors import InputError
 from .finetuning import FinetuningMixin
 from .metrics import Estimate, bootstrap, load
 from .models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig

@@ -20,14 +20,14 @@ from packaging.version import Version
 from torch import nn
 from transformers import EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from .clean_process import DoesNotLoad, outputs_for_a_stranger
 from .convert import outputs_of
-from .errors import InputError
+from .core.clean_process import DoesNotLoad, outputs_for_a_stranger
+from .core.errors import InputError
+from .core.quiet import quiet
 from .loading import ADAPTER_FILE, auto_class_of, open_model, recorded
 from .models.configuration_tfm import TfmConfig
 from .models.modeling_tfm import CACHE_NAME
 from .packed_rows import PackedRows, loss_adds_up, sentence_label
-from .quiet import quiet
 from .record import versions
 from .tokenization import save_tokenizer
 

@@ -8,8 +8,8 @@ import pytest
 
 from hf_tfm import block_plan
 from hf_tfm.block_plan import BlockPlan, best_fit_decreasing
+from hf_tfm.core.errors import InputError
 from hf_tfm.data import TokenStore, write_arrays
-from hf_tfm.errors import InputError
 
 
 DISTRIBUTIONS = {

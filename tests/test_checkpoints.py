@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hf_tfm import InputError
-from hf_tfm.checkpoints import MARKER, atomic_folder, complete_checkpoints, is_complete, last_checkpoint, rotate
+from hf_tfm.core.files import MARKER, atomic_folder, complete_checkpoints, is_complete, last_checkpoint, rotate
 
 
 def make(run, step, size=10):

@@ -12,6 +12,7 @@ from tiny import build_tokenizer
 
 from hf_tfm import rendering
 from hf_tfm.cli import main
+from hf_tfm.core.errors import InputError
 from hf_tfm.decoding import (
     Candidate,
     Choice,
@@ -24,7 +25,6 @@ from hf_tfm.decoding import (
     sampling_options,
     stream_text,
 )
-from hf_tfm.errors import InputError
 
 
 PROMPT = "the cat sat on"

@@ -21,7 +21,7 @@ import torch
 from tiny import build, build_tokenizer
 
 from hf_tfm.cli import main
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 from hf_tfm.tokenization import train_tokenizer
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_pretraining import arguments, assert_equal_weights, files  # noqa: F401 (a fixture)
 
-from hf_tfm.checkpoints import complete_checkpoints, last_checkpoint
+from hf_tfm.core.files import complete_checkpoints, last_checkpoint
 
 
 import pretrain_clm  # noqa: E402 isort: skip (its folder is on the path since the import above)

@@ -17,7 +17,7 @@ from test_pretraining import OVERRIDES, WHOLE_FOLDER, arguments, files  # noqa: 
 from tiny import build, build_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hf_tfm.checkpoints import complete_checkpoints
+from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.tokenization import train_tokenizer
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_tfm import record
-from hf_tfm.energy import EnergyMeter
+from hf_tfm.core.energy import EnergyMeter
 
 
 RANGE = 1_000_000_000

@@ -11,7 +11,7 @@ from parity_table import native_model
 from tiny import BOS, CLS, MASK, SEP
 
 from hf_tfm.classification import read_task
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 from hf_tfm.evaluation import (
     LanguageModel,
     Row,

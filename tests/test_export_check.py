@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from hf_tfm import convert
 from hf_tfm.convert import export_folder
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 from hf_tfm.export import FORMATS, export
 from hf_tfm.export_check import REPORT_FILE, TorchSide, as_rows, batch_of, compare, outputs_of, rows_for
 from hf_tfm.record import model_facts

@@ -10,7 +10,7 @@ import torch
 from tiny import build, build_tokenizer
 from transformers import GenerationConfig
 
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 from hf_tfm.export import export
 
 

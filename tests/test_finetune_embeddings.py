@@ -19,9 +19,9 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
-from hf_tfm.checkpoints import complete_checkpoints  # noqa: E402
+from hf_tfm.core.errors import InputError  # noqa: E402
+from hf_tfm.core.files import complete_checkpoints  # noqa: E402
 from hf_tfm.embeddings import PairBatches, Pairs, build_embedder  # noqa: E402
-from hf_tfm.errors import InputError  # noqa: E402
 from hf_tfm.prediction import open_predictor  # noqa: E402
 from hf_tfm.records import Records  # noqa: E402
 

@@ -23,9 +23,9 @@ from transformers import (
 
 from hf_tfm import conversations
 from hf_tfm.answers import answer, nats_and_tokens
-from hf_tfm.checkpoints import complete_checkpoints
 from hf_tfm.conversations import ChatEncoder, ConversationCollator, encode_conversations, ensure_chat_template
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.records import Records
 from hf_tfm.tokenization import train_tokenizer
 from hf_tfm.trainer import ProgressLine

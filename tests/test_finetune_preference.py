@@ -20,8 +20,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_tfm.checkpoints import complete_checkpoints
 from hf_tfm.conversations import ChatEncoder
+from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.preferences import encode_pairs, read_pairs
 from hf_tfm.records import Records
 from hf_tfm.tokenization import train_tokenizer

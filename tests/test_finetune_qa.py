@@ -28,8 +28,8 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, ModernBer
 
 from hf_tfm import question_answering as qa
 from hf_tfm.adapters import add_adapter, merge_adapter
-from hf_tfm.checkpoints import complete_checkpoints
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.finetuning import FinetuningRecipe, load_model
 from hf_tfm.labelled import measure_answers
 from hf_tfm.recipe import parse_recipe

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tiny import build
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_tfm.checkpoints import complete_checkpoints
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.records import Records
 from hf_tfm.rewards import number_in, read_verifier
 from hf_tfm.tokenization import train_tokenizer

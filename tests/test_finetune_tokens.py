@@ -27,8 +27,8 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from hf_tfm import tagging
 from hf_tfm.adapters import merge_adapter
-from hf_tfm.checkpoints import complete_checkpoints
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.finetuning import FinetuningTrainer
 from hf_tfm.recipe import parse_recipe
 from hf_tfm.records import Records

@@ -19,7 +19,7 @@ sacrebleu = pytest.importorskip("sacrebleu")
 
 import hf_tfm  # noqa: E402
 from hf_tfm import InputError, translation  # noqa: E402
-from hf_tfm.checkpoints import complete_checkpoints  # noqa: E402
+from hf_tfm.core.files import complete_checkpoints  # noqa: E402
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -20,7 +20,7 @@ from test_modeling import logits_of
 
 from hf_tfm import hub
 from hf_tfm.cli import main
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 from hf_tfm.tokenization import save_tokenizer
 
 

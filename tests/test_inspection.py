@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_tfm.chat import Chat, talk
 from hf_tfm.cli import main
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 from hf_tfm.inspection import ATTENTION_FILE, NEIGHBOURS_FILE, draw_attention, inspect_model, nearest_tokens
 from hf_tfm.tokenization import train_tokenizer
 

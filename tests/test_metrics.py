@@ -11,7 +11,7 @@ from scipy import stats
 
 from hf_tfm import metrics
 from hf_tfm.classification import Task
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from hf_tfm import optim
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 
 
 SIZE = dict(

@@ -12,8 +12,8 @@ from test_block_plan import make_store, sample
 from transformers import Trainer, TrainingArguments
 
 from hf_tfm.block_plan import BlockPlan
+from hf_tfm.core.errors import InputError
 from hf_tfm.data import TokenStore, TokenStream
-from hf_tfm.errors import InputError
 from hf_tfm.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks, permute, shorten
 
 

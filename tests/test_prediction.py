@@ -17,8 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hf_tfm import prediction, question_answering
 from hf_tfm.cli import main
+from hf_tfm.core.errors import InputError
 from hf_tfm.data import document_ends
-from hf_tfm.errors import InputError
 from hf_tfm.prediction import open_predictor, predict_file
 
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import hf_tfm
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig, cli
+from hf_tfm.core.errors import InputError
 from hf_tfm.data import TokenStore
-from hf_tfm.errors import InputError
 from hf_tfm.models.configuration_tfm import ACTIVATIONS
 from hf_tfm.objectives import Masked, causal
 from hf_tfm.packing import PackedBlocks

@@ -23,7 +23,7 @@ import tiny
 from packaging.requirements import Requirement
 
 from hf_tfm import cli, recipe
-from hf_tfm.errors import InputError, OneLineParser
+from hf_tfm.core.errors import InputError, OneLineParser
 from hf_tfm.tokenization import train_tokenizer
 
 

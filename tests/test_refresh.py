@@ -12,8 +12,8 @@ from tiny import build, build_tokenizer
 
 import hf_tfm
 from hf_tfm import TfmEncoderDecoderModel, cli, refresh, verify
-from hf_tfm.checkpoints import MARKER, atomic_folder, is_complete
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import MARKER, atomic_folder, is_complete
 
 
 PACKAGE = Path(hf_tfm.__file__).parent

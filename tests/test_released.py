@@ -14,8 +14,8 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from hf_tfm import cpu
-from hf_tfm.clean_process import stranger_environment
 from hf_tfm.convert import export_folder
+from hf_tfm.core.clean_process import stranger_environment
 from hf_tfm.loading import auto_class_of, open_model
 from hf_tfm.refresh import code_files
 from hf_tfm.verify import reference_outputs

@@ -11,7 +11,7 @@ from tiny import build_tokenizer
 
 from hf_tfm import senses as under_test
 from hf_tfm.cli import main
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 from hf_tfm.senses import Context, find_contexts, find_senses
 
 

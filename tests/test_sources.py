@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from hf_tfm import sources
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
 from hf_tfm.sources import DocumentStream, Source, left_out, list_files, parse_source, parse_sources, read_documents
 
 

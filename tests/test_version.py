@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_tfm.version import REQUIRED, UnsupportedVersionError, check_versions
+from hf_tfm.core.version import REQUIRED, UnsupportedVersionError, check_versions
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -18,10 +18,10 @@ from typing import Any
 from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder, ConversationCollator
-from hf_tfm.errors import InputError
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.quiet import quiet
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.metrics import proportion
-from hf_tfm.quiet import quiet
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say

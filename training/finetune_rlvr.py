@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from hf_tfm import answers, conversations, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.conversations import ChatEncoder
-from hf_tfm.errors import needs_extra
+from hf_tfm.core.errors import needs_extra
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.records import read_records

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from hf_tfm import finetuning, reporting, translation
 from hf_tfm.batches import PAD_TO_MULTIPLE_OF, in_order
-from hf_tfm.errors import InputError, needs_extra
+from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.optim import DEFAULTS
 from hf_tfm.pretraining import OWN_OPTIMIZER

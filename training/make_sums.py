@@ -15,7 +15,7 @@ import random
 import sys
 from pathlib import Path
 
-from hf_tfm.errors import InputError, OneLineParser
+from hf_tfm.core.errors import InputError, OneLineParser
 from hf_tfm.recipe import one_line_errors, refuse_below
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hf_tfm import TfmDecoderConfig, cpu
+from hf_tfm.core.errors import InputError
 from hf_tfm.decoding import encode_prompt
 from hf_tfm.denoisers import Denoisers, infill, parse_shares
-from hf_tfm.errors import InputError
 from hf_tfm.objectives import Hybrid, Masked, RateSchedule, causal
 from hf_tfm.pretraining import (
     PretrainArguments,

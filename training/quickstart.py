@@ -18,7 +18,7 @@ import pretrain_clm
 import pretrain_mlm
 import train_tokenizer
 from hf_tfm.cli import main as cli
-from hf_tfm.errors import OneLineParser
+from hf_tfm.core.errors import OneLineParser
 from hf_tfm.record import RECORD_FILE
 
 

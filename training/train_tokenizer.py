@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_tfm.core.errors import InputError, OneLineParser
 from hf_tfm.data import read_documents
-from hf_tfm.errors import InputError, OneLineParser
 from hf_tfm.recipe import one_line_errors
 from hf_tfm.tokenization import encode_text, save_tokenizer, train_tokenizer
 
