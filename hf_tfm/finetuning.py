@@ -27,10 +27,10 @@ from transformers import (
 )
 
 from .adapters import LORA_VARIANTS
-from .attention import use_blockwise_attention
 from .batches import SeededLengthGroups, in_order, length_of, longest_first
 from .core.errors import InputError
 from .core.quiet import quiet
+from .cpu.attention import use_blockwise_attention
 from .pretraining import fast_bf16
 from .recipe import read_mapping, refuse_below
 from .records import Records, carve, read_records

@@ -11,10 +11,10 @@ from . import multiple_choice, question_answering, tagging
 from .batches import RightPadding, length_of
 from .classification import Task, label_ids, written_labels
 from .core.errors import InputError
+from .cpu.encoding import use_unpadded_encoding
 from .finetuning import encode_records, longest_input, refuse_unknown_tokens
 from .metrics import Estimate
 from .records import Records
-from .unpadded import use_unpadded_encoding
 
 
 def task_of_model(model: PreTrainedModel, field: str, records: Records) -> Task:

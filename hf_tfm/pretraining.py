@@ -22,12 +22,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .attention import can_lay_rows_end_to_end
 from .averaging import AveragingMixin
 from .card import task_of
 from .card_text import as_text
 from .core.errors import InputError
 from .core.files import last_checkpoint
+from .cpu.attention import can_lay_rows_end_to_end
+from .cpu.compile import compile_blocks, compiler_found, eager_blocks, pays_to_compile
 from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
 from .models.configuration_tfm import SIZES, TfmConfig
 from .objectives import Masked, SentencePairs, causal, masked_next_token
@@ -37,7 +38,6 @@ from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .recipe import read_mapping, refuse_below
 from .record import base_model_name, write_model_folder
 from .sources import Source, left_out, list_files, parse_sources
-from .speed import compile_blocks, compiler_found, eager_blocks, pays_to_compile
 from .tokenization import tokenizer_fingerprint
 from .trainer import RunTrainer, bits_per_byte, check_arguments, data_seed, recipe_before
 

@@ -11,8 +11,8 @@ from tiny import DECODER_SHAPES, PAD, build, random_ids
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
 
-from hf_tfm.attention import use_blockwise_attention
 from hf_tfm.cpu import generation
+from hf_tfm.cpu.attention import use_blockwise_attention
 
 
 LM = "TfmDecoderForCausalLM"

@@ -28,8 +28,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
-from hf_tfm.attention import WindowedAttention
 from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.cpu.attention import WindowedAttention
 from hf_tfm.objectives import Masked, causal
 from hf_tfm.optim import zero_init_output_projections
 from hf_tfm.packed_rows import PackedRows

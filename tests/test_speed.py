@@ -11,7 +11,7 @@ from tiny import VOCAB_SIZE, build, inputs_for
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_tfm.attention import (
+from hf_tfm.cpu.attention import (
     BLOCK,
     MAX_LENGTH,
     EndToEnd,
@@ -21,9 +21,7 @@ from hf_tfm.attention import (
     lay_rows_side_by_side,
     use_blockwise_attention,
 )
-from hf_tfm.models import modeling_tfm
-from hf_tfm.models.modeling_tfm import linear_cross_entropy
-from hf_tfm.speed import (
+from hf_tfm.cpu.compile import (
     compile_blocks,
     eager_blocks,
     keep_freed_memory,
@@ -31,6 +29,8 @@ from hf_tfm.speed import (
     repeated_blocks,
     uncompile_blocks,
 )
+from hf_tfm.models import modeling_tfm
+from hf_tfm.models.modeling_tfm import linear_cross_entropy
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
@@ -102,7 +102,7 @@ def test_the_loss_alone_is_the_loss_with_logits(name, items):
 
 
 def attention_gradients(length, is_causal, mask, blockwise, dtype=torch.bfloat16):
-    from hf_tfm.attention import BlockwiseAttention
+    from hf_tfm.cpu.attention import BlockwiseAttention
 
     torch.manual_seed(0)
     inputs = [torch.randn(3, 2, length, 16).to(dtype).requires_grad_() for _ in range(3)]

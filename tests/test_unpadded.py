@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from hf_tfm.unpadded import NAME, use_unpadded_encoding
+from hf_tfm.cpu.encoding import NAME, use_unpadded_encoding
 
 
 def batch(side: str) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def test_long_rows_are_attended_some_at_a_time(monkeypatch):
     assert use_unpadded_encoding(model)
     with torch.no_grad():
         expected = model(**inputs).last_hidden_state
-        monkeypatch.setattr("hf_tfm.unpadded.SCORES", 1)
+        monkeypatch.setattr("hf_tfm.cpu.encoding.SCORES", 1)
         assert torch.allclose(model(**inputs).last_hidden_state, expected, atol=1e-6)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.cpu.compile import keep_freed_memory
 from hf_tfm.pretraining import fast_bf16
-from hf_tfm.speed import keep_freed_memory
 
 import torch
 import transformers
