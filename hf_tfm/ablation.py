@@ -24,12 +24,12 @@ import torch
 import transformers
 import yaml
 
+from .artifacts.open import auto_class_of, open_model
+from .artifacts.record import RECORD_FILE, read_record
 from .core.errors import InputError
 from .core.files import atomic_folder, complete_checkpoints, discard, last_checkpoint
 from .core.quiet import quiet
-from .loading import auto_class_of, open_model
 from .optim import zero_init_output_projections
-from .record import RECORD_FILE, read_record
 from .sources import read_documents
 from .tokenization import save_tokenizer, train_tokenizer
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from . import cpu
+from .artifacts.open import LANGUAGE_MODELS, auto_class_of, open_model
 from .core.errors import InputError
 from .evaluation import LanguageModel, bits_per_byte, read_text
-from .loading import LANGUAGE_MODELS, auto_class_of, open_model
 from .models.modeling_tfm import CACHE_NAME
 from .records import read_records
 from .retrieval import embed, open_encoder

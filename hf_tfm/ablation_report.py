@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .ablation import Run
+from .artifacts.record import read_record
 from .core.errors import InputError
-from .record import read_record
 
 
 # Name of a figure: its heading, and how it is written.

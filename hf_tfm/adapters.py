@@ -147,10 +147,10 @@ def merge_folder(
     Raises:
         InputError: there is no adapter, its base is not there, `target` holds something, or as [`merge_adapter`].
     """
-    from .card import write_card
+    from .artifacts.card import write_card
+    from .artifacts.open import ADAPTER_FILE, auto_class_of, open_model
+    from .artifacts.record import RECORD_FILE
     from .core.files import MARKER, atomic_folder
-    from .loading import ADAPTER_FILE, auto_class_of, open_model
-    from .record import RECORD_FILE
 
     adapter, target = Path(adapter), Path(target)
     if not (adapter / ADAPTER_FILE).is_file():

@@ -179,8 +179,8 @@ def generate(args: argparse.Namespace) -> None:
     """Continue a text, printed as it is made; or in several ways, with what each token was chosen from."""
     import transformers
 
+    from .artifacts.open import open_model
     from .decoding import encode_prompt, sampling_options, stream_text
-    from .loading import open_model
 
     if (args.html or args.candidates) and not args.compare:
         raise InputError("--html and --candidates show what --compare finds: give that too")
@@ -226,9 +226,9 @@ def _compare(args: argparse.Namespace, model: Any, tokenizer: Any, switches: dic
 )
 def chat(args: argparse.Namespace) -> None:
     """Talk with a model on the terminal; its answers are shown as they are made."""
+    from .artifacts.open import open_model
     from .chat import Chat, talk
     from .decoding import sampling_options
-    from .loading import open_model
 
     model, tokenizer = open_model(args.model, "AutoModelForCausalLM", args.base, args.trust_remote_code)
     sampling = sampling_options(**{name: getattr(args, name) for name in _SAMPLING_SWITCHES})
@@ -296,7 +296,7 @@ def inspect(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from . import inspection
-    from .loading import open_model
+    from .artifacts.open import open_model
 
     if args.layer is not None and not args.senses:
         raise InputError("--layer is of what --senses compares: give that too")
@@ -334,7 +334,7 @@ def inspect(args: argparse.Namespace) -> None:
 )
 def fill_mask(args: argparse.Namespace) -> None:
     """Show the likeliest tokens at each mask of a text."""
-    from .loading import open_model
+    from .artifacts.open import open_model
     from .masks import fill_masks
 
     model, tokenizer = open_model(args.model, "AutoModelForMaskedLM", args.base, args.trust_remote_code)
@@ -439,8 +439,8 @@ def index(args: argparse.Namespace) -> None:
 )
 def ask(args: argparse.Namespace) -> None:
     """Answer a question with the passages of an index that go best with it, and tell which these are."""
+    from .artifacts.open import open_model
     from .grounding import ask as run
-    from .loading import open_model
     from .retrieval import Index
 
     index = Index(args.index)
@@ -466,8 +466,8 @@ def ask(args: argparse.Namespace) -> None:
 )
 def verify(args: argparse.Namespace) -> int:
     """Check what a saved model promises: saving, padding, packing, gradients, …; exit code 1 where it does not hold."""
-    from .verify import CHECKS, as_json, as_table, open_subject, versions_line
-    from .verify import verify as run
+    from .artifacts.verify import CHECKS, as_json, as_table, open_subject, versions_line
+    from .artifacts.verify import verify as run
 
     if unknown := set(args.only or ()) - CHECKS.keys():
         raise InputError(f"--only knows {', '.join(CHECKS)}, not {', '.join(sorted(unknown))}")
@@ -488,8 +488,8 @@ def verify(args: argparse.Namespace) -> int:
 )
 def refresh(args: argparse.Namespace) -> None:
     """Bring a saved folder's code and tokenizer files up to date, weights and card untouched, and verify it."""
-    from .refresh import refresh as run
-    from .verify import as_table
+    from .artifacts.refresh import refresh as run
+    from .artifacts.verify import as_table
 
     result = run(args.folder, args.dry_run)
     if result.verdicts:
@@ -561,8 +561,8 @@ def card(args: argparse.Namespace) -> None:
     """Write a model's card again, from the record of its run and what was measured afterwards."""
     from pathlib import Path
 
-    from .card import rewrite_card
-    from .record import RECORD_FILE
+    from .artifacts.card import rewrite_card
+    from .artifacts.record import RECORD_FILE
 
     folder = Path(args.folder)
     if not (folder / RECORD_FILE).is_file():

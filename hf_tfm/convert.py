@@ -25,13 +25,13 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from .card import rewrite_card
+from .artifacts.card import rewrite_card
+from .artifacts.families import FAMILIES, Family
+from .artifacts.record import RECORD_FILE, model_facts
 from .core.errors import InputError
 from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
-from .families import FAMILIES, Family
 from .models import modeling_tfm_decoder, modeling_tfm_encoder
 from .models.configuration_tfm import TfmConfig
-from .record import RECORD_FILE, model_facts
 from .tokenization import mend_tokenizer_files, save_tokenizer
 
 

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, set_seed
 
 from . import rendering
+from .artifacts.open import auto_class_of, open_model
 from .chat import Chat
 from .core.errors import InputError
 from .decoding import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
 from .finetuning import longest_input
 from .inspection import EXAMPLE
-from .loading import auto_class_of, open_model
 from .masks import fill_masks
 from .prediction import Predictor, open_predictor
 from .records import Records

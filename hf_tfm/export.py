@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TorchAoConfig
 
-from .card import EVALUATION_FILE, rewrite_card, task_of
+from .artifacts.card import EVALUATION_FILE, rewrite_card, task_of
+from .artifacts.families import FAMILIES
+from .artifacts.open import ADAPTER_FILE, open_model
+from .artifacts.record import RECORD_FILE
 from .convert import as_input_errors, carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
 from .core.errors import InputError
 from .export_check import Report, TorchSide, compare, report_on, rows_for, write_usage
-from .families import FAMILIES
-from .loading import ADAPTER_FILE, open_model
-from .record import RECORD_FILE
 
 
 ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}

@@ -27,12 +27,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import multiple_choice, question_answering, tagging
+from .artifacts.open import auto_class_of, open_model
+from .artifacts.record import RECORD_FILE, read_record
 from .core.errors import InputError
 from .evaluation import LanguageModel, document_rows
 from .finetuning import encode_records, longest_input
 from .labelled import predict_rows
-from .loading import auto_class_of, open_model
-from .record import RECORD_FILE, read_record
 from .records import Records, iter_records
 from .tokenization import encode_text
 

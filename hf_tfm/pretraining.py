@@ -22,9 +22,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .artifacts.card import task_of
+from .artifacts.card_text import as_text
+from .artifacts.foreign import PackedRows, sentence_label, sentence_loss
+from .artifacts.record import base_model_name, write_model_folder
 from .averaging import AveragingMixin
-from .card import task_of
-from .card_text import as_text
 from .core.errors import InputError
 from .core.files import last_checkpoint
 from .cpu.attention import can_lay_rows_end_to_end
@@ -33,10 +35,8 @@ from .data import TokenStore, TokenStream, contents_digest, default_cache_dir, f
 from .models.configuration_tfm import SIZES, TfmConfig
 from .objectives import Masked, SentencePairs, causal, masked_next_token
 from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
-from .packed_rows import PackedRows, sentence_label, sentence_loss
 from .packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from .recipe import read_mapping, refuse_below
-from .record import base_model_name, write_model_folder
 from .sources import Source, left_out, list_files, parse_sources
 from .tokenization import tokenizer_fingerprint
 from .trainer import RunTrainer, bits_per_byte, check_arguments, data_seed, recipe_before

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .card import render_card, write_card
+from .artifacts.card import render_card, write_card
+from .artifacts.record import RECORD_FILE, model_facts, save_generation, with_cache
 from .core.errors import InputError
-from .record import RECORD_FILE, model_facts, save_generation, with_cache
 from .tokenization import save_tokenizer
 
 

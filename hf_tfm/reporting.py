@@ -12,11 +12,11 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from .artifacts.card import is_adapter, opening
+from .artifacts.record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
 from .batches import length_of
-from .card import is_adapter, opening
 from .finetuning import FinetuningRecipe
 from .metrics import Estimate
-from .record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
 from .records import Records, data_facts
 
 

@@ -22,10 +22,10 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from .artifacts.open import auto_class_of, fingerprint, open_model
 from .core.errors import InputError
 from .data import default_cache_dir, file_hash, open_arrays, write_arrays
 from .finetuning import longest_input
-from .loading import auto_class_of, fingerprint, open_model
 from .prediction import Predictor, open_predictor
 from .question_answering import reads_both_ways
 from .records import Records, read_record_file

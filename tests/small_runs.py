@@ -9,7 +9,7 @@ from finetune_checks import arguments, write
 from peft import LoraConfig, get_peft_model
 from tiny import CORPUS, build, build_tokenizer
 
-from hf_tfm.record import RECORD_FILE, RunRecord, model_facts
+from hf_tfm.artifacts.record import RECORD_FILE, RunRecord, model_facts
 from hf_tfm.tokenization import train_tokenizer
 
 

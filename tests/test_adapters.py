@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import hf_tfm
 from hf_tfm.adapters import add_adapter, merge_adapter
+from hf_tfm.artifacts.open import open_model
 from hf_tfm.cli import main as cli
 from hf_tfm.conversations import ChatEncoder, ConversationCollator, encode_conversations
 from hf_tfm.core.errors import InputError
 from hf_tfm.finetuning import FinetuningRecipe
-from hf_tfm.loading import open_model
 from hf_tfm.tokenization import train_tokenizer
 
 

@@ -12,12 +12,19 @@ from hub_server import complaints
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_tfm import card_text
-from hf_tfm.card import hub_results, read_evaluation, render_card, rewrite_card, write_card, write_results_card
+from hf_tfm.artifacts import card_text
+from hf_tfm.artifacts.card import (
+    hub_results,
+    read_evaluation,
+    render_card,
+    rewrite_card,
+    write_card,
+    write_results_card,
+)
+from hf_tfm.artifacts.open import auto_class_of
+from hf_tfm.artifacts.record import model_facts
 from hf_tfm.cli import main
 from hf_tfm.convert import export_model
-from hf_tfm.loading import auto_class_of
-from hf_tfm.record import model_facts
 
 
 def estimate(value: float, n: int) -> dict:

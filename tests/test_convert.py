@@ -21,8 +21,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
 
 import hf_tfm
 from hf_tfm import InputError, convert
+from hf_tfm.artifacts.families import FAMILIES
 from hf_tfm.convert import convert_folder, export_folder, export_model, import_model
-from hf_tfm.families import FAMILIES
 from hf_tfm.tokenization import save_tokenizer
 
 

@@ -73,7 +73,7 @@ def bars(html: str) -> dict[str, str]:
 
 
 def outputs(folder: Path, *texts: str):
-    from hf_tfm.loading import open_model
+    from hf_tfm.artifacts.open import open_model
 
     model, tokenizer = open_model(str(folder))
     with torch.no_grad():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_tfm import record
+from hf_tfm.artifacts import record
 from hf_tfm.core.energy import EnergyMeter
 
 

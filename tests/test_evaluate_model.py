@@ -16,8 +16,9 @@ from peft import LoraConfig, get_peft_model
 from tiny import build_tokenizer
 from transformers import AutoTokenizer
 
-from hf_tfm import TfmEncoderForMultipleChoice, card_text, evaluation
-from hf_tfm.record import RunRecord, model_facts
+from hf_tfm import TfmEncoderForMultipleChoice, evaluation
+from hf_tfm.artifacts import card_text
+from hf_tfm.artifacts.record import RunRecord, model_facts
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

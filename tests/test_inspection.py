@@ -135,7 +135,7 @@ def test_chat_draws_by_its_switches(speaker, monkeypatch, capsys):
 
 
 def test_chat_remembers_and_forgets(speaker):
-    from hf_tfm.loading import open_model
+    from hf_tfm.artifacts.open import open_model
 
     model, tokenizer = open_model(str(speaker))
     conversation = Chat(model, tokenizer, "be kind", max_new_tokens=4, do_sample=False)
@@ -152,7 +152,7 @@ def test_chat_remembers_and_forgets(speaker):
 
 
 def test_an_interrupted_answer_stays(speaker, monkeypatch):
-    from hf_tfm.loading import open_model
+    from hf_tfm.artifacts.open import open_model
 
     model, tokenizer = open_model(str(speaker))
 
@@ -195,7 +195,7 @@ def test_the_command_runs_the_package_and_says_nothing_else(tmp_path):
 
 def test_bytes_that_are_no_text_are_one_line(speaker):
     """Piped in, they would raise where they are read."""
-    from hf_tfm.loading import open_model
+    from hf_tfm.artifacts.open import open_model
 
     piped = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8")
     with pytest.raises(InputError, match="bytes that are no text in utf-8"):
@@ -203,7 +203,7 @@ def test_bytes_that_are_no_text_are_one_line(speaker):
 
 
 def test_a_conversation_in_tokens_that_the_model_has_not(speaker):
-    from hf_tfm.loading import open_model
+    from hf_tfm.artifacts.open import open_model
 
     _, tokenizer = open_model(str(speaker))
     with pytest.raises(InputError, match="the model has embeddings of 20"):

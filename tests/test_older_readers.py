@@ -15,9 +15,9 @@ import torch
 from tiny import PAD, VOCAB_SIZE, build, build_tokenizer
 from transformers import AutoTokenizer
 
+from hf_tfm.artifacts.families import FAMILIES
 from hf_tfm.cli import main as cli
 from hf_tfm.convert import export_folder, import_model, load_tfm
-from hf_tfm.families import FAMILIES
 from hf_tfm.tokenization import mend_tokenizer_files, save_tokenizer, train_tokenizer
 
 

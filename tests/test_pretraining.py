@@ -28,11 +28,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.artifacts.foreign import PackedRows
 from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.cpu.attention import WindowedAttention
 from hf_tfm.objectives import Masked, causal
 from hf_tfm.optim import zero_init_output_projections
-from hf_tfm.packed_rows import PackedRows
 from hf_tfm.pretraining import (
     PretrainArguments,
     PretrainTrainer,
@@ -264,7 +264,7 @@ def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path, monkeypat
     recipe = json.loads((whole_run / ".recipe.json").read_text())
     (out / ".recipe.json").write_text(json.dumps({name: recipe[name] for name in ("script", "max_steps", "seed")}))
     shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
-    monkeypatch.setattr("hf_tfm.record._commit", lambda: "f" * 40)
+    monkeypatch.setattr("hf_tfm.artifacts.record._commit", lambda: "f" * 40)
     assert pretrain_clm.main(arguments(files, out)) == 0
     assert_equal_weights(whole_run, out)
     # What a run took is what all of its parts took.

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from hf_tfm import cpu
+from hf_tfm.artifacts.open import auto_class_of, open_model
+from hf_tfm.artifacts.refresh import code_files
+from hf_tfm.artifacts.verify import reference_outputs
 from hf_tfm.convert import export_folder
 from hf_tfm.core.clean_process import stranger_environment
-from hf_tfm.loading import auto_class_of, open_model
-from hf_tfm.refresh import code_files
-from hf_tfm.verify import reference_outputs
 
 
 CARDS = Path(__file__).parents[1] / "model_cards"

@@ -17,9 +17,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_tfm import TfmEncoderDecoderModel, cli, verify
+from hf_tfm import TfmEncoderDecoderModel, cli
+from hf_tfm.artifacts import verify
+from hf_tfm.artifacts.verify import CHECKS, Subject
 from hf_tfm.models import modeling_tfm_decoder
-from hf_tfm.verify import CHECKS, Subject
 
 
 IN_PROCESS = [name for name in CHECKS if name != "clean process"]

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_tfm import InputError
+from hf_tfm.artifacts.open import open_model
 from hf_tfm.classification import read_task
 from hf_tfm.core.privacy import public_name
 from hf_tfm.finetuning import encode_records, longest_input
-from hf_tfm.loading import open_model
 from hf_tfm.metrics import Estimate, bootstrap, proportion
 from hf_tfm.prediction import Predictor
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from hf_tfm import InputError
 from hf_tfm.answers import answer
+from hf_tfm.artifacts.open import fingerprint, open_model
 from hf_tfm.convert import as_input_errors
 from hf_tfm.grounding import encode_question, holds
-from hf_tfm.loading import fingerprint, open_model
 from hf_tfm.metrics import proportion
 from hf_tfm.question_answering import Question, read_questions, unfold
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below

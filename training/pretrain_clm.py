@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hf_tfm import TfmDecoderConfig, cpu
+from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.core.errors import InputError
 from hf_tfm.decoding import encode_prompt
 from hf_tfm.denoisers import Denoisers, infill, parse_shares
@@ -34,7 +35,6 @@ from hf_tfm.pretraining import (
     run_identity,
 )
 from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.record import RunRecord
 
 import torch
 from transformers import AutoModelForCausalLM, set_seed

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm import InputError, TfmEncoderConfig
+from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.masks import fill_masks
 from hf_tfm.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
 from hf_tfm.pretraining import (
@@ -30,7 +31,6 @@ from hf_tfm.pretraining import (
     run_identity,
 )
 from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.record import RunRecord
 
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, set_seed
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core.errors import InputError
 from . import card_text
 from .card_text import has_own_code, is_adapter, opening, task_of
-from .core.errors import InputError
 from .record import CURVE_FILE, RECORD_FILE, read_record
 
 

@@ -9,13 +9,13 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..convert import as_input_errors, read_config
+from ..core.errors import InputError
+from ..core.quiet import quiet
+from ..cpu.compile import keep_freed_memory
+from ..tokenization import tokenizer_fingerprint
 from .card import task_of
-from .convert import as_input_errors, read_config
-from .core.errors import InputError
-from .core.quiet import quiet
-from .cpu.compile import keep_freed_memory
 from .record import RECORD_FILE, read_record
-from .tokenization import tokenizer_fingerprint
 
 
 ADAPTER_FILE = "adapter_config.json"

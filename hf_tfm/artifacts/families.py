@@ -14,9 +14,9 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .core.errors import InputError
-from .models import modeling_tfm_decoder, modeling_tfm_encoder
-from .models.configuration_tfm import TfmConfig, TfmDecoderConfig, TfmEncoderConfig
+from ..core.errors import InputError
+from ..models import modeling_tfm_decoder, modeling_tfm_encoder
+from ..models.configuration_tfm import TfmConfig, TfmDecoderConfig, TfmEncoderConfig
 
 
 Table = dict[str, str | tuple[str, ...]]

@@ -20,16 +20,16 @@ from packaging.version import Version
 from torch import nn
 from transformers import EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from .convert import outputs_of
-from .core.clean_process import DoesNotLoad, outputs_for_a_stranger
-from .core.errors import InputError
-from .core.quiet import quiet
-from .loading import ADAPTER_FILE, auto_class_of, open_model, recorded
-from .models.configuration_tfm import TfmConfig
-from .models.modeling_tfm import CACHE_NAME
-from .packed_rows import PackedRows, loss_adds_up, sentence_label
+from ..convert import outputs_of
+from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
+from ..core.errors import InputError
+from ..core.quiet import quiet
+from ..models.configuration_tfm import TfmConfig
+from ..models.modeling_tfm import CACHE_NAME
+from ..tokenization import save_tokenizer
+from .foreign import PackedRows, loss_adds_up, sentence_label
+from .open import ADAPTER_FILE, auto_class_of, open_model, recorded
 from .record import versions
-from .tokenization import save_tokenizer
 
 
 TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller

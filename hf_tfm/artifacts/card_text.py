@@ -275,10 +275,10 @@ def _ways(record: dict[str, Any]) -> str:
 
 def native_families(record: dict[str, Any]) -> dict[str, str]:
     """The native families that a model of this package can be given out as: their names by those of `hf-tfm export`."""
-    from .convert import native_config
-    from .core.errors import InputError
+    from ..convert import native_config
+    from ..core.errors import InputError
+    from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
     from .families import FAMILIES
-    from .models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 
     fields, found = record["model"]["config"], {}
     sides = {"tfm_decoder": TfmDecoderConfig, "tfm_encoder": TfmEncoderConfig}

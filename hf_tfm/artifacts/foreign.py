@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
+from ..models.configuration_tfm import TfmConfig
 from .card_text import task_of
-from .models.configuration_tfm import TfmConfig
 
 
 Mask = Literal["all", "by layer"] | None
