@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 
 
 def _push_to_hub(model: PreTrainedModel, repo_id: str, **options: Any) -> "CommitInfo":
-    """See [`hf_tfm.pushing.push_model`], which is imported when it is needed."""
-    from .pushing import push_model
+    """See [`hf_tfm.hub.trainer.push_model`], which is imported when it is needed."""
+    from .hub.trainer import push_model
 
     return push_model(model, repo_id, **options)
 

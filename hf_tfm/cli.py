@@ -524,11 +524,11 @@ def push(args: argparse.Namespace) -> None:
     """Check a folder in a clean process, then put it onto the Hub in one commit, with code, tokenizer and card."""
     from huggingface_hub.utils import enable_progress_bars
 
-    from . import hub
+    from .hub import push
 
-    hub.check_name(args.repo)
+    push.check_name(args.repo)
     checks = {"base": args.base, "hub_base": args.base_model, "trust_remote_code": args.trust_remote_code}
-    with hub.checked_folder(args.folder, **checks) as checked:
+    with push.checked_folder(args.folder, **checks) as checked:
         print(f"checked    {args.folder}: {len(checked.files)} files, {checked.size:,} bytes")
         if checked.difference is not None:
             print(f"opened     in a clean process, where its outputs differ by {checked.difference:.1e} at most")
@@ -537,7 +537,7 @@ def push(args: argparse.Namespace) -> None:
             return
         if sys.stderr.isatty():
             enable_progress_bars()
-        pushed = hub.upload(checked, args.repo, args.private or None, args.revision, args.tag, args.message)
+        pushed = push.upload(checked, args.repo, args.private or None, args.revision, args.tag, args.message)
     tagged = f", tag {args.tag}" if args.tag else ""
     print(f"pushed     {pushed.url} at {pushed.revision}, commit {pushed.commit.oid[:12]}{tagged}")
     revision = args.tag or args.revision

@@ -11,7 +11,7 @@ from .artifacts.open import ADAPTER_FILE, recorded
 from .convert import refuse_existing, whole_folder
 from .core.errors import InputError
 from .demo import build
-from .hub import check_files, files_to_push
+from .hub.push import check_files, files_to_push
 
 
 # What the page imports; the rest of the package's requirements is for training.

@@ -28,7 +28,7 @@ from .core.errors import InputError
 from .core.files import atomic_folder, last_checkpoint, rotate, staging_folder
 from .cpu.attention import use_blockwise_attention
 from .cpu.compile import keep_freed_memory, uncompile_blocks
-from .pushing import PushMixin
+from .hub.trainer import PushMixin
 from .recipe import refuse_below, refuse_ignored
 from .tokenization import mend_tokenizer_files
 

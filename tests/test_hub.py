@@ -18,9 +18,9 @@ import torch
 from hub_server import TOKEN, USER, HubServer
 from test_modeling import logits_of
 
-from hf_tfm import hub
 from hf_tfm.cli import main
 from hf_tfm.core.errors import InputError
+from hf_tfm.hub import push
 from hf_tfm.tokenization import save_tokenizer
 
 
@@ -45,7 +45,7 @@ def test_a_runs_state_is_no_part_of_a_model(tmp_path):
     for name in kept + left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert set(hub.files_to_push(tmp_path)) == set(kept)
+    assert set(push.files_to_push(tmp_path)) == set(kept)
 
 
 # Checks that fail
@@ -75,7 +75,7 @@ def decoder(whole, tmp_path) -> Path:
 
 def refusal(folder: Path, capsys, monkeypatch, *options: str, repo: str = "me/x") -> str:
     """The one line that a push is refused with; nothing may have been uploaded."""
-    monkeypatch.setattr(hub, "upload", lambda *_: pytest.fail("it was uploaded"))
+    monkeypatch.setattr(push, "upload", lambda *_: pytest.fail("it was uploaded"))
     capsys.readouterr()
     assert main(["push", str(folder), repo, *options]) == 2
     printed = capsys.readouterr()
@@ -208,7 +208,7 @@ def content_of(server: HubServer, file: dict) -> bytes:
 def test_older_tokenizer_files_are_mended_on_the_way(decoder):
     tiny.build_tokenizer().save_pretrained(decoder)
     saved = (decoder / "tokenizer_config.json").read_text()
-    with hub.checked_folder(decoder, clean_process=False) as checked:
+    with push.checked_folder(decoder, clean_process=False) as checked:
         pushed = json.loads(checked.files["tokenizer_config.json"].read_text())
     assert pushed["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (decoder / "tokenizer_config.json").read_text() == saved
@@ -218,7 +218,7 @@ def test_the_whole_folder_is_there(pushed, server, whole):
     assert pushed["codes"][:4] == [0] * 4, pushed["errors"][-2000:]
     for revision, folder in (("v1", "decoder"), ("dev", "classifier")):
         there = files_at(server, f"models/me/{folder}", revision)
-        for name, path in hub.files_to_push(whole / folder).items():
+        for name, path in push.files_to_push(whole / folder).items():
             assert content_of(server, there[name]) == path.read_bytes(), name
         assert {"config.json", "tokenizer.json", "modeling_tfm.py", "configuration_tfm.py"} <= there.keys()
     assert len([name for name in there if name.endswith(".safetensors")]) > 1
@@ -385,9 +385,9 @@ def test_what_one_thread_closed_for_the_others_is_sent_again():
             raise answer
         return answer
 
-    assert hub.again_if_closed(call) == "done"
+    assert push.again_if_closed(call) == "done"
     with pytest.raises(RuntimeError, match="disk"):
-        hub.again_if_closed(call)
+        push.again_if_closed(call)
 
 
 def test_a_push_that_is_killed_goes_on_where_it_was(large, tmp_path):
@@ -431,7 +431,7 @@ def check_large(root: Path, large: Path) -> None:
     repo = json.loads((root / "repos.json").read_text())["models/me/large"]
     assert len(repo["commits"]) == 2
     files = repo["commits"][repo["refs"]["heads/main"]]["files"]
-    for name, path in hub.files_to_push(large).items():
+    for name, path in push.files_to_push(large).items():
         assert (root / "contents" / (files[name]["lfs"] or files[name]["oid"])).read_bytes() == path.read_bytes(), name
 
 
@@ -448,7 +448,7 @@ def test_weights_that_the_folder_no_longer_has_go(server, large, tmp_path):
 
 
 def test_what_the_hub_says_is_told_without_the_token():
-    with pytest.raises(InputError) as refused, hub.hub_errors("me/x", TOKEN):
+    with pytest.raises(InputError) as refused, push.hub_errors("me/x", TOKEN):
         raise OSError(f"cannot send Bearer {TOKEN}\nto it")
     assert TOKEN not in str(refused.value) and "\n" not in str(refused.value)
 
@@ -580,5 +580,5 @@ def test_the_official_javascript_client_reads_it_and_writes_beside_it(pushed, se
         script.unlink()
     assert done.returncode == 0, done.stderr[-2000:]
     there = files_at(server, f"models/{USER}/from-javascript")
-    for name, path in hub.files_to_push(whole / "decoder").items():
+    for name, path in push.files_to_push(whole / "decoder").items():
         assert (out / name).read_bytes() == path.read_bytes() == content_of(server, there[name]), name

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .artifacts.card import render_card, write_card
-from .artifacts.record import RECORD_FILE, model_facts, save_generation, with_cache
-from .core.errors import InputError
-from .tokenization import save_tokenizer
+from ..artifacts.card import render_card, write_card
+from ..artifacts.record import RECORD_FILE, model_facts, save_generation, with_cache
+from ..core.errors import InputError
+from ..tokenization import save_tokenizer
 
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def push_model(
     Raises:
         InputError: as [`push_folder`]; there is no tokenizer.
     """
-    from .hub import files_to_push, hub_errors, push_folder
+    from .push import files_to_push, hub_errors, push_folder
 
     if "/" not in repo_id:
         with hub_errors(repo_id, token):
@@ -90,7 +90,7 @@ class PushMixin(_Trainer):
     """
 
     def init_hf_repo(self, token: str | None = None, **options: Any) -> None:
-        from .hub import hub_errors
+        from .push import hub_errors
 
         with hub_errors(str(self.args.hub_model_id or self.args.output_dir), token or self.args.hub_token):
             super().init_hf_repo(token, **options)
@@ -105,7 +105,7 @@ class PushMixin(_Trainer):
         **card: Any,
     ) -> CommitInfo | None:
         """Push the output folder, written first if the run has not done so. It returns when all is there."""
-        from .hub import push_folder
+        from .push import push_folder
 
         if self.hub_model_id is None:
             # transformers 5.20 has no `private` there
@@ -134,7 +134,7 @@ class PushMixin(_Trainer):
             return
         from transformers.utils import PushInProgress
 
-        from .hub import files_to_push, gather, push_folder
+        from .push import files_to_push, gather, push_folder
 
         # Its files may be deleted by a later checkpoint before they are sent.
         place = tempfile.TemporaryDirectory()

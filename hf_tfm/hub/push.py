@@ -32,15 +32,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .artifacts.card import EVALUATION_FILE, render_card, write_card, write_results_card
-from .artifacts.open import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
-from .artifacts.record import RECORD_FILE, model_facts, read_record
-from .artifacts.verify import Broken, Subject, compare
-from .convert import as_input_errors, outputs_of
-from .core.clean_process import DoesNotLoad, outputs_for_a_stranger
-from .core.errors import InputError
-from .core.privacy import private_part
-from .tokenization import mend_tokenizer_files
+from ..artifacts.card import EVALUATION_FILE, render_card, write_card, write_results_card
+from ..artifacts.open import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
+from ..artifacts.record import RECORD_FILE, model_facts, read_record
+from ..artifacts.verify import Broken, Subject, compare
+from ..convert import as_input_errors, outputs_of
+from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
+from ..core.errors import InputError
+from ..core.privacy import private_part
+from ..tokenization import mend_tokenizer_files
 
 
 # What a run keeps beside a model to go on with: no part of it.
