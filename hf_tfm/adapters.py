@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from .core.errors import InputError
-from .tokenization import save_tokenizer
+from .data.tokenizer import save_tokenizer
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import cpu
-from .conversations import IGNORED
+from .data.chat import IGNORED
 from .decoding import plain_settings
 from .evaluation import LanguageModel, Row
 from .finetuning import FinetuningTrainer, longest_input, refuse_diverged

@@ -29,10 +29,10 @@ from .artifacts.card import rewrite_card
 from .artifacts.families import FAMILIES, Family
 from .artifacts.record import RECORD_FILE, model_facts
 from .core.errors import InputError
+from .data.tokenizer import mend_tokenizer_files, save_tokenizer
 from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
 from .models import modeling_tfm_decoder, modeling_tfm_encoder
 from .models.configuration_tfm import TfmConfig
-from .tokenization import mend_tokenizer_files, save_tokenizer
 
 
 Weights = dict[str, torch.Tensor]

@@ -22,12 +22,12 @@ from sentence_transformers.util import is_sentence_transformer_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .adapters import load_inside, merge_inside, save_inside
-from .batches import SeededLengthGroups
 from .core.errors import InputError
 from .core.quiet import quiet
+from .data.batches import SeededLengthGroups
+from .data.records import Records
 from .finetuning import refuse_diverged
 from .metrics import Estimate, bootstrap
-from .records import Records
 from .trainer import RunMixin
 
 

@@ -22,12 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import cpu
 from .core.errors import InputError
-from .data import document_ends, encode_documents
+from .data.records import Records, iter_records
+from .data.sources import read_documents
+from .data.tokenizer import encode_text
+from .data.tokens import document_ends, encode_documents
 from .finetuning import longest_input
 from .metrics import Estimate, bootstrap, proportion
-from .records import Records, iter_records
-from .sources import read_documents
-from .tokenization import encode_text
 
 
 # Logits that exist at one time, `(positions, vocabulary)`: 128 MB in fp32.

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from .convert import as_input_errors, export_model, load_tfm, refuse_existing, whole_folder
 from .core.errors import InputError
+from .data.tokenizer import GGUF_PRE_TOKENIZER
 from .export_check import TEXTS, Report, Rows, TorchSide, Weights, compare, report_on, rows_for, write_usage
 from .models.modeling_tfm_decoder import TfmDecoderForCausalLM
-from .tokenization import GGUF_PRE_TOKENIZER
 
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")

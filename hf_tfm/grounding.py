@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import answer
-from .conversations import ChatEncoder
 from .core.errors import InputError
+from .data.chat import ChatEncoder
 from .finetuning import longest_input, refuse_unknown_tokens
 from .prediction import Predictor
 from .retrieval import Index, Passage

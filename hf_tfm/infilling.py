@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import cpu
 from .core.errors import InputError
-from .data import document_ends
-from .denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
+from .data.denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
+from .data.tokenizer import encode_text
+from .data.tokens import document_ends
 from .finetuning import longest_input
 from .metrics import Estimate, bootstrap, proportion
 from .models.modeling_tfm_infilling import fill_masks_together
-from .tokenization import encode_text
 
 
 Ids = list[int]

@@ -8,13 +8,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import multiple_choice, question_answering, tagging
-from .batches import RightPadding, length_of
 from .classification import Task, label_ids, written_labels
 from .core.errors import InputError
 from .cpu.encoding import use_unpadded_encoding
+from .data.batches import RightPadding, length_of
+from .data.records import Records
 from .finetuning import encode_records, longest_input, refuse_unknown_tokens
 from .metrics import Estimate
-from .records import Records
 
 
 def task_of_model(model: PreTrainedModel, field: str, records: Records) -> Task:

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .core.errors import InputError
+from .data.records import Records, split_list
 from .metrics import Estimate, proportion
-from .records import Records, split_list
 
 
 METRICS = ("accuracy",)

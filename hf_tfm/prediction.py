@@ -30,11 +30,11 @@ from . import multiple_choice, question_answering, tagging
 from .artifacts.open import auto_class_of, open_model
 from .artifacts.record import RECORD_FILE, read_record
 from .core.errors import InputError
+from .data.records import Records, iter_records
+from .data.tokenizer import encode_text
 from .evaluation import LanguageModel, document_rows
 from .finetuning import encode_records, longest_input
 from .labelled import predict_rows
-from .records import Records, iter_records
-from .tokenization import encode_text
 
 
 CHUNK = 1024  # records that are in memory at one time

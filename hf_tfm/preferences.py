@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .conversations import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
 from .core.errors import InputError
+from .data.chat import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
+from .data.records import Records
 from .finetuning import refuse_diverged
 from .metrics import Estimate, proportion
-from .records import Records
 
 
 class Pair(NamedTuple):

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from .classification import Task
 from .core.errors import InputError
+from .data.records import Records
+from .data.tokenizer import encode_text
 from .evaluation import LanguageModel, only_at
 from .models.modeling_tfm import CACHE_NAME
-from .records import Records
-from .tokenization import encode_text
 
 
 # What stands in place of a record to learn which labels a prompt favours by itself (Zhao et al. 2021).

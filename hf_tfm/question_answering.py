@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .core.errors import InputError
+from .data.records import Records
 from .metrics import Estimate, bootstrap
-from .records import Records
 
 
 METRICS = ("f1", "exact_match")

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from .artifacts.card import is_adapter, opening
 from .artifacts.record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
-from .batches import length_of
+from .data.batches import length_of
+from .data.records import Records, data_facts
 from .finetuning import FinetuningRecipe
 from .metrics import Estimate
-from .records import Records, data_facts
 
 
 def begin_record(

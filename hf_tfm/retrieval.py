@@ -24,13 +24,8 @@ from tqdm.auto import tqdm
 
 from .artifacts.open import auto_class_of, fingerprint, open_model
 from .core.errors import InputError
-from .data import default_cache_dir, file_hash, open_arrays, write_arrays
-from .finetuning import longest_input
-from .prediction import Predictor, open_predictor
-from .question_answering import reads_both_ways
-from .records import Records, read_record_file
-from .search import BM25, Hit, fuse, nearest
-from .sources import (
+from .data.records import Records, read_record_file
+from .data.sources import (
     PLAIN_TEXT,
     READERS,
     SENTENCE_END,
@@ -41,6 +36,11 @@ from .sources import (
     read_documents,
     read_file,
 )
+from .data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
+from .finetuning import longest_input
+from .prediction import Predictor, open_predictor
+from .question_answering import reads_both_ways
+from .search import BM25, Hit, fuse, nearest
 
 
 INDEX_FILE, PASSAGES, VECTORS = "index.json", "passages", "vectors.bin"

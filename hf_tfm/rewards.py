@@ -13,10 +13,10 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import Answer, answer
-from .conversations import ChatEncoder, Message, read_prompt
 from .core.errors import InputError
+from .data.chat import ChatEncoder, Message, read_prompt
+from .data.records import Records
 from .metrics import Estimate, bootstrap, proportion
-from .records import Records
 
 
 # What an answer earns by its text, and the number of the record that it answers.

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .core.errors import InputError
+from .data.sources import SENTENCE_END, read_documents
 from .finetuning import longest_input
 from .inspection import save_figure, spread
-from .sources import SENTENCE_END, read_documents
 
 
 # Characters of a sentence that are kept on each side of the word.

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .classification import label_ids, listed_names, written_label
 from .core.errors import InputError
+from .data.records import Records, split_list
 from .metrics import Estimate, bootstrap
-from .records import Records, split_list
 
 
 _ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+")

@@ -28,9 +28,9 @@ from .core.errors import InputError
 from .core.files import atomic_folder, last_checkpoint, rotate, staging_folder
 from .cpu.attention import use_blockwise_attention
 from .cpu.compile import keep_freed_memory, uncompile_blocks
+from .data.tokenizer import mend_tokenizer_files
 from .hub.trainer import PushMixin
 from .recipe import refuse_below, refuse_ignored
-from .tokenization import mend_tokenizer_files
 
 
 RECIPE_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model

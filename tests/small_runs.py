@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import CORPUS, build, build_tokenizer
 
 from hf_tfm.artifacts.record import RECORD_FILE, RunRecord, model_facts
-from hf_tfm.tokenization import train_tokenizer
+from hf_tfm.data.tokenizer import train_tokenizer
 
 
 TRAINING = Path(__file__).parents[1] / "training"

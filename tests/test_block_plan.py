@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from hf_tfm import block_plan
-from hf_tfm.block_plan import BlockPlan, best_fit_decreasing
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import TokenStore, write_arrays
+from hf_tfm.data import block_plan
+from hf_tfm.data.block_plan import BlockPlan, best_fit_decreasing
+from hf_tfm.data.tokens import TokenStore, write_arrays
 
 
 DISTRIBUTIONS = {

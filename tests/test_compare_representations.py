@@ -10,8 +10,8 @@ import torch
 from finetune_checks import write
 from tiny import CORPUS, build, build_tokenizer
 
+from hf_tfm.data.records import Records
 from hf_tfm.prediction import Predictor
-from hf_tfm.records import Records
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -23,7 +23,7 @@ import hf_tfm
 from hf_tfm import InputError, convert
 from hf_tfm.artifacts.families import FAMILIES
 from hf_tfm.convert import convert_folder, export_folder, export_model, import_model
-from hf_tfm.tokenization import save_tokenizer
+from hf_tfm.data.tokenizer import save_tokenizer
 
 
 EVERY_HEAD = [(family, head) for family, each in FAMILIES.items() for head in each.heads]

@@ -16,9 +16,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_tfm import data
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import TokenStore, TokenStream, contents_digest, encode_documents
+from hf_tfm.data import tokens as data
+from hf_tfm.data.tokens import TokenStore, TokenStream, contents_digest, encode_documents
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_the_number_of_workers_changes_nothing(file, tokenizer, tmp_path, small_
 
 
 def test_long_documents_are_tokenised_in_parts_but_stay_one(tokenizer, monkeypatch):
-    monkeypatch.setattr("hf_tfm.sources.MAX_CHARACTERS", 100)
+    monkeypatch.setattr("hf_tfm.data.sources.MAX_CHARACTERS", 100)
     texts = ["the cat sat on the mat\n" * 50, "short", "x" * 450]
     store = TokenStore.from_texts(texts, tokenizer, wrap=False)
     assert [tokenizer.decode(store[i]) for i in range(3)] == texts

@@ -22,7 +22,7 @@ from tiny import build, build_tokenizer
 
 from hf_tfm.cli import main
 from hf_tfm.core.errors import InputError
-from hf_tfm.tokenization import train_tokenizer
+from hf_tfm.data.tokenizer import train_tokenizer
 
 
 HEADS = {
@@ -148,8 +148,8 @@ def test_tags_are_marked_where_they_are(demo, folders):
 
 
 def test_answers_are_marked_in_the_text(demo, folders):
+    from hf_tfm.data.records import Records
     from hf_tfm.prediction import open_predictor
-    from hf_tfm.records import Records
 
     folder, context = folders / "TfmEncoderForQuestionAnswering", "the cat sat on the mat and looked at the moon"
     shown = event(demo.build(str(folder)), "find_the_answer")("who sat?", context)

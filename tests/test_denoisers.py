@@ -15,11 +15,11 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_tfm import InputError, TfmDecoderConfig, TfmDecoderForCausalLM
-from hf_tfm.data import TokenStore
-from hf_tfm.denoisers import SPANS, Denoisers, DenoisingTokens, fill_gaps, infill, parse_shares
-from hf_tfm.objectives import causal
-from hf_tfm.packing import PackedBlocks, StepBatches, shorten
-from hf_tfm.tokenization import encode_text, train_tokenizer
+from hf_tfm.data.denoisers import SPANS, Denoisers, DenoisingTokens, fill_gaps, infill, parse_shares
+from hf_tfm.data.objectives import causal
+from hf_tfm.data.packing import PackedBlocks, StepBatches, shorten
+from hf_tfm.data.tokenizer import encode_text, train_tokenizer
+from hf_tfm.data.tokens import TokenStore
 from hf_tfm.trainer import ProgressLine
 
 

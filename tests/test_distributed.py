@@ -18,7 +18,7 @@ from tiny import build, build_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_tfm.core.files import complete_checkpoints
-from hf_tfm.tokenization import train_tokenizer
+from hf_tfm.data.tokenizer import train_tokenizer
 
 
 import pretrain_clm  # noqa: E402 isort: skip (its folder is on the path since the import above)

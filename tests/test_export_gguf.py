@@ -9,9 +9,9 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.export import export
 from hf_tfm.export_gguf import pre_tokenizer_rule
-from hf_tfm.tokenization import train_tokenizer
 
 
 gguf = pytest.importorskip("gguf")

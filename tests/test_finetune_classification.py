@@ -40,10 +40,10 @@ from hf_tfm.artifacts.open import open_model
 from hf_tfm.classification import baselines, plot_confusion, read_task
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.data.records import Records, carve, read_records
 from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, load_model, longest_input
 from hf_tfm.labelled import task_of_model
 from hf_tfm.prediction import open_predictor
-from hf_tfm.records import Records, carve, read_records
 from hf_tfm.trainer import ProgressLine
 
 

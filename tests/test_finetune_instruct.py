@@ -21,13 +21,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_tfm import conversations
 from hf_tfm.answers import answer, nats_and_tokens
-from hf_tfm.conversations import ChatEncoder, ConversationCollator, encode_conversations, ensure_chat_template
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
-from hf_tfm.records import Records
-from hf_tfm.tokenization import train_tokenizer
+from hf_tfm.data import chat
+from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations, ensure_chat_template
+from hf_tfm.data.records import Records
+from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.trainer import ProgressLine
 
 
@@ -93,9 +93,9 @@ def test_records_of_three_shapes_say_the_same():
         {"messages": [{"role": "user", "content": "add\n\n1 and 2"}, {"role": "assistant", "content": "3"}]},
         {"prompt": [{"role": "user", "content": "add\n\n1 and 2"}], "completion": "3"},
     ]
-    found = conversations.read_conversations(Records(records, ["x"] * 4, "x"))
+    found = chat.read_conversations(Records(records, ["x"] * 4, "x"))
     assert all(messages == found[2] for messages in found)
-    [without_input] = conversations.read_conversations(
+    [without_input] = chat.read_conversations(
         Records([{"instruction": "add", "input": float("nan"), "output": "3"}], ["x"], "x")
     )
     assert without_input[0]["content"] == "add"
@@ -115,7 +115,7 @@ def test_only_what_the_assistant_says_is_trained_and_its_end(kind):
     assert encoder.prompt(TALK[:3], "here") == list(asked) == tokens.split()[0]
     assert tokenizer.decode(tokens.split()[1]) == f"six ships sailed{end}"
     row = encode_conversations(encoder, [TALK], ["here"], 200).rows[0]
-    shown = conversations.show(tokenizer, row)
+    shown = chat.show(tokenizer, row)
     assert f"⟦the kettle sang{end}⟧" in shown and shown.count("⟦") == 2
 
 
@@ -179,7 +179,7 @@ def test_packed_equals_padded_equals_alone(train_on_prompts):
     encoder = ChatEncoder(foreign_tokenizer(MARKED))
     talks = [TALK[:2], TALK[2:], TALK, [TALK[0], TALK[3]]]
     rows = encode_conversations(encoder, talks, ["x"] * 4, 64, train_on_prompts).rows
-    packed = conversations.pack(rows, 64, 0)
+    packed = chat.pack(rows, 64, 0)
     assert len(packed) < len(rows) and all(len(row["input_ids"]) == 64 for row in packed)
     collate = ConversationCollator(0)
     for name, model in models().items():
@@ -201,9 +201,9 @@ def test_packed_equals_padded_equals_alone(train_on_prompts):
 def test_a_model_that_leaks_is_found_out(monkeypatch):
     encoder = ChatEncoder(foreign_tokenizer(MARKED))
     rows = encode_conversations(encoder, [TALK[:2], TALK[2:]], ["x"] * 2, 64).rows
-    packed = conversations.pack(rows, 64, 0)
+    packed = chat.pack(rows, 64, 0)
     for model in models().values():
-        conversations.check_packing(model, packed)
+        chat.check_packing(model, packed)
     real = LlamaForCausalLM.forward
 
     def leaky(self, input_ids=None, position_ids=None, **kwargs):
@@ -211,7 +211,7 @@ def test_a_model_that_leaks_is_found_out(monkeypatch):
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", leaky)
     with pytest.raises(InputError, match="--packing false"):
-        conversations.check_packing(models()["llama"], packed)
+        chat.check_packing(models()["llama"], packed)
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_tfm.conversations import ChatEncoder
 from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.data.chat import ChatEncoder
+from hf_tfm.data.records import Records
+from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.preferences import encode_pairs, read_pairs
-from hf_tfm.records import Records
-from hf_tfm.tokenization import train_tokenizer
 from hf_tfm.trainer import ProgressLine
 
 

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
-from hf_tfm.records import Records
+from hf_tfm.data.records import Records
+from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.rewards import number_in, read_verifier
-from hf_tfm.tokenization import train_tokenizer
 from hf_tfm.trainer import ProgressLine
 
 

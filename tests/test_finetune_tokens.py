@@ -29,9 +29,9 @@ from hf_tfm import tagging
 from hf_tfm.adapters import merge_adapter
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.data.records import Records
 from hf_tfm.finetuning import FinetuningTrainer
 from hf_tfm.recipe import parse_recipe
-from hf_tfm.records import Records
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -20,8 +20,8 @@ from test_modeling import logits_of
 
 from hf_tfm.cli import main
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.tokenizer import save_tokenizer
 from hf_tfm.hub import push
-from hf_tfm.tokenization import save_tokenizer
 
 
 HERE = Path(__file__).parent

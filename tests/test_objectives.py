@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 import hf_tfm
 from hf_tfm import InputError, TfmDecoderConfig, TfmEncoderConfig
-from hf_tfm.data import TokenStore
-from hf_tfm.objectives import (
+from hf_tfm.data.objectives import (
     CausalFirst,
     DrawnRate,
     Hybrid,
@@ -27,8 +26,9 @@ from hf_tfm.objectives import (
     uniform,
     word_starts,
 )
-from hf_tfm.packing import PackedBlocks
-from hf_tfm.tokenization import train_tokenizer
+from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.tokenizer import train_tokenizer
+from hf_tfm.data.tokens import TokenStore
 
 
 TEXTS = [

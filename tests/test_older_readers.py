@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from hf_tfm.artifacts.families import FAMILIES
 from hf_tfm.cli import main as cli
 from hf_tfm.convert import export_folder, import_model, load_tfm
-from hf_tfm.tokenization import mend_tokenizer_files, save_tokenizer, train_tokenizer
+from hf_tfm.data.tokenizer import mend_tokenizer_files, save_tokenizer, train_tokenizer
 
 
 OLDER = os.environ.get("HF_TFM_V4_PYTHON")

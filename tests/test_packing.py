@@ -11,10 +11,10 @@ import torch
 from test_block_plan import make_store, sample
 from transformers import Trainer, TrainingArguments
 
-from hf_tfm.block_plan import BlockPlan
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import TokenStore, TokenStream
-from hf_tfm.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks, permute, shorten
+from hf_tfm.data.block_plan import BlockPlan
+from hf_tfm.data.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks, permute, shorten
+from hf_tfm.data.tokens import TokenStore, TokenStream
 
 
 LENGTH = 64

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from hf_tfm import prediction, question_answering
 from hf_tfm.cli import main
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import document_ends
+from hf_tfm.data.tokens import document_ends
 from hf_tfm.prediction import open_predictor, predict_file
 
 

@@ -31,7 +31,8 @@ from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.artifacts.foreign import PackedRows
 from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.cpu.attention import WindowedAttention
-from hf_tfm.objectives import Masked, causal
+from hf_tfm.data.objectives import Masked, causal
+from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.optim import zero_init_output_projections
 from hf_tfm.pretraining import (
     PretrainArguments,
@@ -45,7 +46,6 @@ from hf_tfm.pretraining import (
     prepare_data,
 )
 from hf_tfm.recipe import parse_recipe
-from hf_tfm.tokenization import train_tokenizer
 from hf_tfm.trainer import ProgressLine, RunMixin
 
 

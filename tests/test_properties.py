@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 import hf_tfm
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig, cli
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import TokenStore
+from hf_tfm.data.objectives import Masked, causal
+from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.tokenizer import train_tokenizer
+from hf_tfm.data.tokens import TokenStore
 from hf_tfm.models.configuration_tfm import ACTIVATIONS
-from hf_tfm.objectives import Masked, causal
-from hf_tfm.packing import PackedBlocks
-from hf_tfm.tokenization import train_tokenizer
 
 
 EXAMPLES = os.environ.get("HF_TFM_EXAMPLES")

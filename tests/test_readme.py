@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 from hf_tfm import cli, recipe
 from hf_tfm.core.errors import InputError, OneLineParser
-from hf_tfm.tokenization import train_tokenizer
+from hf_tfm.data.tokenizer import train_tokenizer
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -14,9 +14,17 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from hf_tfm import sources
 from hf_tfm.core.errors import InputError
-from hf_tfm.sources import DocumentStream, Source, left_out, list_files, parse_source, parse_sources, read_documents
+from hf_tfm.data import sources
+from hf_tfm.data.sources import (
+    DocumentStream,
+    Source,
+    left_out,
+    list_files,
+    parse_source,
+    parse_sources,
+    read_documents,
+)
 
 
 TEXTS = ["one\ntwo", 'quo"te, comma\ttab', "naïve ☃ 🎈", "[3] }{", "last"]

@@ -16,8 +16,7 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, pipeline
 
 from hf_tfm import InputError
-from hf_tfm.finetuning import separate_pairs
-from hf_tfm.tokenization import (
+from hf_tfm.data.tokenizer import (
     GGUF_PRE_TOKENIZER,
     encode_chat,
     encode_text,
@@ -25,6 +24,7 @@ from hf_tfm.tokenization import (
     train_tokenizer,
     trim_offsets,
 )
+from hf_tfm.finetuning import separate_pairs
 from training import train_tokenizer as script
 
 
@@ -381,7 +381,7 @@ def test_the_fingerprint_changes_with_the_ids_and_with_nothing_else(trained, cor
 def test_training_is_the_same_in_every_process(trained, corpus, tmp_path):
     (tmp_path / "corpus.json").write_text(json.dumps(corpus))
     program = (
-        "import json, sys; from hf_tfm.tokenization import *; texts = json.load(open(sys.argv[1]))\n"
+        "import json, sys; from hf_tfm.data.tokenizer import *; texts = json.load(open(sys.argv[1]))\n"
         "print(*(tokenizer_fingerprint(train_tokenizer(texts, kind, 600, num_spare_tokens=2)) "
         "for kind in ('bpe', 'wordpiece')))"
     )

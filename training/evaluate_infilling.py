@@ -23,10 +23,10 @@ from pathlib import Path
 
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import auto_class_of, fingerprint, open_model, recorded
+from hf_tfm.data.sources import read_documents
 from hf_tfm.infilling import WAYS, cut_gaps, measure_infilling
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.results import Results, content
-from hf_tfm.sources import read_documents
 
 import torch
 

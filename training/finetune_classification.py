@@ -18,12 +18,12 @@ from typing import Any
 
 from hf_tfm import finetuning, reporting
 from hf_tfm.adapters import add_adapter
-from hf_tfm.batches import PAD_TO_MULTIPLE_OF
 from hf_tfm.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.batches import PAD_TO_MULTIPLE_OF
+from hf_tfm.data.records import Records, read_records
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
 from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
 
 import numpy as np

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from hf_tfm import finetuning, reporting
 from hf_tfm.adapters import add_adapter, merge_inside
 from hf_tfm.core.errors import InputError, needs_extra
+from hf_tfm.data.records import Records, read_records
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
 
 from transformers import AutoModel, set_seed

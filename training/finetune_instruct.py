@@ -15,15 +15,16 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_tfm import answers, conversations, finetuning, reporting
+from hf_tfm import answers, finetuning, reporting
 from hf_tfm.adapters import add_adapter
-from hf_tfm.conversations import ChatEncoder, ConversationCollator
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.quiet import quiet
+from hf_tfm.data import chat
+from hf_tfm.data.chat import ChatEncoder, ConversationCollator
+from hf_tfm.data.records import Records, read_records
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.metrics import proportion
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
-from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
 
 from transformers import AutoModelForCausalLM, set_seed
@@ -58,12 +59,12 @@ class InstructArguments(FinetuningArguments):
 def read_splits(recipe: InstructRecipe, seed: int) -> tuple[dict[str, Records], dict[str, list[Any]]]:
     """The splits that there are, validation always among them, and their conversations."""
     train = read_records(recipe.train_file)
-    keys = [what_is_asked(messages) for messages in conversations.read_conversations(train)]
+    keys = [what_is_asked(messages) for messages in chat.read_conversations(train)]
     train, validation = finetuning.carve_validation(recipe, train, seed, keys)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
-    return splits, {name: conversations.read_conversations(records) for name, records in splits.items()}
+    return splits, {name: chat.read_conversations(records) for name, records in splits.items()}
 
 
 def what_is_asked(messages: list[dict[str, str]]) -> str:
@@ -74,13 +75,11 @@ def what_is_asked(messages: list[dict[str, str]]) -> str:
 
 def encode_splits(
     encoder: ChatEncoder, recipe: InstructRecipe, splits: dict[str, Records], chats: dict[str, list[Any]], length: int
-) -> dict[str, conversations.Encoded]:
+) -> dict[str, chat.Encoded]:
     """Rows of each split, with a line on what they hold and what did not fit."""
     encoded = {}
     for name, records in splits.items():
-        found = conversations.encode_conversations(
-            encoder, chats[name], records.places, length, recipe.train_on_prompts
-        )
+        found = chat.encode_conversations(encoder, chats[name], records.places, length, recipe.train_on_prompts)
         say(name, f"{len(found.rows):,} conversations, {found.tokens:,} tokens, {found.trained:,} of them trained")
         for count, what in ((found.shortened, "lost their last turns"), (found.left_out, "are left out")):
             if count:
@@ -113,13 +112,13 @@ def main(argv: list[str] | None = None) -> int:
     model, new = finetuning.load_model(AutoModelForCausalLM, recipe, tokenizer)
     if new:
         raise InputError(f"{recipe.model}: is no causal LM, it lacks {new[0]}")
-    new_tokens = conversations.add_tokens(tokenizer, model, recipe.new_tokens or [], recipe.lora)
-    conversations.ensure_chat_template(tokenizer, recipe.chat_template)
+    new_tokens = chat.add_tokens(tokenizer, model, recipe.new_tokens or [], recipe.lora)
+    chat.ensure_chat_template(tokenizer, recipe.chat_template)
     length = finetuning.settle_max_length(recipe, model, tokenizer)
     encoder = ChatEncoder(tokenizer)
 
     encoded = encode_splits(encoder, recipe, splits, chats, length)
-    conversations.stop_at(model, tokenizer, encoder.ends)
+    chat.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM", new_tokens=new_tokens)
     record = reporting.begin_record("finetune_instruct", recipe, args, model, splits)
@@ -128,12 +127,12 @@ def main(argv: list[str] | None = None) -> int:
 
     train = encoded["train"].rows
     if recipe.packing:
-        train = conversations.pack(train, length, tokenizer.pad_token_id)
+        train = chat.pack(train, length, tokenizer.pad_token_id)
         filled = encoded["train"].tokens / (length * len(train))
         say("packing", f"{len(train):,} rows of {length} tokens, {filled:.1%} full, no conversation sees another")
     reporting.say_model(model, recipe, new)
     reporting.say_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
-    say("example", conversations.show(tokenizer, encoded["train"].rows[0]))
+    say("example", chat.show(tokenizer, encoded["train"].rows[0]))
     record["overlap_with_train"] = reporting.say_overlap(
         {name: [what_is_asked(messages) for messages in chats[name]] for name in splits}
     )
@@ -148,13 +147,13 @@ def main(argv: list[str] | None = None) -> int:
         record=record,
     )
     if recipe.packing:
-        conversations.check_packing(trainer.model, train)
+        chat.check_packing(trainer.model, train)
     reporting.say_time(trainer)
 
     split = "test" if "test" in splits else "validation"
     held_out = encoded[split]
     asked_of = list(zip(held_out.numbers, held_out.turns))[: recipe.answers]
-    prompts = [conversations.up_to_answer(chats[split][number][:turns]) for number, turns in asked_of]
+    prompts = [chat.up_to_answer(chats[split][number][:turns]) for number, turns in asked_of]
     asked = [encoder.prompt(prompt, split) for prompt in prompts]
     before, said_before = {}, []
     if recipe.baselines:

@@ -17,14 +17,15 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_tfm import answers, conversations, finetuning, reporting
+from hf_tfm import answers, finetuning, reporting
 from hf_tfm.adapters import add_adapter
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.core.quiet import quiet
+from hf_tfm.data import chat
+from hf_tfm.data.records import Records, read_records
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
-from hf_tfm.records import Records, read_records
 
 import numpy as np
 from datasets import Dataset
@@ -140,12 +141,12 @@ def main(argv: list[str] | None = None) -> int:
         (AutoModelForCausalLM, {}) if recipe.mode == "dpo" else (AutoModelForSequenceClassification, {"num_labels": 1})
     )
     model, new = finetuning.load_model(head[0], recipe, tokenizer, **head[1])
-    conversations.ensure_chat_template(tokenizer, recipe.chat_template)
+    chat.ensure_chat_template(tokenizer, recipe.chat_template)
     length = finetuning.settle_max_length(recipe, model, tokenizer)
-    encoder = conversations.ChatEncoder(tokenizer)
+    encoder = chat.ChatEncoder(tokenizer)
     found = {name: encode_pairs(encoder, pairs[name], splits[name].places, length) for name in splits}
     if recipe.mode == "dpo":
-        conversations.stop_at(model, tokenizer, encoder.ends)
+        chat.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM" if recipe.mode == "dpo" else "SEQ_CLS", new)
     record = reporting.begin_record("finetune_preference", recipe, args, model, splits)
@@ -161,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     total, per_epoch = reporting.count_steps(args, len(found["train"].rows))
     say("steps", f"{total:,}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}")
     for which in ("chosen", "rejected"):
-        say(which, conversations.show(tokenizer, found["train"].answered(which)[0]))
+        say(which, chat.show(tokenizer, found["train"].answered(which)[0]))
 
     datasets = {name: pair_dataset(encoded, recipe.mode) for name, encoded in found.items()}
     fields = {"max_length": None, "disable_dropout": recipe.lora_dropout == 0}

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from hf_tfm import finetuning, reporting
 from hf_tfm import question_answering as qa
 from hf_tfm.adapters import add_adapter
-from hf_tfm.batches import RightPadding, in_order
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.batches import RightPadding, in_order
+from hf_tfm.data.records import Records, read_records
+from hf_tfm.data.tokenizer import trim_offsets
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
 from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
-from hf_tfm.tokenization import trim_offsets
 
 import numpy as np
 import torch

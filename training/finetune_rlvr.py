@@ -18,13 +18,14 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from hf_tfm import answers, conversations, finetuning, reporting
+from hf_tfm import answers, finetuning, reporting
 from hf_tfm.adapters import add_adapter
-from hf_tfm.conversations import ChatEncoder
 from hf_tfm.core.errors import needs_extra
+from hf_tfm.data import chat
+from hf_tfm.data.chat import ChatEncoder
+from hf_tfm.data.records import read_records
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
-from hf_tfm.records import read_records
 from hf_tfm.reporting import say
 
 from datasets import Dataset
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(args.seed)
 
     train = read_records(recipe.train_file)
-    keys = [str(conversations.read_prompt(record, place)) for record, place in zip(train, train.places)]
+    keys = [str(chat.read_prompt(record, place)) for record, place in zip(train, train.places)]
     train, validation = finetuning.carve_validation(recipe, train, args.seed, keys)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
 
     tokenizer = finetuning.load_tokenizer(recipe)
     model, new = finetuning.load_model(AutoModelForCausalLM, recipe, tokenizer)
-    conversations.ensure_chat_template(tokenizer, recipe.chat_template)
+    chat.ensure_chat_template(tokenizer, recipe.chat_template)
     length = finetuning.settle_max_length(recipe, model, tokenizer)
     encoder = ChatEncoder(tokenizer)
     room = length - recipe.max_new_tokens
@@ -146,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(found.rows) < len(records):
             say("note", f"{len(records) - len(found.rows):,} {name} prompts are left out: longer than {room} tokens")
     encoder([*questions["train"].prompts[0], {"role": "assistant", "content": "."}], train.places[0])
-    conversations.stop_at(model, tokenizer, encoder.ends)
+    chat.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM", new)
     record = reporting.begin_record("finetune_rlvr", recipe, args, model, splits)

@@ -18,13 +18,13 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm import finetuning, reporting, translation
-from hf_tfm.batches import PAD_TO_MULTIPLE_OF, in_order
 from hf_tfm.core.errors import InputError, needs_extra
+from hf_tfm.data.batches import PAD_TO_MULTIPLE_OF, in_order
+from hf_tfm.data.records import Records, read_records
 from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.optim import DEFAULTS
 from hf_tfm.pretraining import OWN_OPTIMIZER
 from hf_tfm.recipe import one_line_errors, parse_recipe, read_mapping, refuse_below
-from hf_tfm.records import Records, read_records
 from hf_tfm.reporting import say
 
 from transformers import (

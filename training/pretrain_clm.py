@@ -7,7 +7,7 @@ Pretrain a causal LM: predict the next token.
 Stop it with Ctrl-C at any time; the same command goes on from there. The output folder is a model repository that
 `AutoModelForCausalLM.from_pretrained` loads. With `--masked_share` some steps predict masked tokens instead, and it
 loads as `AutoModelForMaskedLM` too. With `--denoisers` part of the text becomes gaps to fill and beginnings to go on
-from (training/recipes/pretrain_ul2.yaml), and `hf_tfm.denoisers.infill` fills gaps with the model.
+from (training/recipes/pretrain_ul2.yaml), and `hf_tfm.data.denoisers.infill` fills gaps with the model.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from hf_tfm import TfmDecoderConfig, cpu
 from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.denoisers import Denoisers, infill, parse_shares
+from hf_tfm.data.objectives import Hybrid, Masked, RateSchedule, causal
 from hf_tfm.decoding import encode_prompt
-from hf_tfm.denoisers import Denoisers, infill, parse_shares
-from hf_tfm.objectives import Hybrid, Masked, RateSchedule, causal
 from hf_tfm.pretraining import (
     PretrainArguments,
     PretrainTrainer,

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.artifacts.record import RunRecord
+from hf_tfm.data.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
 from hf_tfm.masks import fill_masks
-from hf_tfm.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
 from hf_tfm.pretraining import (
     PretrainArguments,
     PretrainTrainer,

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_tfm.core.errors import InputError, OneLineParser
-from hf_tfm.data import read_documents
+from hf_tfm.data.tokenizer import encode_text, save_tokenizer, train_tokenizer
+from hf_tfm.data.tokens import read_documents
 from hf_tfm.recipe import one_line_errors
-from hf_tfm.tokenization import encode_text, save_tokenizer, train_tokenizer
 
 
 HELD_OUT_EVERY = 20

@@ -13,7 +13,7 @@ from ..convert import as_input_errors, read_config
 from ..core.errors import InputError
 from ..core.quiet import quiet
 from ..cpu.compile import keep_freed_memory
-from ..tokenization import tokenizer_fingerprint
+from ..data.tokenizer import tokenizer_fingerprint
 from .card import task_of
 from .record import RECORD_FILE, read_record
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from ..core.energy import EnergyMeter
 from ..core.errors import InputError
 from ..core.files import MARKER, atomic_folder, discard
-from ..tokenization import save_tokenizer
+from ..data.tokenizer import save_tokenizer
 
 
 RECORD_FILE = "run_record.json"

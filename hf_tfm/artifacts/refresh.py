@@ -14,9 +14,9 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..convert import as_input_errors
 from ..core.errors import InputError
 from ..core.files import MARKER
+from ..data.tokenizer import mend_tokenizer_files
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
-from ..tokenization import mend_tokenizer_files
 from . import verify
 from .open import ADAPTER_FILE
 from .record import RECORD_FILE, read_record, versions

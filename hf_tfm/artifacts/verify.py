@@ -24,9 +24,9 @@ from ..convert import outputs_of
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..core.errors import InputError
 from ..core.quiet import quiet
+from ..data.tokenizer import save_tokenizer
 from ..models.configuration_tfm import TfmConfig
 from ..models.modeling_tfm import CACHE_NAME
-from ..tokenization import save_tokenizer
 from .foreign import PackedRows, loss_adds_up, sentence_label
 from .open import ADAPTER_FILE, auto_class_of, open_model, recorded
 from .record import versions

@@ -40,7 +40,7 @@ from ..convert import as_input_errors, outputs_of
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..core.errors import InputError
 from ..core.privacy import private_part
-from ..tokenization import mend_tokenizer_files
+from ..data.tokenizer import mend_tokenizer_files
 
 
 # What a run keeps beside a model to go on with: no part of it.

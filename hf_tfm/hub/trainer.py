@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..artifacts.card import render_card, write_card
 from ..artifacts.record import RECORD_FILE, model_facts, save_generation, with_cache
 from ..core.errors import InputError
-from ..tokenization import save_tokenizer
+from ..data.tokenizer import save_tokenizer
 
 
 if TYPE_CHECKING:

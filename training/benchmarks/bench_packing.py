@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from hf_tfm.data import TokenStore, read_documents
-from hf_tfm.packing import PackedBlocks, StepBatches
+from hf_tfm.data.packing import PackedBlocks, StepBatches
+from hf_tfm.data.tokens import TokenStore, read_documents
 from side_by_side import write_result
 
 import datasets

@@ -36,13 +36,13 @@ import hf_tfm
 from hf_tfm.artifacts.record import public_command
 from hf_tfm.cpu.attention import use_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
-from hf_tfm.data import TokenStore
-from hf_tfm.objectives import CausalFirst, Masked, RateSchedule, causal
+from hf_tfm.data.objectives import CausalFirst, Masked, RateSchedule, causal
+from hf_tfm.data.packing import LengthSchedule, PackedBlocks, StepBatches
+from hf_tfm.data.sources import read_documents
+from hf_tfm.data.tokenizer import train_tokenizer
+from hf_tfm.data.tokens import TokenStore
 from hf_tfm.optim import build_optimizer, build_scheduler, zero_init_output_projections
-from hf_tfm.packing import LengthSchedule, PackedBlocks, StepBatches
 from hf_tfm.pretraining import fast_bf16
-from hf_tfm.sources import read_documents
-from hf_tfm.tokenization import train_tokenizer
 from side_by_side import (
     ALL_RESULTS,
     KEPT,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core.errors import InputError
-from .data import TokenStore, open_arrays, write_arrays
+from ..core.errors import InputError
+from .tokens import TokenStore, open_arrays, write_arrays
 
 
 # Part of the name of a plan on disk: raise it when the same store would be packed otherwise.

@@ -17,8 +17,8 @@ from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from .core.errors import InputError
-from .data import TokenStore
+from ..core.errors import InputError
+from .tokens import TokenStore
 
 
 IGNORED = -100

@@ -25,9 +25,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
+from ..core.errors import InputError
 from .block_plan import PLAN_LAYOUT, BlockPlan
-from .core.errors import InputError
-from .data import TokenStore, TokenStream, parse_sources, piece_ends
+from .tokens import TokenStore, TokenStream, parse_sources, piece_ends
 
 
 Batch = dict[str, np.ndarray]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from .core.errors import InputError
+from ..core.errors import InputError
 
 
 # A text file may be one document of any size. Past this many characters it is cut at a line end; sooner where some of

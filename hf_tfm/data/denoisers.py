@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import cpu
-from .core.errors import InputError
-from .data import document_ends
-from .finetuning import longest_input
+from .. import cpu
+from ..core.errors import InputError
+from ..finetuning import longest_input
 from .objectives import IGNORED, causal, uniform
-from .tokenization import encode_text
+from .tokenizer import encode_text
+from .tokens import document_ends
 
 
 MODES = ("R", "S", "X")

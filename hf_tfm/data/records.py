@@ -10,8 +10,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .core.errors import InputError
-from .core.privacy import public_name
+from ..core.errors import InputError
+from ..core.privacy import public_name
 from .sources import READERS, Source, TextFile, list_files, named_split, open_file
 
 

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from .core.errors import InputError
+from ..core.errors import InputError
 from .sources import (
     DocumentStream,
     Source,
@@ -43,7 +43,7 @@ from .sources import (
     read_documents,
     readable,
 )
-from .tokenization import tokenizer_fingerprint
+from .tokenizer import tokenizer_fingerprint
 
 
 __all__ = [

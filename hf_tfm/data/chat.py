@@ -21,10 +21,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.errors import InputError
 from .block_plan import best_fit_decreasing
-from .core.errors import InputError
 from .records import Records
-from .tokenization import CHAT_TEMPLATE, CHAT_TOKENS, encode_chat
+from .tokenizer import CHAT_TEMPLATE, CHAT_TOKENS, encode_chat
 
 
 Message = dict[str, str]

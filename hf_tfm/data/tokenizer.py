@@ -32,7 +32,7 @@ from typing import Any, Literal
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .core.errors import InputError
+from ..core.errors import InputError
 
 
 # llama.cpp's name (`tokenizer.ggml.pre`) for the rule by which `_train_byte_level` cuts text into words.
