@@ -13,8 +13,8 @@ from . import cpu
 from .data.chat import IGNORED
 from .decoding import plain_settings
 from .evaluation import LanguageModel, Row
-from .finetuning import FinetuningTrainer, longest_input, refuse_diverged
 from .metrics import Estimate, bootstrap
+from .train.finetune import FinetuningTrainer, longest_input, refuse_diverged
 
 
 class Answer(NamedTuple):

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .core.errors import InputError
 from .decoding import stream_text
-from .finetuning import refuse_unknown_tokens
+from .train.finetune import refuse_unknown_tokens
 
 
 HELP = "/new begins a new conversation, /quit (or Ctrl-D) ends; Ctrl-C stops an answer"

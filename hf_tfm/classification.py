@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from .core.errors import InputError
 from .data.records import Records, read_list
-from .finetuning import refuse_diverged
 from .metrics import Estimate, bootstrap, proportion
+from .train.finetune import refuse_diverged
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

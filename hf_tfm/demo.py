@@ -23,10 +23,10 @@ from .chat import Chat
 from .core.errors import InputError
 from .data.records import Records
 from .decoding import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
-from .finetuning import longest_input
 from .inspection import EXAMPLE
 from .masks import fill_masks
 from .prediction import Predictor, open_predictor
+from .train.finetune import longest_input
 
 
 # Before Gradio is imported, which reads it: the page talks to nobody but its reader.

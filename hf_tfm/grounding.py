@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .answers import answer
 from .core.errors import InputError
 from .data.chat import ChatEncoder
-from .finetuning import longest_input, refuse_unknown_tokens
 from .prediction import Predictor
 from .retrieval import Index, Passage
+from .train.finetune import longest_input, refuse_unknown_tokens
 
 
 _CITED = re.compile(r"\[(\d+)\]")

@@ -20,9 +20,9 @@ from .core.errors import InputError
 from .data.denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
 from .data.tokenizer import encode_text
 from .data.tokens import document_ends
-from .finetuning import longest_input
 from .metrics import Estimate, bootstrap, proportion
 from .models.modeling_tfm_infilling import fill_masks_together
+from .train.finetune import longest_input
 
 
 Ids = list[int]

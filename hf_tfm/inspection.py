@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from .core.errors import InputError
-from .finetuning import refuse_unknown_tokens
 from .planning import attended_tokens
+from .train.finetune import refuse_unknown_tokens
 
 
 ATTENTION_FILE, NEIGHBOURS_FILE = "attention.png", "embedding_neighbours.png"

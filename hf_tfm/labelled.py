@@ -13,8 +13,8 @@ from .core.errors import InputError
 from .cpu.encoding import use_unpadded_encoding
 from .data.batches import RightPadding, length_of
 from .data.records import Records
-from .finetuning import encode_records, longest_input, refuse_unknown_tokens
 from .metrics import Estimate
+from .train.finetune import encode_records, longest_input, refuse_unknown_tokens
 
 
 def task_of_model(model: PreTrainedModel, field: str, records: Records) -> Task:

@@ -33,8 +33,8 @@ from .core.errors import InputError
 from .data.records import Records, iter_records
 from .data.tokenizer import encode_text
 from .evaluation import LanguageModel, document_rows
-from .finetuning import encode_records, longest_input
 from .labelled import predict_rows
+from .train.finetune import encode_records, longest_input
 
 
 CHUNK = 1024  # records that are in memory at one time

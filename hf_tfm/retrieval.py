@@ -37,10 +37,10 @@ from .data.sources import (
     read_file,
 )
 from .data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
-from .finetuning import longest_input
 from .prediction import Predictor, open_predictor
 from .question_answering import reads_both_ways
 from .search import BM25, Hit, fuse, nearest
+from .train.finetune import longest_input
 
 
 INDEX_FILE, PASSAGES, VECTORS = "index.json", "passages", "vectors.bin"

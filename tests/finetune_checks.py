@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from safetensors.torch import load_file
 
-from hf_tfm.trainer import ProgressLine
+from hf_tfm.train.trainer import ProgressLine
 
 
 def record_of(folder: Path) -> dict:

@@ -22,7 +22,7 @@ from hf_tfm import InputError, ablation, ablation_measures, ablation_report
 from hf_tfm.ablation import Cell, Run, Runner, check_cells, expand
 from hf_tfm.ablation_measures import Asked
 from hf_tfm.artifacts.open import open_model
-from hf_tfm.recipe import parse_recipe, read_mapping
+from hf_tfm.train.recipe import parse_recipe, read_mapping
 
 
 TRAINING = Path(__file__).parents[1] / "training"

@@ -12,13 +12,13 @@ from tiny import build
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import hf_tfm
-from hf_tfm.adapters import add_adapter, merge_adapter
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.cli import main as cli
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.finetuning import FinetuningRecipe
+from hf_tfm.train.adapters import add_adapter, merge_adapter
+from hf_tfm.train.finetune import FinetuningRecipe
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -35,16 +35,16 @@ from transformers import (
 )
 
 import hf_tfm
-from hf_tfm.adapters import merge_adapter
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.classification import baselines, plot_confusion, read_task
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records, carve, read_records
-from hf_tfm.finetuning import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, load_model, longest_input
 from hf_tfm.labelled import task_of_model
 from hf_tfm.prediction import open_predictor
-from hf_tfm.trainer import ProgressLine
+from hf_tfm.train.adapters import merge_adapter
+from hf_tfm.train.finetune import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, load_model, longest_input
+from hf_tfm.train.trainer import ProgressLine
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -851,7 +851,7 @@ def test_models_that_do_not_fit_are_refused(models, files, tmp_path, capsys):
 
 
 def test_recipes_name_fields_that_there_are():
-    from hf_tfm.recipe import parse_recipe
+    from hf_tfm.train.recipe import parse_recipe
 
     recipes = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("finetune_*.yaml"))
     names = {path.stem: path for path in recipes}

@@ -28,7 +28,7 @@ from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations, ensure_chat_template
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.trainer import ProgressLine
+from hf_tfm.train.trainer import ProgressLine
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -444,7 +444,7 @@ def test_bad_settings_are_refused(bases, files, tmp_path, capsys, changes, compl
 
 
 def test_the_recipe_names_fields_that_there_are():
-    from hf_tfm.recipe import parse_recipe
+    from hf_tfm.train.recipe import parse_recipe
 
     recipe = Path(__file__).parents[1] / "training" / "recipes" / "finetune_instruct.yaml"
     script, args = parse_recipe([str(recipe)], finetune_instruct.InstructRecipe, finetune_instruct.InstructArguments)

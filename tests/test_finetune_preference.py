@@ -25,7 +25,7 @@ from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.preferences import encode_pairs, read_pairs
-from hf_tfm.trainer import ProgressLine
+from hf_tfm.train.trainer import ProgressLine
 
 
 pytest.importorskip("trl")
@@ -252,7 +252,7 @@ def test_bad_settings_are_refused(bases, files, tmp_path, capsys, changes, compl
 
 
 def test_the_recipe_names_fields_that_there_are():
-    from hf_tfm.recipe import parse_recipe
+    from hf_tfm.train.recipe import parse_recipe
 
     recipe = Path(__file__).parents[1] / "training" / "recipes" / "finetune_preference.yaml"
     script, _ = parse_recipe(

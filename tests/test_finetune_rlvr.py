@@ -20,7 +20,7 @@ from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.rewards import number_in, read_verifier
-from hf_tfm.trainer import ProgressLine
+from hf_tfm.train.trainer import ProgressLine
 
 
 pytest.importorskip("trl")
@@ -244,7 +244,7 @@ def test_bad_records_are_named(base, files, tmp_path, capsys, bad, complaint):
 
 
 def test_the_recipe_names_fields_that_there_are():
-    from hf_tfm.recipe import parse_recipe
+    from hf_tfm.train.recipe import parse_recipe
 
     recipe = Path(__file__).parents[1] / "training" / "recipes" / "finetune_rlvr.yaml"
     script, _ = parse_recipe([str(recipe)], finetune_rlvr.RlvrRecipe, finetune_rlvr.RlvrArguments)

@@ -26,12 +26,12 @@ from tiny import build_tokenizer
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from hf_tfm import tagging
-from hf_tfm.adapters import merge_adapter
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records
-from hf_tfm.finetuning import FinetuningTrainer
-from hf_tfm.recipe import parse_recipe
+from hf_tfm.train.adapters import merge_adapter
+from hf_tfm.train.finetune import FinetuningTrainer
+from hf_tfm.train.recipe import parse_recipe
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

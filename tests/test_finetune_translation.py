@@ -263,7 +263,7 @@ def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
 
 
 def test_the_recipe_names_fields_that_there_are():
-    from hf_tfm.recipe import parse_recipe
+    from hf_tfm.train.recipe import parse_recipe
 
     path = Path(__file__).parents[1] / "training" / "recipes" / "finetune_translation.yaml"
     recipe, args = parse_recipe(

@@ -42,8 +42,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from hf_tfm import optim
 from hf_tfm.core.errors import InputError
+from hf_tfm.train import optim
 
 
 SIZE = dict(

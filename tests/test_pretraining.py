@@ -33,8 +33,8 @@ from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.cpu.attention import WindowedAttention
 from hf_tfm.data.objectives import Masked, causal
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.optim import zero_init_output_projections
-from hf_tfm.pretraining import (
+from hf_tfm.train.optim import zero_init_output_projections
+from hf_tfm.train.pretrain import (
     PretrainArguments,
     PretrainTrainer,
     PretrainTrainingArguments,
@@ -45,8 +45,8 @@ from hf_tfm.pretraining import (
     masked_evaluation,
     prepare_data,
 )
-from hf_tfm.recipe import parse_recipe
-from hf_tfm.trainer import ProgressLine, RunMixin
+from hf_tfm.train.recipe import parse_recipe
+from hf_tfm.train.trainer import ProgressLine, RunMixin
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -24,7 +24,7 @@ from hf_tfm.data.tokenizer import (
     train_tokenizer,
     trim_offsets,
 )
-from hf_tfm.finetuning import separate_pairs
+from hf_tfm.train.finetune import separate_pairs
 from training import train_tokenizer as script
 
 

@@ -24,8 +24,8 @@ from hf_tfm.classification import read_task
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluation import LanguageModel
 from hf_tfm.labelled import measure_head
-from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.results import Results, content
+from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import torch
 

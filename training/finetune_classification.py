@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_tfm import finetuning, reporting
-from hf_tfm.adapters import add_adapter
 from hf_tfm.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.batches import PAD_TO_MULTIPLE_OF
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
-from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.reporting import say
+from hf_tfm.train import finetune, report
+from hf_tfm.train.adapters import add_adapter
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.report import say
 
 import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
@@ -68,7 +68,7 @@ def read_splits(recipe: ClassificationRecipe, seed: int) -> tuple[dict[str, Reco
     keys = text_keys(read_texts(train, recipe))
     task = read_task(train, recipe.label_field, recipe.problem_type)
     strata = task.encode(train) if task.problem_type == "single_label_classification" else None
-    train, validation = finetuning.carve_validation(recipe, train, seed, keys, strata)
+    train, validation = finetune.carve_validation(recipe, train, seed, keys, strata)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
@@ -100,45 +100,43 @@ def only_logits(outputs: Any, labels: Any) -> Any:
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, ClassificationRecipe, FinetuningArguments, __doc__)
-    finetuning.check_finetuning(args, recipe)
+    finetune.check_finetuning(args, recipe)
     set_seed(args.seed)
 
     splits, task = read_splits(recipe, args.seed)
     texts = {name: read_texts(records, recipe) for name, records in splits.items()}
     labels = {name: task.encode(records) for name, records in splits.items()}
 
-    tokenizer = finetuning.load_tokenizer(recipe)
+    tokenizer = finetune.load_tokenizer(recipe)
     tokenizer.padding_side = "right"  # some models, such as GPT-2, count positions from the left whatever stands there
     config_fields = task.config_fields()
     if recipe.pooling:
         config_fields["classifier_pooling"] = recipe.pooling
-    model, new = finetuning.load_model(AutoModelForSequenceClassification, recipe, tokenizer, **config_fields)
-    max_length = finetuning.settle_max_length(recipe, model, tokenizer)
-    finetuning.settle_attention(args, model, max_length)
+    model, new = finetune.load_model(AutoModelForSequenceClassification, recipe, tokenizer, **config_fields)
+    max_length = finetune.settle_max_length(recipe, model, tokenizer)
+    finetune.settle_attention(args, model, max_length)
     if recipe.text_pair_field:
-        finetuning.separate_pairs(tokenizer)
-    data = {
-        name: finetuning.encode_records(tokenizer, max_length, *texts[name], labels=labels[name]) for name in splits
-    }
+        finetune.separate_pairs(tokenizer)
+    data = {name: finetune.encode_records(tokenizer, max_length, *texts[name], labels=labels[name]) for name in splits}
     if recipe.lora:
         model = add_adapter(model, recipe, "SEQ_CLS", new)
-    record = reporting.begin_record("finetune_classification", recipe, args, model, splits)
+    record = report.begin_record("finetune_classification", recipe, args, model, splits)
     record["max_length"] = max_length
     if recipe.pooling:
         record["pooling"] = recipe.pooling
 
-    finetuning.settle_arguments(args, recipe, model, task.metrics)
+    finetune.settle_arguments(args, recipe, model, task.metrics)
     weights = task.class_weights(labels["train"]) if recipe.class_weights else None
     if args.label_smoothing_factor and task.problem_type != "single_label_classification":
         raise InputError(f"--label_smoothing_factor is for one label a record; this task is a {task.problem_type}")
 
-    reporting.say_model(model, recipe, new)
+    report.say_model(model, recipe, new)
     say("task", f"{task.problem_type}: {len(task.names)} label{'s' * (len(task.names) > 1)} in {recipe.label_field!r}")
     for name, encoded in labels.items():
         say(name, f"{len(encoded):,} records: {describe_counts(task.counts(encoded))}")
-    reporting.say_steps(args, data["train"], max_length)
-    reporting.say_example(tokenizer, data["train"][0], task.name_of(labels["train"][0]))
-    record["overlap_with_train"] = reporting.say_overlap({name: text_keys(texts[name]) for name in splits})
+    report.say_steps(args, data["train"], max_length)
+    report.say_example(tokenizer, data["train"][0], task.name_of(labels["train"][0]))
+    record["overlap_with_train"] = report.say_overlap({name: text_keys(texts[name]) for name in splits})
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return task.figures(task.decide(prediction.predictions), prediction.label_ids)
@@ -155,10 +153,10 @@ def main(argv: list[str] | None = None) -> int:
         preprocess_logits_for_metrics=only_logits,
         record=record,
     )
-    reporting.say_time(trainer)
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    report.say_time(trainer)
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     logits = trainer.predict_in_order(data[split])
@@ -166,13 +164,13 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
     results, beside = measure(task, recipe, texts, labels, logits, split)
-    reporting.report_results(record, split, results, beside)
+    report.report_results(record, split, results, beside)
     if task.problem_type == "single_label_classification":
         matrix = confusion_matrix(task.decide(logits), labels[split], len(task.names))
         plot_confusion(matrix, task.names, Path(args.output_dir) / CONFUSION_FILE)
         record["confusion_matrix"] = {"labels": task.names, "actual_by_predicted": matrix.tolist()}
         record["pictures"] = {CONFUSION_FILE: f"Confusion matrix on the {split} records"}
-    reporting.write_results(trainer, model)
+    report.write_results(trainer, model)
     return 0
 
 

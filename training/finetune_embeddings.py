@@ -17,13 +17,13 @@ Needs sentence-transformers: pip install hf-tfm[embed]
 import sys
 from dataclasses import dataclass, field
 
-from hf_tfm import finetuning, reporting
-from hf_tfm.adapters import add_adapter, merge_inside
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
-from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.reporting import say
+from hf_tfm.train import finetune, report
+from hf_tfm.train.adapters import add_adapter, merge_inside
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.report import say
 
 from transformers import AutoModel, set_seed
 
@@ -86,7 +86,7 @@ def read_pairs(records: Records, recipe: EmbeddingRecipe, train: bool = False) -
 def read_splits(recipe: EmbeddingRecipe, seed: int) -> dict[str, Records]:
     """The splits that there are, validation always among them."""
     train = read_records(recipe.train_file)
-    train, validation = finetuning.carve_validation(recipe, train, seed, read_pairs(train, recipe).keys())
+    train, validation = finetune.carve_validation(recipe, train, seed, read_pairs(train, recipe).keys())
     if recipe.loss == "contrastive" and recipe.score_field:
         scores = train.values(recipe.score_field, "score_field")
         train = train.subset(number for number, score in enumerate(scores) if float(score) >= recipe.positive_score)
@@ -105,33 +105,33 @@ def main(argv: list[str] | None = None) -> int:
         "label_smoothing_factor": "nothing here has labels to smooth",
         "train_sampling_strategy": "batches are of texts of similar length",
     }
-    finetuning.check_finetuning(args, recipe, ignored)
+    finetune.check_finetuning(args, recipe, ignored)
     set_seed(args.seed)
 
     splits = read_splits(recipe, args.seed)
     pairs = {name: read_pairs(records, recipe, name == "train") for name, records in splits.items()}
 
-    tokenizer = finetuning.load_tokenizer(recipe)
-    model, new = finetuning.load_model(AutoModel, recipe, tokenizer)
-    max_length = finetuning.settle_max_length(recipe, model, tokenizer)
-    finetuning.settle_attention(args, model, max_length)
+    tokenizer = finetune.load_tokenizer(recipe)
+    model, new = finetune.load_model(AutoModel, recipe, tokenizer)
+    max_length = finetune.settle_max_length(recipe, model, tokenizer)
+    finetune.settle_attention(args, model, max_length)
     embedder = build_embedder(model, tokenizer, recipe.model, max_length, recipe.pooling, recipe.trust_remote_code)
     if recipe.lora:
         add_adapter(model, recipe, "FEATURE_EXTRACTION", inside=True)
-    record = reporting.begin_record("finetune_embeddings", recipe, args, embedder, splits)
+    record = report.begin_record("finetune_embeddings", recipe, args, embedder, splits)
     record["library"] = "sentence-transformers"
-    finetuning.settle_arguments(args, recipe, model, pairs["validation"].metrics, loss=False)
+    finetune.settle_arguments(args, recipe, model, pairs["validation"].metrics, loss=False)
 
-    reporting.say_model(model, recipe, new)
+    report.say_model(model, recipe, new)
     say("task", f"{recipe.loss} loss, {getattr(embedder[1], 'pooling_mode', 'no')} pooling")
     for name, several in pairs.items():
         say(name, f"{len(splits[name]):,} pairs{'' if several.scores is None else ' with scores'}")
-    encoded = [finetuning.encode_records(tokenizer, max_length, texts) for texts in pairs["train"].columns]
-    longest = [max(texts, key=finetuning.length_of) for texts in zip(*encoded)]
-    reporting.say_steps(args, longest, max_length)
-    reporting.say_example(tokenizer, encoded[0][0], pairs["train"].columns[1][0])
+    encoded = [finetune.encode_records(tokenizer, max_length, texts) for texts in pairs["train"].columns]
+    longest = [max(texts, key=finetune.length_of) for texts in zip(*encoded)]
+    report.say_steps(args, longest, max_length)
+    report.say_example(tokenizer, encoded[0][0], pairs["train"].columns[1][0])
     keys = {name: [key[:2] for key in several.keys()] for name, several in pairs.items()}
-    record["overlap_with_train"] = reporting.say_overlap(keys)
+    record["overlap_with_train"] = report.say_overlap(keys)
 
     split = "test" if "test" in pairs else "validation"
     before = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
@@ -141,13 +141,13 @@ def main(argv: list[str] | None = None) -> int:
         processing_class=tokenizer,
         loss=LOSSES[recipe.loss](embedder),
         pairs=pairs,
-        lengths=[finetuning.length_of(texts) for texts in longest],
+        lengths=[finetune.length_of(texts) for texts in longest],
         record=record,
     )
-    reporting.say_time(trainer)
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    report.say_time(trainer)
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
     embedder = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
@@ -155,9 +155,9 @@ def main(argv: list[str] | None = None) -> int:
         merge_inside(model)
         record["adapter"]["merged"] = True
     results = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
-    reporting.report_results(record, split, results, {"before training": before})
+    report.report_results(record, split, results, {"before training": before})
     forget_lengths(tokenizer)
-    reporting.write_results(trainer, embedder)
+    report.write_results(trainer, embedder)
     return 0
 
 

@@ -15,17 +15,18 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_tfm import answers, finetuning, reporting
-from hf_tfm.adapters import add_adapter
+from hf_tfm import answers
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.quiet import quiet
 from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.metrics import proportion
-from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
-from hf_tfm.reporting import say
+from hf_tfm.train import finetune, report
+from hf_tfm.train.adapters import add_adapter
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
+from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.report import say
 
 from transformers import AutoModelForCausalLM, set_seed
 
@@ -60,7 +61,7 @@ def read_splits(recipe: InstructRecipe, seed: int) -> tuple[dict[str, Records], 
     """The splits that there are, validation always among them, and their conversations."""
     train = read_records(recipe.train_file)
     keys = [what_is_asked(messages) for messages in chat.read_conversations(train)]
-    train, validation = finetuning.carve_validation(recipe, train, seed, keys)
+    train, validation = finetune.carve_validation(recipe, train, seed, keys)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
@@ -103,37 +104,37 @@ def measure(
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, InstructRecipe, InstructArguments, __doc__)
-    finetuning.check_finetuning(args, recipe, {"label_smoothing_factor": "the loss on answers is the plain one"})
+    finetune.check_finetuning(args, recipe, {"label_smoothing_factor": "the loss on answers is the plain one"})
     args.remove_unused_columns = False  # the collator knows what the model is to get
     set_seed(args.seed)
 
     splits, chats = read_splits(recipe, args.seed)
-    tokenizer = finetuning.load_tokenizer(recipe)
-    model, new = finetuning.load_model(AutoModelForCausalLM, recipe, tokenizer)
+    tokenizer = finetune.load_tokenizer(recipe)
+    model, new = finetune.load_model(AutoModelForCausalLM, recipe, tokenizer)
     if new:
         raise InputError(f"{recipe.model}: is no causal LM, it lacks {new[0]}")
     new_tokens = chat.add_tokens(tokenizer, model, recipe.new_tokens or [], recipe.lora)
     chat.ensure_chat_template(tokenizer, recipe.chat_template)
-    length = finetuning.settle_max_length(recipe, model, tokenizer)
+    length = finetune.settle_max_length(recipe, model, tokenizer)
     encoder = ChatEncoder(tokenizer)
 
     encoded = encode_splits(encoder, recipe, splits, chats, length)
     chat.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM", new_tokens=new_tokens)
-    record = reporting.begin_record("finetune_instruct", recipe, args, model, splits)
+    record = report.begin_record("finetune_instruct", recipe, args, model, splits)
     record["loss_name"] = "loss (nats per trained token)"
-    finetuning.settle_arguments(args, recipe, model, ["loss"])
+    finetune.settle_arguments(args, recipe, model, ["loss"])
 
     train = encoded["train"].rows
     if recipe.packing:
         train = chat.pack(train, length, tokenizer.pad_token_id)
         filled = encoded["train"].tokens / (length * len(train))
         say("packing", f"{len(train):,} rows of {length} tokens, {filled:.1%} full, no conversation sees another")
-    reporting.say_model(model, recipe, new)
-    reporting.say_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
+    report.say_model(model, recipe, new)
+    report.say_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
     say("example", chat.show(tokenizer, encoded["train"].rows[0]))
-    record["overlap_with_train"] = reporting.say_overlap(
+    record["overlap_with_train"] = report.say_overlap(
         {name: [what_is_asked(messages) for messages in chats[name]] for name in splits}
     )
 
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if recipe.packing:
         chat.check_packing(trainer.model, train)
-    reporting.say_time(trainer)
+    report.say_time(trainer)
 
     split = "test" if "test" in splits else "validation"
     held_out = encoded[split]
@@ -158,19 +159,19 @@ def main(argv: list[str] | None = None) -> int:
     before, said_before = {}, []
     if recipe.baselines:
         before, said_before = measure(trainer.model, encoder, recipe, held_out.rows, asked)
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
 
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     results, said = measure(model, encoder, recipe, held_out.rows, asked)
-    reporting.report_results(record, split, results, {"before": before} if before else {})
+    report.report_results(record, split, results, {"before": before} if before else {})
     record["samples"] = answers.dialogues(prompts, {"before": said_before, "after": said})
     print("\n\n".join(["", *record["samples"]]))
     record["chat"] = prompts[0][-1]["content"] if prompts else None
-    reporting.write_results(trainer, model)
+    report.write_results(trainer, model)
     return 0
 
 

@@ -16,15 +16,15 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hf_tfm import finetuning, reporting
 from hf_tfm import multiple_choice as mc
-from hf_tfm.adapters import add_adapter
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
-from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.reporting import say
+from hf_tfm.train import finetune, report
+from hf_tfm.train.adapters import add_adapter
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.report import say
 
 from transformers import AutoModelForMultipleChoice, EvalPrediction, set_seed
 
@@ -56,7 +56,7 @@ def read_splits(recipe: ChoiceRecipe, seed: int) -> tuple[dict[str, Records], di
         raise InputError(
             f"{train.path}: the right option has the same number, {choices[0].answer}, in all records: mix the options"
         )
-    train, validation = finetuning.carve_validation(recipe, train, seed, choice_keys(choices))
+    train, validation = finetune.carve_validation(recipe, train, seed, choice_keys(choices))
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
@@ -72,38 +72,38 @@ def describe_options(choices: list[mc.Choice]) -> str:
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, ChoiceRecipe, FinetuningArguments, __doc__)
-    finetuning.check_finetuning(args, recipe)
+    finetune.check_finetuning(args, recipe)
     set_seed(args.seed)
 
     splits, choices = read_splits(recipe, args.seed)
 
-    tokenizer = finetuning.load_tokenizer(recipe)
-    model, new = finetuning.load_model(AutoModelForMultipleChoice, recipe, tokenizer)
-    max_length = finetuning.settle_max_length(recipe, model, tokenizer)
-    finetuning.settle_attention(args, model, max_length)
-    finetuning.separate_pairs(tokenizer)
+    tokenizer = finetune.load_tokenizer(recipe)
+    model, new = finetune.load_model(AutoModelForMultipleChoice, recipe, tokenizer)
+    max_length = finetune.settle_max_length(recipe, model, tokenizer)
+    finetune.settle_attention(args, model, max_length)
+    finetune.separate_pairs(tokenizer)
     data = {name: mc.encode_choices(tokenizer, several, max_length) for name, several in choices.items()}
     for name in splits:
         mc.add_labels(data[name], choices[name])
     if recipe.lora:
         model = add_adapter(model, recipe, None, new)
-    record = reporting.begin_record("finetune_multiple_choice", recipe, args, model, splits)
+    record = report.begin_record("finetune_multiple_choice", recipe, args, model, splits)
     record["max_length"] = max_length
 
     args.label_names = ["labels"]
-    finetuning.settle_arguments(args, recipe, model, mc.METRICS)
+    finetune.settle_arguments(args, recipe, model, mc.METRICS)
 
-    reporting.say_model(model, recipe, new)
+    report.say_model(model, recipe, new)
     for name, several in choices.items():
         say(name, f"{len(several):,} records: {describe_options(several)}")
-    reporting.say_steps(args, data["train"], max_length)
+    report.say_steps(args, data["train"], max_length)
     shown = choices["train"][0]
     ids = data["train"][0]["input_ids"][shown.answer]
-    reporting.say_example(tokenizer, {"input_ids": ids}, f"right, of {len(shown.options)} options")
-    record["overlap_with_train"] = reporting.say_overlap({name: choice_keys(choices[name]) for name in splits})
+    report.say_example(tokenizer, {"input_ids": ids}, f"right, of {len(shown.options)} options")
+    record["overlap_with_train"] = report.say_overlap({name: choice_keys(choices[name]) for name in splits})
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        finetuning.refuse_diverged(prediction.predictions)
+        finetune.refuse_diverged(prediction.predictions)
         logits = in_order(prediction.predictions, data["validation"])
         return mc.figures(mc.decide(logits, choices["validation"]), choices["validation"])
 
@@ -118,10 +118,10 @@ def main(argv: list[str] | None = None) -> int:
         compute_metrics=compute_metrics,
         record=record,
     )
-    reporting.say_time(trainer)
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    report.say_time(trainer)
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     logits = trainer.predict_in_order(data[split])
@@ -130,8 +130,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     results = mc.estimates(mc.decide(logits, choices[split]), choices[split])
     beside = mc.baselines(choices[split]) if recipe.baselines else {}
-    reporting.report_results(record, split, results, beside)
-    reporting.write_results(trainer, model)
+    report.report_results(record, split, results, beside)
+    report.write_results(trainer, model)
     return 0
 
 

@@ -17,15 +17,16 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_tfm import answers, finetuning, reporting
-from hf_tfm.adapters import add_adapter
+from hf_tfm import answers
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.core.quiet import quiet
 from hf_tfm.data import chat
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
 from hf_tfm.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
-from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train import finetune, report
+from hf_tfm.train.adapters import add_adapter
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
+from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import numpy as np
 from datasets import Dataset
@@ -34,8 +35,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 with needs_extra("align"):
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
-from hf_tfm.reporting import say
-from hf_tfm.trainer import RunMixin
+from hf_tfm.train.report import say
+from hf_tfm.train.trainer import RunMixin
 
 
 @dataclass
@@ -125,41 +126,41 @@ def main(argv: list[str] | None = None) -> int:
         "label_smoothing_factor": "a DPO loss has a label_smoothing of its own, among the fields of --trl",
         "train_sampling_strategy": "pairs are drawn at random",
     }
-    finetuning.check_finetuning(args, recipe, ignored)
+    finetune.check_finetuning(args, recipe, ignored)
     set_seed(args.seed)
 
     train = read_records(recipe.train_file)
     keys = [str(pair.prompt).casefold() for pair in read_pairs(train)]
-    train, validation = finetuning.carve_validation(recipe, train, args.seed, keys)
+    train, validation = finetune.carve_validation(recipe, train, args.seed, keys)
     splits: dict[str, Records] = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
     pairs = {name: read_pairs(records) for name, records in splits.items()}
 
-    tokenizer = finetuning.load_tokenizer(recipe)
+    tokenizer = finetune.load_tokenizer(recipe)
     head = (
         (AutoModelForCausalLM, {}) if recipe.mode == "dpo" else (AutoModelForSequenceClassification, {"num_labels": 1})
     )
-    model, new = finetuning.load_model(head[0], recipe, tokenizer, **head[1])
+    model, new = finetune.load_model(head[0], recipe, tokenizer, **head[1])
     chat.ensure_chat_template(tokenizer, recipe.chat_template)
-    length = finetuning.settle_max_length(recipe, model, tokenizer)
+    length = finetune.settle_max_length(recipe, model, tokenizer)
     encoder = chat.ChatEncoder(tokenizer)
     found = {name: encode_pairs(encoder, pairs[name], splits[name].places, length) for name in splits}
     if recipe.mode == "dpo":
         chat.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM" if recipe.mode == "dpo" else "SEQ_CLS", new)
-    record = reporting.begin_record("finetune_preference", recipe, args, model, splits)
+    record = report.begin_record("finetune_preference", recipe, args, model, splits)
     # Preferences are a small change to a model that can speak already.
-    finetuning.settle_arguments(args, recipe, model, ["loss"], pace=0.1 if recipe.mode == "dpo" else 0.5)
+    finetune.settle_arguments(args, recipe, model, ["loss"], pace=0.1 if recipe.mode == "dpo" else 0.5)
 
-    reporting.say_model(model, recipe, new)
+    report.say_model(model, recipe, new)
     for name, encoded in found.items():
         say(name, f"{len(encoded.rows):,} pairs")
         for count, what in ((encoded.alike, "have the same answer twice"), (encoded.left_out, "are too long")):
             if count:
                 say("note", f"{count:,} {name} pairs {what}, they are left out (max_length {length})")
-    total, per_epoch = reporting.count_steps(args, len(found["train"].rows))
+    total, per_epoch = report.count_steps(args, len(found["train"].rows))
     say("steps", f"{total:,}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}")
     for which in ("chosen", "rejected"):
         say(which, chat.show(tokenizer, found["train"].answered(which)[0]))
@@ -175,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     trainer = trainer_class(
         model=model,
-        args=finetuning.trl_arguments(config_class, args, recipe.trl, **fields),
+        args=finetune.trl_arguments(config_class, args, recipe.trl, **fields),
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
         processing_class=tokenizer,
@@ -183,17 +184,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     split = "test" if "test" in splits else "validation"
     before = scores(trainer.model, tokenizer, found[split], recipe.mode)
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
 
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     results = figures(scores(model, tokenizer, found[split], recipe.mode), before, recipe.mode)
     beside = {"before": figures(before, None, recipe.mode)}
-    reporting.report_results(record, split, results, beside)
-    reporting.write_results(trainer, model)
+    report.report_results(record, split, results, beside)
+    report.write_results(trainer, model)
     return 0
 
 

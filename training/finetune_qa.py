@@ -16,16 +16,16 @@ stopped.
 import sys
 from dataclasses import dataclass, field
 
-from hf_tfm import finetuning, reporting
 from hf_tfm import question_answering as qa
-from hf_tfm.adapters import add_adapter
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.data.tokenizer import trim_offsets
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
-from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.reporting import say
+from hf_tfm.train import finetune, report
+from hf_tfm.train.adapters import add_adapter
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.report import say
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def read_splits(recipe: QuestionRecipe, seed: int) -> tuple[dict[str, Records], 
         raise InputError(f"{train.path}: no question has an answer, so there is nothing to learn")
     contexts = [question.context for question in questions]
     skipped = {"train": len(everything) - len(train)}
-    train, validation = finetuning.carve_validation(recipe, train, seed, contexts)
+    train, validation = finetune.carve_validation(recipe, train, seed, contexts)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
@@ -86,23 +86,23 @@ def read_splits(recipe: QuestionRecipe, seed: int) -> tuple[dict[str, Records], 
 
 def both_ends(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
     """Start and end logits in one tensor `(rows, length, 2)`."""
-    finetuning.refuse_diverged(logits[0] + logits[1])
+    finetune.refuse_diverged(logits[0] + logits[1])
     return torch.stack(logits[:2], -1).float()
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, QuestionRecipe, FinetuningArguments, __doc__)
-    finetuning.check_finetuning(args, recipe)
+    finetune.check_finetuning(args, recipe)
     set_seed(args.seed)
 
     splits, questions = read_splits(recipe, args.seed)
 
-    tokenizer = finetuning.load_tokenizer(recipe)
-    model, new = finetuning.load_model(AutoModelForQuestionAnswering, recipe, tokenizer)
-    max_length = finetuning.settle_max_length(recipe, model, tokenizer)
-    finetuning.settle_attention(args, model, max_length)
-    finetuning.separate_pairs(tokenizer)
+    tokenizer = finetune.load_tokenizer(recipe)
+    model, new = finetune.load_model(AutoModelForQuestionAnswering, recipe, tokenizer)
+    max_length = finetune.settle_max_length(recipe, model, tokenizer)
+    finetune.settle_attention(args, model, max_length)
+    finetune.separate_pairs(tokenizer)
     trim_offsets(tokenizer)
     stride = min(64, max_length // 4) if recipe.stride is None else recipe.stride
     data, windows = {}, {}
@@ -111,21 +111,21 @@ def main(argv: list[str] | None = None) -> int:
         qa.add_labels(data[name], windows[name], several)
     if recipe.lora:
         model = add_adapter(model, recipe, "QUESTION_ANS", new)
-    record = reporting.begin_record("finetune_qa", recipe, args, model, splits)
+    record = report.begin_record("finetune_qa", recipe, args, model, splits)
     record["max_length"], record["stride"] = max_length, stride
 
     args.label_names = ["labels"]
-    finetuning.settle_arguments(args, recipe, model, qa.METRICS)
+    finetune.settle_arguments(args, recipe, model, qa.METRICS)
 
-    reporting.say_model(model, recipe, new)
+    report.say_model(model, recipe, new)
     for name, several in questions.items():
         answered = sum(bool(question.answers) for question in several)
         without = f", {len(several) - answered:,} of them without an answer" if answered < len(several) else ""
         say(name, f"{len(several):,} questions in {len(data[name]):,} windows{without}")
-    reporting.say_steps(args, data["train"], max_length)
+    report.say_steps(args, data["train"], max_length)
     shown = next(question for question in questions["train"] if question.answers)
     say("example", f"{shown.question} → {shown.answers[0]}")
-    record["overlap_with_train"] = reporting.say_overlap(
+    record["overlap_with_train"] = report.say_overlap(
         {name: [(q.context, q.question.casefold()) for q in several] for name, several in questions.items()}
     )
 
@@ -150,10 +150,10 @@ def main(argv: list[str] | None = None) -> int:
         preprocess_logits_for_metrics=both_ends,
         record=record,
     )
-    reporting.say_time(trainer)
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    report.say_time(trainer)
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
 
     answers = {
         name: answers_of(trainer.predict_in_order(data[name]), name)
@@ -169,12 +169,12 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.baselines:
         guesses = qa.baselines(questions[split], questions["train"], args.seed)
         beside = {name: qa.estimates(texts, questions[split]) for name, texts in guesses.items()}
-    reporting.report_results(record, split, results, beside)
+    report.report_results(record, split, results, beside)
     first = answers[split][0]
     nearest = [f"{span.text} ({share:.0%})" for span, share in zip(first.spans[:3], first.probabilities())]
     say("sample", f"{questions[split][0].question} → {', '.join(nearest)}")
     record["no_answer_threshold"] = threshold
-    reporting.write_results(trainer, model)
+    report.write_results(trainer, model)
     return 0
 
 

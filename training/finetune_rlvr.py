@@ -18,15 +18,16 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from hf_tfm import answers, finetuning, reporting
-from hf_tfm.adapters import add_adapter
+from hf_tfm import answers
 from hf_tfm.core.errors import needs_extra
 from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.records import read_records
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
-from hf_tfm.recipe import one_line_errors, parse_recipe, refuse_below
-from hf_tfm.reporting import say
+from hf_tfm.train import finetune, report
+from hf_tfm.train.adapters import add_adapter
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
+from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.report import say
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, set_seed
@@ -36,7 +37,7 @@ with needs_extra("align"):
     from trl import GRPOConfig, GRPOTrainer
     from trl.trainer.utils import RepeatSampler
 from hf_tfm.rewards import Questions, estimate, read_questions, read_verifier
-from hf_tfm.trainer import RunMixin
+from hf_tfm.train.trainer import RunMixin
 
 
 @dataclass
@@ -123,20 +124,20 @@ def main(argv: list[str] | None = None) -> int:
         "label_smoothing_factor": "nothing here has labels",
         "train_sampling_strategy": "prompts are drawn at random",
     }
-    finetuning.check_finetuning(args, recipe, ignored)
+    finetune.check_finetuning(args, recipe, ignored)
     set_seed(args.seed)
 
     train = read_records(recipe.train_file)
     keys = [str(chat.read_prompt(record, place)) for record, place in zip(train, train.places)]
-    train, validation = finetuning.carve_validation(recipe, train, args.seed, keys)
+    train, validation = finetune.carve_validation(recipe, train, args.seed, keys)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
 
-    tokenizer = finetuning.load_tokenizer(recipe)
-    model, new = finetuning.load_model(AutoModelForCausalLM, recipe, tokenizer)
+    tokenizer = finetune.load_tokenizer(recipe)
+    model, new = finetune.load_model(AutoModelForCausalLM, recipe, tokenizer)
     chat.ensure_chat_template(tokenizer, recipe.chat_template)
-    length = finetuning.settle_max_length(recipe, model, tokenizer)
+    length = finetune.settle_max_length(recipe, model, tokenizer)
     encoder = ChatEncoder(tokenizer)
     room = length - recipe.max_new_tokens
     questions = {}
@@ -150,9 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     chat.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM", new)
-    record = reporting.begin_record("finetune_rlvr", recipe, args, model, splits)
-    finetuning.settle_arguments(args, recipe, model, ["reward"], pace=0.1, loss=False)
-    reporting.say_model(model, recipe, new)
+    record = report.begin_record("finetune_rlvr", recipe, args, model, splits)
+    finetune.settle_arguments(args, recipe, model, ["reward"], pace=0.1, loss=False)
+    report.say_model(model, recipe, new)
     per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps / recipe.answers_per_prompt
     say("steps", f"{per_step:g} prompts with {recipe.answers_per_prompt} answers each, rate {args.learning_rate:.3g}")
     say("example", tokenizer.decode(questions["train"].ids[0]).replace("\n", "⏎") + " ⟦what it says⟧")
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     trainer = RewardedTrainer(
         model=model,
-        args=finetuning.trl_arguments(GRPOConfig, args, recipe.trl, **fields),
+        args=finetune.trl_arguments(GRPOConfig, args, recipe.trl, **fields),
         eval_dataset=Dataset.from_list([{"prompt": questions["validation"].prompts[0]}]),  # TRL wants to see one
         processing_class=tokenizer,
         record=record,
@@ -180,20 +181,20 @@ def main(argv: list[str] | None = None) -> int:
     before, said_before = questions[split].ask(trainer.model, tokenizer, recipe.max_new_tokens)
     beside = {"before": estimate(before, recipe.reward)}
     say("before", ", ".join(f"{name} {figure} on {split}" for name, figure in beside["before"].items()))
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
 
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
     after, said = questions[split].ask(model, tokenizer, recipe.max_new_tokens)
     results = estimate(after, recipe.reward)
-    reporting.report_results(record, split, results, beside)
+    report.report_results(record, split, results, beside)
     texts = {"before": [answer.text for answer in said_before], "after": [answer.text for answer in said]}
     record["samples"] = answers.dialogues(questions[split].prompts, texts)
     record["chat"] = questions[split].prompts[0][-1]["content"]
-    reporting.write_results(trainer, model)
+    report.write_results(trainer, model)
     return 0
 
 

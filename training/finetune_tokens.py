@@ -16,15 +16,16 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hf_tfm import finetuning, reporting, tagging
-from hf_tfm.adapters import add_adapter
+from hf_tfm import tagging
 from hf_tfm.classification import describe_counts
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.data.tokenizer import trim_offsets
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
-from hf_tfm.recipe import one_line_errors, parse_recipe
-from hf_tfm.reporting import say
+from hf_tfm.train import finetune, report
+from hf_tfm.train.adapters import add_adapter
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.report import say
 
 import torch
 from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
@@ -44,7 +45,7 @@ def read_splits(recipe: TaggingRecipe, seed: int) -> tuple[dict[str, Records], t
     train = read_records(recipe.train_file)
     sentences = tagging.read_words(train, recipe.words_field)
     task = tagging.read_task(train, sentences, recipe.tags_field)
-    train, validation = finetuning.carve_validation(recipe, train, seed, sentence_keys(sentences))
+    train, validation = finetune.carve_validation(recipe, train, seed, sentence_keys(sentences))
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
@@ -66,38 +67,38 @@ def describe_tags(task: tagging.TagTask, tags: list[list[int]]) -> str:
 
 def best_tags(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Ids instead of logits, so that an evaluation keeps one number a column."""
-    finetuning.refuse_diverged(logits)
+    finetune.refuse_diverged(logits)
     return logits.argmax(-1)
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, TaggingRecipe, FinetuningArguments, __doc__)
-    finetuning.check_finetuning(args, recipe)
+    finetune.check_finetuning(args, recipe)
     set_seed(args.seed)
 
     splits, task = read_splits(recipe, args.seed)
     words = {name: tagging.read_words(records, recipe.words_field) for name, records in splits.items()}
     tags = {name: task.encode(records, words[name]) for name, records in splits.items()}
 
-    tokenizer = finetuning.load_tokenizer(recipe)
+    tokenizer = finetune.load_tokenizer(recipe)
     trim_offsets(tokenizer)
-    model, new = finetuning.load_model(AutoModelForTokenClassification, recipe, tokenizer, **task.config_fields())
-    max_length = finetuning.settle_max_length(recipe, model, tokenizer)
-    finetuning.settle_attention(args, model, max_length)
+    model, new = finetune.load_model(AutoModelForTokenClassification, recipe, tokenizer, **task.config_fields())
+    max_length = finetune.settle_max_length(recipe, model, tokenizer)
+    finetune.settle_attention(args, model, max_length)
     data, windows = {}, {}
     for name in splits:
         data[name], windows[name] = tagging.encode_words(tokenizer, max_length, words[name])
         tagging.add_labels(data[name], windows[name], tags[name])
     if recipe.lora:
         model = add_adapter(model, recipe, "TOKEN_CLS", new)
-    record = reporting.begin_record("finetune_tokens", recipe, args, model, splits)
+    record = report.begin_record("finetune_tokens", recipe, args, model, splits)
     record["max_length"] = max_length
 
     args.label_names = ["labels"]
-    finetuning.settle_arguments(args, recipe, model, task.metrics)
+    finetune.settle_arguments(args, recipe, model, task.metrics)
 
-    reporting.say_model(model, recipe, new)
+    report.say_model(model, recipe, new)
     what = (
         f"{len(task.kinds)} types of entities in {len(task.names)} tags" if task.entities else f"{len(task.names)} tags"
     )
@@ -107,11 +108,11 @@ def main(argv: list[str] | None = None) -> int:
         lost = sum(map(len, words[name])) - sum(len(window.words) for window in windows[name])
         if lost:
             say("note", f"{lost:,} words of {name} have no pieces and always get the tag {task.names[task.default]}")
-    reporting.say_steps(args, data["train"], max_length)
+    report.say_steps(args, data["train"], max_length)
     shown = max(range(min(50, len(tags["train"]))), key=lambda number: len(Counter(tags["train"][number])))
     tagged = zip(words["train"][shown], tags["train"][shown])
     say("example", " ".join(f"{word}/{task.names[tag]}" if tag != task.default else word for word, tag in tagged))
-    record["overlap_with_train"] = reporting.say_overlap({name: sentence_keys(words[name]) for name in splits})
+    record["overlap_with_train"] = report.say_overlap({name: sentence_keys(words[name]) for name in splits})
 
     def tags_of(predictions, name: str) -> list[list[int]]:
         return tagging.tags_of_words(predictions, windows[name], words[name], task.default)
@@ -132,10 +133,10 @@ def main(argv: list[str] | None = None) -> int:
         preprocess_logits_for_metrics=best_tags,
         record=record,
     )
-    reporting.say_time(trainer)
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    report.say_time(trainer)
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     predictions = trainer.predict_in_order(data[split])
@@ -146,8 +147,8 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.baselines:
         tagger = tagging.dictionary_tagger(words["train"], tags["train"])
         beside["dictionary"] = task.estimates(tagger(words[split]), tags[split])
-    reporting.report_results(record, split, results, beside)
-    reporting.write_results(trainer, model)
+    report.report_results(record, split, results, beside)
+    report.write_results(trainer, model)
     return 0
 
 

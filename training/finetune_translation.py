@@ -17,15 +17,16 @@ Needs sacrebleu: pip install hf-tfm[metrics]
 import sys
 from dataclasses import dataclass, field
 
-from hf_tfm import finetuning, reporting, translation
+from hf_tfm import translation
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data.batches import PAD_TO_MULTIPLE_OF, in_order
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.finetuning import FinetuningArguments, FinetuningRecipe
-from hf_tfm.optim import DEFAULTS
-from hf_tfm.pretraining import OWN_OPTIMIZER
-from hf_tfm.recipe import one_line_errors, parse_recipe, read_mapping, refuse_below
-from hf_tfm.reporting import say
+from hf_tfm.train import finetune, report
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
+from hf_tfm.train.optim import DEFAULTS
+from hf_tfm.train.pretrain import OWN_OPTIMIZER
+from hf_tfm.train.recipe import one_line_errors, parse_recipe, read_mapping, refuse_below
+from hf_tfm.train.report import say
 
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -97,12 +98,12 @@ def read_pairs(records: Records, recipe: TranslationRecipe) -> tuple[list[str], 
 def prepare_model(recipe: TranslationRecipe, texts: list[str]):
     """Model and tokenizer, new ones or those of a folder; and the length that texts are cut to."""
     if not translation.is_preset(recipe.model):
-        tokenizer = finetuning.load_tokenizer(recipe)
-        model, _ = finetuning.load_model(AutoModelForSeq2SeqLM, recipe, tokenizer)
-        return model, tokenizer, finetuning.settle_max_length(recipe, model, tokenizer)
+        tokenizer = finetune.load_tokenizer(recipe)
+        model, _ = finetune.load_model(AutoModelForSeq2SeqLM, recipe, tokenizer)
+        return model, tokenizer, finetune.settle_max_length(recipe, model, tokenizer)
     max_length = recipe.max_length or 128
     if recipe.tokenizer:
-        tokenizer = finetuning.load_tokenizer(recipe)
+        tokenizer = finetune.load_tokenizer(recipe)
     else:
         tokenizer = translation.train_shared_tokenizer(texts, recipe.vocab_size, max_length)
     overrides = read_mapping(recipe.model_overrides, "model_overrides")
@@ -112,35 +113,35 @@ def prepare_model(recipe: TranslationRecipe, texts: list[str]):
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, TranslationRecipe, TranslationArguments, __doc__)
-    finetuning.check_finetuning(args, recipe, _IGNORED)
+    finetune.check_finetuning(args, recipe, _IGNORED)
     set_seed(args.seed)
 
     train = read_records(recipe.train_file)
-    train, validation = finetuning.carve_validation(recipe, train, args.seed, read_pairs(train, recipe)[0])
+    train, validation = finetune.carve_validation(recipe, train, args.seed, read_pairs(train, recipe)[0])
     splits = {"train": train, "validation": validation.subset(range(min(recipe.watched, len(validation))))}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
     pairs = {name: read_pairs(records, recipe) for name, records in splits.items()}
 
     model, tokenizer, max_length = prepare_model(recipe, [*pairs["train"][0], *pairs["train"][1]])
-    finetuning.settle_attention(args, model, max_length)
+    finetune.settle_attention(args, model, max_length)
     start = model.config.decoder_start_token_id
     data = {name: translation.encode_pairs(tokenizer, max_length, start, *both) for name, both in pairs.items()}
-    record = reporting.begin_record("finetune_translation", recipe, args, model, splits)
+    record = report.begin_record("finetune_translation", recipe, args, model, splits)
     if translation.is_preset(recipe.model):
         record["base_model"] = None
     args.learning_rate = args.learning_rate or DEFAULTS[recipe.optimizer]["lr"]
     args.generation_max_length = max_length
-    finetuning.settle_arguments(args, recipe, model, ("bleu", "chrf"))
+    finetune.settle_arguments(args, recipe, model, ("bleu", "chrf"))
 
-    reporting.say_model(model, recipe, [])
+    report.say_model(model, recipe, [])
     say("tokenizer", f"{len(tokenizer):,} tokens for {recipe.source_field} and {recipe.target_field}")
     for name, records in splits.items():
         say(name, f"{len(records):,} pairs")
-    reporting.say_steps(args, data["train"], max_length)
-    reporting.say_example(tokenizer, data["train"][0], tokenizer.decode(data["train"][0]["labels"]))
+    report.say_steps(args, data["train"], max_length)
+    report.say_example(tokenizer, data["train"][0], tokenizer.decode(data["train"][0]["labels"]))
     sources = {name: [text.casefold() for text in both[0]] for name, both in pairs.items()}
-    record["overlap_with_train"] = reporting.say_overlap(sources)
+    record["overlap_with_train"] = report.say_overlap(sources)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         translations = translation.decode(tokenizer, in_order(prediction.predictions, data["validation"]))
@@ -161,10 +162,10 @@ def main(argv: list[str] | None = None) -> int:
         optimizer_name=recipe.optimizer,
         decay=recipe.decay,
     )
-    reporting.say_time(trainer)
-    trainer.train_or_resume(finetuning.run_identity(recipe, args, record["data"]))
+    report.say_time(trainer)
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return reporting.say_stopped(trainer)
+        return report.say_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     # Whoever opens the folder and calls generate gets what is measured here.
@@ -177,10 +178,10 @@ def main(argv: list[str] | None = None) -> int:
     sources, references = pairs[split]
     results = translation.estimates(translations, references)
     copied = {"source copied": translation.estimates(sources, references)}
-    reporting.report_results(record, split, results, copied)
+    report.report_results(record, split, results, copied)
     record["samples"] = [f"{s} → {t} (reference: {r})" for s, t, r in list(zip(sources, translations, references))[:8]]
     print("\n".join(record["samples"]))
-    reporting.write_results(trainer, model)
+    report.write_results(trainer, model)
     return 0
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from hf_tfm.core.errors import InputError, OneLineParser
-from hf_tfm.recipe import one_line_errors, refuse_below
+from hf_tfm.train.recipe import one_line_errors, refuse_below
 
 
 SHARES = {"validation": 0.03, "test": 0.05}

@@ -21,7 +21,7 @@ from hf_tfm.core.errors import InputError
 from hf_tfm.data.denoisers import Denoisers, infill, parse_shares
 from hf_tfm.data.objectives import Hybrid, Masked, RateSchedule, causal
 from hf_tfm.decoding import encode_prompt
-from hf_tfm.pretraining import (
+from hf_tfm.train.pretrain import (
     PretrainArguments,
     PretrainTrainer,
     PretrainTrainingArguments,
@@ -34,7 +34,7 @@ from hf_tfm.pretraining import (
     report_start,
     run_identity,
 )
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
 import torch
 from transformers import AutoModelForCausalLM, set_seed

@@ -17,7 +17,7 @@ from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.data.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
 from hf_tfm.masks import fill_masks
-from hf_tfm.pretraining import (
+from hf_tfm.train.pretrain import (
     PretrainArguments,
     PretrainTrainer,
     PretrainTrainingArguments,
@@ -30,7 +30,7 @@ from hf_tfm.pretraining import (
     report_start,
     run_identity,
 )
-from hf_tfm.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, set_seed
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from hf_tfm.core.errors import InputError, OneLineParser
 from hf_tfm.data.tokenizer import encode_text, save_tokenizer, train_tokenizer
 from hf_tfm.data.tokens import read_documents
-from hf_tfm.recipe import one_line_errors
+from hf_tfm.train.recipe import one_line_errors
 
 
 HELD_OUT_EVERY = 20

@@ -41,8 +41,8 @@ from hf_tfm.data.packing import LengthSchedule, PackedBlocks, StepBatches
 from hf_tfm.data.sources import read_documents
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.data.tokens import TokenStore
-from hf_tfm.optim import build_optimizer, build_scheduler, zero_init_output_projections
-from hf_tfm.pretraining import fast_bf16
+from hf_tfm.train.optim import build_optimizer, build_scheduler, zero_init_output_projections
+from hf_tfm.train.pretrain import fast_bf16
 from side_by_side import (
     ALL_RESULTS,
     KEPT,

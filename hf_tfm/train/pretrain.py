@@ -22,21 +22,21 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .artifacts.card import task_of
-from .artifacts.card_text import as_text
-from .artifacts.foreign import PackedRows, sentence_label, sentence_loss
-from .artifacts.record import base_model_name, write_model_folder
+from ..artifacts.card import task_of
+from ..artifacts.card_text import as_text
+from ..artifacts.foreign import PackedRows, sentence_label, sentence_loss
+from ..artifacts.record import base_model_name, write_model_folder
+from ..core.errors import InputError
+from ..core.files import last_checkpoint
+from ..cpu.attention import can_lay_rows_end_to_end
+from ..cpu.compile import compile_blocks, compiler_found, eager_blocks, pays_to_compile
+from ..data.objectives import Masked, SentencePairs, causal, masked_next_token
+from ..data.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
+from ..data.sources import Source, left_out, list_files, parse_sources
+from ..data.tokenizer import tokenizer_fingerprint
+from ..data.tokens import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
+from ..models.configuration_tfm import SIZES, TfmConfig
 from .averaging import AveragingMixin
-from .core.errors import InputError
-from .core.files import last_checkpoint
-from .cpu.attention import can_lay_rows_end_to_end
-from .cpu.compile import compile_blocks, compiler_found, eager_blocks, pays_to_compile
-from .data.objectives import Masked, SentencePairs, causal, masked_next_token
-from .data.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
-from .data.sources import Source, left_out, list_files, parse_sources
-from .data.tokenizer import tokenizer_fingerprint
-from .data.tokens import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
-from .models.configuration_tfm import SIZES, TfmConfig
 from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
 from .recipe import read_mapping, refuse_below
 from .trainer import RunTrainer, bits_per_byte, check_arguments, data_seed, recipe_before

@@ -18,7 +18,7 @@ from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.pytorch_utils import Conv1D
 
-from .core.errors import InputError
+from ..core.errors import InputError
 
 
 # What `build_optimizer` uses where the caller says nothing; training/LOG.md has the measurements.

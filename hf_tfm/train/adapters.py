@@ -12,14 +12,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from .core.errors import InputError
-from .data.tokenizer import save_tokenizer
+from ..core.errors import InputError
+from ..data.tokenizer import save_tokenizer
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from .finetuning import FinetuningRecipe
+    from .finetune import FinetuningRecipe
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_VARIANTS = ("lora", "dora", "rslora")
@@ -147,10 +147,10 @@ def merge_folder(
     Raises:
         InputError: there is no adapter, its base is not there, `target` holds something, or as [`merge_adapter`].
     """
-    from .artifacts.card import write_card
-    from .artifacts.open import ADAPTER_FILE, auto_class_of, open_model
-    from .artifacts.record import RECORD_FILE
-    from .core.files import MARKER, atomic_folder
+    from ..artifacts.card import write_card
+    from ..artifacts.open import ADAPTER_FILE, auto_class_of, open_model
+    from ..artifacts.record import RECORD_FILE
+    from ..core.files import MARKER, atomic_folder
 
     adapter, target = Path(adapter), Path(target)
     if not (adapter / ADAPTER_FILE).is_file():

@@ -12,12 +12,12 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from .artifacts.card import is_adapter, opening
-from .artifacts.record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
-from .data.batches import length_of
-from .data.records import Records, data_facts
-from .finetuning import FinetuningRecipe
-from .metrics import Estimate
+from ..artifacts.card import is_adapter, opening
+from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
+from ..data.batches import length_of
+from ..data.records import Records, data_facts
+from ..metrics import Estimate
+from .finetune import FinetuningRecipe
 
 
 def begin_record(

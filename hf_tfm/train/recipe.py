@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .core.errors import InputError
-from .core.files import last_checkpoint
-from .core.quiet import quiet_command
+from ..core.errors import InputError
+from ..core.files import last_checkpoint
+from ..core.quiet import quiet_command
 
 
 # Where the script that runs now keeps its checkpoints.

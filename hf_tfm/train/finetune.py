@@ -26,13 +26,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..core.errors import InputError
+from ..core.quiet import quiet
+from ..cpu.attention import use_blockwise_attention
+from ..data.batches import SeededLengthGroups, in_order, length_of, longest_first
+from ..data.records import Records, carve, read_records
 from .adapters import LORA_VARIANTS
-from .core.errors import InputError
-from .core.quiet import quiet
-from .cpu.attention import use_blockwise_attention
-from .data.batches import SeededLengthGroups, in_order, length_of, longest_first
-from .data.records import Records, carve, read_records
-from .pretraining import fast_bf16
+from .pretrain import fast_bf16
 from .recipe import read_mapping, refuse_below
 from .trainer import RunMixin, check_arguments, data_seed
 
