@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import cpu
 from .data.chat import IGNORED
-from .decoding import plain_settings
 from .evaluation import LanguageModel, Row
 from .metrics import Estimate, bootstrap
+from .tasks.generation import plain_settings
 from .train.finetune import FinetuningTrainer, longest_input, refuse_diverged
 
 

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .core.errors import InputError
-from .decoding import stream_text
+from .tasks.generation import stream_text
 from .train.finetune import refuse_unknown_tokens
 
 

@@ -180,7 +180,7 @@ def generate(args: argparse.Namespace) -> None:
     import transformers
 
     from .artifacts.open import open_model
-    from .decoding import encode_prompt, sampling_options, stream_text
+    from .tasks.generation import encode_prompt, sampling_options, stream_text
 
     if (args.html or args.candidates) and not args.compare:
         raise InputError("--html and --candidates show what --compare finds: give that too")
@@ -198,7 +198,7 @@ def generate(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace, model: Any, tokenizer: Any, switches: dict[str, Any]) -> None:
     from . import rendering
-    from .decoding import compare_decodings, decoding_methods
+    from .tasks.generation import compare_decodings, decoding_methods
 
     no_cuts = {"temperature": 1e-6, "top_k": 1, "top_p": 1e-9, "beams": 2}
     for name, least in no_cuts.items():
@@ -228,7 +228,7 @@ def chat(args: argparse.Namespace) -> None:
     """Talk with a model on the terminal; its answers are shown as they are made."""
     from .artifacts.open import open_model
     from .chat import Chat, talk
-    from .decoding import sampling_options
+    from .tasks.generation import sampling_options
 
     model, tokenizer = open_model(args.model, "AutoModelForCausalLM", args.base, args.trust_remote_code)
     sampling = sampling_options(**{name: getattr(args, name) for name in _SAMPLING_SWITCHES})
@@ -335,7 +335,7 @@ def inspect(args: argparse.Namespace) -> None:
 def fill_mask(args: argparse.Namespace) -> None:
     """Show the likeliest tokens at each mask of a text."""
     from .artifacts.open import open_model
-    from .masks import fill_masks
+    from .tasks.fill_mask import fill_masks
 
     model, tokenizer = open_model(args.model, "AutoModelForMaskedLM", args.base, args.trust_remote_code)
     found = fill_masks(model, tokenizer, args.text, args.top)

@@ -22,10 +22,10 @@ from .artifacts.open import auto_class_of, open_model
 from .chat import Chat
 from .core.errors import InputError
 from .data.records import Records
-from .decoding import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
 from .inspection import EXAMPLE
-from .masks import fill_masks
 from .prediction import Predictor, open_predictor
+from .tasks.fill_mask import fill_masks
+from .tasks.generation import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
 from .train.finetune import longest_input
 
 

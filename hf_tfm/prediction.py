@@ -26,7 +26,6 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import multiple_choice, question_answering, tagging
 from .artifacts.open import auto_class_of, open_model
 from .artifacts.record import RECORD_FILE, read_record
 from .core.errors import InputError
@@ -34,6 +33,7 @@ from .data.records import Records, iter_records
 from .data.tokenizer import encode_text
 from .evaluation import LanguageModel, document_rows
 from .labelled import predict_rows
+from .tasks import multiple_choice, question_answering, tagging
 from .train.finetune import encode_records, longest_input
 
 

@@ -8,7 +8,7 @@ from html import escape, unescape
 from pathlib import Path
 
 from .core.errors import InputError
-from .decoding import Candidate, Choice, Decoding
+from .tasks.generation import Candidate, Choice, Decoding
 
 
 # Surprise in bits from which on a token is fully red.

@@ -13,7 +13,7 @@ from tiny import build_tokenizer
 from hf_tfm import rendering
 from hf_tfm.cli import main
 from hf_tfm.core.errors import InputError
-from hf_tfm.decoding import (
+from hf_tfm.tasks.generation import (
     Candidate,
     Choice,
     Decoding,

@@ -204,7 +204,7 @@ def test_pages_that_cannot_be(demo, folders, tmp_path, capsys):
 
 
 def test_translations(demo, tmp_path):
-    from hf_tfm.translation import build_translator, train_shared_tokenizer
+    from hf_tfm.tasks.translation import build_translator, train_shared_tokenizer
 
     tokenizer = train_shared_tokenizer(tiny.CORPUS, tiny.VOCAB_SIZE, 64)
     size = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8)

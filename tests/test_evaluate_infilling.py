@@ -9,9 +9,10 @@ import torch
 from test_pretraining import TEXTS
 from tiny import build
 
-from hf_tfm import InputError, infilling
+from hf_tfm import InputError
 from hf_tfm.data.tokenizer import encode_text, train_tokenizer
-from hf_tfm.infilling import WAYS, GappedText, Passage, cut_gaps, measure_infilling
+from hf_tfm.tasks import infilling
+from hf_tfm.tasks.infilling import WAYS, GappedText, Passage, cut_gaps, measure_infilling
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

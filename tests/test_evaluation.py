@@ -10,7 +10,6 @@ import torch
 from parity_table import native_model
 from tiny import BOS, CLS, MASK, SEP
 
-from hf_tfm.classification import read_task
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import encode_text
@@ -28,6 +27,7 @@ from hf_tfm.evaluation import (
 )
 from hf_tfm.prompting import Prompt, draw_examples, label_log_probabilities, label_words, prompted_scores
 from hf_tfm.results import PARTS_FILE, Results
+from hf_tfm.tasks.classification import read_task
 
 
 PAIRS = [

@@ -25,10 +25,10 @@ from test_finetune_classification import models  # noqa: F401
 from tiny import build_tokenizer
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-from hf_tfm import tagging
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records
+from hf_tfm.tasks import tagging
 from hf_tfm.train.adapters import merge_adapter
 from hf_tfm.train.finetune import FinetuningTrainer
 from hf_tfm.train.recipe import parse_recipe

@@ -18,8 +18,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForCo
 sacrebleu = pytest.importorskip("sacrebleu")
 
 import hf_tfm  # noqa: E402
-from hf_tfm import InputError, translation  # noqa: E402
+from hf_tfm import InputError  # noqa: E402
 from hf_tfm.core.files import complete_checkpoints  # noqa: E402
+from hf_tfm.tasks import translation  # noqa: E402
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

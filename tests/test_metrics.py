@@ -10,8 +10,8 @@ import sklearn.metrics
 from scipy import stats
 
 from hf_tfm import metrics
-from hf_tfm.classification import Task
 from hf_tfm.core.errors import InputError
+from hf_tfm.tasks.classification import Task
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,12 @@ from peft import LoraConfig, get_peft_model
 from tiny import build, build_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_tfm import prediction, question_answering
+from hf_tfm import prediction
 from hf_tfm.cli import main
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.tokens import document_ends
 from hf_tfm.prediction import open_predictor, predict_file
+from hf_tfm.tasks import question_answering
 
 
 TEXTS = [

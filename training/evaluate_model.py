@@ -20,11 +20,11 @@ from pathlib import Path
 from hf_tfm import InputError, evaluation, prompting
 from hf_tfm.artifacts.card import HubData, add_evaluation
 from hf_tfm.artifacts.open import LANGUAGE_MODELS, auto_class_of, fingerprint, open_model, recorded
-from hf_tfm.classification import read_task
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluation import LanguageModel
 from hf_tfm.labelled import measure_head
 from hf_tfm.results import Results, content
+from hf_tfm.tasks.classification import read_task
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import torch

@@ -25,9 +25,9 @@ from hf_tfm.convert import as_input_errors
 from hf_tfm.data.records import read_records
 from hf_tfm.grounding import encode_question, holds
 from hf_tfm.metrics import proportion
-from hf_tfm.question_answering import Question, read_questions, unfold
 from hf_tfm.results import Results
 from hf_tfm.retrieval import Index, build_index
+from hf_tfm.tasks.question_answering import Question, read_questions, unfold
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import numpy as np

@@ -29,7 +29,7 @@ from transformers import AutoModel, set_seed
 
 
 with needs_extra("embed"):
-    from hf_tfm.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, forget_lengths, read_scores
+    from hf_tfm.tasks.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, forget_lengths, read_scores
 
     from sentence_transformers import SentenceTransformerTrainingArguments
 

@@ -16,10 +16,10 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hf_tfm import multiple_choice as mc
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
+from hf_tfm.tasks import multiple_choice as mc
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe, FinetuningTrainer

@@ -22,7 +22,7 @@ from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.core.quiet import quiet
 from hf_tfm.data import chat
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
+from hf_tfm.tasks.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe

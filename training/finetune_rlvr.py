@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, set_seed
 with needs_extra("align"):
     from trl import GRPOConfig, GRPOTrainer
     from trl.trainer.utils import RepeatSampler
-from hf_tfm.rewards import Questions, estimate, read_questions, read_verifier
+from hf_tfm.tasks.rewards import Questions, estimate, read_questions, read_verifier
 from hf_tfm.train.trainer import RunMixin
 
 

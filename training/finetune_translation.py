@@ -17,10 +17,10 @@ Needs sacrebleu: pip install hf-tfm[metrics]
 import sys
 from dataclasses import dataclass, field
 
-from hf_tfm import translation
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data.batches import PAD_TO_MULTIPLE_OF, in_order
 from hf_tfm.data.records import Records, read_records
+from hf_tfm.tasks import translation
 from hf_tfm.train import finetune, report
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
 from hf_tfm.train.optim import DEFAULTS

@@ -20,7 +20,7 @@ from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.denoisers import Denoisers, infill, parse_shares
 from hf_tfm.data.objectives import Hybrid, Masked, RateSchedule, causal
-from hf_tfm.decoding import encode_prompt
+from hf_tfm.tasks.generation import encode_prompt
 from hf_tfm.train.pretrain import (
     PretrainArguments,
     PretrainTrainer,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.data.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
-from hf_tfm.masks import fill_masks
+from hf_tfm.tasks.fill_mask import fill_masks
 from hf_tfm.train.pretrain import (
     PretrainArguments,
     PretrainTrainer,

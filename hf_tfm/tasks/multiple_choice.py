@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .core.errors import InputError
-from .data.records import Records, split_list
-from .metrics import Estimate, proportion
+from ..core.errors import InputError
+from ..data.records import Records, split_list
+from ..metrics import Estimate, proportion
 
 
 METRICS = ("accuracy",)

@@ -21,14 +21,14 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from sentence_transformers.util import is_sentence_transformer_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from .core.errors import InputError
-from .core.quiet import quiet
-from .data.batches import SeededLengthGroups
-from .data.records import Records
-from .metrics import Estimate, bootstrap
-from .train.adapters import load_inside, merge_inside, save_inside
-from .train.finetune import refuse_diverged
-from .train.trainer import RunMixin
+from ..core.errors import InputError
+from ..core.quiet import quiet
+from ..data.batches import SeededLengthGroups
+from ..data.records import Records
+from ..metrics import Estimate, bootstrap
+from ..train.adapters import load_inside, merge_inside, save_inside
+from ..train.finetune import refuse_diverged
+from ..train.trainer import RunMixin
 
 
 LOSSES = {

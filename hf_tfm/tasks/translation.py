@@ -10,14 +10,14 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
-from .core.errors import InputError
-from .data.records import Records
-from .data.tokenizer import train_tokenizer
-from .metrics import Estimate, bootstrap, load
-from .models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
-from .models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
-from .train.finetune import FinetuningMixin
-from .train.optim import build_optimizer, build_scheduler, zero_init_output_projections
+from ..core.errors import InputError
+from ..data.records import Records
+from ..data.tokenizer import train_tokenizer
+from ..metrics import Estimate, bootstrap, load
+from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
+from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
+from ..train.finetune import FinetuningMixin
+from ..train.optim import build_optimizer, build_scheduler, zero_init_output_projections
 
 
 def is_preset(name: str) -> bool:

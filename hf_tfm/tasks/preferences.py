@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .core.errors import InputError
-from .data.chat import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
-from .data.records import Records
-from .metrics import Estimate, proportion
-from .train.finetune import refuse_diverged
+from ..core.errors import InputError
+from ..data.chat import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
+from ..data.records import Records
+from ..metrics import Estimate, proportion
+from ..train.finetune import refuse_diverged
 
 
 class Pair(NamedTuple):

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import cpu
-from .core.errors import InputError
-from .data.denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
-from .data.tokenizer import encode_text
-from .data.tokens import document_ends
-from .metrics import Estimate, bootstrap, proportion
-from .models.modeling_tfm_infilling import fill_masks_together
-from .train.finetune import longest_input
+from .. import cpu
+from ..core.errors import InputError
+from ..data.denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
+from ..data.tokenizer import encode_text
+from ..data.tokens import document_ends
+from ..metrics import Estimate, bootstrap, proportion
+from ..models.modeling_tfm_infilling import fill_masks_together
+from ..train.finetune import longest_input
 
 
 Ids = list[int]

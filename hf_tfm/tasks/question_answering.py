@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .core.errors import InputError
-from .data.records import Records
-from .metrics import Estimate, bootstrap
+from ..core.errors import InputError
+from ..data.records import Records
+from ..metrics import Estimate, bootstrap
 
 
 METRICS = ("f1", "exact_match")
@@ -339,7 +339,7 @@ def find_answers(
 
 def score_answers(predictions: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
     """Token F1 and exact match `(questions, 2)` from 0 to 1 as SQuAD counts them, against the nearest right answer."""
-    from .metrics.squad.squad import exact, f1
+    from ..metrics.squad.squad import exact, f1
 
     scores = np.zeros((len(questions), 2))
     for row, given, question in zip(scores, predictions, questions):
@@ -389,7 +389,7 @@ def baselines(questions: Sequence[Question], train: Sequence[Question], seed: in
     with the question; that sentence's words that are not in the question, as many as answers mostly have, from the
     first capitalised word or number on; and nothing at all where training has questions without an answer.
     """
-    from .metrics.squad.squad import normalize
+    from ..metrics.squad.squad import normalize
 
     draw = random.Random(seed)
     lengths = sorted(len(_WORD.findall(question.answers[0])) for question in train if question.answers)

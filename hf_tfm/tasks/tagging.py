@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from ..core.errors import InputError
+from ..data.records import Records, split_list
+from ..metrics import Estimate, bootstrap
 from .classification import label_ids, listed_names, written_label
-from .core.errors import InputError
-from .data.records import Records, split_list
-from .metrics import Estimate, bootstrap
 
 
 _ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+")

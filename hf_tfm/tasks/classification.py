@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .core.errors import InputError
-from .data.records import Records, read_list
-from .metrics import Estimate, bootstrap, proportion
-from .train.finetune import refuse_diverged
+from ..core.errors import InputError
+from ..data.records import Records, read_list
+from ..metrics import Estimate, bootstrap, proportion
+from ..train.finetune import refuse_diverged
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

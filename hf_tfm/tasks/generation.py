@@ -20,9 +20,9 @@ from transformers import (
     set_seed,
 )
 
-from . import cpu
-from .core.errors import InputError
-from .train.finetune import longest_input, refuse_unknown_tokens
+from .. import cpu
+from ..core.errors import InputError
+from ..train.finetune import longest_input, refuse_unknown_tokens
 
 
 # Every switch as if it were not there.
