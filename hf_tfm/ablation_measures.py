@@ -14,7 +14,7 @@ from . import cpu
 from .artifacts.open import LANGUAGE_MODELS, auto_class_of, open_model
 from .core.errors import InputError
 from .data.records import read_records
-from .evaluation import LanguageModel, bits_per_byte, read_text
+from .evaluate.language_model import LanguageModel, bits_per_byte, read_text
 from .models.modeling_tfm import CACHE_NAME
 from .retrieval import embed, open_encoder
 

@@ -379,7 +379,7 @@ def fill_mask(args: argparse.Namespace) -> None:
 )
 def predict(args: argparse.Namespace) -> None:
     """Label, tag, answer, choose, score or embed the records of a file, whatever the model's head is for."""
-    from .prediction import open_predictor, predict_file
+    from .evaluate.predict import open_predictor, predict_file
 
     fields = {name: value for name, value in vars(args).items() if name.endswith(("_field", "_fields")) and value}
     predictor = open_predictor(

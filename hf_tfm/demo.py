@@ -22,8 +22,8 @@ from .artifacts.open import auto_class_of, open_model
 from .chat import Chat
 from .core.errors import InputError
 from .data.records import Records
+from .evaluate.predict import Predictor, open_predictor
 from .inspection import EXAMPLE
-from .prediction import Predictor, open_predictor
 from .tasks.fill_mask import fill_masks
 from .tasks.generation import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
 from .train.finetune import longest_input

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .answers import answer
 from .core.errors import InputError
 from .data.chat import ChatEncoder
-from .prediction import Predictor
+from .evaluate.answers import answer
+from .evaluate.predict import Predictor
 from .retrieval import Index, Passage
 from .train.finetune import longest_input, refuse_unknown_tokens
 

@@ -37,7 +37,7 @@ from .data.sources import (
     read_file,
 )
 from .data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
-from .prediction import Predictor, open_predictor
+from .evaluate.predict import Predictor, open_predictor
 from .search import BM25, Hit, fuse, nearest
 from .tasks.question_answering import reads_both_ways
 from .train.finetune import longest_input

@@ -11,7 +11,7 @@ from finetune_checks import write
 from tiny import CORPUS, build, build_tokenizer
 
 from hf_tfm.data.records import Records
-from hf_tfm.prediction import Predictor
+from hf_tfm.evaluate.predict import Predictor
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

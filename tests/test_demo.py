@@ -149,7 +149,7 @@ def test_tags_are_marked_where_they_are(demo, folders):
 
 def test_answers_are_marked_in_the_text(demo, folders):
     from hf_tfm.data.records import Records
-    from hf_tfm.prediction import open_predictor
+    from hf_tfm.evaluate.predict import open_predictor
 
     folder, context = folders / "TfmEncoderForQuestionAnswering", "the cat sat on the mat and looked at the moon"
     shown = event(demo.build(str(folder)), "find_the_answer")("who sat?", context)

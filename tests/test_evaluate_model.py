@@ -16,9 +16,10 @@ from peft import LoraConfig, get_peft_model
 from tiny import build_tokenizer
 from transformers import AutoTokenizer
 
-from hf_tfm import TfmEncoderForMultipleChoice, evaluation
+from hf_tfm import TfmEncoderForMultipleChoice
 from hf_tfm.artifacts import card_text
 from hf_tfm.artifacts.record import RunRecord, model_facts
+from hf_tfm.evaluate import language_model
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -196,7 +197,7 @@ def test_stopped_evaluation_goes_on(models, data, tmp_path, monkeypatch):
     arguments = ["--minimal_pairs", data / "pairs.jsonl", "--text", data / "text.jsonl.gz"]
     whole = measured(models / "decoder", tmp_path / "whole", *arguments)
     calls = []
-    real = evaluation.minimal_pairs
+    real = language_model.minimal_pairs
 
     def dies_at_the_third(*args):
         calls.append(1)
@@ -204,10 +205,10 @@ def test_stopped_evaluation_goes_on(models, data, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(evaluation, "minimal_pairs", dies_at_the_third)
+    monkeypatch.setattr(language_model, "minimal_pairs", dies_at_the_third)
     given = ["--model", models / "decoder", "--output_dir", tmp_path / "out", *arguments]
     assert evaluate_model.main([str(argument) for argument in given]) == 130
-    monkeypatch.setattr(evaluation, "bits_per_byte", pytest.fail)  # if it were computed again
+    monkeypatch.setattr(language_model, "bits_per_byte", pytest.fail)  # if it were computed again
     assert measured(models / "decoder", tmp_path / "out", *arguments) == whole
     assert len(calls) == 4, "finished groups were computed again"
 

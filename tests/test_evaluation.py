@@ -13,7 +13,8 @@ from tiny import BOS, CLS, MASK, SEP
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import encode_text
-from hf_tfm.evaluation import (
+from hf_tfm.evaluate.few_shot import Prompt, draw_examples, label_log_probabilities, label_words, prompted_scores
+from hf_tfm.evaluate.language_model import (
     LanguageModel,
     Row,
     accuracy_by_group,
@@ -25,8 +26,7 @@ from hf_tfm.evaluation import (
     read_text,
     windows,
 )
-from hf_tfm.prompting import Prompt, draw_examples, label_log_probabilities, label_words, prompted_scores
-from hf_tfm.results import PARTS_FILE, Results
+from hf_tfm.evaluate.results import PARTS_FILE, Results
 from hf_tfm.tasks.classification import read_task
 
 
@@ -240,7 +240,7 @@ def test_labels_behind_prompts_equal_rows_one_by_one(name, tokenizer, monkeypatc
             whole = [*prefix, *context, *label]
             expected = log_likelihood(lm.model, whole, len(whole) - len(label))
             assert found[i, j] == pytest.approx(expected, abs=2e-4)
-    monkeypatch.setattr("hf_tfm.prompting._MOST_CACHE", 1)
+    monkeypatch.setattr("hf_tfm.evaluate.few_shot._MOST_CACHE", 1)
     np.testing.assert_allclose(label_log_probabilities(lm, prefix, contexts, labels), found, atol=2e-4)
 
 

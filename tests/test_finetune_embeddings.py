@@ -22,7 +22,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 from hf_tfm.core.errors import InputError  # noqa: E402
 from hf_tfm.core.files import complete_checkpoints  # noqa: E402
 from hf_tfm.data.records import Records  # noqa: E402
-from hf_tfm.prediction import open_predictor  # noqa: E402
+from hf_tfm.evaluate.predict import open_predictor  # noqa: E402
 from hf_tfm.tasks.embeddings import PairBatches, Pairs, build_embedder  # noqa: E402
 
 

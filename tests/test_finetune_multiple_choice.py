@@ -28,7 +28,7 @@ from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.batches import RightPadding
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.prediction import open_predictor
+from hf_tfm.evaluate.predict import open_predictor
 from hf_tfm.tasks import multiple_choice as mc
 from hf_tfm.train.adapters import merge_adapter
 from hf_tfm.train.recipe import parse_recipe

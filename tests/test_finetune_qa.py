@@ -29,7 +29,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, ModernBer
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.labelled import measure_answers
+from hf_tfm.evaluate.labelled import measure_answers
 from hf_tfm.tasks import question_answering as qa
 from hf_tfm.train.adapters import add_adapter, merge_adapter
 from hf_tfm.train.finetune import FinetuningRecipe, load_model

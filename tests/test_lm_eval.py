@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import build
 
-from hf_tfm.evaluation import LanguageModel, bits_per_byte, read_text
+from hf_tfm.evaluate.language_model import LanguageModel, bits_per_byte, read_text
 
 
 TOP = Path(__file__).parents[1]

@@ -9,8 +9,8 @@ import seqeval.metrics
 import sklearn.metrics
 from scipy import stats
 
-from hf_tfm import metrics
 from hf_tfm.core.errors import InputError
+from hf_tfm.evaluate import metrics
 from hf_tfm.tasks.classification import Task
 
 

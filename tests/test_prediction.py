@@ -15,11 +15,11 @@ from peft import LoraConfig, get_peft_model
 from tiny import build, build_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_tfm import prediction
 from hf_tfm.cli import main
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.tokens import document_ends
-from hf_tfm.prediction import open_predictor, predict_file
+from hf_tfm.evaluate import predict
+from hf_tfm.evaluate.predict import open_predictor, predict_file
 from hf_tfm.tasks import question_answering
 
 
@@ -300,17 +300,17 @@ def test_long_files_are_read_in_chunks_and_come_out_the_same(folders, tmp_path, 
     records = [{"text": " ".join(TEXTS[n % 5].split()[: 1 + n % 7])} for n in range(50)]
     at_once = run(folder, records, tmp_path)
     seen, read = [], []
-    monkeypatch.setattr(prediction, "CHUNK", 8)
-    real = prediction.iter_records
-    monkeypatch.setattr(prediction, "iter_records", lambda path: (read.append(1) or item for item in real(path)))
+    monkeypatch.setattr(predict, "CHUNK", 8)
+    real = predict.iter_records
+    monkeypatch.setattr(predict, "iter_records", lambda path: (read.append(1) or item for item in real(path)))
     predictor = open_predictor(str(folder), batching={"batch_tokens": 64})
-    classify = prediction._HEADS[predictor.kind]
+    classify = predict._HEADS[predictor.kind]
 
     def watched(predictor, records):
         seen.append((len(records), len(read)))
         return classify(predictor, records)
 
-    monkeypatch.setitem(prediction._HEADS, predictor.kind, watched)
+    monkeypatch.setitem(predict._HEADS, predictor.kind, watched)
     assert predict_file(predictor, str(tmp_path / "in.jsonl"), str(tmp_path / "again.jsonl")) == 50
     assert seen == [(8, 8 * n) for n in range(1, 7)] + [(2, 50)], "no more is read than is being predicted"
     again = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]

@@ -24,7 +24,7 @@ from hf_tfm.ablation import Run, Runner, check_cells, expand, write_recipes
 from hf_tfm.ablation_measures import OF_A_RUN, SIDE_BY_SIDE, Asked, check_measures
 from hf_tfm.ablation_report import HEADINGS, as_json, choose_metric, draw, figures_of, log_entry, put_into_log
 from hf_tfm.artifacts.record import public_command, read_record
-from hf_tfm.results import Results
+from hf_tfm.evaluate.results import Results
 from hf_tfm.train.pretrain import PretrainTrainingArguments
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, read_mapping
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import auto_class_of, fingerprint, open_model, recorded
 from hf_tfm.data.sources import read_documents
-from hf_tfm.results import Results, content
+from hf_tfm.evaluate.results import Results, content
 from hf_tfm.tasks.infilling import WAYS, cut_gaps, measure_infilling
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 

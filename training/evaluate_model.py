@@ -17,13 +17,15 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from hf_tfm import InputError, evaluation, prompting
+from hf_tfm import InputError
 from hf_tfm.artifacts.card import HubData, add_evaluation
 from hf_tfm.artifacts.open import LANGUAGE_MODELS, auto_class_of, fingerprint, open_model, recorded
 from hf_tfm.data.records import read_records
-from hf_tfm.evaluation import LanguageModel
-from hf_tfm.labelled import measure_head
-from hf_tfm.results import Results, content
+from hf_tfm.evaluate import few_shot
+from hf_tfm.evaluate import language_model as evaluation
+from hf_tfm.evaluate.labelled import measure_head
+from hf_tfm.evaluate.language_model import LanguageModel
+from hf_tfm.evaluate.results import Results, content
 from hf_tfm.tasks.classification import read_task
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
@@ -157,14 +159,14 @@ def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> N
     task = read_task(train, recipe.label_field or "label", "single_label_classification")
     labels = task.encode(records)
     template = recipe.template.replace("\\n", "\n")  # as shells give it
-    prompt = prompting.Prompt(template, prompting.label_words(task, recipe.label_words), recipe.instruction)
-    drawn = train.subset(prompting.draw_examples(train, recipe.examples, recipe.seed))
+    prompt = few_shot.Prompt(template, few_shot.label_words(task, recipe.label_words), recipe.instruction)
+    drawn = train.subset(few_shot.draw_examples(train, recipe.examples, recipe.seed))
     examples = list(zip(drawn, task.encode(drawn)))
     settings = {"task": f"{len(examples)}-shot classification", "template": template, "words": prompt.words}
     settings |= {"instruction": prompt.instruction, "label_field": task.field, "seed": recipe.seed}
     figures = results.part(
         {**settings, "data": content(recipe.test_file, "test"), "examples": examples},
-        lambda: prompting.prompted_estimates(task, prompting.prompted_scores(lm, prompt, records, examples), labels),
+        lambda: few_shot.prompted_estimates(task, few_shot.prompted_scores(lm, prompt, records, examples), labels),
     )
     shown = {f"{metric}, {decision}": figures[decision][metric] for decision in figures for metric in task.metrics}
     results.add(settings["task"], recipe.test_file, settings, shown, recipe.hub())

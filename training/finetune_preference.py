@@ -17,11 +17,11 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_tfm import answers
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.core.quiet import quiet
 from hf_tfm.data import chat
 from hf_tfm.data.records import Records, read_records
+from hf_tfm.evaluate import answers
 from hf_tfm.tasks.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter

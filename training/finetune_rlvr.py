@@ -18,11 +18,11 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from hf_tfm import answers
 from hf_tfm.core.errors import needs_extra
 from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.records import read_records
+from hf_tfm.evaluate import answers
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe

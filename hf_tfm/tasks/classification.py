@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..data.records import Records, read_list
-from ..metrics import Estimate, bootstrap, proportion
+from ..evaluate.metrics import Estimate, bootstrap, proportion
 from ..train.finetune import refuse_diverged
 
 

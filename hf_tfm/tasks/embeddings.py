@@ -25,7 +25,7 @@ from ..core.errors import InputError
 from ..core.quiet import quiet
 from ..data.batches import SeededLengthGroups
 from ..data.records import Records
-from ..metrics import Estimate, bootstrap
+from ..evaluate.metrics import Estimate, bootstrap
 from ..train.adapters import load_inside, merge_inside, save_inside
 from ..train.finetune import refuse_diverged
 from ..train.trainer import RunMixin

@@ -20,7 +20,7 @@ from ..core.errors import InputError
 from ..data.denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
 from ..data.tokenizer import encode_text
 from ..data.tokens import document_ends
-from ..metrics import Estimate, bootstrap, proportion
+from ..evaluate.metrics import Estimate, bootstrap, proportion
 from ..models.modeling_tfm_infilling import fill_masks_together
 from ..train.finetune import longest_input
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import InputError
 from ..data.records import Records, split_list
-from ..metrics import Estimate, proportion
+from ..evaluate.metrics import Estimate, proportion
 
 
 METRICS = ("accuracy",)

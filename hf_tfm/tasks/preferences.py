@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.errors import InputError
 from ..data.chat import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
 from ..data.records import Records
-from ..metrics import Estimate, proportion
+from ..evaluate.metrics import Estimate, proportion
 from ..train.finetune import refuse_diverged
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
 from ..data.records import Records
-from ..metrics import Estimate, bootstrap
+from ..evaluate.metrics import Estimate, bootstrap
 
 
 METRICS = ("f1", "exact_match")

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..answers import Answer, answer
 from ..core.errors import InputError
 from ..data.chat import ChatEncoder, Message, read_prompt
 from ..data.records import Records
-from ..metrics import Estimate, bootstrap, proportion
+from ..evaluate.answers import Answer, answer
+from ..evaluate.metrics import Estimate, bootstrap, proportion
 
 
 # What an answer earns by its text, and the number of the record that it answers.

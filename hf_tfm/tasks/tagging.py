@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import InputError
 from ..data.records import Records, split_list
-from ..metrics import Estimate, bootstrap
+from ..evaluate.metrics import Estimate, bootstrap
 from .classification import label_ids, listed_names, written_label
 
 

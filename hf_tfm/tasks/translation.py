@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 from ..core.errors import InputError
 from ..data.records import Records
 from ..data.tokenizer import train_tokenizer
-from ..metrics import Estimate, bootstrap, load
+from ..evaluate.metrics import Estimate, bootstrap, load
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 from ..train.finetune import FinetuningMixin

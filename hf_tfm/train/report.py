@@ -16,7 +16,7 @@ from ..artifacts.card import is_adapter, opening
 from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
 from ..data.batches import length_of
 from ..data.records import Records, data_facts
-from ..metrics import Estimate
+from ..evaluate.metrics import Estimate
 from .finetune import FinetuningRecipe
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import cpu
-from .data.chat import IGNORED
-from .evaluation import LanguageModel, Row
+from .. import cpu
+from ..data.chat import IGNORED
+from ..tasks.generation import plain_settings
+from ..train.finetune import FinetuningTrainer, longest_input, refuse_diverged
+from .language_model import LanguageModel, Row
 from .metrics import Estimate, bootstrap
-from .tasks.generation import plain_settings
-from .train.finetune import FinetuningTrainer, longest_input, refuse_diverged
 
 
 class Answer(NamedTuple):

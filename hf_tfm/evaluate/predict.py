@@ -26,15 +26,15 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .artifacts.open import auto_class_of, open_model
-from .artifacts.record import RECORD_FILE, read_record
-from .core.errors import InputError
-from .data.records import Records, iter_records
-from .data.tokenizer import encode_text
-from .evaluation import LanguageModel, document_rows
+from ..artifacts.open import auto_class_of, open_model
+from ..artifacts.record import RECORD_FILE, read_record
+from ..core.errors import InputError
+from ..data.records import Records, iter_records
+from ..data.tokenizer import encode_text
+from ..tasks import multiple_choice, question_answering, tagging
+from ..train.finetune import encode_records, longest_input
 from .labelled import predict_rows
-from .tasks import multiple_choice, question_answering, tagging
-from .train.finetune import encode_records, longest_input
+from .language_model import LanguageModel, document_rows
 
 
 CHUNK = 1024  # records that are in memory at one time

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .core.errors import InputError
-from .data.records import Records
-from .data.tokenizer import encode_text
-from .evaluation import LanguageModel, only_at
-from .models.modeling_tfm import CACHE_NAME
-from .tasks.classification import Task
+from ..core.errors import InputError
+from ..data.records import Records
+from ..data.tokenizer import encode_text
+from ..models.modeling_tfm import CACHE_NAME
+from ..tasks.classification import Task
+from .language_model import LanguageModel, only_at
 
 
 # What stands in place of a record to learn which labels a prompt favours by itself (Zhao et al. 2021).

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .artifacts.card import EVALUATION_FILE, HubData, read_evaluation
-from .artifacts.record import public_command, versions
-from .core.errors import InputError
-from .core.privacy import public_name
-from .data.records import record_files
-from .data.tokens import default_cache_dir, file_hash
+from ..artifacts.card import EVALUATION_FILE, HubData, read_evaluation
+from ..artifacts.record import public_command, versions
+from ..core.errors import InputError
+from ..core.privacy import public_name
+from ..data.records import record_files
+from ..data.tokens import default_cache_dir, file_hash
 from .metrics import Estimate
 
 

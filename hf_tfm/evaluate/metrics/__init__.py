@@ -1,7 +1,7 @@
 """
 Figures with their uncertainty, and `evaluate` metrics that need no network.
 
-`hf_tfm.metrics.load("f1")`, or `evaluate.load` with the path of one of the folders beside this file, gives a metric
+`hf_tfm.evaluate.metrics.load("f1")`, or `evaluate.load` with the path of one of the folders beside this file, gives a metric
 with the inputs and outputs of the one of that name on the Hub, computed by scikit-learn, scipy, seqeval or sacrebleu.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.errors import InputError
+from ...core.errors import InputError
 
 
 if TYPE_CHECKING:
