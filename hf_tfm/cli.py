@@ -96,7 +96,7 @@ _SAMPLING_SWITCHES = ("temperature", "top_k", "top_p", "min_p", "repetition_pena
 )
 def convert(args: argparse.Namespace) -> None:
     """Bring a GPT-2, Llama, Qwen3, Mistral, BERT or ModernBERT checkpoint into this package, with equal outputs."""
-    from .convert import convert_folder
+    from .convert.native import convert_folder
 
     result = convert_folder(args.source, args.target, gguf_file=args.gguf_file, head=args.head)
     print(
@@ -127,7 +127,7 @@ def convert(args: argparse.Namespace) -> None:
 )
 def export(args: argparse.Namespace) -> None:
     """Give a model out for vLLM, llama.cpp, ONNX Runtime, TEI or plain transformers, and compare it with its source."""
-    from .export import export
+    from .convert.export import export
 
     report = export(args.source, args.target, args.to, untie=args.untie, dtype=args.dtype)
     print(f"wrote {args.target}: {report}")
@@ -244,8 +244,8 @@ def chat(args: argparse.Namespace) -> None:
 )
 def serve(args: argparse.Namespace) -> None:
     """Answer over HTTP as OpenAI's API does, by transformers' own server."""
-    from .convert import read_config
-    from .serving import serve
+    from .convert.native import read_config
+    from .convert.serving import serve
 
     read_config(args.model)
     serve(args.model, args.host, args.port, args.device)

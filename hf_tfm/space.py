@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 from .artifacts.open import ADAPTER_FILE, recorded
-from .convert import refuse_existing, whole_folder
+from .convert.native import refuse_existing, whole_folder
 from .core.errors import InputError
 from .demo import build
 from .hub.push import check_files, files_to_push

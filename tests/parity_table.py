@@ -14,7 +14,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from hf_tfm.artifacts.families import FAMILIES, Family
-from hf_tfm.convert import import_model, outputs_of
+from hf_tfm.convert.native import import_model, outputs_of
 
 
 PAD, VOCAB_SIZE, LENGTH, PADDING = 0, 64, 14, 5

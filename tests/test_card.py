@@ -24,7 +24,7 @@ from hf_tfm.artifacts.card import (
 from hf_tfm.artifacts.open import auto_class_of
 from hf_tfm.artifacts.record import model_facts
 from hf_tfm.cli import main
-from hf_tfm.convert import export_model
+from hf_tfm.convert.native import export_model
 
 
 def estimate(value: float, n: int) -> dict:

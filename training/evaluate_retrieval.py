@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import fingerprint, open_model
-from hf_tfm.convert import as_input_errors
+from hf_tfm.convert.native import as_input_errors
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluate.answers import answer
 from hf_tfm.evaluate.metrics import proportion

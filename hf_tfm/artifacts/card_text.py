@@ -275,7 +275,7 @@ def _ways(record: dict[str, Any]) -> str:
 
 def native_families(record: dict[str, Any]) -> dict[str, str]:
     """The native families that a model of this package can be given out as: their names by those of `hf-tfm export`."""
-    from ..convert import native_config
+    from ..convert.native import native_config
     from ..core.errors import InputError
     from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
     from .families import FAMILIES

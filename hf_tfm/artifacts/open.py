@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..convert import as_input_errors, read_config
+from ..convert.native import as_input_errors, read_config
 from ..core.errors import InputError
 from ..core.quiet import quiet
 from ..cpu.compile import keep_freed_memory

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..convert import as_input_errors
+from ..convert.native import as_input_errors
 from ..core.errors import InputError
 from ..core.files import MARKER
 from ..data.tokenizer import mend_tokenizer_files

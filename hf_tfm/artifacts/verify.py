@@ -20,7 +20,7 @@ from packaging.version import Version
 from torch import nn
 from transformers import EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..convert import outputs_of
+from ..convert.native import outputs_of
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..core.errors import InputError
 from ..core.quiet import quiet

@@ -2,7 +2,7 @@
 
 import transformers
 
-from .core.errors import InputError
+from ..core.errors import InputError
 
 
 def serve(model: str, host: str = "localhost", port: int = 8000, device: str = "auto") -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from .convert import as_input_errors, export_model, load_tfm, refuse_existing, whole_folder
-from .core.errors import InputError
-from .data.tokenizer import GGUF_PRE_TOKENIZER
-from .export_check import TEXTS, Report, Rows, TorchSide, Weights, compare, report_on, rows_for, write_usage
-from .models.modeling_tfm_decoder import TfmDecoderForCausalLM
+from ..core.errors import InputError
+from ..data.tokenizer import GGUF_PRE_TOKENIZER
+from ..models.modeling_tfm_decoder import TfmDecoderForCausalLM
+from .check import TEXTS, Report, Rows, TorchSide, Weights, compare, report_on, rows_for, write_usage
+from .native import as_input_errors, export_model, load_tfm, refuse_existing, whole_folder
 
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from .artifacts.record import RECORD_FILE, read_record
-from .core.errors import InputError
+from ..artifacts.record import RECORD_FILE, read_record
+from ..core.errors import InputError
 
 
 # Beside `export.json`, which transformers writes for its own exports.

@@ -25,14 +25,14 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from .artifacts.card import rewrite_card
-from .artifacts.families import FAMILIES, Family
-from .artifacts.record import RECORD_FILE, model_facts
-from .core.errors import InputError
-from .data.tokenizer import mend_tokenizer_files, save_tokenizer
-from .export_check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
-from .models import modeling_tfm_decoder, modeling_tfm_encoder
-from .models.configuration_tfm import TfmConfig
+from ..artifacts.card import rewrite_card
+from ..artifacts.families import FAMILIES, Family
+from ..artifacts.record import RECORD_FILE, model_facts
+from ..core.errors import InputError
+from ..data.tokenizer import mend_tokenizer_files, save_tokenizer
+from ..models import modeling_tfm_decoder, modeling_tfm_encoder
+from ..models.configuration_tfm import TfmConfig
+from .check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
 
 
 Weights = dict[str, torch.Tensor]

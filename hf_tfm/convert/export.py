@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TorchAoConfig
 
-from .artifacts.card import EVALUATION_FILE, rewrite_card, task_of
-from .artifacts.families import FAMILIES
-from .artifacts.open import ADAPTER_FILE, open_model
-from .artifacts.record import RECORD_FILE
-from .convert import as_input_errors, carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
-from .core.errors import InputError
-from .export_check import Report, TorchSide, compare, report_on, rows_for, write_usage
+from ..artifacts.card import EVALUATION_FILE, rewrite_card, task_of
+from ..artifacts.families import FAMILIES
+from ..artifacts.open import ADAPTER_FILE, open_model
+from ..artifacts.record import RECORD_FILE
+from ..core.errors import InputError
+from .check import Report, TorchSide, compare, report_on, rows_for, write_usage
+from .native import as_input_errors, carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
 
 
 ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
@@ -55,11 +55,11 @@ def export(
     if read_config(source).get("quantization_config"):
         raise InputError(f"{source}: quantization_config: its weights are rounded already; export the original")
     if to == "gguf":
-        from .export_gguf import export_gguf
+        from .gguf import export_gguf
 
         return export_gguf(source, target, dtype, untie)
     if to == "onnx":
-        from .export_onnx import export_onnx
+        from .onnx import export_onnx
 
         return export_onnx(source, target)
     if to in ROUNDED:

@@ -17,22 +17,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from .convert import as_input_errors, carry_over, load_tfm, refuse_existing, whole_folder
-from .core.errors import InputError
-from .core.quiet import quiet
-from .export_check import (
-    Report,
-    Rows,
-    Weights,
-    as_rows,
-    batch_of,
-    compare,
-    outputs_of,
-    report_on,
-    rows_for,
-    write_usage,
-)
-from .models.modeling_tfm import CACHE_NAME
+from ..core.errors import InputError
+from ..core.quiet import quiet
+from ..models.modeling_tfm import CACHE_NAME
+from .check import Report, Rows, Weights, as_rows, batch_of, compare, outputs_of, report_on, rows_for, write_usage
+from .native import as_input_errors, carry_over, load_tfm, refuse_existing, whole_folder
 
 
 _USAGE = """\
