@@ -18,9 +18,10 @@ import tiny
 import torch
 import yaml
 
-from hf_tfm import InputError, ablation, ablation_measures, ablation_report
-from hf_tfm.ablation import Cell, Run, Runner, check_cells, expand
-from hf_tfm.ablation_measures import Asked
+from hf_tfm import InputError
+from hf_tfm.apps.ablation import ablation, measures, report
+from hf_tfm.apps.ablation.ablation import Cell, Run, Runner, check_cells, expand
+from hf_tfm.apps.ablation.measures import Asked
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.train.recipe import parse_recipe, read_mapping
 
@@ -368,10 +369,10 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 
 def test_cache_and_speed_of_writing(models, monkeypatch):
-    monkeypatch.setattr(ablation_measures, "_NEW_TOKENS", 4)
+    monkeypatch.setattr(measures, "_NEW_TOKENS", 4)
     clock = itertools.accumulate(itertools.count())  # every second reading comes two later than the one before
-    monkeypatch.setattr(ablation_measures.time, "perf_counter", lambda: next(clock))
-    figures = ablation_measures.decoding({name: models[name] for name in ("many", "one")}, Asked([], context=20))
+    monkeypatch.setattr(measures.time, "perf_counter", lambda: next(clock))
+    figures = measures.decoding({name: models[name] for name in ("many", "one")}, Asked([], context=20))
     # Keys and values of two layers, heads of 8, 4 bytes a number.
     assert {name: several["cache_bytes_per_token"] for name, several in figures.items()} == {
         "many": 2 * 2 * 4 * 8 * 4,
@@ -383,14 +384,14 @@ def test_cache_and_speed_of_writing(models, monkeypatch):
 
 def test_text_through_windows(models):
     asked = Asked([str(models["text"])], bytes=300, lengths=[8, 32, 4096])
-    figures = ablation_measures.by_length(models["many"], asked)
+    figures = measures.by_length(models["many"], asked)
     assert list(figures) == ["length 8", "length 32"] and figures["length 8"] != figures["length 32"]
-    assert sum(len(text) for _, text in ablation_measures._documents(asked, 300)) == 300
+    assert sum(len(text) for _, text in measures._documents(asked, 300)) == 300
 
 
 @pytest.mark.parametrize("name", ["masked", "pairs"])
 def test_pseudo_bits_of_any_masked_lm(models, name):
-    figure = ablation_measures.pseudo(models[name], Asked([str(models["text"])], bytes=800))["pseudo_bits_per_byte"]
+    figure = measures.pseudo(models[name], Asked([str(models["text"])], bytes=800))["pseudo_bits_per_byte"]
     assert 1 < figure < 40
 
 
@@ -400,11 +401,11 @@ def test_a_linear_probe(models, tmp_path):
     for path, several in zip(paths, (records[:24], records[24:])):
         path.write_text("".join(json.dumps(record) + "\n" for record in several))
     asked = Asked([], probe=tuple(map(str, paths)))
-    assert ablation_measures.probe(models["masked"], asked)["probe_accuracy"] > 0.9  # one word tells
+    assert measures.probe(models["masked"], asked)["probe_accuracy"] > 0.9  # one word tells
     for record in records[:24]:
         record["label"] = "well" if record["label"] == "river" else "river"
     paths[0].write_text("".join(json.dumps(record) + "\n" for record in records[:24]))
-    assert ablation_measures.probe(models["masked"], asked)["probe_accuracy"] < 0.1
+    assert measures.probe(models["masked"], asked)["probe_accuracy"] < 0.1
 
 
 def test_the_table():
@@ -413,17 +414,17 @@ def test_the_table():
         "second": {0: {"bits_per_byte": 1.9, "parameters": 1200.0}, 1: {"bits_per_byte": 2.2, "parameters": 1200.0}},
         "third": {0: {"bits_per_byte": math.nan, "parameters": 10.0}},
     }
-    assert ablation_report.choose_metric(figures, None) == "bits_per_byte"
+    assert report.choose_metric(figures, None) == "bits_per_byte"
     with pytest.raises(InputError, match="'loss' was not measured for every run; choose of bits_per_byte, parameters"):
-        ablation_report.choose_metric(figures, "loss")
-    assert ablation_report.table(figures, "bits_per_byte").splitlines() == [
+        report.choose_metric(figures, "loss")
+    assert report.table(figures, "bits_per_byte").splitlines() == [
         "| | bits per byte | against first | parameters |",
         "| --- | --- | --- | --- |",
         "| first | 2.100 ± 0.141 | – | 10 |",
         "| second | 2.050 ± 0.212 | -0.050 ± 0.071 | 1,200 |",
         "| third | nan | +nan | 10 |",
     ]
-    assert ablation_report.table({"a|b": figures["third"]}, "bits_per_byte").splitlines()[2] == r"| a\|b | nan | 10 |"
+    assert report.table({"a|b": figures["third"]}, "bits_per_byte").splitlines()[2] == r"| a\|b | nan | 10 |"
 
 
 @pytest.mark.parametrize(
@@ -440,7 +441,7 @@ def test_an_entry_goes_in_front_of_the_others_once(tmp_path, text, right):
     if text is not None:
         path.write_text(text)
     for _ in range(2):
-        ablation_report.put_into_log("## E\n\nx\n", path)
+        report.put_into_log("## E\n\nx\n", path)
         assert path.read_text() == right
 
 
@@ -451,7 +452,7 @@ def test_the_recipes_are_sound(path):
     arguments, config_class, _ = ablate.SCRIPTS[recipe.script]
     check_cells(cells, partial(ablate.check, arguments=arguments, config_class=config_class))
     probe = tuple(recipe.probe) or None
-    ablation_measures.check_measures(recipe.measure, Asked([], lengths=recipe.lengths, probe=probe), recipe.script)
+    measures.check_measures(recipe.measure, Asked([], lengths=recipe.lengths, probe=probe), recipe.script)
     assert recipe.output_dir == f"runs/ablations/{path.stem}" and len(cells) >= 3
     for file in (*cells[0].fields["data"], *cells[0].fields["validation_data"], *recipe.probe):
         assert (TRAINING.parent / file).is_file()

@@ -12,8 +12,8 @@ from tiny import build
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import hf_tfm
+from hf_tfm.apps.cli import main as cli
 from hf_tfm.artifacts.open import open_model
-from hf_tfm.cli import main as cli
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations
 from hf_tfm.data.tokenizer import train_tokenizer

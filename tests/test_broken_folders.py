@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import build
 
-from hf_tfm import cli
+from hf_tfm.apps import cli
 
 
 TOP = Path(__file__).parents[1]

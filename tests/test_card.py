@@ -12,6 +12,7 @@ from hub_server import complaints
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from hf_tfm.apps.cli import main
 from hf_tfm.artifacts import card_text
 from hf_tfm.artifacts.card import (
     hub_results,
@@ -23,7 +24,6 @@ from hf_tfm.artifacts.card import (
 )
 from hf_tfm.artifacts.open import auto_class_of
 from hf_tfm.artifacts.record import model_facts
-from hf_tfm.cli import main
 from hf_tfm.convert.native import export_model
 
 

@@ -13,8 +13,8 @@ from parity_table import native_model
 from test_convert import edit_config
 from tiny import build_tokenizer
 
-from hf_tfm import cli
-from hf_tfm.cli import main
+from hf_tfm.apps import cli
+from hf_tfm.apps.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_file_that_cannot_be_written_is_one_line(models, tmp_path, capsys):
 def test_a_reader_who_has_seen_enough_is_no_error(models, tmp_path):
     """As `hf-tfm predict … | head -1`."""
     (tmp_path / "many.jsonl").write_text('{"text": "the cat sat on the mat"}\n' * 5000)
-    command = [sys.executable, "-m", "hf_tfm.cli", "predict", models / "base", tmp_path / "many.jsonl"]
+    command = [sys.executable, "-m", "hf_tfm.apps.cli", "predict", models / "base", tmp_path / "many.jsonl"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
         process.stdout.close()
@@ -277,7 +277,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(models, tmp_path, capsys, ca
 
 def test_installed_command_exits_with_2(models, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "hf_tfm.cli", "convert", models / "truncated", tmp_path / "out"],
+        [sys.executable, "-m", "hf_tfm.apps.cli", "convert", models / "truncated", tmp_path / "out"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -10,8 +10,8 @@ import torch
 from parity_table import native_model
 from tiny import build_tokenizer
 
-from hf_tfm import rendering
-from hf_tfm.cli import main
+from hf_tfm.apps import rendering
+from hf_tfm.apps.cli import main
 from hf_tfm.core.errors import InputError
 from hf_tfm.tasks.generation import (
     Candidate,

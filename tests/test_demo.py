@@ -20,7 +20,7 @@ import tiny
 import torch
 from tiny import build, build_tokenizer
 
-from hf_tfm.cli import main
+from hf_tfm.apps.cli import main
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.tokenizer import train_tokenizer
 
@@ -58,7 +58,7 @@ def folders(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def demo():
     pytest.importorskip("gradio", reason="the page needs Gradio")
-    from hf_tfm import demo
+    from hf_tfm.apps import demo
 
     return demo
 
@@ -82,7 +82,7 @@ def outputs(folder: Path, *texts: str):
 
 def test_without_gradio_it_says_so(folders, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "hf_tfm.demo", raising=False)
+    monkeypatch.delitem(sys.modules, "hf_tfm.apps.demo", raising=False)
     assert main(["demo", str(folders / "chat")]) == 2
     assert "pip install 'hf-tfm[demo]'" in capsys.readouterr().err
 
@@ -112,7 +112,7 @@ def test_the_twin_shares_weights_and_leaves_the_model_as_it_was(demo):
 
 @pytest.mark.parametrize("name", ["TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
 def test_masks(demo, folders, name):
-    from hf_tfm.rendering import percent
+    from hf_tfm.apps.rendering import percent
 
     shown = event(demo.build(str(folders / name)), "fill_in")("the [MASK] sat [MASK]")
     found = outputs(folders / name, "the [MASK] sat [MASK]")
@@ -244,7 +244,7 @@ def test_what_must_not_be_published_makes_no_space(demo, folders, tmp_path):
 
 
 def demo_space(folder: Path, target: Path) -> None:
-    from hf_tfm.space import write_space
+    from hf_tfm.apps.space import write_space
 
     write_space(str(folder), str(target))
 
@@ -300,7 +300,7 @@ def browser():
 @pytest.mark.slow
 def test_a_conversation_in_a_browser(demo, folders, browser, tmp_path):
     port = free_port()
-    command = [sys.executable, "-m", "hf_tfm.cli", "demo", str(folders / "chat"), "--port", str(port)]
+    command = [sys.executable, "-m", "hf_tfm.apps.cli", "demo", str(folders / "chat"), "--port", str(port)]
     with Served(command, port, env=own_environment()) as served:
         local = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{port:04X} " in line]
         assert "0100007F:" in local[0] and not any(address.startswith("00000000:") for address in local)

@@ -12,11 +12,17 @@ from parity_table import native_model
 from tiny import build_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_tfm.chat import Chat, talk
-from hf_tfm.cli import main
+from hf_tfm.apps.chat import Chat, talk
+from hf_tfm.apps.cli import main
+from hf_tfm.apps.inspect.inspection import (
+    ATTENTION_FILE,
+    NEIGHBOURS_FILE,
+    draw_attention,
+    inspect_model,
+    nearest_tokens,
+)
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.inspection import ATTENTION_FILE, NEIGHBOURS_FILE, draw_attention, inspect_model, nearest_tokens
 
 
 MODELS = {

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import build, build_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_tfm.cli import main
+from hf_tfm.apps.cli import main
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.tokens import document_ends
 from hf_tfm.evaluate import predict

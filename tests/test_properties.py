@@ -17,7 +17,8 @@ from tiny import BOS, CLS, EOS, MASK, PAD, SEP
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import hf_tfm
-from hf_tfm import TfmDecoderConfig, TfmEncoderConfig, cli
+from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.apps import cli
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.objectives import Masked, causal
 from hf_tfm.data.packing import PackedBlocks

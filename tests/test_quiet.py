@@ -18,7 +18,7 @@ from small_runs import TRAINING, build_inputs, command_runs, script_runs
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from hf_tfm import cli
+from hf_tfm.apps import cli
 from hf_tfm.core.quiet import quiet, quiet_command, quiet_imports
 
 
@@ -169,7 +169,7 @@ def test_a_script_imports_this_package_before_transformers(path):
 
 def test_a_mistake_in_a_new_process_is_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "hf_tfm.cli", "inspect", "nowhere"],
+        [sys.executable, "-m", "hf_tfm.apps.cli", "inspect", "nowhere"],
         capture_output=True, text=True, cwd=tmp_path, env=environment(),
     )  # fmt: skip
     assert done.returncode == 2 and not done.stdout

@@ -22,7 +22,7 @@ import pytest
 import tiny
 from packaging.requirements import Requirement
 
-from hf_tfm import cli
+from hf_tfm.apps import cli
 from hf_tfm.core.errors import InputError, OneLineParser
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.train import recipe

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny import build, build_tokenizer
 
 import hf_tfm
-from hf_tfm import TfmEncoderDecoderModel, cli
+from hf_tfm import TfmEncoderDecoderModel
+from hf_tfm.apps import cli
 from hf_tfm.artifacts import refresh, verify
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import MARKER, atomic_folder, is_complete

@@ -13,12 +13,14 @@ import pytest
 import tiny
 import torch
 
-from hf_tfm import InputError, cli, grounding, retrieval, search
+from hf_tfm import InputError
+from hf_tfm.apps import cli
+from hf_tfm.apps.retrieval import grounding, retrieval, search
+from hf_tfm.apps.retrieval.retrieval import Index, build_index, cut_passages, iter_documents, open_encoder
+from hf_tfm.apps.retrieval.search import BM25, Hit, fuse, nearest
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.evaluate.answers import Answer
-from hf_tfm.retrieval import Index, build_index, cut_passages, iter_documents, open_encoder
-from hf_tfm.search import BM25, Hit, fuse, nearest
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

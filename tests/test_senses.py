@@ -9,10 +9,10 @@ import tiny
 import torch
 from tiny import build_tokenizer
 
-from hf_tfm import senses as under_test
-from hf_tfm.cli import main
+from hf_tfm.apps.cli import main
+from hf_tfm.apps.inspect import senses as under_test
+from hf_tfm.apps.inspect.senses import Context, find_contexts, find_senses
 from hf_tfm.core.errors import InputError
-from hf_tfm.senses import Context, find_contexts, find_senses
 
 
 TEXTS = [

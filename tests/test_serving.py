@@ -37,7 +37,7 @@ def test_a_chat_over_http_is_what_generate_writes(tmp_path, tokenizer, port):
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    command = [sys.executable, "-m", "hf_tfm.cli", "serve", tmp_path, "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-m", "hf_tfm.apps.cli", "serve", tmp_path, "--port", str(port), "--device", "cpu"]
     top = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": top}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:

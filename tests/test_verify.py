@@ -17,7 +17,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_tfm import TfmEncoderDecoderModel, cli
+from hf_tfm import TfmEncoderDecoderModel
+from hf_tfm.apps import cli
 from hf_tfm.artifacts import verify
 from hf_tfm.artifacts.verify import CHECKS, Subject
 from hf_tfm.models import modeling_tfm_decoder

@@ -20,9 +20,9 @@ from pathlib import Path
 import pretrain_clm
 import pretrain_mlm
 from hf_tfm import InputError, TfmDecoderConfig, TfmEncoderConfig
-from hf_tfm.ablation import Run, Runner, check_cells, expand, write_recipes
-from hf_tfm.ablation_measures import OF_A_RUN, SIDE_BY_SIDE, Asked, check_measures
-from hf_tfm.ablation_report import HEADINGS, as_json, choose_metric, draw, figures_of, log_entry, put_into_log
+from hf_tfm.apps.ablation.ablation import Run, Runner, check_cells, expand, write_recipes
+from hf_tfm.apps.ablation.measures import OF_A_RUN, SIDE_BY_SIDE, Asked, check_measures
+from hf_tfm.apps.ablation.report import HEADINGS, as_json, choose_metric, draw, figures_of, log_entry, put_into_log
 from hf_tfm.artifacts.record import public_command, read_record
 from hf_tfm.evaluate.results import Results
 from hf_tfm.train.pretrain import PretrainTrainingArguments

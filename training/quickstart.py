@@ -17,8 +17,8 @@ import finetune_classification
 import pretrain_clm
 import pretrain_mlm
 import train_tokenizer
+from hf_tfm.apps.cli import main as cli
 from hf_tfm.artifacts.record import RECORD_FILE
-from hf_tfm.cli import main as cli
 from hf_tfm.core.errors import OneLineParser
 
 

@@ -22,10 +22,10 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .artifacts.open import auto_class_of, fingerprint, open_model
-from .core.errors import InputError
-from .data.records import Records, read_record_file
-from .data.sources import (
+from ...artifacts.open import auto_class_of, fingerprint, open_model
+from ...core.errors import InputError
+from ...data.records import Records, read_record_file
+from ...data.sources import (
     PLAIN_TEXT,
     READERS,
     SENTENCE_END,
@@ -36,11 +36,11 @@ from .data.sources import (
     read_documents,
     read_file,
 )
-from .data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
-from .evaluate.predict import Predictor, open_predictor
+from ...data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
+from ...evaluate.predict import Predictor, open_predictor
+from ...tasks.question_answering import reads_both_ways
+from ...train.finetune import longest_input
 from .search import BM25, Hit, fuse, nearest
-from .tasks.question_answering import reads_both_ways
-from .train.finetune import longest_input
 
 
 INDEX_FILE, PASSAGES, VECTORS = "index.json", "passages", "vectors.bin"

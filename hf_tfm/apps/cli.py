@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .core.errors import InputError, OneLineParser
+from ..core.errors import InputError, OneLineParser
 
 
 class _Command(NamedTuple):
@@ -96,7 +96,7 @@ _SAMPLING_SWITCHES = ("temperature", "top_k", "top_p", "min_p", "repetition_pena
 )
 def convert(args: argparse.Namespace) -> None:
     """Bring a GPT-2, Llama, Qwen3, Mistral, BERT or ModernBERT checkpoint into this package, with equal outputs."""
-    from .convert.native import convert_folder
+    from ..convert.native import convert_folder
 
     result = convert_folder(args.source, args.target, gguf_file=args.gguf_file, head=args.head)
     print(
@@ -127,7 +127,7 @@ def convert(args: argparse.Namespace) -> None:
 )
 def export(args: argparse.Namespace) -> None:
     """Give a model out for vLLM, llama.cpp, ONNX Runtime, TEI or plain transformers, and compare it with its source."""
-    from .convert.export import export
+    from ..convert.export import export
 
     report = export(args.source, args.target, args.to, untie=args.untie, dtype=args.dtype)
     print(f"wrote {args.target}: {report}")
@@ -145,7 +145,7 @@ def export(args: argparse.Namespace) -> None:
 )
 def merge(args: argparse.Namespace) -> None:
     """Fold an adapter into its base model: one folder, with equal outputs, that needs no PEFT."""
-    from .train.adapters import merge_folder
+    from ..train.adapters import merge_folder
 
     difference, model = merge_folder(
         args.adapter, args.target, base=args.base, untie=args.untie, trust_remote_code=args.trust_remote_code
@@ -179,8 +179,8 @@ def generate(args: argparse.Namespace) -> None:
     """Continue a text, printed as it is made; or in several ways, with what each token was chosen from."""
     import transformers
 
-    from .artifacts.open import open_model
-    from .tasks.generation import encode_prompt, sampling_options, stream_text
+    from ..artifacts.open import open_model
+    from ..tasks.generation import encode_prompt, sampling_options, stream_text
 
     if (args.html or args.candidates) and not args.compare:
         raise InputError("--html and --candidates show what --compare finds: give that too")
@@ -197,8 +197,8 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace, model: Any, tokenizer: Any, switches: dict[str, Any]) -> None:
+    from ..tasks.generation import compare_decodings, decoding_methods
     from . import rendering
-    from .tasks.generation import compare_decodings, decoding_methods
 
     no_cuts = {"temperature": 1e-6, "top_k": 1, "top_p": 1e-9, "beams": 2}
     for name, least in no_cuts.items():
@@ -226,9 +226,9 @@ def _compare(args: argparse.Namespace, model: Any, tokenizer: Any, switches: dic
 )
 def chat(args: argparse.Namespace) -> None:
     """Talk with a model on the terminal; its answers are shown as they are made."""
-    from .artifacts.open import open_model
+    from ..artifacts.open import open_model
+    from ..tasks.generation import sampling_options
     from .chat import Chat, talk
-    from .tasks.generation import sampling_options
 
     model, tokenizer = open_model(args.model, "AutoModelForCausalLM", args.base, args.trust_remote_code)
     sampling = sampling_options(**{name: getattr(args, name) for name in _SAMPLING_SWITCHES})
@@ -244,8 +244,8 @@ def chat(args: argparse.Namespace) -> None:
 )
 def serve(args: argparse.Namespace) -> None:
     """Answer over HTTP as OpenAI's API does, by transformers' own server."""
-    from .convert.native import read_config
-    from .convert.serving import serve
+    from ..convert.native import read_config
+    from ..convert.serving import serve
 
     read_config(args.model)
     serve(args.model, args.host, args.port, args.device)
@@ -295,8 +295,8 @@ def inspect(args: argparse.Namespace) -> None:
     """Show what a model is: architecture, parameters by part, memory, operations; on request pictures."""
     from pathlib import Path
 
-    from . import inspection
-    from .artifacts.open import open_model
+    from ..artifacts.open import open_model
+    from .inspect import inspection
 
     if args.layer is not None and not args.senses:
         raise InputError("--layer is of what --senses compares: give that too")
@@ -308,7 +308,7 @@ def inspect(args: argparse.Namespace) -> None:
     eager: dict[str, Any] = {"attn_implementation": "eager"} if folder and not args.senses else {}
     model, tokenizer = open_model(args.model, None, args.base, args.trust_remote_code, **eager)
     if args.senses:
-        from . import senses
+        from .inspect import senses
 
         word, texts = args.senses
         found = senses.read_senses(model, tokenizer, word, texts, args.layer)
@@ -334,8 +334,8 @@ def inspect(args: argparse.Namespace) -> None:
 )
 def fill_mask(args: argparse.Namespace) -> None:
     """Show the likeliest tokens at each mask of a text."""
-    from .artifacts.open import open_model
-    from .tasks.fill_mask import fill_masks
+    from ..artifacts.open import open_model
+    from ..tasks.fill_mask import fill_masks
 
     model, tokenizer = open_model(args.model, "AutoModelForMaskedLM", args.base, args.trust_remote_code)
     found = fill_masks(model, tokenizer, args.text, args.top)
@@ -379,7 +379,7 @@ def fill_mask(args: argparse.Namespace) -> None:
 )
 def predict(args: argparse.Namespace) -> None:
     """Label, tag, answer, choose, score or embed the records of a file, whatever the model's head is for."""
-    from .evaluate.predict import open_predictor, predict_file
+    from ..evaluate.predict import open_predictor, predict_file
 
     fields = {name: value for name, value in vars(args).items() if name.endswith(("_field", "_fields")) and value}
     predictor = open_predictor(
@@ -408,7 +408,7 @@ def predict(args: argparse.Namespace) -> None:
 )
 def index(args: argparse.Namespace) -> None:
     """Cut documents into passages and embed them, for `hf-tfm ask`."""
-    from .retrieval import build_index, other_kinds
+    from .retrieval.retrieval import build_index, other_kinds
 
     if left_out := other_kinds(args.docs):
         kinds = ", ".join(f"{count} × {kind}" for kind, count in left_out.most_common(5))
@@ -439,9 +439,9 @@ def index(args: argparse.Namespace) -> None:
 )
 def ask(args: argparse.Namespace) -> None:
     """Answer a question with the passages of an index that go best with it, and tell which these are."""
-    from .artifacts.open import open_model
-    from .grounding import ask as run
-    from .retrieval import Index
+    from ..artifacts.open import open_model
+    from .retrieval.grounding import ask as run
+    from .retrieval.retrieval import Index
 
     index = Index(args.index)
     encoder = index.open_encoder(args.encoder, args.trust_remote_code)
@@ -466,8 +466,8 @@ def ask(args: argparse.Namespace) -> None:
 )
 def verify(args: argparse.Namespace) -> int:
     """Check what a saved model promises: saving, padding, packing, gradients, …; exit code 1 where it does not hold."""
-    from .artifacts.verify import CHECKS, as_json, as_table, open_subject, versions_line
-    from .artifacts.verify import verify as run
+    from ..artifacts.verify import CHECKS, as_json, as_table, open_subject, versions_line
+    from ..artifacts.verify import verify as run
 
     if unknown := set(args.only or ()) - CHECKS.keys():
         raise InputError(f"--only knows {', '.join(CHECKS)}, not {', '.join(sorted(unknown))}")
@@ -488,8 +488,8 @@ def verify(args: argparse.Namespace) -> int:
 )
 def refresh(args: argparse.Namespace) -> None:
     """Bring a saved folder's code and tokenizer files up to date, weights and card untouched, and verify it."""
-    from .artifacts.refresh import refresh as run
-    from .artifacts.verify import as_table
+    from ..artifacts.refresh import refresh as run
+    from ..artifacts.verify import as_table
 
     result = run(args.folder, args.dry_run)
     if result.verdicts:
@@ -524,7 +524,7 @@ def push(args: argparse.Namespace) -> None:
     """Check a folder in a clean process, then put it onto the Hub in one commit, with code, tokenizer and card."""
     from huggingface_hub.utils import enable_progress_bars
 
-    from .hub import push
+    from ..hub import push
 
     push.check_name(args.repo)
     checks = {"base": args.base, "hub_base": args.base_model, "trust_remote_code": args.trust_remote_code}
@@ -561,8 +561,8 @@ def card(args: argparse.Namespace) -> None:
     """Write a model's card again, from the record of its run and what was measured afterwards."""
     from pathlib import Path
 
-    from .artifacts.card import rewrite_card
-    from .artifacts.record import RECORD_FILE
+    from ..artifacts.card import rewrite_card
+    from ..artifacts.record import RECORD_FILE
 
     folder = Path(args.folder)
     if not (folder / RECORD_FILE).is_file():
@@ -592,8 +592,8 @@ def card(args: argparse.Namespace) -> None:
 )
 def plan(args: argparse.Namespace) -> None:
     """Tell what a pretraining run costs in compute, memory and hours before anything is rented."""
-    from . import planning
-    from .models.configuration_tfm import TfmDecoderConfig
+    from ..models.configuration_tfm import TfmDecoderConfig
+    from .inspect import planning
 
     try:
         config = TfmDecoderConfig.preset(args.preset, args.size, vocab_size=args.vocab_size)
@@ -655,7 +655,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse(argv)
 
-    from .core.quiet import quiet_command
+    from ..core.quiet import quiet_command
 
     try:
         with quiet_command(transformers_warnings=False):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from .artifacts.open import ADAPTER_FILE, recorded
-from .convert.native import refuse_existing, whole_folder
-from .core.errors import InputError
+from ..artifacts.open import ADAPTER_FILE, recorded
+from ..convert.native import refuse_existing, whole_folder
+from ..core.errors import InputError
+from ..hub.push import check_files, files_to_push
 from .demo import build
-from .hub.push import check_files, files_to_push
 
 
 # What the page imports; the rest of the package's requirements is for training.

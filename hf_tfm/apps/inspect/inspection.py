@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from .core.errors import InputError
+from ...core.errors import InputError
+from ...train.finetune import refuse_unknown_tokens
 from .planning import attended_tokens
-from .train.finetune import refuse_unknown_tokens
 
 
 ATTENTION_FILE, NEIGHBOURS_FILE = "attention.png", "embedding_neighbours.png"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from pathlib import Path
 
-from .core.errors import InputError
-from .tasks.generation import Candidate, Choice, Decoding
+from ..core.errors import InputError
+from ..tasks.generation import Candidate, Choice, Decoding
 
 
 # Surprise in bits from which on a token is fully red.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .core.errors import InputError
-from .data.chat import ChatEncoder
-from .evaluate.answers import answer
-from .evaluate.predict import Predictor
+from ...core.errors import InputError
+from ...data.chat import ChatEncoder
+from ...evaluate.answers import answer
+from ...evaluate.predict import Predictor
+from ...train.finetune import longest_input, refuse_unknown_tokens
 from .retrieval import Index, Passage
-from .train.finetune import longest_input, refuse_unknown_tokens
 
 
 _CITED = re.compile(r"\[(\d+)\]")
@@ -82,7 +82,7 @@ def encode_question(
 
 def holds(text: str, answers: Sequence[str]) -> bool:
     """Whether one of the answers stands in a text, word for word but for case, punctuation and articles."""
-    from .metrics.squad.squad import normalize
+    from ...metrics.squad.squad import normalize
 
     said = normalize(text)
     right = (normalize(one) for one in answers)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...artifacts.record import read_record
+from ...core.errors import InputError
 from .ablation import Run
-from .artifacts.record import read_record
-from .core.errors import InputError
 
 
 # Name of a figure: its heading, and how it is written.

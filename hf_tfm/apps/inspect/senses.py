@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .core.errors import InputError
-from .data.sources import SENTENCE_END, read_documents
+from ...core.errors import InputError
+from ...data.sources import SENTENCE_END, read_documents
+from ...train.finetune import longest_input
 from .inspection import save_figure, spread
-from .train.finetune import longest_input
 
 
 # Characters of a sentence that are kept on each side of the word.

@@ -17,16 +17,16 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, set_seed
 
+from ..artifacts.open import auto_class_of, open_model
+from ..core.errors import InputError
+from ..data.records import Records
+from ..evaluate.predict import Predictor, open_predictor
+from ..tasks.fill_mask import fill_masks
+from ..tasks.generation import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
+from ..train.finetune import longest_input
 from . import rendering
-from .artifacts.open import auto_class_of, open_model
 from .chat import Chat
-from .core.errors import InputError
-from .data.records import Records
-from .evaluate.predict import Predictor, open_predictor
-from .inspection import EXAMPLE
-from .tasks.fill_mask import fill_masks
-from .tasks.generation import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
-from .train.finetune import longest_input
+from .inspect.inspection import EXAMPLE
 
 
 # Before Gradio is imported, which reads it: the page talks to nobody but its reader.

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import cpu
-from .artifacts.open import LANGUAGE_MODELS, auto_class_of, open_model
-from .core.errors import InputError
-from .data.records import read_records
-from .evaluate.language_model import LanguageModel, bits_per_byte, read_text
-from .models.modeling_tfm import CACHE_NAME
-from .retrieval import embed, open_encoder
+from ... import cpu
+from ...artifacts.open import LANGUAGE_MODELS, auto_class_of, open_model
+from ...core.errors import InputError
+from ...data.records import read_records
+from ...evaluate.language_model import LanguageModel, bits_per_byte, read_text
+from ...models.modeling_tfm import CACHE_NAME
+from ..retrieval.retrieval import embed, open_encoder
 
 
 _ROWS, _NEW_TOKENS, _ROUNDS = 8, 32, 5

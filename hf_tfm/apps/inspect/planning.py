@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core.errors import InputError
-from .models.configuration_tfm import TfmConfig, TfmEncoderConfig
-from .models.modeling_tfm_decoder import TfmDecoderForCausalLM
-from .models.modeling_tfm_encoder import TfmEncoderForMaskedLM
-from .train.optim import parameter_kinds
+from ...core.errors import InputError
+from ...models.configuration_tfm import TfmConfig, TfmEncoderConfig
+from ...models.modeling_tfm_decoder import TfmDecoderForCausalLM
+from ...models.modeling_tfm_encoder import TfmEncoderForMaskedLM
+from ...train.optim import parameter_kinds
 
 
 @dataclass(frozen=True)
