@@ -38,12 +38,13 @@ import hf_tfm
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.core.limits import longest_input
 from hf_tfm.data.records import Records, carve, read_records
 from hf_tfm.evaluate.labelled import task_of_model
 from hf_tfm.evaluate.predict import open_predictor
 from hf_tfm.tasks.classification import baselines, plot_confusion, read_task
 from hf_tfm.train.adapters import merge_adapter
-from hf_tfm.train.finetune import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, load_model, longest_input
+from hf_tfm.train.finetune import FinetuningRecipe, FinetuningTrainer, ensure_pad_token, load_model
 from hf_tfm.train.trainer import ProgressLine
 
 

@@ -9,6 +9,7 @@ import seqeval.metrics
 import sklearn.metrics
 from scipy import stats
 
+from hf_tfm.core import statistics
 from hf_tfm.core.errors import InputError
 from hf_tfm.evaluate import metrics
 from hf_tfm.tasks.classification import Task
@@ -168,7 +169,7 @@ def test_interval_of_a_share_is_wilsons():
     for hits, n in ((0, 10), (7, 10), (480, 500), (500, 500)):
         share, spread = hits / n, z * np.sqrt(hits / n * (1 - hits / n) / n + z**2 / (4 * n**2))
         middle, scale = share + z**2 / (2 * n), 1 + z**2 / n
-        estimate = metrics.proportion(hits, n)
+        estimate = statistics.proportion(hits, n)
         assert (estimate.value, estimate.n) == (share, n)
         assert estimate.low == pytest.approx(max(0, (middle - spread) / scale), abs=1e-9)
         assert estimate.high == pytest.approx(min(1, (middle + spread) / scale), abs=1e-9)
@@ -177,12 +178,16 @@ def test_interval_of_a_share_is_wilsons():
 def test_bootstrapped_interval_of_a_mean_is_the_normal_one():
     values = np.random.default_rng(1).exponential(size=400)
     mean = lambda rows: {"mean": rows.mean()}  # noqa: E731
-    estimate = metrics.bootstrap(mean, values, resamples=4000)["mean"]
+    estimate = statistics.bootstrap(mean, values, resamples=4000)["mean"]
     error = 1.96 * values.std() / np.sqrt(len(values))
     assert estimate.value == values.mean() and estimate.n == 400
     assert estimate.low == pytest.approx(values.mean() - error, abs=0.1 * error)
     assert estimate.high == pytest.approx(values.mean() + error, abs=0.1 * error)
-    assert metrics.bootstrap(mean, values) == metrics.bootstrap(mean, values) != metrics.bootstrap(mean, values, seed=1)
+    assert (
+        statistics.bootstrap(mean, values)
+        == statistics.bootstrap(mean, values)
+        != statistics.bootstrap(mean, values, seed=1)
+    )
 
 
 def test_estimates_of_a_task_hold_their_figures():
@@ -191,5 +196,5 @@ def test_estimates_of_a_task_hold_their_figures():
     estimates, figures = labels.estimates(predictions, references), labels.figures(predictions, references)
     assert {name: estimate.value for name, estimate in estimates.items()} == pytest.approx(figures)
     assert all(e.low < e.value < e.high and e.n == 200 for e in estimates.values())
-    assert estimates["accuracy"] == metrics.proportion((predictions == references).sum(), 200)
-    assert str(metrics.Estimate(0.5, 0.25, 0.75, 8)) == "0.500 [0.250, 0.750]"
+    assert estimates["accuracy"] == statistics.proportion((predictions == references).sum(), 200)
+    assert str(statistics.Estimate(0.5, 0.25, 0.75, 8)) == "0.500 [0.250, 0.750]"

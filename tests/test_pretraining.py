@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.artifacts.foreign import PackedRows
 from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.core.limits import fast_bf16
 from hf_tfm.cpu.attention import WindowedAttention
 from hf_tfm.data.objectives import Masked, causal
 from hf_tfm.data.tokenizer import train_tokenizer
@@ -40,7 +41,6 @@ from hf_tfm.train.pretrain import (
     PretrainTrainingArguments,
     build_model,
     describe_text,
-    fast_bf16,
     load_tokenizer,
     masked_evaluation,
     prepare_data,

@@ -19,12 +19,13 @@ from typing import Any
 
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import open_model
+from hf_tfm.core.limits import longest_input
 from hf_tfm.core.privacy import public_name
+from hf_tfm.core.statistics import Estimate, bootstrap, proportion
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.evaluate.metrics import Estimate, bootstrap, proportion
 from hf_tfm.evaluate.predict import Predictor
 from hf_tfm.tasks.classification import read_task
-from hf_tfm.train.finetune import encode_records, longest_input
+from hf_tfm.train.finetune import encode_records
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import numpy as np

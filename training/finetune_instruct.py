@@ -17,11 +17,11 @@ from typing import Any
 
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.quiet import quiet
+from hf_tfm.core.statistics import proportion
 from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate import answers
-from hf_tfm.evaluate.metrics import proportion
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe

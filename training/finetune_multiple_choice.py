@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
+from hf_tfm.core import limits
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     record["overlap_with_train"] = report.say_overlap({name: choice_keys(choices[name]) for name in splits})
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        finetune.refuse_diverged(prediction.predictions)
+        limits.refuse_diverged(prediction.predictions)
         logits = in_order(prediction.predictions, data["validation"])
         return mc.figures(mc.decide(logits, choices["validation"]), choices["validation"])
 

@@ -16,6 +16,7 @@ stopped.
 import sys
 from dataclasses import dataclass, field
 
+from hf_tfm.core import limits
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
@@ -86,7 +87,7 @@ def read_splits(recipe: QuestionRecipe, seed: int) -> tuple[dict[str, Records], 
 
 def both_ends(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
     """Start and end logits in one tensor `(rows, length, 2)`."""
-    finetune.refuse_diverged(logits[0] + logits[1])
+    limits.refuse_diverged(logits[0] + logits[1])
     return torch.stack(logits[:2], -1).float()
 
 

@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
+from hf_tfm.core import limits
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.data.tokenizer import trim_offsets
@@ -67,7 +68,7 @@ def describe_tags(task: tagging.TagTask, tags: list[list[int]]) -> str:
 
 def best_tags(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Ids instead of logits, so that an evaluation keeps one number a column."""
-    finetune.refuse_diverged(logits)
+    limits.refuse_diverged(logits)
     return logits.argmax(-1)
 
 

@@ -8,8 +8,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..core.errors import InputError
+from ..core.limits import refuse_unknown_tokens
 from ..tasks.generation import stream_text
-from ..train.finetune import refuse_unknown_tokens
 
 
 HELP = "/new begins a new conversation, /quit (or Ctrl-D) ends; Ctrl-C stops an answer"

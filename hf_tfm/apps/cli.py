@@ -244,8 +244,8 @@ def chat(args: argparse.Namespace) -> None:
 )
 def serve(args: argparse.Namespace) -> None:
     """Answer over HTTP as OpenAI's API does, by transformers' own server."""
-    from ..convert.native import read_config
     from ..convert.serving import serve
+    from ..core.limits import read_config
 
     read_config(args.model)
     serve(args.model, args.host, args.port, args.device)

@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, set_seed
 
 from ..artifacts.open import auto_class_of, open_model
 from ..core.errors import InputError
+from ..core.limits import longest_input
 from ..data.records import Records
 from ..evaluate.predict import Predictor, open_predictor
 from ..tasks.fill_mask import fill_masks
 from ..tasks.generation import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
-from ..train.finetune import longest_input
 from . import rendering
 from .chat import Chat
 from .inspect.inspection import EXAMPLE

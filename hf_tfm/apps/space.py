@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 from ..artifacts.open import ADAPTER_FILE, recorded
-from ..convert.native import refuse_existing, whole_folder
 from ..core.errors import InputError
+from ..core.files import refuse_existing, whole_folder
 from ..hub.push import check_files, files_to_push
 from .demo import build
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..convert.native import as_input_errors, read_config
 from ..core.errors import InputError
+from ..core.limits import as_input_errors, read_config
 from ..core.quiet import quiet
 from ..cpu.compile import keep_freed_memory
 from ..data.tokenizer import tokenizer_fingerprint

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..convert.native import as_input_errors
 from ..core.errors import InputError
 from ..core.files import MARKER
+from ..core.limits import as_input_errors
 from ..data.tokenizer import mend_tokenizer_files
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig

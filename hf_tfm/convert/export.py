@@ -14,8 +14,10 @@ from ..artifacts.families import FAMILIES
 from ..artifacts.open import ADAPTER_FILE, open_model
 from ..artifacts.record import RECORD_FILE
 from ..core.errors import InputError
+from ..core.files import refuse_existing, whole_folder
+from ..core.limits import as_input_errors, read_config
 from .check import Report, TorchSide, compare, report_on, rows_for, write_usage
-from .native import as_input_errors, carry_over, export_folder, load_tfm, read_config, refuse_existing, whole_folder
+from .native import carry_over, export_folder, load_tfm
 
 
 ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}

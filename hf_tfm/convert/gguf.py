@@ -16,10 +16,12 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..core.errors import InputError
+from ..core.files import refuse_existing, whole_folder
+from ..core.limits import as_input_errors
 from ..data.tokenizer import GGUF_PRE_TOKENIZER
 from ..models.modeling_tfm_decoder import TfmDecoderForCausalLM
 from .check import TEXTS, Report, Rows, TorchSide, Weights, compare, report_on, rows_for, write_usage
-from .native import as_input_errors, export_model, load_tfm, refuse_existing, whole_folder
+from .native import export_model, load_tfm
 
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")

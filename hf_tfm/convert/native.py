@@ -10,25 +10,20 @@ import copy
 import dataclasses
 import json
 import os
-import pickle
 import shutil
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-import yaml
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ..artifacts.card import rewrite_card
 from ..artifacts.families import FAMILIES, Family
 from ..artifacts.record import RECORD_FILE, model_facts
 from ..core.errors import InputError
+from ..core.files import refuse_existing, whole_folder
+from ..core.limits import _local_folder, as_input_errors, read_config
 from ..data.tokenizer import mend_tokenizer_files, save_tokenizer
 from ..models import modeling_tfm_decoder, modeling_tfm_encoder
 from ..models.configuration_tfm import TfmConfig
@@ -451,92 +446,6 @@ def load_tfm(folder: str | os.PathLike) -> PreTrainedModel:
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{folder}: no weights for {missing[0]} ({len(missing)} missing), which {class_name} needs")
     return model
-
-
-def read_config(path: str | os.PathLike, **load_kwargs: Any) -> dict:
-    """
-    What stands in `config.json` (or in a GGUF file) of a folder or a Hub repository.
-
-    Raises:
-        InputError: when there is no such folder or file, or it cannot be read.
-    """
-    _refuse_missing(path)
-    if Path(path).is_dir() and "gguf_file" not in load_kwargs and not (Path(path) / "config.json").is_file():
-        raise InputError(f"{path}: no config.json in this folder: no model (of an adapter `hf-tfm merge` makes one)")
-    with as_input_errors(path):
-        config = PreTrainedConfig.get_config_dict(path, **load_kwargs)[0]
-        if not isinstance(config, dict):
-            raise ValueError(f"config.json holds no object but a {type(config).__name__}")
-        return config
-
-
-@contextmanager
-def as_input_errors(where: str | os.PathLike) -> Iterator[None]:
-    """What reading a person's files or fields can raise, as one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (
-        *(OSError, ValueError, RuntimeError, KeyError, EOFError, ImportError),
-        *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, yaml.YAMLError),
-    ) as error:
-        # The validators of configurations wrap the message that helps.
-        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        raise InputError(f"{where}: {textwrap.shorten(str(cause), 300, placeholder=' …')}") from error
-
-
-def _refuse_missing(path: str | os.PathLike) -> None:
-    """A path that is not there, unless it could be a name on the Hub: those are looked up for half a minute."""
-    looks_local = Path(path).is_absolute() or str(path).startswith((".", "~")) or len(Path(path).parts) > 2
-    if looks_local and not Path(path).exists():
-        raise InputError(f"{path}: no such folder")
-
-
-def _local_folder(source: str | os.PathLike, gguf_file: str | None) -> Path:
-    """The folder itself, or a snapshot of a Hub repository without what is not needed."""
-    _refuse_missing(source)
-    if Path(source).is_dir():
-        return Path(source)
-    if Path(source).exists():
-        raise InputError(f"{source} is a file; give the folder, and --gguf-file NAME for a GGUF file in it")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
-    ignored = ["onnx/*", "openvino/*", "original/*"]
-    with as_input_errors(f"{source} is no folder, and the Hub has no such model either"):
-        wanted = [*patterns, gguf_file or "*.safetensors"]
-        folder = Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=ignored))
-        if gguf_file is None and not any(folder.glob("*.safetensors")):
-            snapshot_download(str(source), allow_patterns=["pytorch_model*.bin"])
-    return folder
-
-
-def refuse_existing(target: str | os.PathLike) -> None:
-    target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists and is not an empty folder; remove it or choose another name")
-
-
-@contextmanager
-def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
-    """A new folder that takes its name once it is complete, and leaves no trace if it does not get there."""
-    target = Path(target).absolute()
-    parents = [parent for parent in target.parents if not parent.exists()]
-    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with as_input_errors(target):
-            folder.mkdir(parents=True)
-        yield folder
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in parents:
-            if parent.exists() and not any(parent.iterdir()):
-                parent.rmdir()
-        raise
 
 
 def carry_over(source: Path, folder: Path, gguf_file: str | None = None) -> None:

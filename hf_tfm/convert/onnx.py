@@ -18,10 +18,12 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ..core.errors import InputError
+from ..core.files import refuse_existing, whole_folder
+from ..core.limits import as_input_errors
 from ..core.quiet import quiet
 from ..models.modeling_tfm import CACHE_NAME
 from .check import Report, Rows, Weights, as_rows, batch_of, compare, outputs_of, report_on, rows_for, write_usage
-from .native import as_input_errors, carry_over, load_tfm, refuse_existing, whole_folder
+from .native import carry_over, load_tfm
 
 
 _USAGE = """\

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
+from .limits import as_input_errors
 
 
 MARKER = "checkpoint_complete.json"
@@ -125,3 +127,30 @@ def _is_disk_full(error: BaseException | None, folder: Path) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def refuse_existing(target: str | os.PathLike) -> None:
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not an empty folder; remove it or choose another name")
+
+
+@contextmanager
+def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """A new folder that takes its name once it is complete, and leaves no trace if it does not get there."""
+    target = Path(target).absolute()
+    parents = [parent for parent in target.parents if not parent.exists()]
+    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with as_input_errors(target):
+            folder.mkdir(parents=True)
+        yield folder
+        if target.exists():
+            target.rmdir()
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in parents:
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise

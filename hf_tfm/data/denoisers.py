@@ -24,7 +24,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 
 from .. import cpu
 from ..core.errors import InputError
-from ..train.finetune import longest_input
+from ..core.limits import longest_input
 from .objectives import IGNORED, causal, uniform
 from .tokenizer import encode_text
 from .tokens import document_ends

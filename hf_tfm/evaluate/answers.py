@@ -10,11 +10,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import cpu
+from ..core.limits import longest_input, refuse_diverged
+from ..core.statistics import Estimate, bootstrap
 from ..data.chat import IGNORED
 from ..tasks.generation import plain_settings
-from ..train.finetune import FinetuningTrainer, longest_input, refuse_diverged
+from ..train.finetune import FinetuningTrainer
 from .language_model import LanguageModel, Row
-from .metrics import Estimate, bootstrap
 
 
 class Answer(NamedTuple):

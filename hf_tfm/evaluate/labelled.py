@@ -8,13 +8,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.limits import longest_input, refuse_unknown_tokens
+from ..core.statistics import Estimate
 from ..cpu.encoding import use_unpadded_encoding
 from ..data.batches import RightPadding, length_of
 from ..data.records import Records
 from ..tasks import multiple_choice, question_answering, tagging
 from ..tasks.classification import Task, label_ids, written_labels
-from ..train.finetune import encode_records, longest_input, refuse_unknown_tokens
-from .metrics import Estimate
+from ..train.finetune import encode_records
 
 
 def task_of_model(model: PreTrainedModel, field: str, records: Records) -> Task:

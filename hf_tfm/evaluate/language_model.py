@@ -22,12 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import cpu
 from ..core.errors import InputError
+from ..core.limits import longest_input
+from ..core.statistics import Estimate, bootstrap, proportion
 from ..data.records import Records, iter_records
 from ..data.sources import read_documents
 from ..data.tokenizer import encode_text
 from ..data.tokens import document_ends, encode_documents
-from ..train.finetune import longest_input
-from .metrics import Estimate, bootstrap, proportion
 
 
 # Logits that exist at one time, `(positions, vocabulary)`: 128 MB in fp32.

@@ -29,10 +29,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..artifacts.open import auto_class_of, open_model
 from ..artifacts.record import RECORD_FILE, read_record
 from ..core.errors import InputError
+from ..core.limits import longest_input
 from ..data.records import Records, iter_records
 from ..data.tokenizer import encode_text
 from ..tasks import multiple_choice, question_answering, tagging
-from ..train.finetune import encode_records, longest_input
+from ..train.finetune import encode_records
 from .labelled import predict_rows
 from .language_model import LanguageModel, document_rows
 

@@ -14,9 +14,9 @@ from ..artifacts.card import EVALUATION_FILE, HubData, read_evaluation
 from ..artifacts.record import public_command, versions
 from ..core.errors import InputError
 from ..core.privacy import public_name
+from ..core.statistics import Estimate
 from ..data.records import record_files
 from ..data.tokens import default_cache_dir, file_hash
-from .metrics import Estimate
 
 
 PARTS_FILE = "parts.jsonl"

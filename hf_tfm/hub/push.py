@@ -36,9 +36,10 @@ from ..artifacts.card import EVALUATION_FILE, render_card, write_card, write_res
 from ..artifacts.open import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
 from ..artifacts.record import RECORD_FILE, model_facts, read_record
 from ..artifacts.verify import Broken, Subject, compare
-from ..convert.native import as_input_errors, outputs_of
+from ..convert.native import outputs_of
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..core.errors import InputError
+from ..core.limits import as_input_errors
 from ..core.privacy import private_part
 from ..data.tokenizer import mend_tokenizer_files
 

@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from ..core.errors import InputError
+from ..core.limits import refuse_diverged
+from ..core.statistics import Estimate, bootstrap, proportion
 from ..data.records import Records, read_list
-from ..evaluate.metrics import Estimate, bootstrap, proportion
-from ..train.finetune import refuse_diverged
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

@@ -22,12 +22,12 @@ from sentence_transformers.util import is_sentence_transformer_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..core.errors import InputError
+from ..core.limits import refuse_diverged
 from ..core.quiet import quiet
+from ..core.statistics import Estimate, bootstrap
 from ..data.batches import SeededLengthGroups
 from ..data.records import Records
-from ..evaluate.metrics import Estimate, bootstrap
 from ..train.adapters import load_inside, merge_inside, save_inside
-from ..train.finetune import refuse_diverged
 from ..train.trainer import RunMixin
 
 

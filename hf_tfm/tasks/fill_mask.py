@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
-from ..train.finetune import longest_input, refuse_unknown_tokens
+from ..core.limits import longest_input, refuse_unknown_tokens
 
 
 def fill_masks(

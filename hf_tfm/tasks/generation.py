@@ -22,7 +22,7 @@ from transformers import (
 
 from .. import cpu
 from ..core.errors import InputError
-from ..train.finetune import longest_input, refuse_unknown_tokens
+from ..core.limits import longest_input, refuse_unknown_tokens
 
 
 # Every switch as if it were not there.

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import cpu
 from ..core.errors import InputError
+from ..core.limits import longest_input
+from ..core.statistics import Estimate, bootstrap, proportion
 from ..data.denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
 from ..data.tokenizer import encode_text
 from ..data.tokens import document_ends
-from ..evaluate.metrics import Estimate, bootstrap, proportion
 from ..models.modeling_tfm_infilling import fill_masks_together
-from ..train.finetune import longest_input
 
 
 Ids = list[int]

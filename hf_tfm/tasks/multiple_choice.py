@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.statistics import Estimate, proportion
 from ..data.records import Records, split_list
-from ..evaluate.metrics import Estimate, proportion
 
 
 METRICS = ("accuracy",)

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.limits import refuse_diverged
+from ..core.statistics import Estimate, proportion
 from ..data.chat import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
 from ..data.records import Records
-from ..evaluate.metrics import Estimate, proportion
-from ..train.finetune import refuse_diverged
 
 
 class Pair(NamedTuple):

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records
-from ..evaluate.metrics import Estimate, bootstrap
 
 
 METRICS = ("f1", "exact_match")

@@ -13,10 +13,10 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.statistics import Estimate, bootstrap, proportion
 from ..data.chat import ChatEncoder, Message, read_prompt
 from ..data.records import Records
 from ..evaluate.answers import Answer, answer
-from ..evaluate.metrics import Estimate, bootstrap, proportion
 
 
 # What an answer earns by its text, and the number of the record that it answers.

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records, split_list
-from ..evaluate.metrics import Estimate, bootstrap
 from .classification import label_ids, listed_names, written_label
 
 

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
 from ..core.errors import InputError
+from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records
 from ..data.tokenizer import train_tokenizer
-from ..evaluate.metrics import Estimate, bootstrap, load
+from ..evaluate.metrics import load
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 from ..train.finetune import FinetuningMixin

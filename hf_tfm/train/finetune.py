@@ -27,12 +27,12 @@ from transformers import (
 )
 
 from ..core.errors import InputError
+from ..core.limits import fast_bf16, longest_input
 from ..core.quiet import quiet
 from ..cpu.attention import use_blockwise_attention
 from ..data.batches import SeededLengthGroups, in_order, length_of, longest_first
 from ..data.records import Records, carve, read_records
 from .adapters import LORA_VARIANTS
-from .pretrain import fast_bf16
 from .recipe import read_mapping, refuse_below
 from .trainer import RunMixin, check_arguments, data_seed
 
@@ -46,11 +46,6 @@ _PAD_TOKENS = re.compile(
     r"<\|?pad(ding)?\|?>|\[PAD\]|<\|finetune_right_pad_id\|>|<\|endoftext\|>|"
     r"<\|?(reserved|spare|unused)[^>]*>|\[unused\d+\]"
 )
-# Models whose positions start behind the pad token's id.
-_BEHIND_PADDING = (
-    "camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
-    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-)  # fmt: skip
 # Settings that decide what is learned; the others may change between the parts of one run.
 _DECISIVE = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -321,27 +316,6 @@ def separate_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
     backend.post_processor = processors.Sequence([*before, between])
 
 
-def longest_input(config: PreTrainedConfig) -> int | None:
-    """How many tokens a model can take; None if its configuration does not say."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type in _BEHIND_PADDING:
-        # MPNet has the pad token's id in its code.
-        positions -= 2 if config.model_type == "mpnet" else config.pad_token_id + 1
-    return positions
-
-
-def refuse_unknown_tokens(model: Any, ids: torch.Tensor) -> None:
-    """Raises `InputError` where a tokenizer made ids beyond the model's embeddings: a bare IndexError in torch."""
-    try:
-        rows = model.get_input_embeddings().weight.shape[0]
-    except (AttributeError, NotImplementedError):  # CANINE hashes characters
-        return
-    if ids.numel() and (largest := int(ids.max())) >= rows:
-        raise InputError(
-            f"the tokenizer makes token {largest} of the text, and the model has embeddings of {rows}: another model's"
-        )
-
-
 def settle_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The length that texts are cut to, in tokens. Raises `InputError` if the model cannot take the one asked for."""
     positions = longest_input(model.config)
@@ -384,12 +358,6 @@ def encode_records(
         tokenizer.backend_tokenizer.no_truncation()
     data = {**inputs, **more}
     return [dict(zip(data, row)) for row in zip(*data.values())]
-
-
-def refuse_diverged(logits: np.ndarray | torch.Tensor) -> None:
-    """Raise `InputError` for outputs that are no numbers."""
-    if not bool((np if isinstance(logits, np.ndarray) else torch).isfinite(logits).all()):
-        raise InputError("the model's outputs are not finite, the training diverged: lower --learning_rate")
 
 
 class _TellEpoch(TrainerCallback):

@@ -28,6 +28,7 @@ from ..artifacts.foreign import PackedRows, sentence_label, sentence_loss
 from ..artifacts.record import base_model_name, write_model_folder
 from ..core.errors import InputError
 from ..core.files import last_checkpoint
+from ..core.limits import fast_bf16
 from ..cpu.attention import can_lay_rows_end_to_end
 from ..cpu.compile import compile_blocks, compiler_found, eager_blocks, pays_to_compile
 from ..data.objectives import Masked, SentencePairs, causal, masked_next_token
@@ -67,13 +68,6 @@ _IGNORED = {
     ),
     "label_smoothing_factor": "bits per byte want the plain loss",
 }
-
-
-def fast_bf16() -> bool:
-    """Whether this machine multiplies bf16 matrices in hardware."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 @dataclass

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ..artifacts.card import is_adapter, opening
 from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
+from ..core.statistics import Estimate
 from ..data.batches import length_of
 from ..data.records import Records, data_facts
-from ..evaluate.metrics import Estimate
 from .finetune import FinetuningRecipe
 
 

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from hf_tfm.core.limits import fast_bf16
 from hf_tfm.cpu.encoding import use_unpadded_encoding
-from hf_tfm.train.pretrain import fast_bf16
 from side_by_side import SHAPES, apart, fastest, interleaved, masked_configs, parameters, spread, write_result
 
 import numpy as np

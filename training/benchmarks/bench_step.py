@@ -16,10 +16,10 @@ import copy
 import sys
 from collections.abc import Callable
 
+from hf_tfm.core.limits import fast_bf16
 from hf_tfm.cpu.attention import use_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.train.optim import build_optimizer
-from hf_tfm.train.pretrain import fast_bf16
 from side_by_side import (
     SHAPES,
     apart,

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import hf_tfm
 from hf_tfm.artifacts.record import public_command
+from hf_tfm.core.limits import fast_bf16
 from hf_tfm.cpu.attention import use_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.data.objectives import CausalFirst, Masked, RateSchedule, causal
@@ -42,7 +43,6 @@ from hf_tfm.data.sources import read_documents
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.data.tokens import TokenStore
 from hf_tfm.train.optim import build_optimizer, build_scheduler, zero_init_output_projections
-from hf_tfm.train.pretrain import fast_bf16
 from side_by_side import (
     ALL_RESULTS,
     KEPT,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.core.limits import fast_bf16
 from hf_tfm.cpu.compile import keep_freed_memory
-from hf_tfm.train.pretrain import fast_bf16
 
 import torch
 import transformers

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ...core.errors import InputError
-from ...train.finetune import refuse_unknown_tokens
+from ...core.limits import refuse_unknown_tokens
 from .planning import attended_tokens
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...core.errors import InputError
+from ...core.limits import longest_input
 from ...data.sources import SENTENCE_END, read_documents
-from ...train.finetune import longest_input
 from .inspection import save_figure, spread
 
 

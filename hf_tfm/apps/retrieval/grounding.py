@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...core.errors import InputError
+from ...core.limits import longest_input, refuse_unknown_tokens
 from ...data.chat import ChatEncoder
 from ...evaluate.answers import answer
 from ...evaluate.predict import Predictor
-from ...train.finetune import longest_input, refuse_unknown_tokens
 from .retrieval import Index, Passage
 
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ...artifacts.open import auto_class_of, fingerprint, open_model
 from ...core.errors import InputError
+from ...core.limits import longest_input
 from ...data.records import Records, read_record_file
 from ...data.sources import (
     PLAIN_TEXT,
@@ -39,7 +40,6 @@ from ...data.sources import (
 from ...data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
 from ...evaluate.predict import Predictor, open_predictor
 from ...tasks.question_answering import reads_both_ways
-from ...train.finetune import longest_input
 from .search import BM25, Hit, fuse, nearest
 
 

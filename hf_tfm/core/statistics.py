@@ -1,0 +1,61 @@
+"""NEW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure measured on `n` records, with the ends of its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def proportion(hits: int, n: int) -> Estimate:
+    """The share `hits / n`, with Wilson's score interval (1927), which stays within 0 and 1 and works at both ends."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(hits), int(n)).proportion_ci(0.95, method="wilson")
+    return Estimate(hits / n, float(interval.low), float(interval.high), int(n))
+
+
+def bootstrap(
+    statistics: Callable[..., dict[str, float]], *columns: Sequence | np.ndarray, resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """
+    Statistics of records, with percentile intervals from records drawn again with replacement (Efron 1979).
+
+    Args:
+        statistics: takes the columns (numpy arrays, all of one length) and gives named figures.
+        columns: predictions, labels, per-record counts …, one entry a record.
+        resamples: how often to draw.
+        seed: of the draws; the same seed gives the same interval.
+    """
+    arrays = [np.asarray(column) for column in columns]
+    n = len(arrays[0])
+    draws = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {}
+    for _ in range(resamples):
+        rows = draws.integers(n, size=n)
+        for name, value in statistics(*(array[rows] for array in arrays)).items():
+            drawn.setdefault(name, []).append(value)
+    estimates = {}
+    for name, value in statistics(*arrays).items():
+        # A correlation is undefined where a draw repeats one value only.
+        defined = [figure for figure in drawn[name] if np.isfinite(figure)] or [value]
+        low, high = np.percentile(defined, [2.5, 97.5])
+        estimates[name] = Estimate(float(value), float(low), float(high), n)
+    return estimates
