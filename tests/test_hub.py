@@ -19,8 +19,8 @@ from hub_server import TOKEN, USER, HubServer
 from test_modeling import logits_of
 
 from hf_tfm.apps.cli import main
+from hf_tfm.artifacts.tokenizer_files import save_tokenizer
 from hf_tfm.core.errors import InputError
-from hf_tfm.data.tokenizer import save_tokenizer
 from hf_tfm.hub import push
 
 

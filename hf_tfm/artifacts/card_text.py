@@ -275,10 +275,9 @@ def _ways(record: dict[str, Any]) -> str:
 
 def native_families(record: dict[str, Any]) -> dict[str, str]:
     """The native families that a model of this package can be given out as: their names by those of `hf-tfm export`."""
-    from ..convert.native import native_config
     from ..core.errors import InputError
     from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
-    from .families import FAMILIES
+    from .families import FAMILIES, native_config
 
     fields, found = record["model"]["config"], {}
     sides = {"tfm_decoder": TfmDecoderConfig, "tfm_encoder": TfmEncoderConfig}

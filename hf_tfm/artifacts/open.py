@@ -13,9 +13,9 @@ from ..core.errors import InputError
 from ..core.limits import as_input_errors, read_config
 from ..core.quiet import quiet
 from ..cpu.compile import keep_freed_memory
-from ..data.tokenizer import tokenizer_fingerprint
 from .card import task_of
 from .record import RECORD_FILE, read_record
+from .tokenizer_files import tokenizer_fingerprint
 
 
 ADAPTER_FILE = "adapter_config.json"

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, TrainerState
 
 from ..core.energy import EnergyMeter
 from ..core.errors import InputError
-from ..core.files import MARKER, atomic_folder, discard
-from ..data.tokenizer import save_tokenizer
 
 
 RECORD_FILE = "run_record.json"
@@ -124,33 +122,6 @@ def read_record(folder: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{file}: is no record of a run ({error}); fetch it again or take it away") from error
-
-
-def write_model_folder(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: RunRecord
-) -> None:
-    """
-    Write the finished model where the run's checkpoints are: weights, configuration, code, tokenizer, generation
-    settings, loss curve, card, and last the record, whose presence says that the folder is whole.
-    """
-    from .card import write_card
-
-    folder = Path(folder)
-    with atomic_folder(folder / "finished") as staging, with_cache(model):
-        model.save_pretrained(staging)
-        save_generation(model, staging)
-        save_tokenizer(tokenizer, staging)
-        if record.fields.get("curve"):
-            plot_curve(record.fields, staging / CURVE_FILE)
-        record.write(staging)
-        write_card(staging)
-    finished = folder / "finished"
-    (finished / MARKER).unlink()
-    for path in sorted(finished.iterdir(), key=lambda path: path.name == RECORD_FILE):
-        if path.is_dir():
-            discard(folder / path.name)  # what an interrupted move left
-        os.replace(path, folder / path.name)
-    finished.rmdir()
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..core.errors import InputError
 from ..core.files import MARKER
 from ..core.limits import as_input_errors
-from ..data.tokenizer import mend_tokenizer_files
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
 from . import verify
 from .open import ADAPTER_FILE
 from .record import RECORD_FILE, read_record, versions
+from .tokenizer_files import mend_tokenizer_files
 
 
 # The text whose outputs a run record keeps as reference.

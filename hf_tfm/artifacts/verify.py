@@ -20,16 +20,16 @@ from packaging.version import Version
 from torch import nn
 from transformers import EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..convert.native import outputs_of
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..core.errors import InputError
 from ..core.quiet import quiet
-from ..data.tokenizer import save_tokenizer
 from ..models.configuration_tfm import TfmConfig
 from ..models.modeling_tfm import CACHE_NAME
+from .compare import outputs_of
 from .foreign import PackedRows, loss_adds_up, sentence_label
 from .open import ADAPTER_FILE, auto_class_of, open_model, recorded
 from .record import versions
+from .tokenizer_files import save_tokenizer
 
 
 TOLERANCE = 1e-4  # of the outputs' size; what another order of sums changes is a hundred times smaller

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from ..artifacts.compare import Weights, outputs_of
 from ..artifacts.record import RECORD_FILE, read_record
 from ..core.errors import InputError
 
@@ -27,7 +28,6 @@ from ..core.errors import InputError
 REPORT_FILE = "export_check.json"
 
 Rows = list[list[int]]
-Weights = dict[str, torch.Tensor]
 
 # What models are compared on where the folder has a tokenizer; the longest first, to be timed.
 TEXTS = (
@@ -281,17 +281,6 @@ def as_rows(outputs: Weights, rows: Rows, left: bool = False) -> list[Weights]:
         }
         found.append({name: value[i, inside] if name in by_token else value[i] for name, value in outputs.items()})
     return found
-
-
-def outputs_of(model: Callable[..., Any], **inputs: Any) -> Weights:
-    """What two models of the same head must agree on: logits of every kind, last states where there is no head."""
-    with torch.no_grad():
-        outputs = model(**inputs)
-    names = ("logits", "prediction_logits", "seq_relationship_logits", "start_logits", "end_logits")
-    found = {name: outputs[name] for name in names if outputs.get(name) is not None}
-    return found or {
-        name: outputs[name] for name in ("last_hidden_state", "pooler_output") if outputs.get(name) is not None
-    }
 
 
 def size_of_weights(folder: Path) -> int:

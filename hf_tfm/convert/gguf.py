@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from ..artifacts.compare import Weights
 from ..core.errors import InputError
 from ..core.files import refuse_existing, whole_folder
 from ..core.limits import as_input_errors
 from ..data.tokenizer import GGUF_PRE_TOKENIZER
 from ..models.modeling_tfm_decoder import TfmDecoderForCausalLM
-from .check import TEXTS, Report, Rows, TorchSide, Weights, compare, report_on, rows_for, write_usage
+from .check import TEXTS, Report, Rows, TorchSide, compare, report_on, rows_for, write_usage
 from .native import export_model, load_tfm
 
 

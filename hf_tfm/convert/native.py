@@ -7,7 +7,6 @@ exceptions are fields that change rounding or memory alone (`reorder_and_upcast_
 """
 
 import copy
-import dataclasses
 import json
 import os
 import shutil
@@ -19,37 +18,18 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ..artifacts.card import rewrite_card
-from ..artifacts.families import FAMILIES, Family
+from ..artifacts.compare import outputs_of
+from ..artifacts.families import FAMILIES, Family, _our_config, native_config
 from ..artifacts.record import RECORD_FILE, model_facts
+from ..artifacts.tokenizer_files import mend_tokenizer_files, save_tokenizer
 from ..core.errors import InputError
 from ..core.files import refuse_existing, whole_folder
 from ..core.limits import _local_folder, as_input_errors, read_config
-from ..data.tokenizer import mend_tokenizer_files, save_tokenizer
 from ..models import modeling_tfm_decoder, modeling_tfm_encoder
-from ..models.configuration_tfm import TfmConfig
-from .check import REPORT_FILE, Report, TorchSide, compare, outputs_of, report_on, rows_for
+from .check import REPORT_FILE, Report, TorchSide, compare, report_on, rows_for
 
 
 Weights = dict[str, torch.Tensor]
-
-# How messages call what a switch stands for.
-_NOUNS = {
-    "qk_norm": "QK-norm",
-    "attention_gate": "gate on its heads",
-    "value_residual": "embeddings in its values",
-    "norm_bias": "biases in its norms",
-    "attention_bias": "biases in its attention",
-    "mlp_bias": "biases in its feed-forward layers",
-    "embedding_norm": "norm after the embedding",
-    "gated_mlp": "gate in its feed-forward layers",
-    "scale_embeddings": "scaling of embeddings",
-    "add_cross_attention": "cross-attention",
-    "use_pooler": "pooler",
-    "head_bias": "bias in its prediction head",
-    "decoder_bias": "bias in its output projection",
-    "final_logit_softcapping": "softcap on its logits",
-    "type_vocab_size": "segment embeddings",
-}
 
 
 def import_model(
@@ -330,62 +310,6 @@ def _build(
     if model.can_generate() and source.can_generate():
         model.generation_config = copy.deepcopy(source.generation_config)
     return model
-
-
-def _our_config(native: PreTrainedConfig, family: Family, head: str) -> TfmConfig:
-    for field, only in family.only.items():
-        if (value := getattr(native, field, only)) != only:
-            raise InputError(f"{field}={value!r} of this {family.title}: the Tfm block can only do {only!r}")
-    if head == "QuestionAnswering" and family.side == "encoder" and native.num_labels != 2:
-        raise InputError(f"num_labels={native.num_labels}: a question answering head has 2, start and end")
-    values = {field: value for field, value in family.always.items() if not callable(value)}
-    values |= {ours: getattr(native, theirs, None) for theirs, ours in family.fields}
-    values |= family.to_ours(native)
-    if family.side == "decoder":
-        dropout = getattr(native, "classifier_dropout", None)
-        values["classifier_dropout"] = _decoder_classifier_dropout(head) if dropout is None else dropout
-    with as_input_errors(family.title):
-        # What is not set there keeps our default, which is None wherever that means something.
-        return family.our_class(head).config_class(
-            **{field: value for field, value in values.items() if value is not None}
-        )
-
-
-def native_config(config: TfmConfig, family: Family, head: str) -> PreTrainedConfig:
-    for field, required in family.always.items():
-        if field == "use_pooler" and required and head in ("Model", "MaskedLM"):
-            continue  # the only BERTs that can be without
-        required = required(config) if callable(required) else required
-        if (value := getattr(config, field)) != required:
-            raise InputError(_obstacle(family, field, value, required))
-    config_class = family.config_class()
-    declared = {field.name for field in dataclasses.fields(config_class)}
-    values: dict[str, Any] = {}
-    for theirs, ours in family.fields:
-        value = getattr(config, ours)
-        if values.setdefault(theirs, value) != value:
-            raise InputError(f"{ours}={value!r}: {family.title} has one {theirs} for all, here {values[theirs]!r}")
-    values |= family.to_theirs(config)
-    dropout = config.classifier_dropout
-    if family.side == "decoder" and dropout != _decoder_classifier_dropout(head):
-        values["classifier_dropout"] = dropout
-    if head == "QuestionAnswering" and config.num_labels != 2:
-        values["id2label"] = values["label2id"] = None
-    with as_input_errors(family.title):
-        return config_class(**{name: value for name, value in values.items() if value is not None or name in declared})
-
-
-def _decoder_classifier_dropout(head: str) -> float:
-    """What the native decoders do where the configuration has no `classifier_dropout`."""
-    return 0.1 if head == "TokenClassification" else 0.0
-
-
-def _obstacle(family: Family, field: str, value: Any, required: Any) -> str:
-    if field in _NOUNS:
-        has = "always has" if required else "has no"
-        return f"{field}={value!r}: {family.title} {has} {_NOUNS[field]}"
-    hint = "; it acts in training only: set it so in config.json to export" if field.endswith("dropout") else ""
-    return f"{field}={value!r}: {family.title} has {field}={required!r}{hint}"
 
 
 # Folders

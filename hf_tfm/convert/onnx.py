@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from ..artifacts.compare import Weights, outputs_of
 from ..core.errors import InputError
 from ..core.files import refuse_existing, whole_folder
 from ..core.limits import as_input_errors
 from ..core.quiet import quiet
 from ..models.modeling_tfm import CACHE_NAME
-from .check import Report, Rows, Weights, as_rows, batch_of, compare, outputs_of, report_on, rows_for, write_usage
+from .check import Report, Rows, as_rows, batch_of, compare, report_on, rows_for, write_usage
 from .native import carry_over, load_tfm
 
 

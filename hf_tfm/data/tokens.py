@@ -31,6 +31,7 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from ..artifacts.tokenizer_files import tokenizer_fingerprint
 from ..core.errors import InputError
 from .sources import (
     DocumentStream,
@@ -43,7 +44,6 @@ from .sources import (
     read_documents,
     readable,
 )
-from .tokenizer import tokenizer_fingerprint
 
 
 __all__ = [

@@ -33,15 +33,15 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..artifacts.card import EVALUATION_FILE, render_card, write_card, write_results_card
+from ..artifacts.compare import outputs_of
 from ..artifacts.open import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
 from ..artifacts.record import RECORD_FILE, model_facts, read_record
+from ..artifacts.tokenizer_files import mend_tokenizer_files
 from ..artifacts.verify import Broken, Subject, compare
-from ..convert.native import outputs_of
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..core.errors import InputError
 from ..core.limits import as_input_errors
 from ..core.privacy import private_part
-from ..data.tokenizer import mend_tokenizer_files
 
 
 # What a run keeps beside a model to go on with: no part of it.

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..artifacts.card import render_card, write_card
 from ..artifacts.record import RECORD_FILE, model_facts, save_generation, with_cache
+from ..artifacts.tokenizer_files import save_tokenizer
 from ..core.errors import InputError
-from ..data.tokenizer import save_tokenizer
 
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..artifacts.tokenizer_files import save_tokenizer
 from ..core.errors import InputError
-from ..data.tokenizer import save_tokenizer
 
 
 if TYPE_CHECKING:

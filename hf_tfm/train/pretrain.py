@@ -25,7 +25,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ..artifacts.card import task_of
 from ..artifacts.card_text import as_text
 from ..artifacts.foreign import PackedRows, sentence_label, sentence_loss
-from ..artifacts.record import base_model_name, write_model_folder
+from ..artifacts.record import base_model_name
+from ..artifacts.tokenizer_files import tokenizer_fingerprint
+from ..artifacts.write import write_model_folder
 from ..core.errors import InputError
 from ..core.files import last_checkpoint
 from ..core.limits import fast_bf16
@@ -34,7 +36,6 @@ from ..cpu.compile import compile_blocks, compiler_found, eager_blocks, pays_to_
 from ..data.objectives import Masked, SentencePairs, causal, masked_next_token
 from ..data.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from ..data.sources import Source, left_out, list_files, parse_sources
-from ..data.tokenizer import tokenizer_fingerprint
 from ..data.tokens import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
 from ..models.configuration_tfm import SIZES, TfmConfig
 from .averaging import AveragingMixin

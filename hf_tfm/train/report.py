@@ -13,7 +13,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..artifacts.card import is_adapter, opening
-from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name, write_model_folder
+from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name
+from ..artifacts.write import write_model_folder
 from ..core.statistics import Estimate
 from ..data.batches import length_of
 from ..data.records import Records, data_facts

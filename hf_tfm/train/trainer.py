@@ -24,11 +24,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
 from ..artifacts.record import RECORD_FILE, RunRecord, save_generation, with_cache
+from ..artifacts.tokenizer_files import mend_tokenizer_files
 from ..core.errors import InputError
 from ..core.files import atomic_folder, last_checkpoint, rotate, staging_folder
 from ..cpu.attention import use_blockwise_attention
 from ..cpu.compile import keep_freed_memory, uncompile_blocks
-from ..data.tokenizer import mend_tokenizer_files
 from ..hub.trainer import PushMixin
 from .recipe import refuse_below, refuse_ignored
 

@@ -26,11 +26,12 @@ import yaml
 
 from ...artifacts.open import auto_class_of, open_model
 from ...artifacts.record import RECORD_FILE, read_record
+from ...artifacts.tokenizer_files import save_tokenizer
 from ...core.errors import InputError
 from ...core.files import atomic_folder, complete_checkpoints, discard, last_checkpoint
 from ...core.quiet import quiet
 from ...data.sources import read_documents
-from ...data.tokenizer import save_tokenizer, train_tokenizer
+from ...data.tokenizer import train_tokenizer
 from ...train.optim import zero_init_output_projections
 
 

@@ -1,0 +1,155 @@
+"""NEW."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+# The order is the order of the ids.
+DECODER_TOKENS = {
+    "pad_token": "<|pad|>",
+    "unk_token": "<|unk|>",
+    "bos_token": "<|bos|>",
+    "eos_token": "<|eos|>",
+    "mask_token": "<|mask|>",
+}
+
+
+ENCODER_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+def trim_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Leave the blank in front of a word out of the place that a token has in its text, so that an entity or an answer
+    begins with its first letter. The ids stay as they are. Does nothing to a tokenizer that [`train_tokenizer`] has not
+    made, that joins no blanks to words, or that does so already.
+
+    An encoder's tokenizer is made like this. A decoder's becomes so when it is fine-tuned to find places in a text:
+    `return_assistant_tokens_mask` of `apply_chat_template` looks up answers by their first character, and would find no
+    token at a blank.
+    """
+    if tokenizer.is_fast:
+        _trim(tokenizer.backend_tokenizer)
+
+
+def _trim(backend: Tokenizer) -> None:
+    if _shall_trim(json.loads(backend.to_str())):
+        trim = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+        backend.post_processor = processors.Sequence([trim, backend.post_processor])
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> None:
+    """Save a tokenizer with its chat template, in files that transformers 4 and 5 open alike."""
+    tokenizer.save_pretrained(folder)
+    mend_tokenizer_files(folder)
+
+
+def mend_tokenizer_files(folder: str | os.PathLike) -> bool:
+    """
+    Rewrite the tokenizer's files in a folder so that transformers 4 opens them as well: version 5 names a class that
+    version 4 has not, and a list where it expects named tokens. In the folder of an encoder, or of a model that finds
+    places in a text, also [`trim_offsets`]. No text gets other ids.
+
+    Returns: whether a file changed. A folder without a tokenizer is left alone.
+    """
+    folder = Path(folder)
+    changed = False
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        changed = _rewrite(path, saved, _for_both_versions(saved))
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if _shall_trim(saved) and (_first_tokens(saved) == list(ENCODER_TOKENS.values()) or _finds_places(folder)):
+        backend = Tokenizer.from_file(str(path))
+        _trim(backend)
+        _replace(path, backend.to_str(pretty=True))
+        changed = True
+    return changed
+
+
+def _for_both_versions(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `tokenizer_config.json` as transformers 4 and 5 both read them."""
+    # What the last loading was told has no place in a file.
+    fields = {name: value for name, value in saved.items() if name not in ("is_local", "local_files_only")}
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        listed = [*fields.get("additional_special_tokens", ()), *fields.pop("extra_special_tokens")]
+        fields["additional_special_tokens"] = [token for n, token in enumerate(listed) if token not in listed[:n]]
+    return fields
+
+
+def _finds_places(folder: Path) -> bool:
+    """Whether a folder holds a model that marks words or answers in a text, or an adapter that does."""
+    kinds: list[str] = []
+    if (folder / "config.json").is_file():
+        kinds += json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    if (folder / "adapter_config.json").is_file():
+        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+        kinds += {"TOKEN_CLS": ["ForTokenClassification"], "QUESTION_ANS": ["ForQuestionAnswering"]}.get(task, [])
+    return any(kind.endswith(("ForTokenClassification", "ForQuestionAnswering")) for kind in kinds)
+
+
+def _shall_trim(state: Mapping[str, Any]) -> bool:
+    return _joins_blanks(state) and _without_trimming(state["post_processor"]) == state["post_processor"]
+
+
+def _joins_blanks(state: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer, as its file has it, is byte-level BPE of [`train_tokenizer`]."""
+    cuts = [part["type"] for part in (state.get("pre_tokenizer") or {}).get("pretokenizers", ())]
+    known = (list(DECODER_TOKENS.values()), list(ENCODER_TOKENS.values()))
+    return cuts == ["Digits", "ByteLevel"] and bool(state["model"].get("merges")) and _first_tokens(state) in known
+
+
+def _first_tokens(state: Mapping[str, Any]) -> list[str]:
+    return [token["content"] for token in state["added_tokens"][: len(DECODER_TOKENS)]]
+
+
+def _without_trimming(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A post-processor as it was before [`trim_offsets`]."""
+    if step is None or step["type"] != "Sequence":
+        return step
+    rest = [_without_trimming(part) for part in step["processors"] if part["type"] != "ByteLevel"]
+    return rest[0] if len(rest) == 1 and len(step["processors"]) > 1 else {**step, "processors": rest}
+
+
+def _rewrite(path: Path, saved: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    if fields == saved:
+        return False
+    _replace(path, json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    return True
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a file in the place of another, which may be a link to one that has to stay as it is."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """
+    A sha256 in hex over all that decides which ids a text gets, to key caches of tokenized text.
+
+    Two tokenizers with the same fingerprint give the same ids. Saving and loading, padding, truncation, maximum length,
+    chat template and [`trim_offsets`] do not change it.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["padding"] = state["truncation"] = None  # left over from the last call
+    if _joins_blanks(state):
+        state["post_processor"] = _without_trimming(state["post_processor"])
+    state["special_tokens"] = tokenizer.special_tokens_map  # which ids packing puts around a document
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

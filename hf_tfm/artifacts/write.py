@@ -1,0 +1,37 @@
+"""NEW."""
+
+import os
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..core.files import MARKER, atomic_folder, discard
+from .record import CURVE_FILE, RECORD_FILE, RunRecord, plot_curve, save_generation, with_cache
+from .tokenizer_files import save_tokenizer
+
+
+def write_model_folder(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: RunRecord
+) -> None:
+    """
+    Write the finished model where the run's checkpoints are: weights, configuration, code, tokenizer, generation
+    settings, loss curve, card, and last the record, whose presence says that the folder is whole.
+    """
+    from .card import write_card
+
+    folder = Path(folder)
+    with atomic_folder(folder / "finished") as staging, with_cache(model):
+        model.save_pretrained(staging)
+        save_generation(model, staging)
+        save_tokenizer(tokenizer, staging)
+        if record.fields.get("curve"):
+            plot_curve(record.fields, staging / CURVE_FILE)
+        record.write(staging)
+        write_card(staging)
+    finished = folder / "finished"
+    (finished / MARKER).unlink()
+    for path in sorted(finished.iterdir(), key=lambda path: path.name == RECORD_FILE):
+        if path.is_dir():
+            discard(folder / path.name)  # what an interrupted move left
+        os.replace(path, folder / path.name)
+    finished.rmdir()
