@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from hf_tfm import InputError, TfmDecoderConfig, TfmDecoderForCausalLM, TfmEncoderConfig, TfmEncoderForMaskedLM
 from hf_tfm.apps.inspect.planning import count_parameters, plan
-from hf_tfm.models.modeling_tfm import LinearCrossEntropy
+from hf_tfm.models.modeling_tfm_loss import LinearCrossEntropy
 from hf_tfm.train.optim import build_optimizer
 
 

@@ -30,7 +30,7 @@ from hf_tfm.cpu.compile import (
     uncompile_blocks,
 )
 from hf_tfm.models import modeling_tfm
-from hf_tfm.models.modeling_tfm import linear_cross_entropy
+from hf_tfm.models.modeling_tfm_loss import linear_cross_entropy
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:

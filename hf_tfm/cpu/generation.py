@@ -21,8 +21,9 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMode
 
-from ..models.modeling_tfm import CACHE_NAME, TfmAttention, TfmMLP, gated_heads, soft_capped
+from ..models.modeling_tfm import CACHE_NAME, TfmAttention, TfmMLP, gated_heads
 from ..models.modeling_tfm_decoder import TfmDecoderForCausalLM
+from ..models.modeling_tfm_loss import soft_capped
 
 
 # Fused weights are a copy; above this size they gain little, since the products dominate.
