@@ -18,7 +18,7 @@ from hf_tfm.core.errors import InputError
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.train.adapters import add_adapter, merge_adapter
-from hf_tfm.train.finetune import FinetuningRecipe
+from hf_tfm.train.recipe import FinetuningRecipe
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -27,7 +27,8 @@ from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations, ensure_chat_template
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.evaluate.answers import answer, nats_and_tokens
+from hf_tfm.evaluate.answers import nats_and_tokens
+from hf_tfm.tasks.generation import answer
 from hf_tfm.train.trainer import ProgressLine
 
 

@@ -32,8 +32,8 @@ from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate.labelled import measure_answers
 from hf_tfm.tasks import question_answering as qa
 from hf_tfm.train.adapters import add_adapter, merge_adapter
-from hf_tfm.train.finetune import FinetuningRecipe, load_model
-from hf_tfm.train.recipe import parse_recipe
+from hf_tfm.train.finetune import load_model
+from hf_tfm.train.recipe import FinetuningRecipe, parse_recipe
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -20,7 +20,7 @@ from hf_tfm.apps.retrieval.retrieval import Index, build_index, cut_passages, it
 from hf_tfm.apps.retrieval.search import BM25, Hit, fuse, nearest
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.evaluate.answers import Answer
+from hf_tfm.tasks.generation import Answer
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

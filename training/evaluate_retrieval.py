@@ -25,8 +25,8 @@ from hf_tfm.artifacts.open import fingerprint, open_model
 from hf_tfm.core.limits import as_input_errors
 from hf_tfm.core.statistics import proportion
 from hf_tfm.data.records import read_records
-from hf_tfm.evaluate.answers import answer
 from hf_tfm.evaluate.results import Results
+from hf_tfm.tasks.generation import answer
 from hf_tfm.tasks.question_answering import Question, read_questions, unfold
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 

@@ -22,8 +22,8 @@ from hf_tfm.data.records import Records, read_records
 from hf_tfm.tasks.classification import Task, baselines, confusion_matrix, describe_counts, plot_confusion, read_task
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
-from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
-from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningTrainer
+from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
 from hf_tfm.train.report import say
 
 import numpy as np

@@ -21,8 +21,8 @@ from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter, merge_inside
-from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
-from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.finetune import FinetuningArguments
+from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
 from hf_tfm.train.report import say
 
 from transformers import AutoModel, set_seed

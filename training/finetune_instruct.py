@@ -22,10 +22,11 @@ from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate import answers
+from hf_tfm.tasks import generation
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
-from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
-from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.finetune import FinetuningArguments
+from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, refuse_below
 from hf_tfm.train.report import say
 
 from transformers import AutoModelForCausalLM, set_seed
@@ -95,7 +96,7 @@ def measure(
     """Loss, and how many answers end by themselves; and the answers."""
     with quiet():
         results = {"loss": answers.loss_estimate(*answers.nats_and_tokens(model, encoder.tokenizer, rows))}
-        said = answers.answer(model, encoder.tokenizer, prompts, recipe.max_new_tokens)
+        said = generation.answer(model, encoder.tokenizer, prompts, recipe.max_new_tokens)
     if said:
         results["stops_by_itself"] = proportion(sum(answer.stopped for answer in said), len(said))
     return results, [answer.text + ("" if answer.stopped else " …") for answer in said]

@@ -23,8 +23,8 @@ from hf_tfm.data.records import Records, read_records
 from hf_tfm.tasks import multiple_choice as mc
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
-from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
-from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningTrainer
+from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
 from hf_tfm.train.report import say
 
 from transformers import AutoModelForMultipleChoice, EvalPrediction, set_seed

@@ -25,8 +25,8 @@ from hf_tfm.evaluate import answers
 from hf_tfm.tasks.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
-from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
-from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.finetune import FinetuningArguments
+from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, refuse_below
 
 import numpy as np
 from datasets import Dataset

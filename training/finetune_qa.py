@@ -24,8 +24,8 @@ from hf_tfm.data.records import Records, read_records
 from hf_tfm.tasks import question_answering as qa
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
-from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe, FinetuningTrainer
-from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.finetune import FinetuningArguments, FinetuningTrainer
+from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
 from hf_tfm.train.report import say
 
 import numpy as np

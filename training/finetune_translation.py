@@ -22,10 +22,10 @@ from hf_tfm.data.batches import PAD_TO_MULTIPLE_OF, in_order
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.tasks import translation
 from hf_tfm.train import finetune, report
-from hf_tfm.train.finetune import FinetuningArguments, FinetuningRecipe
+from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.optim import DEFAULTS
 from hf_tfm.train.pretrain import OWN_OPTIMIZER
-from hf_tfm.train.recipe import one_line_errors, parse_recipe, read_mapping, refuse_below
+from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, read_mapping, refuse_below
 from hf_tfm.train.report import say
 
 from transformers import (

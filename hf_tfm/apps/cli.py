@@ -145,7 +145,7 @@ def export(args: argparse.Namespace) -> None:
 )
 def merge(args: argparse.Namespace) -> None:
     """Fold an adapter into its base model: one folder, with equal outputs, that needs no PEFT."""
-    from ..train.adapters import merge_folder
+    from ..convert.merge import merge_folder
 
     difference, model = merge_folder(
         args.adapter, args.target, base=args.base, untie=args.untie, trust_remote_code=args.trust_remote_code

@@ -16,7 +16,7 @@ from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap, proportion
 from ..data.chat import ChatEncoder, Message, read_prompt
 from ..data.records import Records
-from ..evaluate.answers import Answer, answer
+from .generation import Answer, answer
 
 
 # What an answer earns by its text, and the number of the record that it answers.

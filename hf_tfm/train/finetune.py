@@ -32,8 +32,7 @@ from ..core.quiet import quiet
 from ..cpu.attention import use_blockwise_attention
 from ..data.batches import SeededLengthGroups, in_order, length_of, longest_first
 from ..data.records import Records, carve, read_records
-from .adapters import LORA_VARIANTS
-from .recipe import read_mapping, refuse_below
+from .recipe import FinetuningRecipe, read_mapping
 from .trainer import RunMixin, check_arguments, data_seed
 
 
@@ -85,55 +84,6 @@ class FinetuningArguments(TrainingArguments):
     bf16: bool = field(default=fast_bf16(), metadata={"help": "bf16 autocast; on where the hardware has it."})
     use_cpu: bool = not torch.accelerator.is_available()
     report_to: None | str | list[str] = "none"
-
-
-@dataclass
-class FinetuningRecipe:
-    """Fields that every fine-tuning script has."""
-
-    model: str = field(metadata={"help": "A model's folder, or its name on the Hub."})
-    train_file: str = field(metadata={"help": "Records: .jsonl, .json, .csv, .tsv or .parquet, also compressed."})
-    validation_file: str | None = field(
-        default=None, metadata={"help": "Records to choose the best checkpoint by; carved out of train by default."}
-    )
-    validation_fraction: float = field(default=0.1, metadata={"help": "The share of train that is carved out."})
-    test_file: str | None = field(default=None, metadata={"help": "Records that are measured once, at the end."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Tokens a text is cut to; by default as many as the model can take, up to 512."}
-    )
-    tokenizer: str | None = field(default=None, metadata={"help": "Where the tokenizer is, if not with the model."})
-    keep_layers: int | None = field(
-        default=None,
-        metadata={"help": "Take this many of the model's blocks, the first ones: smaller, faster, often as good."},
-    )
-    license: str | None = field(default=None, metadata={"help": "Licence of the model that comes out, for its card."})
-    base_model: str | None = field(
-        default=None, metadata={"help": "The model's name on the Hub, for the card; by default its folder's name."}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the model's folder carries."})
-    attention_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout on attention weights; more than 0 makes attention slow."}
-    )
-    lora: bool = field(default=False, metadata={"help": "Train a small adapter instead of all weights."})
-    lora_variant: str = field(default="lora", metadata={"help": "lora, dora or rslora."})
-    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices."})
-    lora_alpha: int = field(default=16, metadata={"help": "The adapter's share is alpha/rank (rslora: alpha/√rank)."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's inputs."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get an adapter; by default all linear ones but the head."}
-    )
-    lora_int8: bool = field(default=False, metadata={"help": "Hold the frozen weights in 8 bits (needs torchao)."})
-
-    def __post_init__(self) -> None:
-        if self.lora_variant not in LORA_VARIANTS:
-            raise InputError(f"lora_variant {self.lora_variant!r} must be one of {', '.join(LORA_VARIANTS)}")
-        refuse_below(self, lora_rank=1, lora_alpha=1)
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout {self.lora_dropout} must be 0 or more and below 1")
-        if self.lora_int8 and not self.lora:
-            raise InputError("lora_int8 holds weights in 8 bits that are not trained; add --lora")
-        if self.keep_layers is not None and self.lora:
-            raise InputError("keep_layers: an adapter is loaded on its whole base; train without --lora")
 
 
 def check_finetuning(

@@ -18,7 +18,7 @@ from ..artifacts.write import write_model_folder
 from ..core.statistics import Estimate
 from ..data.batches import length_of
 from ..data.records import Records, data_facts
-from .finetune import FinetuningRecipe
+from .recipe import FinetuningRecipe
 
 
 def begin_record(

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...core.errors import InputError
 from ...core.limits import longest_input, refuse_unknown_tokens
 from ...data.chat import ChatEncoder
-from ...evaluate.answers import answer
 from ...evaluate.predict import Predictor
+from ...tasks.generation import answer
 from .retrieval import Index, Passage
 
 

@@ -1,0 +1,71 @@
+"""NEW."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..artifacts.tokenizer_files import save_tokenizer
+from ..core.errors import InputError
+from ..train.adapters import _outputs, merge_adapter
+
+
+def merge_folder(
+    adapter: str | Path,
+    target: str | Path,
+    base: str | None = None,
+    untie: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[float, PreTrainedModel]:
+    """
+    Write a whole model folder with an adapter folded in: weights, code, tokenizer, generation settings, record, card.
+
+    Args:
+        base: where the base model is, if not where the adapter says.
+        untie: as in [`merge_adapter`].
+
+    Returns: the largest difference between outputs of the folder, read again, and of the adapter on its base; and the
+        model that was read.
+
+    Raises:
+        InputError: there is no adapter, its base is not there, `target` holds something, or as [`merge_adapter`].
+    """
+    from ..artifacts.card import write_card
+    from ..artifacts.open import ADAPTER_FILE, auto_class_of, open_model
+    from ..artifacts.record import RECORD_FILE
+    from ..core.files import MARKER, atomic_folder
+
+    adapter, target = Path(adapter), Path(target)
+    if not (adapter / ADAPTER_FILE).is_file():
+        raise InputError(f"{adapter}: no {ADAPTER_FILE} there, so no adapter to merge; it is what --lora writes")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not an empty folder; remove it or choose another name")
+    model, tokenizer = open_model(str(adapter), base=base, trust_remote_code=trust_remote_code)
+    rows = min(len(tokenizer), model.get_base_model().get_input_embeddings().weight.shape[0])
+    # The last ones are those that were added for the adapter, if any were.
+    ids = torch.tensor([[*(11 * place % rows for place in range(1, 29)), *range(max(0, rows - 4), rows)]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        expected = _outputs(model.get_base_model(), inputs)
+    merged = merge_adapter(model, untie=untie)
+    if merged.can_generate() and (adapter / "generation_config.json").is_file():
+        merged.generation_config = GenerationConfig.from_pretrained(adapter)
+    with atomic_folder(target) as folder:
+        merged.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+        for picture in adapter.glob("*.png"):  # that the card shows
+            shutil.copyfile(picture, folder / picture.name)
+        if (adapter / RECORD_FILE).is_file():
+            record = json.loads((adapter / RECORD_FILE).read_text(encoding="utf-8"))
+            if "adapter" in record:
+                record["adapter"]["merged"] = True
+            (folder / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+            write_card(folder)
+    (target / MARKER).unlink()
+    auto_class = getattr(transformers, auto_class_of(str(target), trust_remote_code))
+    again = auto_class.from_pretrained(target, trust_remote_code=trust_remote_code).eval()
+    with torch.no_grad():
+        return (_outputs(again, inputs) - expected).abs().max().item(), again
