@@ -16,12 +16,12 @@ def main(argv: list[str] | None = None) -> int:
     light = types.ModuleType("_hf_tfm_arguments")
     light.__path__ = importlib.util.find_spec("hf_tfm").submodule_search_locations
     sys.modules[light.__name__] = light
-    args = importlib.import_module("_hf_tfm_arguments.cli").parse(argv)
+    args = importlib.import_module("_hf_tfm_arguments.apps.cli").parse(argv)
     if args.run.__name__ == "completion":  # shells ask for it when they start
         args.run(args)
         return 0
 
-    versions = importlib.import_module("_hf_tfm_arguments.version")
+    versions = importlib.import_module("_hf_tfm_arguments.core.version")
     try:
         versions.check_versions()
     except versions.UnsupportedVersionError as error:

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import tokens as data
 from hf_tfm.data.tokens import TokenStore, TokenStream, contents_digest, encode_documents
+from hf_tfm.data.tokens import tokens as data
 
 
 @pytest.fixture

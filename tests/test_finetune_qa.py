@@ -308,7 +308,7 @@ def test_threshold_is_the_best_there_is(seed):
 
 
 def test_scores_are_the_squad_metrics():
-    from hf_tfm.metrics.squad.squad import Squad
+    from hf_tfm.evaluate.metrics.squad.squad import Squad
 
     asked = [qa.Question("?", "", answers) for answers in (("The cat.", "dog"), ("fox runs",), ("something",))]
     given = ["cat", "a red fox", "nothing"]

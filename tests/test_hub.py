@@ -19,9 +19,9 @@ from hub_server import TOKEN, USER, HubServer
 from test_modeling import logits_of
 
 from hf_tfm.apps.cli import main
-from hf_tfm.artifacts.tokenizer_files import save_tokenizer
 from hf_tfm.core.errors import InputError
-from hf_tfm.hub import push
+from hf_tfm.data.tokenizer import save_tokenizer
+from hf_tfm.hub.push import push
 
 
 HERE = Path(__file__).parent
@@ -158,7 +158,7 @@ import json, sys
 from pathlib import Path
 import tiny
 from hf_tfm import InputError, hub
-from hf_tfm.cli import main
+from hf_tfm.apps.cli import main
 
 whole, results, named = Path(sys.argv[1]), Path(sys.argv[2]), ["--base-model", "me/decoder"]
 codes = [
@@ -459,8 +459,8 @@ TRAINS = """
 import sys
 import tiny
 from transformers import TrainingArguments, default_data_collator
-from hf_tfm.record import RunRecord
-from hf_tfm.trainer import RunTrainer
+from hf_tfm.artifacts.record import RunRecord
+from hf_tfm.train.trainer import RunTrainer
 
 model, rows = tiny.build("TfmDecoderForCausalLM"), tiny.inputs_for("TfmDecoderForCausalLM", batch=8)
 args = TrainingArguments(

@@ -319,7 +319,7 @@ def test_attention_of_another_kind_is_kept():
 
 FAULTS = """
 import resource, sys, torch
-from hf_tfm.speed import keep_freed_memory
+from hf_tfm.cpu.compile import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -16,8 +16,14 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, pipeline
 
 from hf_tfm import InputError
-from hf_tfm.artifacts.tokenizer_files import tokenizer_fingerprint, trim_offsets
-from hf_tfm.data.tokenizer import GGUF_PRE_TOKENIZER, encode_chat, encode_text, train_tokenizer
+from hf_tfm.data.tokenizer import (
+    GGUF_PRE_TOKENIZER,
+    encode_chat,
+    encode_text,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    trim_offsets,
+)
 from hf_tfm.train.finetune import separate_pairs
 from training import train_tokenizer as script
 

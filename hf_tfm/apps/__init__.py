@@ -1,0 +1,5 @@
+"""
+Programs for people: the `hf-tfm` command, chat, demo page, inspection, retrieval, ablations.
+
+Nothing imports this package. Read `cli.py` first.
+"""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
+import hf_tfm
+
 from ..artifacts.open import ADAPTER_FILE, recorded
 from ..core.errors import InputError
 from ..core.files import refuse_existing, whole_folder
@@ -21,7 +23,7 @@ _APP = '''"""The page of a model. Started with `python app.py`; a Space starts i
 
 from pathlib import Path
 
-from hf_tfm.demo import build, launch
+from hf_tfm.apps.demo import build, launch
 
 
 HERE = Path(__file__).parent
@@ -81,7 +83,7 @@ def write_space(path: str, target: str, base: str | None = None, trust_remote_co
                     models.append(source)
             for copied in ("model", "base"):
                 check_files(files_to_push(space / copied))
-        package = Path(__file__).parent
+        package = Path(hf_tfm.__file__).parent
         shutil.copytree(package, space / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         title = folder.resolve().name if folder.is_dir() else path
         app = _APP.format(path=where, base=base_where, trust=trust_remote_code, title=title)

@@ -1,4 +1,4 @@
-"""NEW."""
+"""Runs a model and returns its outputs, so that two models can be compared."""
 
 from collections.abc import Callable
 from typing import Any

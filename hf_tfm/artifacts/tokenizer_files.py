@@ -1,4 +1,4 @@
-"""NEW."""
+"""Tokenizer files that every supported version of transformers reads alike: special tokens, offsets, saving."""
 
 import hashlib
 import json

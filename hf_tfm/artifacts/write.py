@@ -1,4 +1,4 @@
-"""NEW."""
+"""Writes a trained model's folder: weights, tokenizer, run record, training curve and card."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""NEW."""
+"""Merges an adapter into its base model and writes the result as a whole folder."""
 
 import json
 import shutil

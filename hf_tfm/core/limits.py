@@ -1,4 +1,4 @@
-"""NEW."""
+"""Limits of a model's configuration, tokenizer and hardware, and errors for inputs beyond them."""
 
 import os
 import pickle

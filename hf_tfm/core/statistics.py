@@ -1,4 +1,4 @@
-"""NEW."""
+"""Figures with their uncertainty: bootstrapped confidence intervals."""
 
 from __future__ import annotations
 

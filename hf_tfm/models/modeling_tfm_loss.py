@@ -1,4 +1,4 @@
-"""NEW."""
+"""Cross-entropy over the vocabulary without holding the logits of a whole batch."""
 
 import torch
 from torch import nn

@@ -14,7 +14,6 @@ from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records
 from ..data.tokenizer import train_tokenizer
-from ..evaluate.metrics import load
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 from ..train.finetune import FinetuningMixin
@@ -160,8 +159,12 @@ def decode(tokenizer: PreTrainedTokenizerBase, generated: np.ndarray) -> list[st
 
 def scores(translations: list[str], references: list[str]) -> dict[str, float]:
     """BLEU (Post 2018) and chrF (Popović 2015), from 0 to 100, one reference each."""
-    pairs = dict(predictions=translations, references=references)
-    return {"bleu": load("sacrebleu").compute(**pairs)["score"], "chrf": load("chrf").compute(**pairs)["score"]}
+    import sacrebleu
+
+    return {
+        "bleu": sacrebleu.corpus_bleu(translations, [references]).score,
+        "chrf": sacrebleu.corpus_chrf(translations, [references]).score,
+    }
 
 
 def estimates(translations: list[str], references: list[str], resamples: int = 1000) -> dict[str, Estimate]:

@@ -142,9 +142,9 @@ def refuse_ignored(args: TrainingArguments, ignored: Mapping[str, str]) -> None:
     Args:
         ignored: names of such fields, and what to do instead.
     """
-    for field in dataclasses.fields(args):
-        if field.name in ignored and getattr(args, field.name) != field.default:
-            raise InputError(f"--{field.name} has no effect in this script: {ignored[field.name]}")
+    for argument in dataclasses.fields(args):
+        if argument.name in ignored and getattr(args, argument.name) != argument.default:
+            raise InputError(f"--{argument.name} has no effect in this script: {ignored[argument.name]}")
 
 
 def read_mapping(text: str, name: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Ablations: grids of recipes and seeds, what they measure, and the report."""

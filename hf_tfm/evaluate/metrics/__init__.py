@@ -1,18 +1,14 @@
 """
-Figures with their uncertainty, and `evaluate` metrics that need no network.
+Metrics for the `evaluate` library that need no network.
 
-`hf_tfm.evaluate.metrics.load("f1")`, or `evaluate.load` with the path of one of the folders beside this file, gives a metric
-with the inputs and outputs of the one of that name on the Hub, computed by scikit-learn, scipy, seqeval or sacrebleu.
+`hf_tfm.evaluate.metrics.load("f1")`, or `evaluate.load` with the path of a folder beside this file, gives a metric with
+the inputs and outputs of the metric of that name on the Hub, computed by scikit-learn, scipy, seqeval or sacrebleu.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ...core.errors import InputError
 
