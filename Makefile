@@ -50,7 +50,7 @@ upstream: $(VENV)/installed-dev
 	$(PYTEST) -n 2 -q -m upstream tests
 
 parity: $(VENV)/installed-dev
-	$(BIN)/python tests/parity_table.py
+	$(BIN)/python tests/helpers/parity_table.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

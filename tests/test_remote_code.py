@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from outsider import FILLING
-from test_modeling import logits_of
+from shapes import logits_of
 from tiny import MASK, MODELS, build, inputs_for
 from transformers import AutoConfig, pipeline
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> dict:
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
-    script = Path(__file__).with_name("outsider.py")
+    script = Path(__file__).parent / "helpers" / "outsider.py"
     run = subprocess.run(
         [sys.executable, script, folder], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )

@@ -31,17 +31,22 @@ PINNED = "constraints.txt"
 EXTRAS = ("align", "embed", "metrics")
 TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 SUITES = {
-    "public API": ["test_public_api", "test_version"],
-    "models": ["test_modeling", "test_cross_attention", "test_prefix", "test_configuration"],
-    "generation": ["test_generation", "test_cpu_generation"],
-    "Trainer": ["test_modeling_training"],
+    "public API": ["test_public_api", "core/test_version"],
+    "models": [
+        "models/test_modeling",
+        "models/test_cross_attention",
+        "models/test_prefix",
+        "models/test_configuration",
+    ],
+    "generation": ["models/test_generation", "cpu/test_cpu_generation"],
+    "Trainer": ["models/test_modeling_training"],
     "remote code, pipelines": ["test_remote_code"],
-    "released folders": ["test_released", "test_refresh"],
-    "PEFT, TRL, s.-transformers": ["test_ecosystem", "test_adapters"],
-    "verify": ["test_verify"],
+    "released folders": ["artifacts/test_released", "artifacts/test_refresh"],
+    "PEFT, TRL, s.-transformers": ["test_ecosystem", "train/test_adapters"],
+    "verify": ["artifacts/test_verify"],
 }
 # transformers 4 cannot run this package: it reads what the pinned environment exports.
-READERS = {"native exports, tokenizers": ["test_older_readers"]}
+READERS = {"native exports, tokenizers": ["convert/test_older_readers"]}
 
 
 class Environment:
@@ -137,7 +142,7 @@ def run_tests(python: Path, suites: dict[str, list[str]], workers: int, extra: d
         if not report.is_file():
             raise SystemExit(f"{' '.join(command)}: ended with {done.returncode} before any test")
         for case in ElementTree.parse(report).iter("testcase"):
-            suite = modules[case.get("classname", "").split(".")[-1]]
+            suite = modules[case.get("classname", "").removeprefix("tests.").replace(".", "/")]
             kinds = {child.tag for child in case}
             outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
             counts[suite][outcome] += 1

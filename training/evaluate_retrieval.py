@@ -22,7 +22,7 @@ from hf_tfm import InputError
 from hf_tfm.apps.retrieval.grounding import encode_question, holds
 from hf_tfm.apps.retrieval.retrieval import Index, build_index
 from hf_tfm.artifacts.open import fingerprint, open_model
-from hf_tfm.convert.native import as_input_errors
+from hf_tfm.core.limits import as_input_errors
 from hf_tfm.core.statistics import proportion
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluate.results import Results

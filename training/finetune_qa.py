@@ -16,11 +16,11 @@ stopped.
 import sys
 from dataclasses import dataclass, field
 
+from hf_tfm.artifacts.tokenizer_files import trim_offsets
 from hf_tfm.core import limits
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.data.tokenizer import trim_offsets
 from hf_tfm.tasks import question_answering as qa
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter

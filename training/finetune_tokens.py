@@ -16,10 +16,10 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
+from hf_tfm.artifacts.tokenizer_files import trim_offsets
 from hf_tfm.core import limits
 from hf_tfm.data.batches import RightPadding, in_order
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.data.tokenizer import trim_offsets
 from hf_tfm.tasks import tagging
 from hf_tfm.tasks.classification import describe_counts
 from hf_tfm.train import finetune, report

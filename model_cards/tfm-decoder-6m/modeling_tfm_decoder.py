@@ -35,14 +35,13 @@ from .modeling_tfm import (
     TfmPreTrainedModel,
     accepts_both_cache_names,
     is_updated_by_attention,
-    linear_cross_entropy,
     marks_padding,
     mask_is_ready,
     packing_arguments,
     refuse_unknown_arguments,
     sequence_classification_loss,
-    soft_capped,
 )
+from .modeling_tfm_loss import linear_cross_entropy, soft_capped
 
 
 def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

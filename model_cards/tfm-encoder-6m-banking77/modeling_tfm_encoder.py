@@ -27,7 +27,6 @@ from .modeling_tfm import (
     TfmModel,
     TfmPreTrainedModel,
     build_norm,
-    linear_cross_entropy,
     marks_padding,
     mask_is_ready,
     packing_arguments,
@@ -35,6 +34,7 @@ from .modeling_tfm import (
     sequence_classification_loss,
 )
 from .modeling_tfm_infilling import TfmInfilling
+from .modeling_tfm_loss import linear_cross_entropy
 
 
 def first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,287 @@
+"""The `hf-tfm` command: what it writes and prints, and one line with exit code 2 where the input is wrong."""
+
+import ast
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from folders import edit_config
+from parity_table import native_model
+from tiny import build_tokenizer
+
+from hf_tfm.apps import cli
+from hf_tfm.apps.cli import main
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A decoder and an encoder of this package, a native model, and folders with something wrong."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in {
+        "decoder": tiny.build("TfmDecoderForCausalLM"),
+        "gpt2": tiny.build("TfmDecoderForCausalLM", "gpt2", eos_token_id=None),
+        "encoder": tiny.build("TfmEncoderForMaskedLM"),
+        "base": tiny.build("TfmEncoderModel"),
+        "choice": tiny.build("TfmEncoderForMultipleChoice"),
+        "tagger": tiny.build("TfmEncoderForTokenClassification"),
+        "llama": native_model("llama", "CausalLM", vocab_size=tiny.VOCAB_SIZE),
+        # Fewer embeddings than the tokenizer has tokens.
+        "narrow": tiny.build("TfmDecoderForCausalLM", vocab_size=200),
+        "narrow_encoder": tiny.build("TfmEncoderForMaskedLM", vocab_size=200),
+        "narrow_classifier": tiny.build("TfmEncoderForSequenceClassification", vocab_size=200),
+        "narrow_base": tiny.build("TfmEncoderModel", vocab_size=200),
+    }.items():
+        model.save_pretrained(folder / name)
+        build_tokenizer().save_pretrained(folder / name)
+    (folder / "empty").mkdir()
+    (folder / "one.jsonl").write_text('{"text": "the cat"}\n')
+    for name, config in {
+        "listed": "[]",
+        "adapter": '{"task_type": "CAUSAL_LM", "base_model_name_or_path": "/nowhere/base"}',
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "adapter_config.json").write_text(config)
+    for name in ("truncated", "not_json", "unknown", "contradiction", "no_weights"):
+        shutil.copytree(folder / "llama", folder / name)
+    weights = folder / "truncated/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (folder / "not_json/config.json").write_text("{")
+    edit_config(folder / "unknown", model_type="yeti")
+    edit_config(folder / "contradiction", num_attention_heads=5)
+    (folder / "no_weights/model.safetensors").unlink()
+    return folder
+
+
+def test_help_shows_every_command(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0
+    for name, each in cli._COMMANDS.items():
+        assert f"    {name}" in shown
+        assert all(example in shown for example in each.examples)
+
+
+@pytest.mark.parametrize("name", cli._COMMANDS)
+def test_help_of_a_command_has_examples_that_parse(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0
+    command = cli._COMMANDS[name]
+    assert command.examples
+    for example in command.examples:
+        assert example in shown
+        program, *arguments = shlex.split(example)
+        assert program == "hf-tfm"
+        assert cli._parser().parse_args(arguments).run is command.run
+
+
+def test_module_imports_nothing_heavy():
+    tree = ast.parse(Path(cli.__file__).read_text())
+    imported = {
+        module
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    assert imported - {"errors"} <= sys.stdlib_module_names | {"collections.abc"}
+
+
+def test_convert_and_export(models, tmp_path, capsys):
+    assert main(["convert", str(models / "llama"), str(tmp_path / "ours")]) == 0
+    printed = capsys.readouterr().out
+    assert "TfmDecoderForCausalLM" in printed and "outputs equal the source's within" in printed
+    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "llama"]) == 0
+    assert "LlamaForCausalLM" in capsys.readouterr().out
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (models / "llama/model.safetensors").read_bytes()
+    assert main(["export", str(models / "decoder"), str(tmp_path / "untied"), "--to", "qwen3", "--untie"]) == 0
+    assert b"lm_head.weight" in (tmp_path / "untied/model.safetensors").read_bytes()[:5000]
+
+
+def test_convert_says_what_it_leaves_behind(tmp_path, capsys):
+    native_model("bert", "PreTraining").save_pretrained(tmp_path / "native")
+    assert main(["convert", str(tmp_path / "native"), str(tmp_path / "ours"), "--head", "MaskedLM"]) == 0
+    assert "left behind" in (printed := capsys.readouterr().out) and "cls.seq_relationship.weight" in printed
+
+
+@pytest.mark.parametrize("model", ["decoder", "llama"])
+def test_generate_continues_the_prompt(models, model, capsys):
+    arguments = ["generate", str(models / model), "the cat sat", "--max-new-tokens", "8"]
+
+    def text(*options: str) -> str:
+        assert main([*arguments, *options]) == 0
+        return capsys.readouterr().out
+
+    likeliest = text("--temperature", "0")
+    assert likeliest.startswith("the cat sat") and len(likeliest) > len("the cat sat\n")
+    assert text("--temperature", "0", "--seed", "1") == likeliest
+    drawn = text("--temperature", "2")
+    assert text("--temperature", "2") == drawn
+    assert text("--temperature", "2", "--seed", "1") != drawn
+
+
+def test_generate_stops_where_positions_end(models, capsys):
+    """One learned position too many would be an IndexError."""
+    assert main(["generate", str(models / "gpt2"), "the", "--max-new-tokens", "1000", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+
+
+def test_fill_mask_shows_candidates(models, capsys):
+    assert main(["fill-mask", str(models / "encoder"), "the [MASK] sat", "--top", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    shares = [float(line.split("%")[0]) for line in lines]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 100.1
+    assert main(["fill-mask", str(models / "encoder"), "[MASK] cat [MASK]", "--top", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[::3] == ["[MASK] 1", "[MASK] 2"]
+
+
+def test_a_file_that_cannot_be_written_is_one_line(models, tmp_path, capsys):
+    """After minutes of work: what was found stays on the screen."""
+    target = tmp_path / "nowhere/checks.json"
+    assert main(["verify", str(models / "decoder"), "--only", "loading", "--json", str(target)]) == 2
+    printed = capsys.readouterr()
+    assert "all from the checkpoint" in printed.out and printed.err == f"error: {target}: No such file or directory\n"
+    picture = ["--picture", str(models / "llama/config.json/x")]
+    assert main(["inspect", str(models / "encoder"), *picture]) == 2
+    assert "config.json/x" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(models, tmp_path):
+    """As `hf-tfm predict … | head -1`."""
+    (tmp_path / "many.jsonl").write_text('{"text": "the cat sat on the mat"}\n' * 5000)
+    command = [sys.executable, "-m", "hf_tfm.apps.cli", "predict", models / "base", tmp_path / "many.jsonl"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in errors and "BrokenPipe" not in errors
+
+
+def completed(script: str, *words: str) -> set[str]:
+    """What bash offers for the last word."""
+    typed = " ".join(shlex.quote(word) for word in words)
+    program = (
+        f'{script}\nCOMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _hf_tfm; echo "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
+    assert not done.stderr
+    return set(done.stdout.split())
+
+
+def test_bash_completes_commands_and_options(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert completed(script, "hf-tfm", "") == set(cli._COMMANDS)
+    assert completed(script, "hf-tfm", "gen") == {"generate"}
+    assert completed(script, "hf-tfm", "chat", "model", "--top") == {"--top-k", "--top-p"}
+    assert completed(script, "hf-tfm", "chat", "mod") == set(), "files are the shell's own business"
+    assert main(["completion", "zsh"]) == 0
+    assert script in (zsh := capsys.readouterr().out) and "bashcompinit" in zsh
+
+
+def test_completion_does_not_wait_for_torch():
+    script = (
+        "import sys, hf_tfm_command\ncode = hf_tfm_command.main(['completion', 'bash'])\n"
+        "print(sorted({'torch', 'transformers', 'hf_tfm'} & set(sys.modules)), code)"
+    )
+    root = Path(cli.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+
+
+WRONG = {
+    "missing folder": ("convert {models}/nowhere {out}", "nowhere: no such folder"),
+    "unknown name": ("convert nowhere {out}", "nowhere is no folder, and the Hub has no such model either"),
+    "file instead of folder": ("convert {models}/llama/config.json {out}", "is a file; give the folder"),
+    "folder without config": ("convert {models}/empty {out}", "no config.json"),
+    "config that is not JSON": ("convert {models}/not_json {out}", "not_json"),
+    "unknown family in": ("convert {models}/unknown {out}", "model_type 'yeti' cannot be converted; known are gpt2"),
+    "fields that contradict": ("convert {models}/contradiction {out}", "not a multiple of"),
+    "truncated weights": ("convert {models}/truncated {out}", "truncated: Error while deserializing"),
+    "no weights": ("convert {models}/no_weights {out}", "no_weights: "),
+    "own model in": ("convert {models}/decoder {out}", "belongs to this package already"),
+    "missing GGUF file": ("convert {models}/llama {out} --gguf-file none.gguf", "none.gguf"),
+    "unknown head": ("convert {models}/llama {out} --head Chat", "has no head 'Chat'"),
+    "destination with something in it": ("convert {models}/llama {models}/encoder", "is not an empty folder"),
+    "destination is a file": ("convert {models}/llama {models}/llama/config.json", "is not an empty folder"),
+    "destination that cannot be": ("convert {models}/llama {models}/llama/config.json/x", "config.json/x"),
+    "unknown family out": ("export {models}/decoder {out} --to yeti", "unknown form 'yeti'; choose one of gpt2"),
+    "family missing": ("export {models}/decoder {out}", "--to"),
+    "native model out": ("export {models}/llama {out} --to llama", "is no Tfm model"),
+    "shape that does not fit": ("export {models}/decoder {out} --to llama", "qk_norm=True: Llama has no QK-norm"),
+    "existing destination out": ("export {models}/decoder {models}/encoder --to qwen3", "is not an empty folder"),
+    "no command": ("", "COMMAND"),
+    "unknown command": ("dance", "invalid choice: 'dance'"),
+    "encoder cannot generate": (
+        "generate {models}/encoder hello",
+        "holds TfmEncoderForMaskedLM, which AutoModelForCausalLM does not open",
+    ),
+    "no folder to generate from": ("generate {models}/nowhere hello", "nowhere: no such folder"),
+    "number too small": ("generate {models}/decoder hello --max-new-tokens 0", "must be at least 1, not 0"),
+    "not a number": ("generate {models}/decoder hello --temperature hot", "invalid float value: 'hot'"),
+    "prompt too long": ("generate {models}/decoder " + "the" * 200, "leaves no room"),
+    "no number": ("generate {models}/decoder hello --temperature nan", "must be a number, not nan"),
+    "seed out of range": ("generate {models}/decoder hello --seed -1", "must be at least 0, not -1"),
+    "seed too large": ("chat {models}/decoder --seed 99999999999", "must be at most 4294967295"),
+    "text without picture": ("inspect {models}/decoder --text hello", "--text is what --picture is drawn for"),
+    "layer without senses": ("inspect {models}/decoder --layer 1", "--layer is of what --senses compares"),
+    "adapter file that holds a list": (
+        "generate {models}/listed hello",
+        "adapter_config.json: holds no object but a list",
+    ),
+    "adapter to verify": ("verify {models}/adapter", "is an adapter: `hf-tfm merge`"),
+    "folder below a file": (
+        "predict {models}/base {models}/one.jsonl --out {models}/llama/config.json/x.jsonl",
+        "config.json/x.jsonl: cannot be written",
+    ),
+    "field as this command calls it": ("predict {models}/choice {models}/one.jsonl", "right one with --question-field"),
+    "words as this command calls them": ("predict {models}/tagger {models}/one.jsonl", "right one with --words-field"),
+    "base that is gone": ("generate {models}/adapter hello", "say where it is, with --base"),
+    "no mask": ("fill-mask {models}/encoder hello", "write [MASK]"),
+    "prompt that is no text": ("generate {models}/decoder caf\udce9", "argument prompt: holds bytes that are no text"),
+    "masked text that is no text": ("fill-mask {models}/encoder '[MASK] \udcff'", "holds bytes that are no text"),
+    "question that is no text": ("ask {models} \udcff --decoder {models}/decoder", "holds bytes that are no text"),
+    "system prompt that is no text": ("chat {models}/decoder --system \udcff", "holds bytes that are no text"),
+    "prompt of another tokenizer": ("generate {models}/narrow 'the cat'", "the model has embeddings of 200"),
+    "methods compared with another tokenizer": ("generate {models}/narrow 'the cat' --compare", "embeddings of 200"),
+    "masks of another tokenizer": ("fill-mask {models}/narrow_encoder 'the [MASK]'", "embeddings of 200"),
+    "records of another tokenizer": ("predict {models}/narrow_classifier {models}/one.jsonl", "embeddings of 200"),
+    "embeddings of another tokenizer": ("predict {models}/narrow_base {models}/one.jsonl", "embeddings of 200"),
+    "no head": ("fill-mask {models}/base [MASK]", "no weights for decoder.bias, which TfmEncoderForMaskedLM needs"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_writes_nothing(models, tmp_path, capsys, case):
+    command, message = WRONG[case]
+    before = sorted(models.rglob("*"))
+    argv = [part.format(models=models, out=tmp_path / "deep/out") for part in shlex.split(command)]
+    try:
+        code = main(argv)
+    except SystemExit as exit_:
+        code = exit_.code
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+    assert message in printed.err
+    assert not printed.out
+    assert not list(tmp_path.iterdir()) and sorted(models.rglob("*")) == before
+
+
+def test_installed_command_exits_with_2(models, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_tfm.apps.cli", "convert", models / "truncated", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

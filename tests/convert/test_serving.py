@@ -1,0 +1,61 @@
+"""The server answers with what `generate` writes, over HTTP on loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import build
+
+
+def ask(port: int, path: str, body: dict | None = None) -> dict:
+    request = urllib.request.Request(f"http://localhost:{port}{path}", headers={"Content-Type": "application/json"})
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(request, data, timeout=60) as answer:
+        return json.load(answer)
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_chat_over_http_is_what_generate_writes(tmp_path, tokenizer, port):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    model = build("TfmDecoderForCausalLM")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "hf_tfm.apps.cli", "serve", tmp_path, "--port", str(port), "--device", "cpu"]
+    top = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": top}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            for _ in range(120):
+                try:
+                    ask(port, "/health")
+                    break
+                except (urllib.error.URLError, ConnectionError):
+                    assert server.poll() is None, server.stderr.read()
+                    time.sleep(1)
+            messages = [{"role": "user", "content": "the cat sat on"}]
+            body = {"model": str(tmp_path), "messages": messages, "max_tokens": 8, "temperature": 0}
+            answer = ask(port, "/v1/chat/completions", body)
+        finally:
+            server.terminate()
+    inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        written = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    expected = tokenizer.decode(written, skip_special_tokens=True)
+    assert answer["choices"][0]["message"]["content"].strip() == expected.strip() != ""

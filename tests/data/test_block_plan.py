@@ -1,0 +1,138 @@
+"""Packing: every token in one place, no document cut without need, little padding, in little time."""
+
+import pickle
+import time
+
+import numpy as np
+import pytest
+from stores import DISTRIBUTIONS, make_store, sample
+
+from hf_tfm.core.errors import InputError
+from hf_tfm.data import block_plan
+from hf_tfm.data.block_plan import BlockPlan, best_fit_decreasing
+from hf_tfm.data.tokens import TokenStore, write_arrays
+
+
+def naive_best_fit_decreasing(sizes, capacity):
+    """The definition, item by item."""
+    room, bin_of = [], {}
+    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        fitting = [b for b in range(len(room)) if room[b] >= sizes[item]]
+        if not fitting:
+            room.append(capacity)
+            fitting = [len(room) - 1]
+        best = min(fitting, key=lambda b: room[b])
+        room[best] -= sizes[item]
+        bin_of[item] = best
+    return room, bin_of
+
+
+@pytest.mark.parametrize("capacity", [8, 64, 100, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_best_fit_decreasing_is_the_textbook_algorithm(capacity, seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, capacity + 1, 300) if seed % 2 else rng.geometric(8 / capacity, 300).clip(1, capacity)
+    bin_of, num_bins = best_fit_decreasing(sizes, capacity)
+    room, _ = naive_best_fit_decreasing(sizes.tolist(), capacity)
+    assert num_bins == len(room) and set(bin_of) == set(range(num_bins))
+    # Which bin of equally full ones is taken is nobody's business: the fill levels are the same.
+    assert sorted(capacity - np.bincount(bin_of, sizes)) == sorted(room)
+
+
+def check_plan(plan: BlockPlan, store: TokenStore, block_length: int, extra: int = 0) -> None:
+    real = plan.starts >= 0
+    starts, ends = plan.starts[real], plan.starts[real] + plan.lengths[real] - extra
+    order = np.argsort(starts)
+    # The segments, put in order, are the text without gap or overlap.
+    assert starts[order][0] == 0 and ends[order][-1] == store.num_tokens
+    assert np.array_equal(starts[order][1:], ends[order][:-1])
+    document = np.searchsorted(store.offsets, starts, side="right") - 1
+    assert (ends <= store.offsets[document + 1]).all(), "a segment of two documents"
+    # Each block is exactly full.
+    assert plan.offsets[0] == 0 and plan.offsets[-1] == len(plan.starts)
+    assert (np.add.reduceat(plan.lengths, plan.offsets[:-1]) == block_length).all()
+    # Padding comes last, and no block is all padding.
+    padding = np.flatnonzero(~real)
+    assert np.isin(padding + 1, plan.offsets).all() and not np.isin(padding, plan.offsets[:-1]).any()
+    assert (plan.byte_counts[padding] == 0).all()
+    by_document = np.bincount(document, plan.byte_counts[real], minlength=len(store))
+    assert np.array_equal(by_document, store.byte_counts)
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_every_token_once_with_little_padding(name, extra):
+    store = make_store(sample(name, 4000))
+    plan = BlockPlan.of(store, 256, extra)
+    check_plan(plan, store, 256, extra)
+    padding = plan.lengths[plan.starts < 0].sum() / (len(plan) * 256)
+    assert padding < 0.02
+
+
+@pytest.mark.parametrize("block_length, length, extra", [(64, 57, 0), (128, 15, 2), (256, 10, 0), (256, 17, 2)])
+def test_documents_of_one_length_that_does_not_fit(block_length, length, extra):
+    store = make_store([length] * 4000)
+    plan = BlockPlan.of(store, block_length, extra)
+    check_plan(plan, store, block_length, extra)
+    assert plan.lengths[plan.starts < 0].sum() / (len(plan) * block_length) < 0.025
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_documents_are_cut_only_at_the_block_length_unless_padding_calls_for_it(name):
+    store = make_store(sample(name, 2000))
+    plan = BlockPlan.of(store, 256, max_padding=1.0)
+    check_plan(plan, store, 256)
+    starts = plan.starts[plan.starts >= 0]
+    document = np.searchsorted(store.offsets, starts, side="right") - 1
+    assert ((starts - store.offsets[document]) % 256 == 0).all()
+    assert len(starts) == sum(-(-np.diff(store.offsets) // 256))
+    if name in ("web", "books", "sentences"):
+        # These pack well as they are, so the default leaves them as they are.
+        assert np.array_equal(BlockPlan.of(store, 256).starts, plan.starts)
+
+
+def test_few_short_and_empty_documents():
+    for lengths in ([5], [0, 5, 0], [1, 1, 1], [256], [257], [0, 0, 512, 0]):
+        store = make_store(lengths)
+        check_plan(BlockPlan.of(store, 256), store, 256)
+        assert len(BlockPlan.of(store, 256)) == max(1, -(-sum(lengths) // 256))
+
+
+def test_blocks_are_in_document_order():
+    store = make_store(sample("web", 500))
+    plan = BlockPlan.of(store, 256, max_padding=1.0)
+    assert (np.diff(plan.starts[plan.offsets[:-1]]) > 0).all()
+
+
+def test_large_stores_are_planned_in_chunks(monkeypatch):
+    monkeypatch.setattr(block_plan, "_CHUNK", 100)
+    for name in ("web", "books"):
+        store = make_store(sample(name, 3000))
+        check_plan(BlockPlan.of(store, 128), store, 128)
+
+
+def test_a_plan_is_kept_beside_its_store(tmp_path, monkeypatch):
+    store = make_store(sample("web", 200))
+    arrays = {"tokens": store.tokens, "offsets": store.offsets, "byte_counts": store.byte_counts}
+    write_arrays(tmp_path / "store", [arrays], store.meta)
+    on_disk = TokenStore.open(tmp_path / "store")
+    plan, fresh = BlockPlan.of(on_disk, 256), BlockPlan.of(store, 256)
+    monkeypatch.setattr(block_plan, "_plan_documents", None)
+    for again in (BlockPlan.of(on_disk, 256), pickle.loads(pickle.dumps(plan)), pickle.loads(pickle.dumps(fresh))):
+        assert np.array_equal(again.starts, fresh.starts) and np.array_equal(again.offsets, fresh.offsets)
+    assert len(pickle.dumps(plan)) < 1000
+    with pytest.raises(TypeError):
+        BlockPlan.of(on_disk, 128)
+
+
+def test_too_short_blocks():
+    with pytest.raises(InputError, match="block_length 4 is too short to hold text; give at least 8"):
+        BlockPlan.of(make_store([5]), 4)
+
+
+@pytest.mark.parametrize("name", ["sentences", "stories"])
+def test_planning_is_not_quadratic(name):
+    store = make_store(sample(name, 200_000))
+    started = time.process_time()
+    BlockPlan.of(store, 256)
+    assert time.process_time() - started < 5  # some 0.6 s; item by item it is hours

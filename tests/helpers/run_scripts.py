@@ -1,0 +1,37 @@
+"""
+Several runs of training scripts in the processes that accelerate launches, so that they are started once:
+
+    accelerate launch --config_file training/launch/fsdp2.yaml --num_processes 2 tests/helpers/run_scripts.py jobs.json
+
+`jobs.json` holds pairs of a script's name and its arguments. Where there is no GPU, accelerate takes plain data
+parallel instead of FSDP2 without a word; here FSDP2 runs on the CPU, with torch's own sharding over gloo.
+"""
+
+import functools
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+
+
+def shard_on_cpu() -> None:
+    stock = AcceleratorState.__init__
+
+    @functools.wraps(stock)
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        stock(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = init
+
+
+if __name__ == "__main__":
+    shard_on_cpu()
+    for script, arguments in json.loads(Path(sys.argv[1]).read_text()):
+        AcceleratorState._reset_state()
+        assert importlib.import_module(script).main(arguments) == 0, (script, arguments)

@@ -1,0 +1,35 @@
+"""The shapes of both models that are tested, and how close their outputs must be."""
+
+import torch
+from tiny import (
+    DECODER_SHAPES,
+    ENCODER_SHAPES,
+    MODELS,
+)
+
+
+SHAPES = [("Decoder", shape) for shape in DECODER_SHAPES] + [("Encoder", shape) for shape in ENCODER_SHAPES]
+
+
+HEADS = [name for name in MODELS if "For" in name]
+
+
+LENGTHS = (5, 9, 3)
+
+
+CLOSE = dict(atol=2e-5, rtol=1e-4)
+
+
+def logits_of(outputs) -> torch.Tensor:
+    """The first of a head's outputs that is not the loss."""
+    return next(value for name, value in outputs.items() if name != "loss")
+
+
+def padded(rows: list[torch.Tensor], side: str, to: int, value: int) -> torch.Tensor:
+    """Rows `(length,)` as one `(batch, to)`."""
+    return torch.stack(
+        [
+            torch.nn.functional.pad(row, (to - len(row), 0) if side == "left" else (0, to - len(row)), value=value)
+            for row in rows
+        ]
+    )

@@ -1,0 +1,259 @@
+"""Preferences from the outside: DPO and reward models learn them, resume exactly, and name what is wrong."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from finetune_checks import record_of, write
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import build, build_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.data.chat import ChatEncoder
+from hf_tfm.data.records import Records
+from hf_tfm.data.tokenizer import train_tokenizer
+from hf_tfm.tasks.preferences import encode_pairs, read_pairs
+from hf_tfm.train.trainer import ProgressLine
+
+
+pytest.importorskip("trl")
+import finetune_preference
+
+
+WORDS = ["cat", "moon", "rain", "ship", "book", "roof"]
+
+
+def pair(number: int) -> dict:
+    word, other = WORDS[number % 6], WORDS[number // 6 % 6]
+    return {"prompt": f"say {word} for {other}", "chosen": f"{word}, please", "rejected": f"{other}? duh"}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("bases")
+    ids = dict(initializer_range=0.05, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    build("TfmDecoderForCausalLM", **ids).save_pretrained(root / "ours")
+    train_tokenizer(kind="bytes").save_pretrained(root / "ours")
+    torch.manual_seed(0)
+    size = dict(vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    LlamaForCausalLM(LlamaConfig(**size, max_position_embeddings=128)).save_pretrained(root / "llama")
+    build_tokenizer().save_pretrained(root / "llama")
+    return root
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("records")
+    records = [pair(number) for number in range(36)]
+    write(root / "train.jsonl", [record for number, record in enumerate(records) if number % 3])
+    write(root / "test.jsonl", records[::3])
+    return root
+
+
+def arguments(model: Path, files: Path, out: Path, **changes) -> list[str]:
+    fields = {
+        "model": model,
+        "train_file": files / "train.jsonl",
+        "validation_file": files / "test.jsonl",
+        "test_file": files / "test.jsonl",
+        "output_dir": out,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "bf16": "false",
+        **changes,
+    }
+    return [part for name, value in fields.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def log_likelihoods(model, tokenizer, pairs: list[dict], which: str) -> torch.Tensor:
+    """Of whole answers behind their prompts, each by itself."""
+    sums = []
+    for one in pairs:
+        chat = [{"role": "user", "content": one["prompt"]}, {"role": "assistant", "content": one[which]}]
+        (_, answer), ids = (tokens := ChatEncoder(tokenizer)(chat, "x")).split(), torch.tensor([tokens.ids])
+        start = tokens.answer_start()
+        with torch.no_grad():
+            logs = model(input_ids=ids).logits[0, start - 1 : start - 1 + len(answer)].log_softmax(-1)
+        sums.append(logs.gather(1, torch.tensor(answer)[:, None]).sum())
+    return torch.stack(sums)
+
+
+def test_pairs_of_three_shapes_say_the_same():
+    user, other = {"role": "user", "content": "why?"}, {"role": "user", "content": "and?"}
+    good, bad = {"role": "assistant", "content": "so."}, {"role": "assistant", "content": "dunno"}
+    records = [
+        {"prompt": "why?", "chosen": "so.", "rejected": "dunno"},
+        {"prompt": [user], "chosen": [good], "rejected": [bad]},
+        {"prompt": [user], "chosen": [user, good], "rejected": [user, bad]},
+        {"chosen": [user, good], "rejected": [user, bad]},
+    ]
+    found = read_pairs(Records(records, ["x"] * 4, "x"))
+    assert found == [([user], "so.", "dunno")] * 4
+    [long] = read_pairs(
+        Records([{"chosen": [user, bad, other, good], "rejected": [user, bad, other, bad]}], ["x"], "x")
+    )
+    assert long == ([user, bad, other], "so.", "dunno")
+
+
+def test_pairs_that_teach_nothing_are_left_out_and_counted():
+    encoder = ChatEncoder(train_tokenizer(kind="bytes"))
+    records = [pair(1), {**pair(2), "rejected": pair(2)["chosen"]}, {**pair(3), "rejected": "no " * 30}]
+    found = encode_pairs(encoder, read_pairs(Records(records, ["x"] * 3, "x")), ["x"] * 3, 64)
+    assert (found.alike, found.left_out, found.numbers) == (1, 1, [0])
+    end = encoder.tokenizer.eos_token_id
+    assert found.rows[0]["chosen_ids"][-1] == found.rows[0]["rejected_ids"][-1] == end
+
+
+@pytest.mark.parametrize(("base", "lora"), [("ours", False), ("ours", True), ("llama", False)])
+def test_dpo_prefers_what_is_preferred(bases, files, tmp_path, capsys, base, lora):
+    out = tmp_path / "run"
+    changes = dict(lora="true", learning_rate=3e-2) if lora else {}
+    assert finetune_preference.main(arguments(bases / base, files, out, **changes)) == 0
+    shown = capsys.readouterr().out
+    assert "⟦moon, please" in shown and "likelier" in shown
+
+    record, pairs = record_of(out), [json.loads(line) for line in open(files / "test.jsonl")]
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    before = AutoModelForCausalLM.from_pretrained(bases / base).eval()
+    old = {which: log_likelihoods(before, tokenizer, pairs, which) for which in ("chosen", "rejected")}
+    model = PeftModel.from_pretrained(before, out) if lora else AutoModelForCausalLM.from_pretrained(out)
+    new = {which: log_likelihoods(model.eval(), tokenizer, pairs, which) for which in ("chosen", "rejected")}
+    gained = (new["chosen"] - old["chosen"]) > (new["rejected"] - old["rejected"])
+    assert record["results"]["accuracy"]["value"] == pytest.approx(gained.float().mean().item()) and gained.all()
+    likelier = (new["chosen"] > new["rejected"]).float().mean().item()
+    assert record["results"]["likelier"]["value"] == pytest.approx(likelier)
+    tokens = sum(len(tokenizer(one["chosen"], add_special_tokens=False)["input_ids"]) + 1 for one in pairs)
+    assert record["results"]["chosen_loss"]["value"] == pytest.approx(-new["chosen"].sum().item() / tokens, rel=1e-4)
+    assert record["results"]["chosen_loss"]["value"] < record["baselines"]["before"]["chosen_loss"]["value"]
+    for folder in (out, *complete_checkpoints(out)):
+        assert (
+            "likelier" not in json.dumps(record_of(folder)["evaluations"])
+            and (folder / "chat_template.jinja").is_file()
+        )
+        assert not (folder / "ref").exists(), "TRL's copy of the adapter is no part of the model"
+        assert "adapter" in (folder / "README.md").read_text() if lora else (folder / "config.json").is_file()
+    if not lora:
+        assert json.loads((out / "config.json").read_text())["use_cache"] is True
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_reward_model_gives_the_better_answer_more(bases, files, tmp_path, lora):
+    out = tmp_path / "run"
+    argv = arguments(bases / "ours", files, out, mode="reward", lora=str(lora).lower(), num_train_epochs=6)
+    assert finetune_preference.main(argv) == 0
+    record = record_of(out)
+    assert record["results"]["accuracy"]["value"] == 1.0 > record["baselines"]["before"]["accuracy"]["value"]
+    if not lora:
+        model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+        rewards = []
+        for word in ("ship, please", "rain? duh"):
+            chat = [{"role": "user", "content": "say ship for rain"}, {"role": "assistant", "content": word}]
+            inputs = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")
+            rewards.append(model(**inputs).logits.item())
+        assert rewards[0] > rewards[1]
+
+
+def test_accumulated_batches_train_as_one(bases, files, tmp_path):
+    weights = []
+    for accumulated in (1, 4):
+        out = tmp_path / str(accumulated)
+        argv = arguments(
+            bases / "ours", files, out, max_steps=3, per_device_train_batch_size=8 // accumulated, optim="sgd",
+            gradient_accumulation_steps=accumulated, learning_rate=0.3, max_grad_norm=0, warmup_steps=0,
+            eval_strategy="no", save_strategy="no", load_best_model_at_end="false",
+        )  # fmt: skip
+        assert finetune_preference.main(argv) == 0
+        weights.append(load_file(out / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    start = load_file(bases / "ours" / "model.safetensors")
+    assert any((weights[0][name] - start[name]).abs().max() > 1e-3 for name in start)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": "true"}, {"mode": "reward"}])
+def test_stopped_and_resumed_equals_straight_through(bases, files, tmp_path, monkeypatch, capsys, changes):
+    weights = "adapter_model.safetensors" if "lora" in changes else "model.safetensors"
+    for out in ("whole", "parts"):
+        argv = arguments(bases / "ours", files, tmp_path / out, max_steps=14, **changes)
+        with monkeypatch.context() as context:
+            if out == "parts":
+                stop_at, real = {8}, ProgressLine.on_step_end  # in the second epoch
+
+                def signalled(self, args, state, control, stop_at=stop_at, real=real, **kwargs):
+                    if state.global_step in stop_at:
+                        stop_at.remove(state.global_step)
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    return real(self, args, state, control, **kwargs)
+
+                context.setattr(ProgressLine, "on_step_end", signalled)
+                assert finetune_preference.main(argv) == 0
+                assert "at step 9 of 14" in capsys.readouterr().out
+            assert finetune_preference.main(argv) == 0
+    whole, parts = (load_file(tmp_path / out / "checkpoint-14" / weights) for out in ("whole", "parts"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+    assert record_of(tmp_path / "whole")["results"] == record_of(tmp_path / "parts")["results"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        ({"prompt": "x", "chosen": "y"}, "line 3: no field 'rejected', there are prompt, chosen"),
+        ({"prompt": "x", "chosen": "y", "rejected": " "}, "line 3: field 'rejected' is blank"),
+        ({"prompt": "x", "chosen": float("nan"), "rejected": "y"}, "line 3: field 'chosen' is nan, not text"),
+        ({"prompt": None, "chosen": "x", "rejected": "y"}, "line 3: field 'prompt' is missing"),
+        ({"chosen": "x", "rejected": "y"}, "line 3: nothing is asked"),
+        (
+            {"prompt": "x", "chosen": "y", "rejected": [{"role": "user", "content": "y"}]},
+            "line 3: field 'rejected': ends with the user, not with an answer",
+        ),
+    ],
+)
+def test_bad_records_are_named(bases, tmp_path, capsys, bad, complaint):
+    file = write(tmp_path / "train.jsonl", [pair(1), pair(2), bad, *map(pair, range(3, 30))])
+    argv = arguments(bases / "ours", tmp_path, tmp_path / "run", train_file=file, validation_file=None, test_file=None)
+    assert finetune_preference.main(argv) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and complaint in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (dict(beta=-1), "--beta -1.0: must be at least 0"),
+        (dict(mode="ppo"), "mode 'ppo' must be dpo or reward"),
+        (dict(max_length=10), "of 24 pairs 24 are longer"),
+        (dict(trl='{"betta": 1}'), "betta"),
+        (dict(trl='{"loss_weights": [1, 2]}'), "same length"),
+        (dict(trl="[1]"), "trl: must be a mapping"),
+        (dict(train_sampling_strategy="group_by_length"), "pairs are drawn at random"),
+        (dict(label_smoothing_factor=0.1), "--label_smoothing_factor has no effect"),
+    ],
+)
+def test_bad_settings_are_refused(bases, files, tmp_path, capsys, changes, complaint):
+    assert finetune_preference.main(arguments(bases / "ours", files, tmp_path / "run", **changes)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and complaint in shown
+
+
+def test_the_recipe_names_fields_that_there_are():
+    from hf_tfm.train.recipe import parse_recipe
+
+    recipe = Path(__file__).parents[2] / "training" / "recipes" / "finetune_preference.yaml"
+    script, _ = parse_recipe(
+        [str(recipe)], finetune_preference.PreferenceRecipe, finetune_preference.PreferenceArguments
+    )
+    assert (recipe.parents[2] / script.train_file).is_file() and script.mode == "dpo"

@@ -1,0 +1,443 @@
+"""Fine-tuning for extractive question answering from the outside: windows, spans, no answer, answers to mistakes."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import finetune_qa
+import numpy as np
+import pytest
+import torch
+from finetune_checks import (
+    arguments,
+    check_adapter,
+    check_equal_training,
+    check_refusal,
+    check_resumption,
+    check_whole_folder,
+    few_steps,
+    record_of,
+    write,
+)
+from peft import AutoPeftModelForQuestionAnswering
+from tiny import build, build_tokenizer
+from tokenizers import normalizers, pre_tokenizers, processors
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
+
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.data.records import Records, read_records
+from hf_tfm.evaluate.labelled import measure_answers
+from hf_tfm.tasks import question_answering as qa
+from hf_tfm.train.adapters import add_adapter, merge_adapter
+from hf_tfm.train.finetune import load_model
+from hf_tfm.train.recipe import FinetuningRecipe, parse_recipe
+
+
+COLOURS = ["cat", "moon", "rain", "roof", "book"]
+FILLERS = ["the", "and", "a", "on", "of", "what", "small", "them"]
+
+
+def questions(count: int, seed: int, length: int = 6, unanswerable: float = 0.0) -> list[dict]:
+    """The answer is the word behind "ships"; where there are no ships there is none."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        words = draw.choices(FILLERS, k=draw.randint(2, length))
+        answer = draw.choice(COLOURS)
+        answered = draw.random() >= unanswerable
+        place = draw.randint(0, len(words))
+        words[place:place] = ["ships", answer] if answered else [answer]
+        context = " ".join(words)
+        start = context.index(f"ships {answer}") + 6 if answered else 0
+        answers = {"text": [answer] if answered else [], "answer_start": [start] if answered else []}
+        rows.append({"id": str(number), "question": "who follows", "context": context, "answers": answers})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("records")
+    write(root / "train.jsonl", questions(80, 1))
+    write(root / "more.jsonl", questions(80, 3, unanswerable=0.4))
+    write(root / "test.jsonl", questions(30, 2, unanswerable=0.4))
+    return root
+
+
+def answers_one_by_one(folder: Path, rows: list[dict], model=None, **sizes) -> list[qa.Answer]:
+    """What the folder's model says of each record alone, without padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = (model or AutoModelForQuestionAnswering.from_pretrained(folder)).eval()
+    answers = []
+    for row in rows:
+        question = qa.Question(row["question"], row["context"])
+        inputs, windows = qa.encode_questions(tokenizer, model, [question], **{"max_length": 64, "stride": 8, **sizes})
+        logits = []
+        for inside in inputs:
+            with torch.no_grad():
+                out = model(**{name: torch.tensor([ids]) for name, ids in inside.items()})
+            logits.append(torch.stack([out.start_logits[0], out.end_logits[0]], -1).numpy())
+        answers += qa.find_answers(logits, windows, [row["context"]])
+    return answers
+
+
+def test_answers_and_no_answers_with_an_encoder(models, files, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "run"
+    argv = arguments(
+        models / "encoder", files / "train.jsonl", out, validation_file=files / "more.jsonl",
+        test_file=files / "test.jsonl", num_train_epochs=5, baselines="true", max_length=32, stride=4,
+    )  # fmt: skip
+    argv[argv.index("--train_file") + 1 : argv.index("--train_file") + 2] = [
+        str(files / "train.jsonl"), str(files / "more.jsonl"),
+    ]  # fmt: skip
+    assert finetune_qa.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "160 questions" in shown and "without an answer" in shown and "best sentence" in shown and "%)" in shown
+
+    record, rows = record_of(out), questions(30, 2, unanswerable=0.4)
+    threshold = record["no_answer_threshold"]
+    texts = [answer.text(threshold) for answer in answers_one_by_one(out, rows, max_length=32, stride=4)]
+    right = np.mean([text == "".join(row["answers"]["text"]) for text, row in zip(texts, rows)])
+    assert record["results"]["exact_match"]["value"] == pytest.approx(100 * right) and right > 0.7
+    assert "" in texts and record["results"]["f1 of unanswerable"]["value"] > 50
+    assert record["max_length"] == 32 and record["stride"] == 4
+    assert record["data"][0]["name"].endswith("more.jsonl") and " + " in record["data"][0]["name"]
+    assert record["baselines"]["no answer"]["f1 of unanswerable"]["value"] == 100
+    for folder in (out, *complete_checkpoints(out)):
+        check_whole_folder(folder)
+
+
+@pytest.mark.parametrize("base", ["decoder", "llama"])
+def test_decoders_find_answers_too(models, files, tmp_path, base):  # noqa: F811
+    out = tmp_path / "run"
+    argv = arguments(
+        models / base, files / "train.jsonl", out, test_file=files / "train.jsonl", num_train_epochs=4, bf16="true",
+        stride=8,
+    )  # fmt: skip
+    assert finetune_qa.main(argv) == 0
+    record, rows = record_of(out), questions(80, 1)
+    assert record["no_answer_threshold"] is None, "all questions have answers"
+    texts = [answer.text() for answer in answers_one_by_one(out, rows)]
+    right = np.mean([text == row["answers"]["text"][0] for text, row in zip(texts, rows)])
+    assert record["results"]["exact_match"]["value"] == pytest.approx(100 * right) and right > 0.4
+
+
+@pytest.mark.parametrize(("variant", "base"), [("lora", "encoder"), ("rslora", "decoder")])
+def test_adapters_leave_the_head_whole(models, files, tmp_path, variant, base):  # noqa: F811
+    out = tmp_path / "run"
+    argv = arguments(
+        models / base, files / "train.jsonl", out, test_file=files / "test.jsonl", lora="true", lora_variant=variant,
+        lora_rank=4, learning_rate=2e-2, stride=8,
+    )  # fmt: skip
+    assert finetune_qa.main(argv) == 0
+    check_adapter(out, "qa_outputs")
+    rows = questions(30, 2, unanswerable=0.4)
+    auto = AutoPeftModelForQuestionAnswering.from_pretrained(out)
+    texts = [answer.text() for answer in answers_one_by_one(out, rows, auto)]
+    right = np.mean([text == "".join(row["answers"]["text"]) for text, row in zip(texts, rows)])
+    assert record_of(out)["results"]["exact_match"]["value"] == pytest.approx(100 * right)
+    assert [answer.text() for answer in answers_one_by_one(out, rows, merge_adapter(auto))] == texts
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": "true", "lora_dropout": 0.1}])
+def test_stopped_and_resumed_equals_straight_through(models, files, tmp_path, monkeypatch, capsys, changes):  # noqa: F811
+    def run(out: Path, **more) -> list[str]:
+        validation = files / "test.jsonl"
+        return arguments(
+            models / "encoder", files / "train.jsonl", out, validation_file=validation, stride=8, **more
+        )  # fmt: skip
+
+    check_resumption(finetune_qa, run, tmp_path, monkeypatch, capsys, **changes)
+
+
+@pytest.mark.parametrize("base", ["bert", "decoder"])
+def test_accumulated_batches_and_the_side_of_padding_change_nothing(models, files, tmp_path, base):  # noqa: F811
+    train = files / "more.jsonl"
+    runs = {
+        str(n): arguments(models / base, train, tmp_path / str(n), stride=8, **few_steps(16, accumulated=n))
+        for n in (1, 4)
+    }
+    check_equal_training(finetune_qa, runs, tmp_path)
+    runs = {}
+    for side in ("left", "right"):
+        folder = tmp_path / f"model-{side}"
+        shutil.copytree(models / base, folder)
+        AutoTokenizer.from_pretrained(folder, padding_side=side).save_pretrained(folder)
+        runs[side] = arguments(folder, train, tmp_path / side, stride=8, **few_steps(16))
+    check_equal_training(finetune_qa, runs, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["TfmEncoderForQuestionAnswering", "TfmDecoderForQuestionAnswering"])
+@pytest.mark.parametrize("stride", [0, 5])
+def test_windows_hold_every_token_and_the_answer_stands_where_it_is(name, stride):
+    tokenizer, model = build_tokenizer(), build(name)
+    rows = questions(12, 5, length=40)
+    asked = [
+        qa.Question(row["question"], row["context"], tuple(row["answers"]["text"]), row["answers"]["answer_start"][0])
+        for row in rows
+    ]
+    inputs, windows = qa.encode_questions(tokenizer, model, asked, 24, stride)
+    qa.add_labels(inputs, windows, asked)
+    assert len(windows) > 24 and tokenizer.backend_tokenizer.truncation is None
+    for number, question in enumerate(asked):
+        mine = [(row, window) for row, window in zip(inputs, windows) if window.question == number]
+        tokens = tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        assert {span for _, window in mine for span in window.spans} == set(tokens)
+        found = 0
+        for row, window in mine:
+            assert len(row["input_ids"]) <= 24
+            start, end, length = row["labels"]
+            assert length == len(row["input_ids"])
+            if (start, end) == (window.null, window.null):
+                continue
+            found += 1
+            inside = window.spans[start - window.first][0], window.spans[end - window.first][1]
+            assert question.context[slice(*inside)].strip() == question.answers[0]
+        assert found or stride == 0, "an overlap longer than the answer leaves it whole somewhere"
+    assert windows[0].null == (0 if "Encoder" in name else len(inputs[0]["input_ids"]) - 1)
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "words"),
+    [(" the cat sat", " the cat", "the cat"), ("a cat ", "cat ", "cat"), ("\ufffda cat", "\ufffda", "a")],
+)
+def test_what_no_token_has_at_the_ends_of_a_context_may_be_of_an_answer(context, answer, words):
+    tokenizer, model = build_tokenizer(), build("TfmEncoderForQuestionAnswering")
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    asked = [qa.Question("who?", context, (answer,), context.index(answer))]
+    rows, [window] = qa.encode_questions(tokenizer, model, asked, 40, 4)
+    qa.add_labels(rows, [window], asked)
+    start, end, _ = rows[0]["labels"]
+    assert start > window.null, "it is not said that there is none"
+    assert context[window.spans[start - window.first][0] : window.spans[end - window.first][1]] == words
+
+
+def test_saying_that_there_is_no_answer_is_no_answer():
+    """A causal model says so at the last token of a row, which may be one of the context."""
+    tokenizer, model = build_tokenizer(), build("TfmDecoderForQuestionAnswering")
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    context = "the cat sat on the mat and looked at the moon " * 3
+    asked = [qa.Question("who?", context, ("cat",), 4)]
+    rows, windows = qa.encode_questions(tokenizer, model, asked, 20, 4)
+    qa.add_labels(rows, windows, asked)
+    assert len(rows) > 3 and windows[1].null - windows[1].first == len(windows[1].spans) - 1
+    logits = np.zeros((len(rows), 20, 2))
+    for row, surely in zip(
+        rows, [5.0, 9.0, 9.0, *[0.0] * len(rows)]
+    ):  # what is right, of some rows surer than of others
+        start, end, _ = row["labels"]
+        logits[rows.index(row), [start, end], [0, 1]] = surely
+    [answer] = qa.find_answers(logits, windows, [context])
+    assert answer.spans[0].text == "cat"
+
+
+def test_an_accent_that_the_tokenizer_drops_is_of_the_answer():
+    [answer] = qa.find_answers(np.zeros((1, 2, 2)), [qa.Window(0, 1, [(0, 4)], 0)], ["cafe\u0301 noir"])
+    assert answer.spans[0].text == "cafe\u0301"
+
+
+def test_a_head_by_another_name_is_saved_with_the_adapter(tmp_path):
+    """PEFT knows `qa_outputs` alone; ModernBERT's is called `classifier`."""
+    size = dict(vocab_size=320, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    config = ModernBertConfig(**size, pad_token_id=0, bos_token_id=4, eos_token_id=5, cls_token_id=4, sep_token_id=5)
+    ModernBertForMaskedLM(config).save_pretrained(tmp_path / "base")
+    recipe = FinetuningRecipe(model=str(tmp_path / "base"), train_file="", lora=True)
+    model, new = load_model(AutoModelForQuestionAnswering, recipe, build_tokenizer())
+    adapted = add_adapter(model, recipe, "QUESTION_ANS", new)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModelForQuestionAnswering.from_pretrained(tmp_path / "adapter").eval()
+    ids = torch.arange(8, 20)[None]
+    torch.testing.assert_close(again(input_ids=ids).start_logits, adapted.eval()(input_ids=ids).start_logits)
+
+
+def test_spans_are_the_best_of_all():
+    draw = np.random.default_rng(0)
+    context = " ".join(f"w{n:02d}" for n in range(45))
+    spans = [(4 * n, 4 * n + 3) for n in range(45)]
+    windows = [qa.Window(0, 5, spans[:30], 0), qa.Window(0, 5, spans[15:], 0)]
+    logits = draw.normal(size=(2, 40, 2)).astype(np.float32)
+    [answer] = qa.find_answers(logits, windows, [context], best=7)
+    every = {}
+    for row, window in zip(logits.astype(np.float64), windows):
+        for i in range(30):
+            for j in range(i, 30):
+                place = window.spans[i][0], window.spans[j][1]
+                every[place] = max(every.get(place, -9e9), row[5 + i, 0] + row[5 + j, 1])
+    best = sorted(every.items(), key=lambda item: -item[1])[:7]
+    assert [((span.start, span.end), pytest.approx(span.score)) for span in answer.spans] == best
+    assert all(context[span.start : span.end] == span.text for span in answer.spans)
+    assert answer.null == pytest.approx(logits[:, 0].astype(np.float64).sum(-1).min() - best[0][1])
+    assert answer.text() == answer.spans[0].text and answer.text(answer.null - 1e-9) == ""
+    shares = answer.probabilities()
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1
+    [nothing] = qa.find_answers(logits[:1], [qa.Window(0, 5, [], 0)], ["\u200b"])
+    assert nothing.spans == nothing.probabilities() == [] and nothing.text() == ""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_threshold_is_the_best_there_is(seed):
+    draw = random.Random(seed)
+    asked = [qa.Question("?", "x y", ("x",) if draw.random() < 0.5 else ()) for _ in range(20)]
+    answers = [qa.Answer([qa.Span(draw.choice("xy"), 0, 1, 0.0)], draw.gauss(0, 1)) for _ in asked]
+
+    def f1_at(threshold) -> float:
+        return qa.score_answers([answer.text(threshold) for answer in answers], asked)[:, 0].mean()
+
+    chosen = qa.choose_threshold(answers, asked)
+    tried = [answer.null for answer in answers] + [-9.0, 9.0]
+    assert f1_at(chosen) == pytest.approx(max(map(f1_at, tried)))
+    assert qa.choose_threshold(answers, [qa.Question("?", "a", ("a",))] * 20) is None
+
+    # One asked twice with an answer and without is on one side of a threshold.
+    asked = [qa.Question("?", "x y", answers) for answers in (("x",), (), ())]
+    answers = [qa.Answer([qa.Span("x", 0, 1, 0.0)], 0.5)] * 3
+    assert f1_at(qa.choose_threshold(answers, asked)) == pytest.approx(2 / 3)
+
+
+def test_scores_are_the_squad_metrics():
+    from hf_tfm.evaluate.metrics.squad.squad import Squad
+
+    asked = [qa.Question("?", "", answers) for answers in (("The cat.", "dog"), ("fox runs",), ("something",))]
+    given = ["cat", "a red fox", "nothing"]
+    expected = Squad()._compute(
+        [{"id": n, "prediction_text": text} for n, text in enumerate(given)],
+        [{"id": n, "answers": {"text": list(question.answers)}} for n, question in enumerate(asked)],
+    )
+    assert qa.figures(qa.score_answers(given, asked)) == pytest.approx(expected)
+    assert qa.score_answers(["", "x"], [qa.Question("?", "")] * 2).tolist() == [[1, 1], [0, 0]]
+    estimates = qa.estimates([*given, ""], [*asked, qa.Question("?", "")])
+    assert estimates["f1 of unanswerable"].value == 100 and estimates["f1 of answerable"].n == 3
+
+
+def test_baselines_answer_by_simple_rules():
+    context = "Rain fell. Seven ships sailed to Norway in 1901. The cat slept."
+    asked = [qa.Question("Where did the ships sail?", context, ("Norway",), 33)]
+    guesses = qa.baselines(asked, asked)
+    assert guesses["best sentence"] == ["Seven ships sailed to Norway in 1901."]
+    assert guesses["best sentence's new words"] == ["Seven"] and guesses["random words"][0] in context
+    assert "no answer" not in guesses and qa.baselines(asked, [qa.Question("?", "a")])["no answer"] == [""]
+
+
+def records_of(*answers) -> Records:
+    rows = [{"question": "q", "context": "a cat, a dog", "answers": answer} for answer in answers]
+    return Records(rows, [f"f, line {n}" for n in range(1, len(rows) + 1)], "f")
+
+
+FIELDS = ("question", "context", "answers")
+
+
+def test_answers_in_every_form():
+    forms = [
+        {"text": ["cat", "a dog"], "answer_start": [2, 7]},
+        {"text": ["cat"], "answer_start": []},
+        {"text": "cat", "answer_start": 2},
+        [{"text": "cat", "answer_start": 2}],
+        ["cat"],
+        "cat",
+        json.dumps({"text": ["cat"], "answer_start": [2]}),
+    ]
+    for form in forms:
+        _, [question] = qa.read_questions(records_of(form), FIELDS)
+        assert question.answers[0] == "cat" and question.start == 2 and question.end == 5, form
+    for form in ({"text": [], "answer_start": []}, [], "", {"text": None}):
+        _, [question] = qa.read_questions(records_of(form), FIELDS)
+        assert question.answers == (), form
+    kept, asked = qa.read_questions(records_of("cat", "cow", "dog"), FIELDS, skip=True)
+    assert kept.places == ["f, line 1", "f, line 3"] and [q.answers for q in asked] == [("cat",), ("dog",)]
+
+
+def test_squads_own_files_are_unfolded(tmp_path):
+    asked = [{"id": "7", "question": "q", "answers": [{"text": "cat", "answer_start": 2}]}]
+    asked += [{"id": "8", "question": "r", "answers": [], "is_impossible": True}]
+    nested = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "a cat", "qas": asked}]}]}
+    flat = qa.unfold(Records([nested], ["f, line 1"], "f"))
+    assert flat.places == ["f, line 1, question 7", "f, line 1, question 8"]
+    _, questions = qa.read_questions(flat, FIELDS)
+    assert [question.answers for question in questions] == [("cat",), ()]
+    same = records_of("cat")
+    assert qa.unfold(same) is same
+
+    for indent in (None, 2):
+        (tmp_path / "squad.json").write_text(json.dumps(nested, indent=indent))
+        assert qa.unfold(read_records(tmp_path / "squad.json")) == flat
+    measured = measure_answers(
+        build("TfmEncoderForQuestionAnswering"), build_tokenizer(), read_records(tmp_path), FIELDS
+    )
+    assert measured["f1"].n == 2
+
+
+BAD_ANSWERS = {
+    "not there": ({"text": ["cow"], "answer_start": [2]}, "answer 'cow' is not in its context"),
+    "elsewhere": ({"text": ["cat"], "answer_start": [3]}, "answer 'cat' is not at 3 in its context, but at 2"),
+    "second one not there": ({"text": ["cat", "cow"], "answer_start": [2, 3]}, "answer 'cow' is not in its context"),
+    "counts differ": ({"text": ["cat"], "answer_start": [2, 7]}, "1 answers but 2 starts"),
+    "blank": ({"text": [" "], "answer_start": [1]}, "answer ' ' in field 'answers' is no text"),
+    "null": (None, "field 'answers' is null"),
+    "NaN": (float("nan"), "field 'answers' is nan"),
+    "a number": (5, "has no 'text'"),
+    "no text": ({"answer": "cat"}, "has no 'text'"),
+    "a start before": ({"text": ["cat"], "answer_start": [-2]}, "answer_start -2"),
+    "broken JSON": ('{"text": ', "is broken JSON"),
+    "numbers": ([5], "must hold answers' texts"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ANSWERS)
+def test_bad_answers_stop_it_in_one_line(case):
+    answer, complaint = BAD_ANSWERS[case]
+    with pytest.raises(InputError) as error:
+        qa.read_questions(records_of("cat", answer), FIELDS)
+    assert str(error.value).startswith("f, line 2: ") and complaint in str(error.value) and "\n" not in str(error.value)
+
+
+def test_mistakes_stop_it_in_one_line_or_are_skipped(models, files, tmp_path, capsys):  # noqa: F811
+    out, rows = tmp_path / "out", questions(30, 1)
+    rows[4]["answers"]["text"] = ["elephant"]
+    spoiled = write(tmp_path / "spoiled.jsonl", rows)
+    nothing = write(tmp_path / "nothing.jsonl", questions(10, 1, unanswerable=1.0))
+    for changes, complaint in (
+        (dict(train_file=spoiled), "spoiled.jsonl, line 5: answer 'elephant' is not in its context"),
+        (dict(test_file=spoiled), "spoiled.jsonl, line 5: answer 'elephant' is not in its context"),
+        (dict(train_file=nothing), "no question has an answer"),
+        (dict(question_field="ask"), "--question_field"),
+        (dict(context_field="text"), "--context_field"),
+        (dict(answers_field="answer"), "--answers_field"),
+        (dict(stride=64), "stride 64 must be 0 or more and below 30"),
+        (dict(metric_for_best_model="accuracy"), "must be one of f1, exact_match, loss"),
+        (dict(train_file=tmp_path / "none.jsonl"), "none.jsonl: no such file"),
+    ):
+        changes = {"train_file": files / "train.jsonl", "stride": 8, **changes}
+        argv = arguments(models / "bert", changes.pop("train_file"), out, **changes)
+        check_refusal(finetune_qa, argv, complaint, out, capsys)
+    argv = arguments(models / "bert", spoiled, out, stride=8, skip_bad_answers="true", max_steps=2, eval_strategy="no",
+                     save_strategy="no", load_best_model_at_end="false")  # fmt: skip
+    assert finetune_qa.main(argv) == 0
+    assert "1 train records whose answer is not where it should be" in capsys.readouterr().out
+    assert sum(facts["records"] for facts in record_of(out)["data"]) == 29
+
+
+@pytest.mark.parametrize("name", ["finetune_fairytaleqa", "finetune_qamr"])
+def test_recipes_name_fields_that_there_are(name):
+    path = Path(__file__).parents[2] / "training" / "recipes" / f"{name}.yaml"
+    recipe, args = parse_recipe([str(path)], finetune_qa.QuestionRecipe, finetune_qa.FinetuningArguments)
+    assert recipe.test_file and isinstance(recipe.train_file, list) and args.output_dir
+
+
+def test_no_test_file_takes_back_a_recipes():
+    recipe = finetune_qa.QuestionRecipe(model="m", train_file=["a"], validation_file=["b", ""], test_file=[""])
+    assert recipe.test_file is None and recipe.validation_file == ["b"]
+
+
+def test_adapters_that_nobody_could_load_are_refused(models, files, tmp_path, capsys):  # noqa: F811
+    """transformers' LlamaForQuestionAnswering does not find the weights of a LlamaForCausalLM."""
+    out = tmp_path / "out"
+    argv = arguments(models / "llama", files / "train.jsonl", out, lora="true", stride=8)
+    check_refusal(finetune_qa, argv, "train without --lora", out, capsys)

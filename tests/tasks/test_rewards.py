@@ -1,0 +1,249 @@
+"""Reinforcement learning from answers that can be checked: rewards, a model that earns more, exact resumption."""
+
+import json
+import os
+import signal
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import torch
+from finetune_checks import record_of, write
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import build
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.data.records import Records
+from hf_tfm.data.tokenizer import train_tokenizer
+from hf_tfm.tasks.rewards import number_in, read_verifier
+from hf_tfm.train.trainer import ProgressLine
+
+
+pytest.importorskip("trl")
+import finetune_rlvr
+import make_sums
+
+
+FUNCTION = """
+def score(answer, record):
+    return sum(letter in record["letters"] for letter in answer) / max(1, len(answer))
+
+def fails(answer, record):
+    return record["nothing"]
+
+def says_nothing(answer, record):
+    return float("nan")
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("42", 42),
+        ("so 3 + 4 = 7.", 7),
+        ("-1,200.50 in all", Decimal("-1200.5")),
+        ("She has 5.\n#### 1,080", 1080),
+        ("#### none", None),
+        ("no idea", None),
+    ],
+)
+def test_the_number_that_a_text_arrives_at(text, number):
+    assert number_in(text) == number
+
+
+def test_rewards_of_three_kinds(tmp_path):
+    records = Records(
+        [{"answer": "12 * 2 = 24\n#### 24", "letters": "ab"}, {"answer": r"^(yes|ja)\b", "letters": "c"}],
+        ["a", "b"],
+        "x",
+    )
+    number = read_verifier("number", records.subset([0]), "answer")
+    assert [number(text, 0) for text in ("24", "it is 24.0", "42", "")] == [1.0, 1.0, 0.0, 0.0]
+    pattern = read_verifier("pattern", records.subset([1]), "answer")
+    assert [pattern(text, 0) for text in ("yes, it is", "yesterday", "no")] == [1.0, 0.0, 0.0]
+    (tmp_path / "mine.py").write_text(FUNCTION)
+    own = read_verifier(f"{tmp_path}/mine.py:score", records, "answer")
+    assert [own("abc", 0), own("abc", 1)] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("number", "line 2: no number in field 'answer', which is '\\('"),
+        ("pattern", "line 2: field 'answer' is no regular expression"),
+        ("best", "must be number, pattern, or file.py:function"),
+        ("nowhere.py:score", "there is no file nowhere.py"),
+        ("{}/mine.py:worst", "no function worst in .*mine.py, there are score, fails, says_nothing"),
+        ("{}/broken.py:score", "cannot be imported: SyntaxError"),
+        ("{}/mine.py:fails", "fails on an answer to line 1: KeyError"),
+        ("{}/mine.py:says_nothing", "gives nan for an answer to line 1, not a number"),
+    ],
+)
+def test_rewards_that_cannot_be_had_are_refused(tmp_path, kind, complaint):
+    (tmp_path / "mine.py").write_text(FUNCTION)
+    (tmp_path / "broken.py").write_text("def score(")
+    records = Records([{"answer": "1"}, {"answer": "("}], ["line 1", "line 2"], "x")
+    with pytest.raises(InputError, match=complaint):
+        read_verifier(kind.format(tmp_path), records, "answer")("so", 0)
+
+
+def test_sums_of_the_test_stand_nowhere_else(tmp_path):
+    assert make_sums.main(["--output", str(tmp_path), "--digits", "1"]) == 0
+    assert make_sums.main(["--output", str(tmp_path / "train.jsonl")]) == 2, "a file is no folder to write"
+    assert make_sums.main(["--output", str(tmp_path), "--lines", "0"]) == 2
+    splits = make_sums.deal(1, 0)
+    seen = {tuple(sorted(pair)) for name in ("train", "validation") for pair in splits[name]}
+    assert splits["test"] and not seen & {tuple(sorted(pair)) for pair in splits["test"]}
+    assert len(splits["train"]) + sum(1 + (a != b) for name in ("validation", "test") for a, b in splits[name]) == 100
+    texts = [
+        json.loads(line)["text"] for name in ("", "_validation") for line in (tmp_path / f"pretrain{name}.jsonl").open()
+    ]
+    lines = {line.partition(" =")[0] for text in texts for line in text.split("\n")}
+    assert len(lines) == len(splits["train"])
+    assert not lines & {f"{a} + {b}" for pair in splits["test"] for a, b in (pair, pair[::-1])}
+    records = [json.loads(line) for line in (tmp_path / "test.jsonl").open()]
+    for record, (a, b) in zip(records, splits["test"]):
+        assert str(a) in record["prompt"] and str(b) in record["prompt"] and int(record["answer"]) == a + b
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    ids = dict(initializer_range=0.05, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    build("TfmDecoderForCausalLM", **ids).save_pretrained(folder)
+    train_tokenizer(kind="bytes").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("records")
+    records = [{"prompt": f"say {number}", "answer": "[a-f]", "letters": "abcdef"} for number in range(40)]
+    write(root / "train.jsonl", records[:32])
+    write(root / "test.jsonl", records[32:])
+    (root / "mine.py").write_text(FUNCTION)
+    return root
+
+
+def arguments(model: Path, files: Path, out: Path, **changes) -> list[str]:
+    fields = {
+        "model": model,
+        "train_file": files / "train.jsonl",
+        "validation_file": files / "test.jsonl",
+        "test_file": files / "test.jsonl",
+        "output_dir": out,
+        "reward": "pattern",
+        "max_steps": 10,
+        "per_device_train_batch_size": 32,
+        "answers_per_prompt": 8,
+        "max_new_tokens": 4,
+        "learning_rate": 1e-2,
+        "bf16": "false",
+        **changes,
+    }
+    return [part for name, value in fields.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_earns_becomes_likelier(base, files, tmp_path, capsys, lora):
+    out = tmp_path / "run"
+    changes = dict(lora="true", learning_rate=5e-2, beta=0.01) if lora else {}
+    assert finetune_rlvr.main(arguments(base, files, out, **changes)) == 0
+    assert "⟦what it says⟧" in capsys.readouterr().out
+    record = record_of(out)
+    assert record["results"]["accuracy"]["value"] > 0.8 > record["baselines"]["before"]["accuracy"]["value"]
+    best = max(entry["eval_reward"] for entry in record["evaluations"] if "eval_reward" in entry)
+    assert record["best"]["reward"] == best and "after → " in record["samples"][0]
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(base if lora else out).eval()
+    model = PeftModel.from_pretrained(model, out) if lora else model
+    chat = [{"role": "user", "content": "say 35"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    said = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert set(tokenizer.decode(said)) & set("abcdef")
+    for folder in (out, *complete_checkpoints(out)):
+        assert (folder / "chat_template.jinja").is_file() and not (folder / "ref").exists()
+        assert (folder / ("adapter_model.safetensors" if lora else "config.json")).is_file()
+    if not lora:
+        assert json.loads((out / "config.json").read_text())["use_cache"] is True
+
+
+def test_a_function_of_ones_own_is_the_reward(base, files, tmp_path):
+    out = tmp_path / "run"
+    assert finetune_rlvr.main(arguments(base, files, out, reward=f"{files}/mine.py:score", test_file=None)) == 0
+    record = record_of(out)
+    assert record["results"]["reward"]["value"] > record["baselines"]["before"]["reward"]["value"]
+    assert record["measured_on"] == "validation"
+
+
+def test_stopped_and_resumed_equals_straight_through(base, files, tmp_path, monkeypatch, capsys):
+    for out in ("whole", "parts"):
+        # Eight steps are an epoch, so that the stop is in the second.
+        argv = arguments(base, files, tmp_path / out, max_steps=14, eval_steps=7, save_steps=7)
+        with monkeypatch.context() as context:
+            if out == "parts":
+                stop_at, real = {10}, ProgressLine.on_step_end
+
+                def signalled(self, args, state, control, stop_at=stop_at, real=real, **kwargs):
+                    if state.global_step in stop_at:
+                        stop_at.remove(state.global_step)
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    return real(self, args, state, control, **kwargs)
+
+                context.setattr(ProgressLine, "on_step_end", signalled)
+                assert finetune_rlvr.main(argv) == 0
+                assert "at step 11 of 14" in capsys.readouterr().out
+            assert finetune_rlvr.main(argv) == 0
+    whole, parts = (load_file(tmp_path / out / "checkpoint-14" / "model.safetensors") for out in ("whole", "parts"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+    assert record_of(tmp_path / "whole")["results"] == record_of(tmp_path / "parts")["results"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (dict(answer_field="solution"), "line 1: no field 'solution'"),
+        (dict(reward="number"), "line 1: no number in field 'answer'"),
+        (dict(max_length=8), "no prompt is short enough"),
+        (dict(answers_per_prompt=5), "GRPOConfig: generation_batch_size (32) must be divisible by"),
+        (dict(metric_for_best_model="loss"), "must be one of reward"),
+        (dict(temperature=0), "--temperature 0.0: must be at least 0.01"),
+        (dict(max_new_tokens=0), "--max_new_tokens 0: must be at least 1"),
+        (dict(train_sampling_strategy="sequential"), "prompts are drawn at random"),
+        (dict(answers_per_prompt=1), "at least 2 generations"),
+        (dict(metric_for_best_model="accuracy"), "must be one of reward"),
+    ],
+)
+def test_bad_settings_are_refused(base, files, tmp_path, capsys, changes, complaint):
+    assert finetune_rlvr.main(arguments(base, files, tmp_path / "run", **changes)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and complaint in shown
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        ({"answer": "x"}, "line 2: fields are answer; give prompt, instruction, question or messages"),
+        ({"prompt": " ", "answer": "x"}, "line 2: field 'prompt' is blank"),
+        ({"prompt": [{"role": "user"}], "answer": "x"}, "line 2: prompt: message 1"),
+        ({"prompt": "x", "answer": None}, "line 2: field 'answer' is null"),
+    ],
+)
+def test_bad_records_are_named(base, files, tmp_path, capsys, bad, complaint):
+    file = write(tmp_path / "train.jsonl", [{"prompt": "x", "answer": "x"}, bad])
+    assert finetune_rlvr.main(arguments(base, files, tmp_path / "run", train_file=file)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and complaint in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_names_fields_that_there_are():
+    from hf_tfm.train.recipe import parse_recipe
+
+    recipe = Path(__file__).parents[2] / "training" / "recipes" / "finetune_rlvr.yaml"
+    script, _ = parse_recipe([str(recipe)], finetune_rlvr.RlvrRecipe, finetune_rlvr.RlvrArguments)
+    assert script.reward == "number" and script.test_file

@@ -1,0 +1,325 @@
+"""Fine-tuning a tagger from the outside: entities and parts of speech, words and pieces, answers to mistakes."""
+
+import random
+import shutil
+from pathlib import Path
+
+import finetune_tokens
+import numpy as np
+import pytest
+import seqeval.metrics
+import torch
+from finetune_checks import (
+    arguments,
+    check_adapter,
+    check_equal_training,
+    check_refusal,
+    check_resumption,
+    check_whole_folder,
+    few_steps,
+    record_of,
+    write,
+)
+from peft import AutoPeftModelForTokenClassification
+from tiny import build_tokenizer
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.data.records import Records
+from hf_tfm.tasks import tagging
+from hf_tfm.train.adapters import merge_adapter
+from hf_tfm.train.finetune import FinetuningTrainer
+from hf_tfm.train.recipe import parse_recipe
+
+
+PHRASES = {"animal": [["cat"], ["small", "hen"]], "ship": [["ships"], ["the", "seven", "ships"]]}
+FILLERS = ["and", "a", "on", "of", "what", "them"]
+
+
+def sentences(count: int, seed: int) -> list[dict]:
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words, tags, kinds = [], [], []
+        for _ in range(draw.randint(1, 5)):
+            if draw.random() < 0.4:
+                kind = draw.choice(list(PHRASES))
+                phrase = draw.choice(PHRASES[kind])
+                tags += [f"B-{kind}", *[f"I-{kind}"] * (len(phrase) - 1)]
+                kinds += ["NAME"] * len(phrase)
+                words += phrase
+            else:
+                words.append(draw.choice(FILLERS))
+                tags.append("O")
+                kinds.append("REST")
+        rows.append({"tokens": words, "ner_tags": tags, "upos": kinds, "text": " ".join(words)})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("records")
+    write(root / "train.jsonl", sentences(80, 1))
+    write(root / "test.jsonl", sentences(30, 2))
+    return root
+
+
+@pytest.fixture
+def in_memory(monkeypatch):
+    """The tags that a run measured on its last split, before anything was saved."""
+    kept = []
+    real = FinetuningTrainer.predict_in_order
+    monkeypatch.setattr(FinetuningTrainer, "predict_in_order", lambda *args: kept.append(real(*args)) or kept[-1])
+    return kept
+
+
+def tags_one_by_one(folder: Path, rows: list[dict], model=None) -> list[list[str]]:
+    """Each record's tags by the folder's model alone, without padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = (model or AutoModelForTokenClassification.from_pretrained(folder)).eval()
+    inputs, windows = tagging.encode_words(tokenizer, 64, [row["tokens"] for row in rows])
+    assert [window.record for window in windows] == list(range(len(rows))), "every record fits in one row"
+    said = []
+    for row, window in zip(inputs, windows):
+        with torch.no_grad():
+            logits = model(**{name: torch.tensor([ids]) for name, ids in row.items()}).logits[0]
+        said.append([model.config.id2label[int(tag)] for tag in logits.argmax(-1)[window.columns]])
+    return said
+
+
+def test_entities_with_an_encoder(models, files, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "run"
+    argv = arguments(
+        models / "encoder", files / "train.jsonl", out, test_file=files / "test.jsonl", num_train_epochs=5,
+        baselines="true",
+    )  # fmt: skip
+    assert finetune_tokens.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "2 types of entities in 5 tags" in shown and "/B-" in shown and "dictionary" in shown
+    rows = sentences(30, 2)
+    said = tags_one_by_one(out, rows)
+    actual = [row["ner_tags"] for row in rows]
+    results = record_of(out)["results"]
+    for name, score in (("f1", "f1_score"), ("precision", "precision_score"), ("recall", "recall_score")):
+        assert results[name]["value"] == pytest.approx(getattr(seqeval.metrics, score)(actual, said))
+    assert results["f1"]["value"] > 0.7 and results["f1 of animal"]["low"] <= results["f1 of animal"]["value"]
+    assert record_of(out)["fields"]["words_field"] == "tokens"
+    for folder in (out, *complete_checkpoints(out)):
+        check_whole_folder(folder)
+    assert "AutoModelForTokenClassification" in (out / "README.md").read_text()
+    assert finetune_tokens.main(argv) == 2, "a finished run is not written over"
+
+
+@pytest.mark.parametrize("base", ["decoder", "llama"])
+def test_parts_of_speech_with_decoders(models, files, tmp_path, base):  # noqa: F811
+    out = tmp_path / "run"
+    argv = arguments(
+        models / base, files / "train.jsonl", out, test_file=files / "test.jsonl", tags_field="upos",
+        label_smoothing_factor=0.1, bf16="true", num_train_epochs=3,
+    )  # fmt: skip
+    assert finetune_tokens.main(argv) == 0
+    rows = sentences(30, 2)
+    said, actual = tags_one_by_one(out, rows), [row["upos"] for row in rows]
+    results = record_of(out)["results"]
+    assert results["accuracy"]["value"] == pytest.approx(seqeval.metrics.accuracy_score(actual, said))
+    # "the" alone is a rest word's neighbour or an entity's first word, which a causal model cannot know yet.
+    assert results["accuracy"]["value"] > 0.75 and "f1 of NAME" in results
+
+
+@pytest.mark.parametrize(("variant", "base", "head"), [("lora", "encoder", "classifier"), ("dora", "llama", "score")])
+def test_adapters_leave_the_head_whole(models, files, tmp_path, in_memory, variant, base, head):  # noqa: F811
+    out = tmp_path / "run"
+    argv = arguments(
+        models / base, files / "train.jsonl", out, test_file=files / "test.jsonl", lora="true", lora_variant=variant,
+        lora_rank=4, learning_rate=2e-2, num_train_epochs=3,
+    )  # fmt: skip
+    assert finetune_tokens.main(argv) == 0
+    check_adapter(out, head)
+    rows = sentences(30, 2)
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    loaded = {}
+    exec(code.replace('path = "."', f"path = {str(out)!r}"), loaded)
+    said = tags_one_by_one(out, rows, loaded["model"])
+    value = record_of(out)["results"]["f1"]["value"]
+    assert value == pytest.approx(seqeval.metrics.f1_score([row["ner_tags"] for row in rows], said)) and value > 0.4
+    auto = AutoPeftModelForTokenClassification.from_pretrained(out, num_labels=5)
+    auto.config.id2label = loaded["model"].config.id2label
+    assert tags_one_by_one(out, rows, auto) == said
+    assert tags_one_by_one(out, rows, merge_adapter(loaded["model"])) == said
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": "true", "lora_dropout": 0.1}])
+def test_stopped_and_resumed_equals_straight_through(models, files, tmp_path, monkeypatch, capsys, changes):  # noqa: F811
+    def run(out: Path, **more) -> list[str]:
+        return arguments(models / "encoder", files / "train.jsonl", out, validation_file=files / "test.jsonl", **more)
+
+    check_resumption(finetune_tokens, run, tmp_path, monkeypatch, capsys, **changes)
+
+
+@pytest.mark.parametrize("base", ["bert", "decoder"])
+def test_accumulated_batches_and_the_side_of_padding_change_nothing(models, files, tmp_path, base):  # noqa: F811
+    train = files / "train.jsonl"
+    runs = {str(n): arguments(models / base, train, tmp_path / str(n), **few_steps(16, accumulated=n)) for n in (1, 4)}
+    check_equal_training(finetune_tokens, runs, tmp_path)
+    runs = {}
+    for side in ("left", "right"):
+        folder = tmp_path / f"model-{side}"
+        shutil.copytree(models / base, folder)
+        AutoTokenizer.from_pretrained(folder, padding_side=side).save_pretrained(folder)
+        runs[side] = arguments(folder, train, tmp_path / side, **few_steps(16))
+    check_equal_training(finetune_tokens, runs, tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path / "left").padding_side == "left", "the tokenizer stays what it was"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_entities_are_what_seqeval_finds(seed):
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    draw = random.Random(seed)
+    tags = draw.choices(["O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-a"], k=30)
+    assert tagging.find_entities(tags) == set(get_entities(tags))
+    for letters in ("BILU", "BMES"):  # other names for the same
+        other = [tag[0].translate(str.maketrans("BIES", letters)) + tag[1:] for tag in tags]
+        assert tagging.find_entities(other) == tagging.find_entities(tags)
+
+
+def test_figures_of_tags_are_scikit_learns():
+    import sklearn.metrics
+
+    draw = random.Random(0)
+    task = tagging.TagTask(["a", "b", "c", "never"], "tags", {}, 0)
+    actual = [draw.choices(range(3), k=draw.randint(1, 6)) for _ in range(20)]
+    guess = [[tag if draw.random() < 0.6 else draw.randrange(3) for tag in tags] for tags in actual]
+    flat = lambda rows: [tag for row in rows for tag in row]  # noqa: E731
+    figures = task.figures(task.count(guess, actual))
+    assert figures["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(flat(actual), flat(guess)))
+    assert figures["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(flat(actual), flat(guess), average="macro"))
+    estimates = task.estimates(guess, actual)
+    assert "f1 of a" in estimates and "f1 of never" not in estimates
+    assert estimates["accuracy"].low < estimates["accuracy"].value < estimates["accuracy"].high
+
+
+def test_words_become_the_pieces_of_running_text_and_none_is_lost():
+    tokenizer = build_tokenizer()
+    words = ["ships", "sailed", "zzz", "\u200bquestion", "unbelievable"]
+    rows, [window] = tagging.encode_words(tokenizer, 64, [words])
+    assert rows[0]["input_ids"] == tokenizer(" ".join(words))["input_ids"]
+    assert window.words == [0, 1, 2, 3, 4] and window.columns[0] == 1
+    tagging.add_labels(rows, [window], [[5, 6, 7, 8, 9]])
+    assert [label for label in rows[0]["labels"] if label != -100] == [5, 6, 7, 8, 9]
+    assert all(rows[0]["labels"][column] != -100 for column in window.columns)
+
+    long = [f"{word}{n}" for n in range(40) for word in ("cat", "q" * (n % 7))]
+    rows, windows = tagging.encode_words(tokenizer, 16, [words, long, ["q" * 99, "cat"]])
+    assert all(len(row["input_ids"]) <= 16 for row in rows) and len(windows) > 5
+    assert [word for window in windows if window.record == 1 for word in window.words] == list(range(len(long)))
+    said = tagging.tags_of_words(np.arange(16)[None].repeat(len(rows), 0), windows, [words, long, ["q", "cat"]], -1)
+    assert said[2] == [1, 1] and -1 not in said[1], "a word longer than a row keeps its first pieces"
+    assert tokenizer.backend_tokenizer.truncation is None
+
+    # The first word of a row that goes on with a sentence is in as many pieces as in the sentence.
+    vocabulary = "cat mat moon small learns last page first rain roof kettle ships sailed south answer book".split()
+    several = [random.Random(seed).choices(vocabulary, k=30) for seed in range(20)]
+    _, windows = tagging.encode_words(tokenizer, 12, several)
+    assert sum(len(window.words) for window in windows) == 600
+
+
+def test_words_without_pieces_get_the_default():
+    said = tagging.tags_of_words(np.array([[7, 8, 9]]), [tagging.Window(1, [0, 2], [1, 2])], [["a"], ["b", "", "c"]], 0)
+    assert said == [[0], [8, 0, 9]]
+
+
+def test_dictionary_knows_words_and_guesses_by_their_case():
+    words = [["The", "cat", "sat"], ["the", "cat", "Tom"], ["a", "cat", "Ann", "dog"]]
+    tags = [[0, 1, 2], [0, 1, 3], [0, 2, 3, 1]]
+    tagger = tagging.dictionary_tagger(words, tags)
+    assert tagger([["cat", "Bob", "The"]]) == [[1, 3, 0]]
+    assert tagger([["sat"], []]) == [[2], []]
+
+
+def test_words_in_every_form():
+    for value, words in (
+        (["a", "b c"], ["a", "b c"]),
+        ("a b  c", ["a", "b", "c"]),
+        ('["a", "b c"]', ["a", "b c"]),
+        ("[ a ]", ["[", "a", "]"]),
+        ("['a', \"it's\"]", ["a", "it's"]),
+    ):
+        assert tagging.read_words(Records([{"w": value}], ["here"], "f"), "w") == [words]
+    with pytest.raises(InputError, match="no list of words"):  # as NumPy writes it
+        tagging.read_words(Records([{"w": "['EU' 'rejects']"}], ["here"], "f"), "w")
+
+
+def test_tags_in_every_form(tmp_path):
+    def task_of(*tags):
+        records = Records(
+            [{"t": tag, "w": ["x"] * len(tag)} for tag in tags], ["line"] * len(tags), str(tmp_path / "f")
+        )
+        return tagging.read_task(records, [["x"] * len(tag) for tag in tags], "t")
+
+    assert task_of(["B-a", "O"], ["I-a"]).names == ["O", "B-a", "I-a"]
+    assert task_of(["N", "V", "V"]).default == 1 and not task_of(["N", "V"]).entities
+    assert task_of([0, 1], [1]).ids == {"0": 0, "1": 1}
+    (tmp_path / "labels.json").write_text('{"t": ["O", "B-a", "B-rare"]}')
+    task = task_of(["B-a", "O"], [1])
+    assert task.names == ["O", "B-a", "B-rare"] and task.ids["2"] == task.ids["B-rare"] == 2
+
+
+def _set(name, value, which=slice(2, 3)):
+    return lambda rows: [row.__setitem__(name, value) for row in rows[which]]
+
+
+def _cut_tags(rows):
+    rows[2]["ner_tags"] = rows[2]["ner_tags"][:-1]
+
+
+BAD_RECORDS = {
+    "counts that differ": (_cut_tags, "train.jsonl, line 3: "),
+    "no words": (_set("tokens", []), "train.jsonl, line 3: field 'tokens' is no list of words, or an empty one"),
+    "a number as word": (_set("tokens", ["a", 5]), "train.jsonl, line 3: field 'tokens' is no list of words"),
+    "null words": (_set("tokens", None), "train.jsonl, line 3: field 'tokens' is null"),
+    "NaN tag": (_set("ner_tags", [float("nan")]), "train.jsonl, line 3: tag 1 in field 'ner_tags' is nan"),
+    "null tag": (_set("ner_tags", [None]), "train.jsonl, line 3: tag 1 in field 'ner_tags' is None"),
+    "no tags": (_set("ner_tags", 7), "train.jsonl, line 3: field 'ner_tags' is a int, not a list of tags"),
+    "one tag": (lambda rows: [r.update(ner_tags=["O"] * len(r["tokens"])) for r in rows], "all words have the tag 'O'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RECORDS)
+def test_bad_records_stop_it_in_one_line(models, tmp_path, capsys, case):  # noqa: F811
+    spoil, complaint = BAD_RECORDS[case]
+    rows = sentences(30, 1)
+    spoil(rows)
+    train, out = write(tmp_path / "train.jsonl", rows), tmp_path / "out"
+    check_refusal(finetune_tokens, arguments(models / "bert", train, out), complaint, out, capsys)
+
+
+def test_other_mistakes_stop_it_in_one_line(models, files, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "out"
+    unseen = write(
+        tmp_path / "unseen.jsonl", [{"tokens": ["a"], "ner_tags": ["O"]}, {"tokens": ["b"], "ner_tags": ["B-x"]}]
+    )
+    for changes, complaint in (
+        (dict(words_field="words"), "no field 'words', there are tokens"),
+        (dict(tags_field="pos"), "name the right one with --tags_field"),
+        (dict(test_file=unseen), "unseen.jsonl, line 2: tag 'B-x' in field 'ner_tags' is not among those of training"),
+        (dict(validation_file=unseen), "unseen.jsonl, line 2: tag 'B-x'"),
+        (dict(metric_for_best_model="accuracy"), "must be one of f1, precision, recall, loss"),
+    ):
+        check_refusal(
+            finetune_tokens, arguments(models / "bert", files / "train.jsonl", out, **changes), complaint, out, capsys
+        )
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(InputError, match="Slow cannot tell words apart"):
+        tagging.encode_words(Slow(), 64, [["a"]])
+
+
+@pytest.mark.parametrize("name", ["finetune_wnut17", "finetune_ewt"])
+def test_recipes_name_fields_that_there_are(name):
+    path = Path(__file__).parents[2] / "training" / "recipes" / f"{name}.yaml"
+    recipe, args = parse_recipe([str(path)], finetune_tokens.TaggingRecipe, finetune_tokens.FinetuningArguments)
+    assert recipe.test_file and recipe.validation_file and args.output_dir

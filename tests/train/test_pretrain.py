@@ -1,0 +1,858 @@
+"""The pretraining scripts from the outside: what they write, that they go on exactly, what they say to mistakes."""
+
+import copy
+import io
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import zipfile
+
+import pretrain_clm
+import pretrain_mlm
+import pytest
+import quickstart
+import torch
+import yaml
+from pretraining_runs import OVERRIDES, TEXTS, WHOLE_FOLDER, arguments, assert_equal_weights, weights
+from tiny import build
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+)
+from transformers.utils import logging as transformers_logging
+
+from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.artifacts.foreign import PackedRows
+from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.core.limits import fast_bf16
+from hf_tfm.cpu.attention import WindowedAttention
+from hf_tfm.data.objectives import Masked, causal
+from hf_tfm.data.tokenizer import train_tokenizer
+from hf_tfm.train.optim import zero_init_output_projections
+from hf_tfm.train.pretrain import (
+    PretrainArguments,
+    PretrainTrainer,
+    PretrainTrainingArguments,
+    build_model,
+    describe_text,
+    load_tokenizer,
+    masked_evaluation,
+    prepare_data,
+)
+from hf_tfm.train.recipe import parse_recipe
+from hf_tfm.train.trainer import ProgressLine, RunMixin
+
+
+RECIPES = [
+    path
+    for pattern in ("pretrain_*.yaml", "quickstart_?lm.yaml", "released_??coder.yaml")
+    for path in sorted((quickstart.REPOSITORY / "training" / "recipes").glob(pattern))
+]
+
+
+@pytest.fixture(scope="module")
+def whole_run(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    return out
+
+
+def test_run_writes_a_whole_folder_and_whole_checkpoints(whole_run):
+    assert [path.name for path in complete_checkpoints(whole_run)] == ["checkpoint-4", "checkpoint-8"]
+    for folder in (whole_run, whole_run / "checkpoint-4"):
+        for name in WHOLE_FOLDER:
+            assert (folder / name).is_file(), name
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=4).shape[1] >= 3
+    assert (whole_run / "loss_curve.png").stat().st_size > 1000
+    record = json.loads((whole_run / "run_record.json").read_text())
+    assert record["steps"] == 8 and 0.97 * 8 * 4 * 32 < record["tokens"] <= 8 * 4 * 32 and len(record["curve"]) == 4
+    assert len(record["evaluations"]) == 2, "what was measured behind the last step is not measured again"
+    assert record["results"]["bits_per_byte"] < 8 and len(record["samples"]) == 3
+    assert record["data"][0]["documents"] == len(TEXTS)
+    assert str(whole_run.parent) not in json.dumps(record), "the record names folders of this machine"
+
+
+def test_bits_per_byte_are_of_all_the_text(files, whole_run):
+    """Also where a document goes on in another row, whose first token has nothing before it to be predicted from."""
+    results = json.loads((whole_run / "run_record.json").read_text())["results"]
+    ids = AutoTokenizer.from_pretrained(whole_run)(TEXTS[:8], add_special_tokens=False)["input_ids"]
+    tokens, text_bytes = sum(len(text) + 1 for text in ids), sum(len(text.encode()) for text in TEXTS[:8])
+    assert results["predicted_tokens"] < tokens  # each text and its end, but for the first tokens of rows that go on
+    assert results["bits_per_byte"] == pytest.approx(results["loss"] / math.log(2) * tokens / text_bytes)
+
+
+def test_a_finished_run_is_not_overwritten(files, whole_run, capsys):
+    before = (whole_run / "model.safetensors").stat().st_mtime_ns
+    assert pretrain_clm.main(arguments(files, whole_run)) == 2
+    assert "finished run already" in capsys.readouterr().err
+    assert (whole_run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_stopped_by_a_signal_and_resumed_equals_straight_through(files, whole_run, tmp_path, monkeypatch, capsys):
+    stop_at = 3
+    real = ProgressLine.on_step_end
+
+    def signalled(self, args, state, control, **kwargs):
+        if state.global_step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(ProgressLine, "on_step_end", signalled)
+    out = tmp_path / "run"
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not (out / "model.safetensors").exists()
+    stopped_at = int(complete_checkpoints(out)[-1].name.split("-")[1])
+    assert stop_at <= stopped_at <= stop_at + 1
+    monkeypatch.undo()
+    warned = io.StringIO()
+    transformers_logging.add_handler(handler := logging.StreamHandler(warned))
+    transformers_logging.get_logger("transformers").warning_once.cache_clear()
+    assert pretrain_clm.main(arguments(files, out, eval_steps=0.5, save_steps=0.5)) == 0
+    transformers_logging.remove_handler(handler)
+    assert "do not match" not in warned.getvalue()  # steps given as a share of the run
+    assert f"resuming from {out}/checkpoint-{stopped_at}" in capsys.readouterr().out
+    assert_equal_weights(whole_run, out)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        mine, theirs = (torch.load(run / "checkpoint-8" / name) for run in (out, whole_run))
+        assert str(mine) == str(theirs)
+
+
+@pytest.mark.parametrize("when, code", [("build_model", 130), ("report_end", 0)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_of_the_training_ends_in_one_line(files, tmp_path, monkeypatch, capsys, when, code, number):
+    """Before the first checkpoint there is nothing to go on from; behind the last one there is."""
+    real = getattr(pretrain_clm, when)
+
+    def signalled(*args):
+        os.kill(os.getpid(), number)
+        return real(*args)
+
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background ignores
+    before = signal.getsignal(number)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain_clm, when, signalled)
+            assert pretrain_clm.main(arguments(files, tmp_path / "run")) == code
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(signal.SIGINT, was)
+    said = "stopped; the same command goes on from" if code == 0 else "stopped"
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(said)
+    assert not (tmp_path / "run" / "run_record.json").exists()
+    if code == 0:
+        assert pretrain_clm.main(arguments(files, tmp_path / "run")) == 0
+        assert (tmp_path / "run" / "run_record.json").exists()
+
+
+def test_a_crash_during_a_save_loses_only_the_steps_since_the_last_one(files, whole_run, tmp_path, monkeypatch):
+    class Crash(BaseException):
+        pass
+
+    real = RunMixin._move_up
+
+    def crash(self, written):
+        if written.name == "checkpoint-8":
+            raise Crash
+        real(self, written)
+
+    monkeypatch.setattr(RunMixin, "_move_up", crash)
+    out = tmp_path / "run"
+    with pytest.raises(Crash):
+        pretrain_clm.main(arguments(files, out))
+    monkeypatch.undo()
+    assert [path.name for path in complete_checkpoints(out)] == ["checkpoint-4"]
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    assert_equal_weights(whole_run, out)
+
+
+OTHER_RECIPES = {
+    "another recipe (max_steps: 8, now 9)": {"max_steps": 9},
+    "another recipe (learning_rate: None, now 0.001)": {"learning_rate": 1e-3},
+    "another recipe (rows_per_step: 4, now 8)": {"per_device_train_batch_size": 8},
+    "another recipe (z_loss: 0.0, now 0.1)": {"z_loss": 0.1},
+    "--save_only_model leaves out the optimizer's state": {"save_only_model": "true"},
+}
+
+
+@pytest.mark.parametrize("complaint", OTHER_RECIPES)
+def test_another_recipe_does_not_resume(files, whole_run, tmp_path, capsys, complaint):
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copy(whole_run / ".recipe.json", out)
+    shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
+    assert pretrain_clm.main(arguments(files, out, **OTHER_RECIPES[complaint])) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    out.mkdir()
+    recipe = json.loads((whole_run / ".recipe.json").read_text())
+    (out / ".recipe.json").write_text(json.dumps({name: recipe[name] for name in ("script", "max_steps", "seed")}))
+    shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
+    monkeypatch.setattr("hf_tfm.artifacts.record._commit", lambda: "f" * 40)
+    assert pretrain_clm.main(arguments(files, out)) == 0
+    assert_equal_weights(whole_run, out)
+    # What a run took is what all of its parts took.
+    first, second, whole = (
+        json.loads((folder / "run_record.json").read_text()) for folder in (out / "checkpoint-4", out, whole_run)
+    )
+    assert second["started"] == first["started"] == whole["started"]
+    assert second["seconds"] > first["seconds"] + 0.1
+    assert second["commit"] == whole["commit"] and second["ended_with_commit"] == "f" * 40
+
+
+def test_a_seed_of_the_data_of_0_is_one(files, tmp_path):
+    firsts = []
+    for seed, data_seed in ((5, 0), (0, 0), (5, 5)):
+        script, args = parse_recipe(
+            arguments(files, tmp_path, seed=seed, data_seed=data_seed), PretrainArguments, PretrainTrainingArguments
+        )
+        tokenizer = load_tokenizer(script.tokenizer)
+        model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+        firsts.append(prepare_data(script, args, tokenizer, model, causal).train[0]["input_ids"])
+    assert torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[0], firsts[2])
+
+
+def test_what_may_not_be_meant_about_the_text_is_said(files, tmp_path, capsys):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl", "test-of-courage.jsonl", "notes.doc"):
+        (folder / name).write_text((files / "train.jsonl").read_text())
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", data=folder, validation_data=folder / "a.jsonl")) == 0
+    said = capsys.readouterr().out
+    assert "1 left out of" in said and "named for another split: test-of-courage.jsonl" in said
+    assert "of another kind: notes.doc" in said and "a file of the training text is in it twice" in said
+    assert "a file of the validation text is trained on" in said
+    assert pretrain_clm.main(arguments(files, tmp_path / "other")) == 0
+    said = capsys.readouterr().out
+    assert not any(words in said for words in ("left out of", "in it twice", "is trained on"))
+
+
+def test_passes_padding_and_measured_tokens_are_told(files, tmp_path, capsys):
+    (tmp_path / "few.jsonl").write_text(json.dumps({"text": TEXTS[0]}) + "\n")
+    changes = {"data": tmp_path / "few.jsonl", "validation_tokens": 100, "max_steps": 2}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
+    said = capsys.readouterr().out
+    tokens = len(AutoTokenizer.from_pretrained(files / "decoder")(TEXTS[0], add_special_tokens=False).input_ids) + 2
+    record = json.loads((tmp_path / "run" / "run_record.json").read_text())
+    assert record["tokens"] <= 2 * 4 * 32 and f"{1 - record['tokens'] / 256:.1%} of it padding" in said
+    passes = float(re.search(r"passes +(\S+) over", said)[1])
+    assert passes == pytest.approx(record["tokens"] / tokens, rel=0.1)
+    measured = record["data"][-1]["measured_tokens"]
+    assert f"{measured:,} tokens of it measured" in said and 80 < measured < 140 < record["data"][-1]["tokens"]
+
+
+def test_many_files_are_counted_and_a_stream_is_not_read_before(files, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS[:40]):
+        (folder / f"{number}.txt").write_text(text)
+    for streaming in ("false", "true"):
+        out = tmp_path / streaming
+        assert pretrain_clm.main(arguments(files, out, data=folder, streaming=streaming, max_steps=2)) == 0
+        facts = json.loads((out / "run_record.json").read_text())["data"][0]
+        assert facts["name"] == "texts (40 files)" and ("sha256" in facts) == (streaming == "false")
+        assert "17.txt" not in (out / "README.md").read_text()
+
+
+def test_an_archive_is_named_once(files, tmp_path):
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
+        for name in ("a.jsonl", "b.jsonl"):
+            archive.write(files / "train.jsonl", name)
+    script, _ = parse_recipe(
+        arguments(files, tmp_path, data=tmp_path / "texts.zip"), PretrainArguments, PretrainTrainingArguments
+    )
+    [facts] = describe_text("train", script.training_sources(), [], script)
+    assert len(facts["sha256"]) == 64 and facts["name"] == "texts.zip"
+
+
+BERT = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "hidden_dropout_prob": 0,
+        "attention_probs_dropout_prob": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "script, style, changes",
+    [
+        (pretrain_clm, "decoder", {}),
+        (pretrain_clm, "decoder", {"masked_share": 0.5, "compile": "off"}),
+        (pretrain_mlm, "encoder", {}),
+        (pretrain_mlm, "encoder", {"model": "bert.json", "model_overrides": "{}"}),  # whose loss is a mean
+        (pretrain_mlm, "encoder", {"model": "bert.json", "model_overrides": "{}", "sentence_task": "next_sentence"}),
+    ],
+)
+def test_accumulated_batches_equal_whole_ones(files, tmp_path, monkeypatch, script, style, changes):
+    (tmp_path / "bert.json").write_text(json.dumps(BERT))
+    monkeypatch.chdir(tmp_path)
+    # AdamW from ordinary weights: Muon makes rounding in a zero gradient as large as a step.
+    plain = {"optimizer": "adamw", "zero_init": "false", **changes}
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    runs = {"whole": plain, "halves": {**plain, **halves}}
+    curves = {}
+    for name, changes in runs.items():
+        assert script.main(arguments(files, tmp_path / name, style, **changes)) == 0
+        record = json.loads((tmp_path / name / "run_record.json").read_text())
+        curves[name] = [entry["loss"] for entry in record["curve"]] + [record["results"]["loss"]]
+    assert curves["halves"] == pytest.approx(curves["whole"], rel=1e-5)
+
+
+def change_text(folder):
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[::-1]))
+
+
+def change_tokenizer(folder):
+    other = train_tokenizer([text.upper() for text in TEXTS], vocab_size=320, style="decoder", num_spare_tokens=0)
+    other.save_pretrained(folder / "decoder")
+
+
+def change_model(folder):
+    (folder / "llama.json").write_text(json.dumps({**LLAMA, "rope_theta": 77.0}))
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (change_text, "another recipe (contents of data: "),
+        (change_tokenizer, "another recipe (contents of tokenizer: "),
+        (change_model, "another recipe (contents of model: "),
+    ],
+)
+def test_files_that_changed_under_their_names_do_not_resume(files, tmp_path, capsys, change, said):
+    for name in ("train.jsonl", "held_out.jsonl"):
+        shutil.copy(files / name, tmp_path / name)
+    shutil.copytree(files / "decoder", tmp_path / "decoder")
+    (tmp_path / "llama.json").write_text(json.dumps(LLAMA))
+    fields = {"model": tmp_path / "llama.json", "model_overrides": "{}", "max_steps": 4}
+    command = arguments(tmp_path, tmp_path / "run", **fields)
+    assert pretrain_clm.main(command) == 0
+    for name in ("run_record.json", "config.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()  # as if it had been killed after its last checkpoint
+    change(tmp_path)
+    assert pretrain_clm.main(command) == 2
+    assert said in capsys.readouterr().err
+
+
+ROW = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+       "max_position_embeddings": 66, "initializer_range": 0.3, "pad_token_id": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize("zero_init", [False, True])
+@pytest.mark.parametrize(
+    "name, auto, fields, apart",
+    [
+        ("llama", AutoModelForCausalLM, {}, True),
+        ("opt", AutoModelForCausalLM, {"ffn_dim": 48, "word_embed_proj_dim": 32}, True),
+        ("mamba", AutoModelForCausalLM, {}, False),
+        ("bert", AutoModelForMaskedLM, {}, True),
+        ("roberta", AutoModelForMaskedLM, {}, True),
+        ("electra", AutoModelForMaskedLM, {"embedding_size": 16}, True),
+        ("modernbert", AutoModelForMaskedLM, {"local_attention": 6}, True),
+    ],
+)
+def test_any_architecture_reads_packed_texts_as_if_alone(name, auto, fields, apart, zero_init):
+    torch.manual_seed(0)
+    model = auto.from_config(AutoConfig.for_model(name, **{**ROW, **fields})).eval()
+    model.config.use_cache = False  # as Trainer sets it
+    trained = copy.deepcopy(model)
+    if zero_init:
+        zero_init_output_projections(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    rows = PackedRows.of(model)
+    assert rows.apart == apart
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    ids, lengths = torch.randint(2, 99, (2, 32)), (14, 12, 6)
+    inputs = rows.fit({"input_ids": ids, "position_ids": torch.cat([torch.arange(n) for n in lengths]).repeat(2, 1)})
+    together = trained(**inputs).logits.split(lengths, dim=1)
+    alone = [trained(input_ids=part).logits for part in ids.split(lengths, dim=1)]
+    near = [torch.allclose(one, other, atol=1e-4) for one, other in zip(together, alone, strict=True)]
+    assert all(near) == apart
+
+
+@pytest.mark.parametrize("warmup", [0, 0.2])
+def test_a_decay_of_1_lasts_all_the_run(files, tmp_path, warmup):
+    changes = {"warmup": warmup, "decay": 1.0, "logging_steps": 1}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
+    curve = json.loads((tmp_path / "run" / "run_record.json").read_text())["curve"]
+    rates = [entry["learning_rate"] for entry in curve][round(8 * warmup) :]
+    assert rates == sorted(set(rates), reverse=True) and rates[-1] < rates[0] / 5
+
+
+def test_a_tokenizer_without_a_pad_token(files, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(files / "decoder")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", tokenizer=tmp_path / "tokenizer")) == 0
+
+
+@pytest.mark.parametrize("task", ["causal", "masked", "next_sentence"])
+def test_text_is_held_out_where_none_is_given(files, tmp_path, task):
+    changes = {"validation_data": None, "validation_fraction": 0.2, "max_steps": 4}
+    fields = arguments(files, tmp_path / "run", "decoder" if task == "causal" else "encoder", **changes)
+    if task == "next_sentence":
+        fields += ["--sentence_task", task]
+    main = pretrain_clm.main if task == "causal" else pretrain_mlm.main
+    assert main(fields) == 0
+    record = json.loads((tmp_path / "run" / "run_record.json").read_text())
+    train, held_out = record["data"]
+    assert 0 < held_out["documents"] < 0.5 * len(TEXTS)
+    assert train["documents"] + held_out["documents"] == len(TEXTS)
+    assert held_out["name"] == "train.jsonl (0.2 of the documents)"
+
+
+def test_validation_text_of_which_nothing_is_masked(files, tmp_path, capsys):
+    """Such a batch counts for nothing; if there is no other, one line says so."""
+    long, short = json.dumps({"text": "the miller asked the river for a story " * 3}), json.dumps({"text": "a"})
+    for name, text in (("both", f"{long}\n{short}\n"), ("short", short)):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+        changes = {"validation_data": tmp_path / f"{name}.jsonl", "per_device_eval_batch_size": 1, "max_steps": 2}
+        capsys.readouterr()
+        done = pretrain_mlm.main(arguments(files, tmp_path / name, "encoder", **changes))
+        assert done == (0 if name == "both" else 2)
+    assert "short.jsonl: too little text, nothing is predicted" in capsys.readouterr().err
+
+
+def test_z_loss_weighs_as_much_in_any_number_of_processes(files, tmp_path, monkeypatch):
+    fields = arguments(files, tmp_path, z_loss=0.1)
+    script, args = parse_recipe(fields, PretrainArguments, PretrainTrainingArguments)
+    tokenizer = load_tokenizer(script.tokenizer)
+    model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+    data = prepare_data(script, args, tokenizer, model, causal)
+    trainer = PretrainTrainer(model=model, args=args, processing_class=tokenizer, data=data, script=script)
+    losses = []
+    for processes in (1, 2):
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
+        loss = trainer.compute_loss(model, dict(data.train[0]), num_items_in_batch=torch.tensor(200))
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)  # of which the gradients' mean makes the sum
+
+
+def test_masked_run(files, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert pretrain_mlm.main(arguments(files, out, "encoder", masking_unit="word", optimizer="adamw")) == 0
+    assert "[MASK] → " in capsys.readouterr().out
+    assert AutoModelForMaskedLM.from_pretrained(out).config.mask_token_id is not None
+    assert len(json.loads((out / "run_record.json").read_text())["samples"]) == 3
+
+
+def test_an_encoder_may_begin_with_next_tokens(files, tmp_path, capsys):
+    records = {}
+    for name, changes in {
+        "whole": {},
+        "halves": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    }.items():
+        fields = {"causal_first": 0.5, "per_device_train_batch_size": 4, "optimizer": "adamw", **changes}
+        assert pretrain_mlm.main(arguments(files, tmp_path / name, "encoder", **fields)) == 0
+        records[name] = json.loads((tmp_path / name / "run_record.json").read_text())
+    assert records["halves"]["results"]["loss"] == pytest.approx(records["whole"]["results"]["loss"], rel=1e-5)
+    assert "→" in capsys.readouterr().out  # the example: what stands there and the token behind it
+    wrong = {"causal_first": 0.5, "sentence_task": "next_sentence"}
+    assert pretrain_mlm.main(arguments(files, tmp_path / "wrong", "encoder", **wrong)) != 0
+    assert "causal_first goes without a sentence task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["next_sentence", "sentence_order"])
+def test_masked_run_with_sentence_task(files, tmp_path, task):
+    out = tmp_path / "run"
+    switches = '{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "type_vocab_size": 2}'
+    changes = {"sentence_task": task, "model_overrides": switches, "block_length": 48}
+    assert pretrain_mlm.main(arguments(files, out, "encoder", **changes)) == 0
+    model = AutoModelForPreTraining.from_pretrained(out)
+    assert type(model).__name__ == "TfmEncoderForPreTraining" and model.model.embed_token_types is not None
+
+
+@pytest.mark.parametrize(
+    "kind, fields, complaint",
+    [
+        ("bert", {}, None),
+        ("albert", {"embedding_size": 16}, None),  # calls the label by another name
+        ("electra", {"embedding_size": 16}, "ElectraForPreTraining has no head for it"),  # would tell tokens apart
+        ("roberta", {}, "RobertaForMaskedLM has no head for it"),  # would heed no label
+        ("modernbert", {}, "for this kind of AutoModel: AutoModelForPreTraining."),
+    ],
+)
+def test_a_sentence_task_needs_a_head_for_it(files, tmp_path, capsys, kind, fields, complaint):
+    config = {**ROW, **fields, "model_type": kind, "pad_token_id": 0}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    changes = {"model": tmp_path / "model.json", "model_overrides": "{}", "sentence_task": "sentence_order"}
+    code = pretrain_mlm.main(arguments(files, tmp_path / "run", "encoder", **changes))
+    error = capsys.readouterr().err
+    if complaint is None:
+        assert code == 0, error
+    else:
+        assert code == 2 and complaint in error and "Gpt" not in error and "GPT" not in error
+
+
+@pytest.mark.parametrize("script, style", [(pretrain_clm, "decoder"), (pretrain_mlm, "encoder")])
+def test_a_model_of_few_positions_gets_its_folder(files, tmp_path, script, style):
+    """The samples at the end are longer than the model; the run must not be lost for that."""
+    if script is pretrain_clm:
+        config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    else:
+        config = {**ROW, "model_type": "bert", "max_position_embeddings": 16, "pad_token_id": 0}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    changes = {"model": tmp_path / "model.json", "model_overrides": "{}", "block_length": 16, "max_steps": 2}
+    assert script.main(arguments(files, tmp_path / "run", style, **changes)) == 0
+    assert (tmp_path / "run" / "run_record.json").exists()
+
+
+def test_any_architecture_trains_and_goes_on_from_a_folder(files, tmp_path):
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    first = tmp_path / "first"
+    fields = {"model": tmp_path / "config.json", "model_overrides": "{}"}
+    assert pretrain_clm.main(arguments(files, first, **fields)) == 0
+    assert json.loads((first / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    second = tmp_path / "second"
+    fields = arguments(files, second, model=first, model_overrides="{}")
+    del fields[(given := fields.index("--tokenizer")) : given + 2]  # the folder has one
+    assert pretrain_clm.main(fields) == 0
+    records = [json.loads((run / "run_record.json").read_text()) for run in (first, second)]
+    assert records[1]["results"]["loss"] < records[0]["results"]["loss"]
+    assert records[1]["base_model"] == "first" and "base_model" not in records[0]
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_a_causal_model_of_any_name_hides_what_comes_later(use_cache):
+    """GPT2LMHeadModel: with its cache on it heeds no positions, and needs a mask to keep texts apart."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=4, vocab_size=99, initializer_range=0.3)
+    config.use_cache = use_cache
+    rows = PackedRows.of(AutoModelForCausalLM.from_config(config).eval())
+    assert rows.apart and rows.is_causal and rows.mask == ("all" if use_cache else None)
+
+
+def test_a_configuration_in_bf16_is_trained_in_fp32(files):
+    tokenizer = load_tokenizer(str(files / "decoder"))
+    path = files / "bf16.json"
+    path.write_text(json.dumps({**LLAMA, "dtype": "bfloat16"}))
+    model, _ = build_model(
+        AutoModelForCausalLM,
+        TfmDecoderConfig,
+        tokenizer,
+        PretrainArguments([], [], "", model=str(path), block_length=32),
+    )
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_an_encoder_written_from_left_to_right_does_not_read_ahead(files, tmp_path, kind):
+    tokenizer = load_tokenizer(str(files / "decoder"))
+    config = AutoConfig.for_model(kind, **{**ROW, "vocab_size": len(tokenizer)})
+    config.save_pretrained(tmp_path / "config")
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "weights")
+    for folder in (tmp_path / "config" / "config.json", tmp_path / "weights"):
+        script = PretrainArguments([], [], "", model=str(folder), block_length=16, zero_init=False)
+        model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+        assert is_new == folder.is_file() and model.config.is_decoder
+        ids = torch.arange(5, 17)[None]
+        others = ids.clone()
+        others[:, 8:] += 1
+        one, other = (model.eval()(input_ids=rows).logits[:, :8] for rows in (ids, others))
+        torch.testing.assert_close(one, other)
+
+
+def test_a_causal_lm_by_another_name_has_bits_per_byte(files, tmp_path):
+    config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    fields = {"model": tmp_path / "config.json", "model_overrides": "{}", "z_loss": 1e-3}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **fields)) == 0
+    assert 0 < json.loads((tmp_path / "run" / "run_record.json").read_text())["results"]["bits_per_byte"] < 8
+
+
+def test_weights_of_an_older_folder_are_not_replaced_by_new_ones(files, tmp_path):
+    tokenizer = load_tokenizer(str(files / "decoder"))
+    config = AutoConfig.for_model(**{**LLAMA, "vocab_size": len(tokenizer)})
+    before = AutoModelForCausalLM.from_config(config)
+    config.save_pretrained(tmp_path)
+    torch.save(before.state_dict(), tmp_path / "pytorch_model.bin")
+    script = PretrainArguments([], [], "", model=str(tmp_path), block_length=32)
+    model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+    assert not is_new
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before.model.layers[0].mlp.up_proj.weight)
+
+
+def damage(files, tmp_path, what):
+    """Arguments with one mistake, and what the one line must say."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    if what == "missing file":
+        return {"data": broken / "none.jsonl"}, "none.jsonl"
+    if what == "empty file":
+        (broken / "empty.jsonl").write_text("")
+        return {"data": broken / "empty.jsonl"}, "empty.jsonl"
+    if what == "wrong field":
+        return {"text_field": "body"}, "body"
+    if what == "binary junk":
+        (broken / "junk.jsonl").write_bytes(bytes(range(256)) * 20)
+        return {"data": broken / "junk.jsonl"}, "junk.jsonl"
+    if what == "another tokenizer":
+        folder = broken / "small"
+        assert pretrain_clm.main(arguments(files, folder, max_steps=1)) == 0
+        other = train_tokenizer(TEXTS, vocab_size=400, num_spare_tokens=100)
+        other.save_pretrained(broken / "other")
+        return {"model": folder, "model_overrides": "{}", "tokenizer": broken / "other"}, "another model's"
+    if what == "too long":
+        return {"model_overrides": '{"max_position_embeddings": 16}'}, "16 positions"
+    if what == "unknown field":
+        return {"block_lenght": 32}, "did you mean block_length?"
+    if what == "unknown preset":
+        return {"model": "colossal"}, "unknown preset 'colossal'"
+    if what == "no tokenizer":
+        return {"tokenizer": broken}, "no tokenizer there"
+    if what == "bad override":
+        return {"model_overrides": '{"hidden_act": "swoosh"}'}, "hidden_act 'swoosh' is unknown"
+    if what == "unknown field of an architecture":
+        (broken / "llama.json").write_text(json.dumps(LLAMA))
+        return {"model": broken / "llama.json", "model_overrides": '{"hiden_size": 64}'}, "no field 'hiden_size'"
+    if what == "windows of another architecture":
+        (broken / "llama.json").write_text(json.dumps(LLAMA))
+        fields = {"model": broken / "llama.json", "model_overrides": "{}", "window": 4}
+        return fields, "--window shapes new models of this package"
+    if what == "unknown field of a model":
+        folder = broken / "model"
+        assert pretrain_clm.main(arguments(files, folder, max_steps=1)) == 0
+        return {"model": folder, "model_overrides": '{"nope": 1}'}, "unexpected keyword argument 'nope'"
+    return SETTINGS[what]
+
+
+SETTINGS = {
+    "not a number": ({"max_steps": "many"}, "max_steps"),
+    "overrides in a list": ({"model_overrides": "[1]"}, "model_overrides: must be a mapping"),
+    "epochs": ({"num_train_epochs": 2}, "--num_train_epochs has no effect in this script: a run is counted in steps"),
+    "epochs as by default": ({"num_train_epochs": 3}, "--num_train_epochs has no effect in this script"),
+    "negative seed": ({"seed": -1}, "--seed -1: must be at least 0"),
+    "negative z-loss": ({"z_loss": -1}, "--z_loss -1.0: must be at least 0"),
+    "no steps": ({"max_steps": -1}, "--max_steps -1: must be at least 1"),
+    "windows twice": (
+        {"window": 4, "model_overrides": '{"sliding_window": 8}'}, "--window and sliding_window of --model_overrides"
+    ),
+    "negative window": ({"window": -1}, "--window -1: must be at least 0"),
+    "no rows": ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),
+    "held out of a stream": ({"validation_data": None, "streaming": "true"}, "--streaming: give --validation_data"),
+    "all held out": ({"validation_fraction": 1}, "validation_fraction 1.0 must lie between 0 and 1"),
+    "nothing to measure": ({"validation_tokens": 0}, "--validation_tokens 0"),
+    "another schedule": ({"lr_scheduler_type": "cosine"}, "--lr_scheduler_type has no effect in this script"),
+    "decay over more than the run": ({"decay": 3}, "decay 3: a share of the run"),
+    "loading ahead": ({"dataloader_num_workers": 2}, "--dataloader_num_workers has no effect in this script"),
+    "data read again": ({"ignore_data_skip": "true"}, "--ignore_data_skip has no effect in this script"),
+    "another warm-up": ({"warmup_steps": 10}, "give --warmup"),
+    "another optimizer": ({"adam_beta2": 0.95}, "--adam_beta2 has no effect in this script"),
+    "smoothing": ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor has no effect"),
+    "the best and the last": (
+        {"ema_decay": 0.9, "load_best_model_at_end": "true"}, "ends with the average of the last weights"
+    ),
+    "no such tracker": ({"report_to": "clearml"}, "--report_to clearml: there is no such package here"),
+    "no such checkpoint": ({"resume_from_checkpoint": "true"}, "--resume_from_checkpoint true: no checkpoint"),
+    "rate by rows of any length": (
+        {"masked_share": 0.5, "length_schedule": "0:16,0.5:32"}, "masked_share with a length_schedule"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["missing file", "empty file", "wrong field", "binary junk", "another tokenizer", "too long", "unknown field",
+     "unknown preset", "no tokenizer", "bad override", "unknown field of a model", "unknown field of an architecture",
+     "windows of another architecture", *SETTINGS],
+)  # fmt: skip
+def test_mistakes_get_one_line_and_write_nothing(files, tmp_path, capsys, what):
+    changes, said = damage(files, tmp_path, what)
+    capsys.readouterr()
+    out = tmp_path / "run"
+    assert pretrain_clm.main(arguments(files, out, **changes)) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0], error
+    assert not out.exists()
+
+
+def test_a_new_model_needs_a_tokenizer(files, tmp_path, capsys):
+    fields = arguments(files, tmp_path / "run")
+    del fields[(given := fields.index("--tokenizer")) : given + 2]
+    assert pretrain_clm.main(fields) == 2
+    assert "error: --tokenizer: where is it?" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"length_schedule": "0:16,0.5:32"}, "length_schedule is for decoders"),
+        ({"streaming": "true", "sentence_task": "next_sentence"}, "streaming goes without a sentence task"),
+    ],
+)
+def test_what_an_encoder_does_not_do_is_refused(files, tmp_path, capsys, changes, complaint):
+    assert pretrain_mlm.main(arguments(files, tmp_path / "run", "encoder", **changes)) == 2
+    assert complaint in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_ends_in_one_line(files, tmp_path, capsys):
+    fields = {"optimizer": "adamw", "learning_rate": 1e25, "max_grad_norm": 0, "eval_steps": 2}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **fields)) == 2
+    assert "error: the loss is not finite, the training diverged" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "signals do what they did before"
+    assert not (tmp_path / "run" / "run_record.json").exists()
+
+
+def test_what_is_there_is_not_written_over(files, tmp_path, capsys):
+    """A model that no run of ours made, be it what is trained."""
+    build("TfmDecoderForCausalLM").save_pretrained(tmp_path / "mine")
+    before = (tmp_path / "mine" / "model.safetensors").read_bytes()
+    for model in ("nano", tmp_path / "mine"):
+        fields = {"model": model, "model_overrides": "{}"}
+        assert pretrain_clm.main(arguments(files, tmp_path / "mine", **fields)) == 2
+        assert "holds another model" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
+
+
+def test_the_quickstart_writes_where_it_is_told(tmp_path, monkeypatch):
+    """Relative to where one stands, though its steps begin at the repository."""
+    seen = []
+    monkeypatch.setattr(quickstart, "steps", lambda out: seen.append(out) or [])
+    for here, given in ((tmp_path, ["--output_dir", "mine"]), (quickstart.REPOSITORY, [])):
+        monkeypatch.chdir(here)
+        assert quickstart.main(given) == 0
+    assert seen == [str(tmp_path / "mine"), "runs/quickstart"]
+
+
+@pytest.mark.parametrize(
+    "auto_class, config_class, model",
+    [
+        (AutoModelForCausalLM, TfmDecoderConfig, "nano"),
+        (AutoModelForCausalLM, TfmDecoderConfig, "gpt2/nano"),
+        (AutoModelForMaskedLM, TfmEncoderConfig, "modernbert/nano"),  # which has another pattern of windows
+    ],
+)
+def test_a_window_is_that_of_all_layers_but_the_last(files, auto_class, config_class, model):
+    tokenizer = load_tokenizer(str(files / "decoder"))
+    shape = json.dumps({"num_hidden_layers": 4})
+    script = PretrainArguments([], [], "", model=model, model_overrides=shape, block_length=32, window=5)
+    config = build_model(auto_class, config_class, tokenizer, script)[0].config
+    assert config.sliding_window == 5 and config.layer_types == ["sliding_attention"] * 3 + ["full_attention"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_model_of_every_recipe_can_be_made(files, recipe):
+    asked = yaml.safe_load(recipe.read_text())
+    fields = {name: asked[name] for name in ("model", "window", "block_length") if name in asked}
+    script = PretrainArguments([], [], "", model_overrides=json.dumps(asked.get("model_overrides", {})), **fields)
+    if "mlm" in recipe.stem or "encoder" in recipe.stem:
+        style, auto_class, config_class = "encoder", AutoModelForMaskedLM, TfmEncoderConfig
+    else:
+        style, auto_class, config_class = "decoder", AutoModelForCausalLM, TfmDecoderConfig
+    model, is_new = build_model(auto_class, config_class, load_tokenizer(str(files / style)), script)
+    assert is_new and model.config.sliding_window == asked.get("window", model.config.sliding_window)
+
+
+@pytest.mark.parametrize("bf16", ["false", "true"])
+def test_a_processor_trains_windows_with_attention_of_our_own(files, tmp_path, monkeypatch, bf16):
+    calls, plain = [], WindowedAttention.forward
+    monkeypatch.setattr(WindowedAttention, "forward", staticmethod(lambda *args: calls.append(1) or plain(*args)))
+    windows = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    changes = dict(model_overrides=json.dumps({**json.loads(OVERRIDES), **windows}), block_length=128, max_steps=2)
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", bf16=bf16, **changes)) == 0
+    assert len(calls) >= 2  # once for each step at least, in the one layer
+
+
+def test_bf16_is_used_where_the_hardware_has_it(monkeypatch):
+    """A T4 can emulate it, slowly, and says that it supports it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not fast_bf16()
+
+
+def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):
+    changes = {"masked_share": 0.5, "compile": "off"}
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
+    results = json.loads((tmp_path / "run" / "run_record.json").read_text())["results"]
+    assert {"bits_per_byte", "masked_loss"} <= results.keys()
+    evaluations = json.loads((tmp_path / "run" / "run_record.json").read_text())["evaluations"]
+    assert [entry["step"] for entry in evaluations if "eval_loss" in entry] == [4, 8]  # the curve's
+    # What is masked is the same however many rows are measured together.
+    script, args = parse_recipe(arguments(files, tmp_path), PretrainArguments, PretrainTrainingArguments)
+    tokenizer, masks = load_tokenizer(script.tokenizer), []
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    for args.per_device_eval_batch_size in (2, 3, 16):
+        data = prepare_data(script, args, tokenizer, model, causal)
+        batches = masked_evaluation(data, Masked(tokenizer, 0.15))
+        masks.append(torch.cat([batch["labels"] for batch in batches]))
+    assert len(masks[0]) % 3 and torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
+    writer = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    masked, found = AutoModelForMaskedLM.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    for name, weight in writer.state_dict().items():
+        assert torch.equal(weight, masked.state_dict()[name]), name
+    # Only half of the steps were causal ones: it is another model than the causal objective alone gives.
+    assert pretrain_clm.main(arguments(files, tmp_path / "causal")) == 0
+    assert any(not torch.equal(w, weights(tmp_path / "causal")[n]) for n, w in weights(tmp_path / "run").items())
+
+
+def test_compiling_is_said_and_kept(files, tmp_path, capsys):
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", compile="perhaps")) == 2
+    assert "choose auto, on or off" in capsys.readouterr().err
+    assert pretrain_clm.main(arguments(files, tmp_path / "run")) == 0
+    assert "no (the run is too short to repay it)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / ".recipe.json").read_text())["script"]["compile"] == "off"
+
+
+def test_averaged_weights_are_what_a_run_ends_with_and_go_on_exactly(files, tmp_path, monkeypatch):
+    changes = {"ema_decay": 0.5, "z_loss": 1e-3}
+    assert pretrain_clm.main(arguments(files, tmp_path / "plain", z_loss=1e-3)) == 0
+    assert pretrain_clm.main(arguments(files, tmp_path / "whole", **changes)) == 0
+    # The run itself is the same; its end is another: the average of its last steps.
+    for step in (4, 8):
+        assert_equal_weights(tmp_path / "plain" / f"checkpoint-{step}", tmp_path / "whole" / f"checkpoint-{step}")
+    differs = [n for n, w in weights(tmp_path / "plain").items() if not torch.equal(w, weights(tmp_path / "whole")[n])]
+    assert differs
+    state = torch.load(tmp_path / "whole" / "checkpoint-8" / "averages.pt")
+    assert state["updates"] == 8
+    for name, average in state["averages"].items():
+        assert torch.equal(average, weights(tmp_path / "whole")[name]), name
+
+    # Evaluations are of the average as well: one behind the last step is of the model that the run ends with.
+    assert pretrain_clm.main(arguments(files, tmp_path / "late", eval_strategy="no", **changes)) == 0
+    late, whole, plain = (
+        json.loads((tmp_path / n / "run_record.json").read_text()) for n in ("late", "whole", "plain")
+    )
+    assert late["results"] == whole["results"] and late["evaluations"][0]["eval_loss"] == whole["results"]["loss"]
+    for at in (0, 1):
+        assert whole["evaluations"][at]["eval_loss"] != plain["evaluations"][at]["eval_loss"]
+
+    update = ProgressLine.on_step_end
+
+    def kill(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressLine, "on_step_end", kill)
+        assert pretrain_clm.main(arguments(files, tmp_path / "resumed", **changes)) == 0
+    assert not (tmp_path / "resumed" / "model.safetensors").exists()
+    assert pretrain_clm.main(arguments(files, tmp_path / "resumed", **changes)) == 0
+    assert_equal_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_z_loss_is_part_of_the_loss_and_adds_up(files, tmp_path):
+    plain = {"optimizer": "adamw", "zero_init": "false"}
+    quarters = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    runs = {"without": plain, "whole": {**plain, "z_loss": 0.1}, "quarters": {**plain, **quarters, "z_loss": 0.1}}
+    for name, changes in runs.items():
+        assert pretrain_clm.main(arguments(files, tmp_path / name, **changes)) == 0
+    assert any(not torch.equal(w, weights(tmp_path / "whole")[n]) for n, w in weights(tmp_path / "without").items())
+    assert_equal_weights(tmp_path / "whole", tmp_path / "quarters", atol=1e-4, rtol=1e-3)
