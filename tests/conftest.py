@@ -1,15 +1,16 @@
-"""What every test stands on: no network, one thread, fixed seeds, and a tokenizer built on the spot."""
+"""Fixtures and settings of every test: no network, one thread, fixed seeds, a small tokenizer; `--quick`."""
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
 
-# Before transformers is imported, which reads them once.
+# transformers reads these once, on import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-_modules = tempfile.TemporaryDirectory(prefix="hf_modules_")  # remote code of earlier runs must not be found
+_modules = tempfile.TemporaryDirectory(prefix="hf_modules_")  # hides remote code that earlier runs cached
 os.environ["HF_MODULES_CACHE"] = _modules.name
 
 import torch  # noqa: E402
@@ -18,6 +19,19 @@ from transformers import PreTrainedTokenizerFast, set_seed  # noqa: E402
 
 
 torch.set_num_threads(1)
+
+# `make test-quick`: some tests of every package, 90 seconds on two cores together.
+QUICK: tuple[str, ...] = ()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="run the quick tests of every package (tests/conftest.py)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--quick") and collection_path.suffix == ".py":
+        return collection_path.relative_to(Path(__file__).parent).as_posix() not in QUICK
+    return None
 
 
 @pytest.fixture(autouse=True)
