@@ -1,12 +1,15 @@
 """
-How far imported models are from transformers' own, as a table in markdown: `python tests/helpers/parity_table.py`.
+Writes the parity table (`make parity`): `python tests/helpers/parity_table.py training/benchmarks/parity.md`.
 
-Small models with random weights in float32, one per family and head; each figure is the largest absolute difference of
-the outputs at tokens that are not padding. A dash stands where the native model has no such case: no cache without a
-language model's head; with absolute positions both get `position_ids` (native models count padding on the left, these
-do not); a pooler that reads the first column means nothing where that is padding.
+The table compares transformers' models with the models imported from them: small models with random float32 weights,
+one for each family and head. Each figure is the largest absolute difference of the outputs at tokens that are not
+padding. A dash marks a case that the native model does not support: only causal LMs have a cache, and a pooler that
+reads the first column is meaningless where that column is padding. Models with absolute positions get `position_ids`,
+because native models count the padding on the left.
 """
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -32,8 +35,8 @@ _SIZES = dict(
     eos_token_id=2,
 )
 _GROUPED = dict(_SIZES, num_key_value_heads=2)
-# One shape for each family in which its peculiarities matter on a dozen tokens: windows shorter than the text, two
-# RoPE bases, heads wider than the model is.
+# Each family's peculiarities matter within a dozen tokens: windows shorter than the text, two RoPE bases, and heads
+# whose total width exceeds the hidden size.
 SHAPES = {
     "gpt2": dict(vocab_size=VOCAB_SIZE, n_embd=32, n_layer=3, n_head=4, n_positions=40, n_inner=48,
                  pad_token_id=PAD, bos_token_id=1, eos_token_id=2),
@@ -47,7 +50,7 @@ SHAPES = {
 
 
 class Row(NamedTuple):
-    """Largest absolute difference in each case, None where the native model has no such case."""
+    """Largest absolute difference in each case; None for an unsupported case."""
 
     family: str
     head: str
@@ -58,7 +61,7 @@ class Row(NamedTuple):
 
 
 def native_model(family: str, head: str = "Model", seed: int = 0, **fields) -> PreTrainedModel:
-    """A small native model in evaluation mode with weights large enough for any mistake to show."""
+    """Returns a small native model in evaluation mode, with weights large enough for any mistake to show."""
     config = getattr(transformers, f"{FAMILIES[family].classes}Config")(**{**SHAPES[family], **fields})
     torch.manual_seed(seed)
     model = FAMILIES[family].native_class(head)(config).eval()
@@ -70,7 +73,7 @@ def native_model(family: str, head: str = "Model", seed: int = 0, **fields) -> P
 
 
 def padded_inputs(head: str, side: str | None, positions: bool = False) -> dict[str, torch.Tensor]:
-    """Random tokens `(2, LENGTH)`, or `(1, 2, LENGTH)` as choices; the second row `PADDING` tokens short."""
+    """Returns random tokens `(2, LENGTH)`, or `(1, 2, LENGTH)` as choices; `PADDING` columns of row 2 are padding."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCAB_SIZE, (2, LENGTH), generator=generator)
     mask = torch.ones_like(ids)
@@ -86,22 +89,22 @@ def padded_inputs(head: str, side: str | None, positions: bool = False) -> dict[
 
 
 def difference(native: PreTrainedModel, model: PreTrainedModel, **inputs) -> float:
-    """Largest absolute difference over all outputs, at real tokens where there is one output for each."""
-    expected, found = outputs_of(native, **inputs), outputs_of(model, **inputs)
-    assert expected.keys() == found.keys()
+    """Returns the largest absolute difference of all outputs; outputs per token are compared at real tokens only."""
+    expected, imported = outputs_of(native, **inputs), outputs_of(model, **inputs)
+    assert expected.keys() == imported.keys()
     mask = inputs["attention_mask"].bool()
-    worst = 0.0
+    largest = 0.0
     for name, value in expected.items():
-        assert value.isfinite().all() and value.std() > 0.005, f"{name} of {type(native).__name__} says nothing"
-        error = (value - found[name]).abs()
-        worst = max(worst, (error[mask] if error.shape[: mask.ndim] == mask.shape else error).max().item())
-    return worst
+        assert value.isfinite().all() and value.std() > 0.005, f"{name} of {type(native).__name__} is not informative"
+        error = (value - imported[name]).abs()
+        largest = max(largest, (error[mask] if error.shape[: mask.ndim] == mask.shape else error).max().item())
+    return largest
 
 
 def cached_difference(native: PreTrainedModel, model: PreTrainedModel) -> float:
-    """Largest difference of the logits when a prefix and then single tokens go through each model's cache."""
+    """Returns the largest difference of the logits when a prefix and then single tokens use each model's cache."""
     ids = padded_inputs("CausalLM", None)["input_ids"]
-    worst, caches = 0.0, {native: None, model: None}
+    largest, caches = 0.0, {native: None, model: None}
     for step in (ids[:, :6], *ids[:, 6:].split(1, dim=1)):
         logits = []
         for each in (native, model):
@@ -109,18 +112,18 @@ def cached_difference(native: PreTrainedModel, model: PreTrainedModel) -> float:
                 outputs = each(input_ids=step, past_key_values=caches[each], use_cache=True)
             caches[each] = outputs.past_key_values
             logits.append(outputs.logits)
-        worst = max(worst, (logits[0] - logits[1]).abs().max().item())
-    return worst
+        largest = max(largest, (logits[0] - logits[1]).abs().max().item())
+    return largest
 
 
 def has_left_padding(family: Family, head: str) -> bool:
-    """Whether the native model means anything with padding on the left."""
+    """Returns whether the native model supports padding on the left."""
     pooled = ("Model", "PreTraining", "NextSentencePrediction", "SequenceClassification", "MultipleChoice")
     return not (family.title == "BERT" and head in pooled)
 
 
 def parity_row(name: str, head: str) -> Row:
-    """One line of the table."""
+    """Returns the row of one family and head."""
     family = FAMILIES[name]
     native = native_model(name, head)
     model = import_model(native)
@@ -138,12 +141,12 @@ def parity_row(name: str, head: str) -> Row:
 
 
 def parity_table() -> list[Row]:
-    """Every family and head."""
+    """Returns a row for every family and head."""
     return [parity_row(name, head) for name, family in FAMILIES.items() for head in family.heads]
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table as README shows it."""
+    """Formats rows as a Markdown table."""
     lines = ["| family | head | no padding | right padding | left padding | cached |", "|---|---|---|---|---|---|"]
     for row in rows:
         figures = ["–" if value is None else f"{value:.1e}" for value in row[2:]]
@@ -151,7 +154,19 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+PAGE = """# Parity with the native classes
+
+Largest absolute difference between the outputs of transformers' own model and of the model imported from it: float32,
+small models with random weights, transformers {version} (`make parity` writes this page; `tests/convert/test_native.py`
+holds the bounds). Export returns the identical tensors. A dash marks a case that the native class does not support.
+
+{table}
+"""
+
+
 if __name__ == "__main__":
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    print(markdown(parity_table()))
+    Path(sys.argv[1]).write_text(
+        PAGE.format(version=transformers.__version__, table=markdown(parity_table())), encoding="utf-8"
+    )
