@@ -1,12 +1,12 @@
 """
-This package's version, and the versions of other packages without which it cannot be imported.
+The version of this package, and the versions of other packages that it requires.
 
-The build reads this file without importing torch, so it imports nothing but the standard library at its top.
+The build reads this file without importing torch, so its module-level imports come from the standard library alone.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# As in pyproject.toml, which tests compare with this. Newer versions than any that was tried are not refused.
+# The same bounds as in pyproject.toml; a test compares them. Newer, untested versions are accepted.
 REQUIRED = {
     "transformers": ">=5.19",
     "torch": ">=2.9.1",
@@ -14,15 +14,15 @@ REQUIRED = {
 
 
 class UnsupportedVersionError(ImportError):
-    """A package that this one builds on has a version with which it does not work."""
+    """A required package is installed in a version that does not work with this one."""
 
 
 def check_versions() -> None:
     """
-    Compare the installed packages with `REQUIRED`, from their metadata, without importing them.
+    Compare the metadata of the installed packages with `REQUIRED`, without importing the packages.
 
     Raises:
-        UnsupportedVersionError: with one line that has the installed version, the range and the command to mend it.
+        UnsupportedVersionError: In one line: the installed version, the required range and the command that fixes it.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -31,7 +31,7 @@ def check_versions() -> None:
     for package, supported in REQUIRED.items():
         try:
             installed = version(package)
-        except PackageNotFoundError:  # a source tree on the path has no metadata, or the import itself will fail
+        except PackageNotFoundError:  # a source tree on sys.path has no metadata; a missing package fails on import
             continue
         if not SpecifierSet(supported).contains(installed, prereleases=True):
             raise UnsupportedVersionError(
