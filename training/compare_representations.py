@@ -25,7 +25,7 @@ from hf_tfm.core.statistics import Estimate, bootstrap, proportion
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate.predict import Predictor
 from hf_tfm.tasks.classification import read_task
-from hf_tfm.train.finetune import encode_records
+from hf_tfm.train.finetune import encode_texts
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import numpy as np
@@ -129,7 +129,7 @@ def static(predictor: Predictor, texts: list[str]) -> np.ndarray:
     """The mean of a text's token embeddings, whatever stands around each, `(texts, hidden)`."""
     table = predictor.model.get_input_embeddings().weight.detach().float()
     special = set(predictor.tokenizer.all_special_ids)
-    rows = encode_records(predictor.tokenizer, predictor.max_length, texts)
+    rows = encode_texts(predictor.tokenizer, predictor.max_length, texts)
     kept = [[number for number in row["input_ids"] if number not in special] for row in rows]
     return torch.stack([table[ids].mean(0) if ids else torch.zeros(table.shape[1]) for ids in kept]).numpy()
 

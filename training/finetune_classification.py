@@ -24,7 +24,7 @@ from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningTrainer
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 
 import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
@@ -113,11 +113,11 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.pooling:
         config_fields["classifier_pooling"] = recipe.pooling
     model, new = finetune.load_model(AutoModelForSequenceClassification, recipe, tokenizer, **config_fields)
-    max_length = finetune.settle_max_length(recipe, model, tokenizer)
-    finetune.settle_attention(args, model, max_length)
+    max_length = finetune.resolve_max_length(recipe, model, tokenizer)
+    finetune.choose_attention(args, model, max_length)
     if recipe.text_pair_field:
         finetune.separate_pairs(tokenizer)
-    data = {name: finetune.encode_records(tokenizer, max_length, *texts[name], labels=labels[name]) for name in splits}
+    data = {name: finetune.encode_texts(tokenizer, max_length, *texts[name], labels=labels[name]) for name in splits}
     if recipe.lora:
         model = add_adapter(model, recipe, "SEQ_CLS", new)
     record = report.begin_record("finetune_classification", recipe, args, model, splits)
@@ -125,18 +125,20 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.pooling:
         record["pooling"] = recipe.pooling
 
-    finetune.settle_arguments(args, recipe, model, task.metrics)
+    finetune.resolve_arguments(args, recipe, model, task.metrics)
     weights = task.class_weights(labels["train"]) if recipe.class_weights else None
     if args.label_smoothing_factor and task.problem_type != "single_label_classification":
         raise InputError(f"--label_smoothing_factor is for one label a record; this task is a {task.problem_type}")
 
-    report.say_model(model, recipe, new)
-    say("task", f"{task.problem_type}: {len(task.names)} label{'s' * (len(task.names) > 1)} in {recipe.label_field!r}")
+    report.report_model(model, recipe, new)
+    print_line(
+        "task", f"{task.problem_type}: {len(task.names)} label{'s' * (len(task.names) > 1)} in {recipe.label_field!r}"
+    )
     for name, encoded in labels.items():
-        say(name, f"{len(encoded):,} records: {describe_counts(task.counts(encoded))}")
-    report.say_steps(args, data["train"], max_length)
-    report.say_example(tokenizer, data["train"][0], task.name_of(labels["train"][0]))
-    record["overlap_with_train"] = report.say_overlap({name: text_keys(texts[name]) for name in splits})
+        print_line(name, f"{len(encoded):,} records: {describe_counts(task.counts(encoded))}")
+    report.report_steps(args, data["train"], max_length)
+    report.report_example(tokenizer, data["train"][0], task.name_of(labels["train"][0]))
+    record["overlap_with_train"] = report.report_overlap({name: text_keys(texts[name]) for name in splits})
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return task.figures(task.decide(prediction.predictions), prediction.label_ids)
@@ -153,10 +155,10 @@ def main(argv: list[str] | None = None) -> int:
         preprocess_logits_for_metrics=only_logits,
         record=record,
     )
-    report.say_time(trainer)
+    report.report_time_estimate(trainer)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     logits = trainer.predict_in_order(data[split])
@@ -170,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         plot_confusion(matrix, task.names, Path(args.output_dir) / CONFUSION_FILE)
         record["confusion_matrix"] = {"labels": task.names, "actual_by_predicted": matrix.tolist()}
         record["pictures"] = {CONFUSION_FILE: f"Confusion matrix on the {split} records"}
-    report.write_results(trainer, model)
+    report.write_finished_model(trainer, model)
     return 0
 
 

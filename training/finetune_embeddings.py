@@ -23,7 +23,7 @@ from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter, merge_inside
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 
 from transformers import AutoModel, set_seed
 
@@ -113,25 +113,25 @@ def main(argv: list[str] | None = None) -> int:
 
     tokenizer = finetune.load_tokenizer(recipe)
     model, new = finetune.load_model(AutoModel, recipe, tokenizer)
-    max_length = finetune.settle_max_length(recipe, model, tokenizer)
-    finetune.settle_attention(args, model, max_length)
+    max_length = finetune.resolve_max_length(recipe, model, tokenizer)
+    finetune.choose_attention(args, model, max_length)
     embedder = build_embedder(model, tokenizer, recipe.model, max_length, recipe.pooling, recipe.trust_remote_code)
     if recipe.lora:
         add_adapter(model, recipe, "FEATURE_EXTRACTION", inside=True)
     record = report.begin_record("finetune_embeddings", recipe, args, embedder, splits)
     record["library"] = "sentence-transformers"
-    finetune.settle_arguments(args, recipe, model, pairs["validation"].metrics, loss=False)
+    finetune.resolve_arguments(args, recipe, model, pairs["validation"].metrics, loss=False)
 
-    report.say_model(model, recipe, new)
-    say("task", f"{recipe.loss} loss, {getattr(embedder[1], 'pooling_mode', 'no')} pooling")
+    report.report_model(model, recipe, new)
+    print_line("task", f"{recipe.loss} loss, {getattr(embedder[1], 'pooling_mode', 'no')} pooling")
     for name, several in pairs.items():
-        say(name, f"{len(splits[name]):,} pairs{'' if several.scores is None else ' with scores'}")
-    encoded = [finetune.encode_records(tokenizer, max_length, texts) for texts in pairs["train"].columns]
+        print_line(name, f"{len(splits[name]):,} pairs{'' if several.scores is None else ' with scores'}")
+    encoded = [finetune.encode_texts(tokenizer, max_length, texts) for texts in pairs["train"].columns]
     longest = [max(texts, key=finetune.length_of) for texts in zip(*encoded)]
-    report.say_steps(args, longest, max_length)
-    report.say_example(tokenizer, encoded[0][0], pairs["train"].columns[1][0])
+    report.report_steps(args, longest, max_length)
+    report.report_example(tokenizer, encoded[0][0], pairs["train"].columns[1][0])
     keys = {name: [key[:2] for key in several.keys()] for name, several in pairs.items()}
-    record["overlap_with_train"] = report.say_overlap(keys)
+    record["overlap_with_train"] = report.report_overlap(keys)
 
     split = "test" if "test" in pairs else "validation"
     before = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
@@ -144,10 +144,10 @@ def main(argv: list[str] | None = None) -> int:
         lengths=[finetune.length_of(texts) for texts in longest],
         record=record,
     )
-    report.say_time(trainer)
+    report.report_time_estimate(trainer)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
     embedder = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     results = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
     report.report_results(record, split, results, {"before training": before})
     forget_lengths(tokenizer)
-    report.write_results(trainer, embedder)
+    report.write_finished_model(trainer, embedder)
     return 0
 
 

@@ -27,7 +27,7 @@ from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, refuse_below
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 
 from transformers import AutoModelForCausalLM, set_seed
 
@@ -82,10 +82,12 @@ def encode_splits(
     encoded = {}
     for name, records in splits.items():
         found = chat.encode_conversations(encoder, chats[name], records.places, length, recipe.train_on_prompts)
-        say(name, f"{len(found.rows):,} conversations, {found.tokens:,} tokens, {found.trained:,} of them trained")
+        print_line(
+            name, f"{len(found.rows):,} conversations, {found.tokens:,} tokens, {found.trained:,} of them trained"
+        )
         for count, what in ((found.shortened, "lost their last turns"), (found.left_out, "are left out")):
             if count:
-                say("note", f"{count:,} {name} conversations {what}: they are longer than {length} tokens")
+                print_line("note", f"{count:,} {name} conversations {what}: they are longer than {length} tokens")
         encoded[name] = found
     return encoded
 
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"{recipe.model}: is no causal LM, it lacks {new[0]}")
     new_tokens = chat.add_tokens(tokenizer, model, recipe.new_tokens or [], recipe.lora)
     chat.ensure_chat_template(tokenizer, recipe.chat_template)
-    length = finetune.settle_max_length(recipe, model, tokenizer)
+    length = finetune.resolve_max_length(recipe, model, tokenizer)
     encoder = ChatEncoder(tokenizer)
 
     encoded = encode_splits(encoder, recipe, splits, chats, length)
@@ -125,17 +127,19 @@ def main(argv: list[str] | None = None) -> int:
         model = add_adapter(model, recipe, "CAUSAL_LM", new_tokens=new_tokens)
     record = report.begin_record("finetune_instruct", recipe, args, model, splits)
     record["loss_name"] = "loss (nats per trained token)"
-    finetune.settle_arguments(args, recipe, model, ["loss"])
+    finetune.resolve_arguments(args, recipe, model, ["loss"])
 
     train = encoded["train"].rows
     if recipe.packing:
         train = chat.pack(train, length, tokenizer.pad_token_id)
         filled = encoded["train"].tokens / (length * len(train))
-        say("packing", f"{len(train):,} rows of {length} tokens, {filled:.1%} full, no conversation sees another")
-    report.say_model(model, recipe, new)
-    report.say_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
-    say("example", chat.show(tokenizer, encoded["train"].rows[0]))
-    record["overlap_with_train"] = report.say_overlap(
+        print_line(
+            "packing", f"{len(train):,} rows of {length} tokens, {filled:.1%} full, no conversation sees another"
+        )
+    report.report_model(model, recipe, new)
+    report.report_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
+    print_line("example", chat.show(tokenizer, encoded["train"].rows[0]))
+    record["overlap_with_train"] = report.report_overlap(
         {name: [what_is_asked(messages) for messages in chats[name]] for name in splits}
     )
 
@@ -150,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if recipe.packing:
         chat.check_packing(trainer.model, train)
-    report.say_time(trainer)
+    report.report_time_estimate(trainer)
 
     split = "test" if "test" in splits else "validation"
     held_out = encoded[split]
@@ -162,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         before, said_before = measure(trainer.model, encoder, recipe, held_out.rows, asked)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
 
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
@@ -172,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     record["samples"] = answers.dialogues(prompts, {"before": said_before, "after": said})
     print("\n\n".join(["", *record["samples"]]))
     record["chat"] = prompts[0][-1]["content"] if prompts else None
-    report.write_results(trainer, model)
+    report.write_finished_model(trainer, model)
     return 0
 
 

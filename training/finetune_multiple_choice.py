@@ -25,7 +25,7 @@ from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningTrainer
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 
 from transformers import AutoModelForMultipleChoice, EvalPrediction, set_seed
 
@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
 
     tokenizer = finetune.load_tokenizer(recipe)
     model, new = finetune.load_model(AutoModelForMultipleChoice, recipe, tokenizer)
-    max_length = finetune.settle_max_length(recipe, model, tokenizer)
-    finetune.settle_attention(args, model, max_length)
+    max_length = finetune.resolve_max_length(recipe, model, tokenizer)
+    finetune.choose_attention(args, model, max_length)
     finetune.separate_pairs(tokenizer)
     data = {name: mc.encode_choices(tokenizer, several, max_length) for name, several in choices.items()}
     for name in splits:
@@ -92,16 +92,16 @@ def main(argv: list[str] | None = None) -> int:
     record["max_length"] = max_length
 
     args.label_names = ["labels"]
-    finetune.settle_arguments(args, recipe, model, mc.METRICS)
+    finetune.resolve_arguments(args, recipe, model, mc.METRICS)
 
-    report.say_model(model, recipe, new)
+    report.report_model(model, recipe, new)
     for name, several in choices.items():
-        say(name, f"{len(several):,} records: {describe_options(several)}")
-    report.say_steps(args, data["train"], max_length)
+        print_line(name, f"{len(several):,} records: {describe_options(several)}")
+    report.report_steps(args, data["train"], max_length)
     shown = choices["train"][0]
     ids = data["train"][0]["input_ids"][shown.answer]
-    report.say_example(tokenizer, {"input_ids": ids}, f"right, of {len(shown.options)} options")
-    record["overlap_with_train"] = report.say_overlap({name: choice_keys(choices[name]) for name in splits})
+    report.report_example(tokenizer, {"input_ids": ids}, f"right, of {len(shown.options)} options")
+    record["overlap_with_train"] = report.report_overlap({name: choice_keys(choices[name]) for name in splits})
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         limits.refuse_diverged(prediction.predictions)
@@ -119,10 +119,10 @@ def main(argv: list[str] | None = None) -> int:
         compute_metrics=compute_metrics,
         record=record,
     )
-    report.say_time(trainer)
+    report.report_time_estimate(trainer)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     logits = trainer.predict_in_order(data[split])
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     results = mc.estimates(mc.decide(logits, choices[split]), choices[split])
     beside = mc.baselines(choices[split]) if recipe.baselines else {}
     report.report_results(record, split, results, beside)
-    report.write_results(trainer, model)
+    report.write_finished_model(trainer, model)
     return 0
 
 

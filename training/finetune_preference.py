@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 with needs_extra("align"):
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 from hf_tfm.train.trainer import RunMixin
 
 
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     model, new = finetune.load_model(head[0], recipe, tokenizer, **head[1])
     chat.ensure_chat_template(tokenizer, recipe.chat_template)
-    length = finetune.settle_max_length(recipe, model, tokenizer)
+    length = finetune.resolve_max_length(recipe, model, tokenizer)
     encoder = chat.ChatEncoder(tokenizer)
     found = {name: encode_pairs(encoder, pairs[name], splits[name].places, length) for name in splits}
     if recipe.mode == "dpo":
@@ -152,18 +152,18 @@ def main(argv: list[str] | None = None) -> int:
         model = add_adapter(model, recipe, "CAUSAL_LM" if recipe.mode == "dpo" else "SEQ_CLS", new)
     record = report.begin_record("finetune_preference", recipe, args, model, splits)
     # Preferences are a small change to a model that can speak already.
-    finetune.settle_arguments(args, recipe, model, ["loss"], pace=0.1 if recipe.mode == "dpo" else 0.5)
+    finetune.resolve_arguments(args, recipe, model, ["loss"], pace=0.1 if recipe.mode == "dpo" else 0.5)
 
-    report.say_model(model, recipe, new)
+    report.report_model(model, recipe, new)
     for name, encoded in found.items():
-        say(name, f"{len(encoded.rows):,} pairs")
+        print_line(name, f"{len(encoded.rows):,} pairs")
         for count, what in ((encoded.alike, "have the same answer twice"), (encoded.left_out, "are too long")):
             if count:
-                say("note", f"{count:,} {name} pairs {what}, they are left out (max_length {length})")
+                print_line("note", f"{count:,} {name} pairs {what}, they are left out (max_length {length})")
     total, per_epoch = report.count_steps(args, len(found["train"].rows))
-    say("steps", f"{total:,}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}")
+    print_line("steps", f"{total:,}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}")
     for which in ("chosen", "rejected"):
-        say(which, chat.show(tokenizer, found["train"].answered(which)[0]))
+        print_line(which, chat.show(tokenizer, found["train"].answered(which)[0]))
 
     datasets = {name: pair_dataset(encoded, recipe.mode) for name, encoded in found.items()}
     fields = {"max_length": None, "disable_dropout": recipe.lora_dropout == 0}
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     before = scores(trainer.model, tokenizer, found[split], recipe.mode)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
 
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     results = figures(scores(model, tokenizer, found[split], recipe.mode), before, recipe.mode)
     beside = {"before": figures(before, None, recipe.mode)}
     report.report_results(record, split, results, beside)
-    report.write_results(trainer, model)
+    report.write_finished_model(trainer, model)
     return 0
 
 

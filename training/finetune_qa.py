@@ -26,7 +26,7 @@ from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningTrainer
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ def read_splits(recipe: QuestionRecipe, seed: int) -> tuple[dict[str, Records], 
         splits[name], asked[name] = qa.read_questions(records, recipe.fields, recipe.skip_bad_answers)
         skipped[name] = skipped.get(name, 0) + len(records) - len(splits[name])
         if skipped[name]:
-            say("skipped", f"{skipped[name]:,} {name} records whose answer is not where it should be")
+            print_line("skipped", f"{skipped[name]:,} {name} records whose answer is not where it should be")
     return splits, asked
 
 
@@ -101,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
 
     tokenizer = finetune.load_tokenizer(recipe)
     model, new = finetune.load_model(AutoModelForQuestionAnswering, recipe, tokenizer)
-    max_length = finetune.settle_max_length(recipe, model, tokenizer)
-    finetune.settle_attention(args, model, max_length)
+    max_length = finetune.resolve_max_length(recipe, model, tokenizer)
+    finetune.choose_attention(args, model, max_length)
     finetune.separate_pairs(tokenizer)
     trim_offsets(tokenizer)
     stride = min(64, max_length // 4) if recipe.stride is None else recipe.stride
@@ -116,17 +116,17 @@ def main(argv: list[str] | None = None) -> int:
     record["max_length"], record["stride"] = max_length, stride
 
     args.label_names = ["labels"]
-    finetune.settle_arguments(args, recipe, model, qa.METRICS)
+    finetune.resolve_arguments(args, recipe, model, qa.METRICS)
 
-    report.say_model(model, recipe, new)
+    report.report_model(model, recipe, new)
     for name, several in questions.items():
         answered = sum(bool(question.answers) for question in several)
         without = f", {len(several) - answered:,} of them without an answer" if answered < len(several) else ""
-        say(name, f"{len(several):,} questions in {len(data[name]):,} windows{without}")
-    report.say_steps(args, data["train"], max_length)
+        print_line(name, f"{len(several):,} questions in {len(data[name]):,} windows{without}")
+    report.report_steps(args, data["train"], max_length)
     shown = next(question for question in questions["train"] if question.answers)
-    say("example", f"{shown.question} → {shown.answers[0]}")
-    record["overlap_with_train"] = report.say_overlap(
+    print_line("example", f"{shown.question} → {shown.answers[0]}")
+    record["overlap_with_train"] = report.report_overlap(
         {name: [(q.context, q.question.casefold()) for q in several] for name, several in questions.items()}
     )
 
@@ -151,10 +151,10 @@ def main(argv: list[str] | None = None) -> int:
         preprocess_logits_for_metrics=both_ends,
         record=record,
     )
-    report.say_time(trainer)
+    report.report_time_estimate(trainer)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
 
     answers = {
         name: answers_of(trainer.predict_in_order(data[name]), name)
@@ -173,9 +173,9 @@ def main(argv: list[str] | None = None) -> int:
     report.report_results(record, split, results, beside)
     first = answers[split][0]
     nearest = [f"{span.text} ({share:.0%})" for span, share in zip(first.spans[:3], first.probabilities())]
-    say("sample", f"{questions[split][0].question} → {', '.join(nearest)}")
+    print_line("sample", f"{questions[split][0].question} → {', '.join(nearest)}")
     record["no_answer_threshold"] = threshold
-    report.write_results(trainer, model)
+    report.write_finished_model(trainer, model)
     return 0
 
 

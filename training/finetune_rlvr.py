@@ -27,7 +27,7 @@ from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, refuse_below
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, set_seed
@@ -137,26 +137,30 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = finetune.load_tokenizer(recipe)
     model, new = finetune.load_model(AutoModelForCausalLM, recipe, tokenizer)
     chat.ensure_chat_template(tokenizer, recipe.chat_template)
-    length = finetune.settle_max_length(recipe, model, tokenizer)
+    length = finetune.resolve_max_length(recipe, model, tokenizer)
     encoder = ChatEncoder(tokenizer)
     room = length - recipe.max_new_tokens
     questions = {}
     for name, records in splits.items():
         verify = read_verifier(recipe.reward, records, recipe.answer_field)
         questions[name] = found = read_questions(records, encoder, verify, room)
-        say(name, f"{len(found.rows):,} questions")
+        print_line(name, f"{len(found.rows):,} questions")
         if len(found.rows) < len(records):
-            say("note", f"{len(records) - len(found.rows):,} {name} prompts are left out: longer than {room} tokens")
+            print_line(
+                "note", f"{len(records) - len(found.rows):,} {name} prompts are left out: longer than {room} tokens"
+            )
     encoder([*questions["train"].prompts[0], {"role": "assistant", "content": "."}], train.places[0])
     chat.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM", new)
     record = report.begin_record("finetune_rlvr", recipe, args, model, splits)
-    finetune.settle_arguments(args, recipe, model, ["reward"], pace=0.1, loss=False)
-    report.say_model(model, recipe, new)
+    finetune.resolve_arguments(args, recipe, model, ["reward"], pace=0.1, loss=False)
+    report.report_model(model, recipe, new)
     per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps / recipe.answers_per_prompt
-    say("steps", f"{per_step:g} prompts with {recipe.answers_per_prompt} answers each, rate {args.learning_rate:.3g}")
-    say("example", tokenizer.decode(questions["train"].ids[0]).replace("\n", "⏎") + " ⟦what it says⟧")
+    print_line(
+        "steps", f"{per_step:g} prompts with {recipe.answers_per_prompt} answers each, rate {args.learning_rate:.3g}"
+    )
+    print_line("example", tokenizer.decode(questions["train"].ids[0]).replace("\n", "⏎") + " ⟦what it says⟧")
 
     fields = dict(
         num_generations=recipe.answers_per_prompt,
@@ -180,10 +184,10 @@ def main(argv: list[str] | None = None) -> int:
     split = "test" if "test" in splits else "validation"
     before, said_before = questions[split].ask(trainer.model, tokenizer, recipe.max_new_tokens)
     beside = {"before": estimate(before, recipe.reward)}
-    say("before", ", ".join(f"{name} {figure} on {split}" for name, figure in beside["before"].items()))
+    print_line("before", ", ".join(f"{name} {figure} on {split}" for name, figure in beside["before"].items()))
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
 
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
@@ -194,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     texts = {"before": [answer.text for answer in said_before], "after": [answer.text for answer in said]}
     record["samples"] = answers.dialogues(questions[split].prompts, texts)
     record["chat"] = questions[split].prompts[0][-1]["content"]
-    report.write_results(trainer, model)
+    report.write_finished_model(trainer, model)
     return 0
 
 

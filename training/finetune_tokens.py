@@ -26,7 +26,7 @@ from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments, FinetuningTrainer
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 
 import torch
 from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = finetune.load_tokenizer(recipe)
     trim_offsets(tokenizer)
     model, new = finetune.load_model(AutoModelForTokenClassification, recipe, tokenizer, **task.config_fields())
-    max_length = finetune.settle_max_length(recipe, model, tokenizer)
-    finetune.settle_attention(args, model, max_length)
+    max_length = finetune.resolve_max_length(recipe, model, tokenizer)
+    finetune.choose_attention(args, model, max_length)
     data, windows = {}, {}
     for name in splits:
         data[name], windows[name] = tagging.encode_words(tokenizer, max_length, words[name])
@@ -97,23 +97,27 @@ def main(argv: list[str] | None = None) -> int:
     record["max_length"] = max_length
 
     args.label_names = ["labels"]
-    finetune.settle_arguments(args, recipe, model, task.metrics)
+    finetune.resolve_arguments(args, recipe, model, task.metrics)
 
-    report.say_model(model, recipe, new)
+    report.report_model(model, recipe, new)
     what = (
         f"{len(task.kinds)} types of entities in {len(task.names)} tags" if task.entities else f"{len(task.names)} tags"
     )
-    say("task", f"{what} in {recipe.tags_field!r}")
+    print_line("task", f"{what} in {recipe.tags_field!r}")
     for name, encoded in tags.items():
-        say(name, f"{len(encoded):,} records, {describe_tags(task, encoded)}")
+        print_line(name, f"{len(encoded):,} records, {describe_tags(task, encoded)}")
         lost = sum(map(len, words[name])) - sum(len(window.words) for window in windows[name])
         if lost:
-            say("note", f"{lost:,} words of {name} have no pieces and always get the tag {task.names[task.default]}")
-    report.say_steps(args, data["train"], max_length)
+            print_line(
+                "note", f"{lost:,} words of {name} have no pieces and always get the tag {task.names[task.default]}"
+            )
+    report.report_steps(args, data["train"], max_length)
     shown = max(range(min(50, len(tags["train"]))), key=lambda number: len(Counter(tags["train"][number])))
     tagged = zip(words["train"][shown], tags["train"][shown])
-    say("example", " ".join(f"{word}/{task.names[tag]}" if tag != task.default else word for word, tag in tagged))
-    record["overlap_with_train"] = report.say_overlap({name: sentence_keys(words[name]) for name in splits})
+    print_line(
+        "example", " ".join(f"{word}/{task.names[tag]}" if tag != task.default else word for word, tag in tagged)
+    )
+    record["overlap_with_train"] = report.report_overlap({name: sentence_keys(words[name]) for name in splits})
 
     def tags_of(predictions, name: str) -> list[list[int]]:
         return tagging.tags_of_words(predictions, windows[name], words[name], task.default)
@@ -134,10 +138,10 @@ def main(argv: list[str] | None = None) -> int:
         preprocess_logits_for_metrics=best_tags,
         record=record,
     )
-    report.say_time(trainer)
+    report.report_time_estimate(trainer)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     predictions = trainer.predict_in_order(data[split])
@@ -149,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         tagger = tagging.dictionary_tagger(words["train"], tags["train"])
         beside["dictionary"] = task.estimates(tagger(words[split]), tags[split])
     report.report_results(record, split, results, beside)
-    report.write_results(trainer, model)
+    report.write_finished_model(trainer, model)
     return 0
 
 

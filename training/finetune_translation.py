@@ -26,7 +26,7 @@ from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.optim import DEFAULTS
 from hf_tfm.train.pretrain import OWN_OPTIMIZER
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, read_mapping, refuse_below
-from hf_tfm.train.report import say
+from hf_tfm.train.report import print_line
 
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -100,7 +100,7 @@ def prepare_model(recipe: TranslationRecipe, texts: list[str]):
     if not translation.is_preset(recipe.model):
         tokenizer = finetune.load_tokenizer(recipe)
         model, _ = finetune.load_model(AutoModelForSeq2SeqLM, recipe, tokenizer)
-        return model, tokenizer, finetune.settle_max_length(recipe, model, tokenizer)
+        return model, tokenizer, finetune.resolve_max_length(recipe, model, tokenizer)
     max_length = recipe.max_length or 128
     if recipe.tokenizer:
         tokenizer = finetune.load_tokenizer(recipe)
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     pairs = {name: read_pairs(records, recipe) for name, records in splits.items()}
 
     model, tokenizer, max_length = prepare_model(recipe, [*pairs["train"][0], *pairs["train"][1]])
-    finetune.settle_attention(args, model, max_length)
+    finetune.choose_attention(args, model, max_length)
     start = model.config.decoder_start_token_id
     data = {name: translation.encode_pairs(tokenizer, max_length, start, *both) for name, both in pairs.items()}
     record = report.begin_record("finetune_translation", recipe, args, model, splits)
@@ -132,21 +132,21 @@ def main(argv: list[str] | None = None) -> int:
         record["base_model"] = None
     args.learning_rate = args.learning_rate or DEFAULTS[recipe.optimizer]["lr"]
     args.generation_max_length = max_length
-    finetune.settle_arguments(args, recipe, model, ("bleu", "chrf"))
+    finetune.resolve_arguments(args, recipe, model, ("bleu", "chrf"))
 
-    report.say_model(model, recipe, [])
-    say("tokenizer", f"{len(tokenizer):,} tokens for {recipe.source_field} and {recipe.target_field}")
+    report.report_model(model, recipe, [])
+    print_line("tokenizer", f"{len(tokenizer):,} tokens for {recipe.source_field} and {recipe.target_field}")
     for name, records in splits.items():
-        say(name, f"{len(records):,} pairs")
-    report.say_steps(args, data["train"], max_length)
-    report.say_example(tokenizer, data["train"][0], tokenizer.decode(data["train"][0]["labels"]))
+        print_line(name, f"{len(records):,} pairs")
+    report.report_steps(args, data["train"], max_length)
+    report.report_example(tokenizer, data["train"][0], tokenizer.decode(data["train"][0]["labels"]))
     sources = {name: [text.casefold() for text in both[0]] for name, both in pairs.items()}
-    record["overlap_with_train"] = report.say_overlap(sources)
+    record["overlap_with_train"] = report.report_overlap(sources)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         translations = translation.decode(tokenizer, in_order(prediction.predictions, data["validation"]))
         for source, found in list(zip(pairs["validation"][0], translations))[:SHOWN]:
-            say("sample", f"{source} → {found}")
+            print_line("sample", f"{source} → {found}")
         return translation.scores(translations, pairs["validation"][1])
 
     trainer = translation.TranslationTrainer(
@@ -162,10 +162,10 @@ def main(argv: list[str] | None = None) -> int:
         optimizer_name=recipe.optimizer,
         decay=recipe.decay,
     )
-    report.say_time(trainer)
+    report.report_time_estimate(trainer)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
-        return report.say_stopped(trainer)
+        return report.report_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
     # Whoever opens the folder and calls generate gets what is measured here.
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     report.report_results(record, split, results, copied)
     record["samples"] = [f"{s} → {t} (reference: {r})" for s, t, r in list(zip(sources, translations, references))[:8]]
     print("\n".join(record["samples"]))
-    report.write_results(trainer, model)
+    report.write_finished_model(trainer, model)
     return 0
 
 

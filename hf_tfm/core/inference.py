@@ -22,3 +22,11 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def is_bidirectional(model: torch.nn.Module) -> bool:
+    """Return whether a token's output depends on later tokens, as an encoder's does; found out by a forward pass."""
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=next(model.parameters()).device)
+    with evaluation_mode(model):
+        first = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][:, 0]
+    return not torch.equal(first[0], first[1])

@@ -15,7 +15,7 @@ from ..data.batches import RightPadding, length_of
 from ..data.records import Records
 from ..tasks import multiple_choice, question_answering, tagging
 from ..tasks.classification import Task, label_ids, written_labels
-from ..train.finetune import encode_records
+from ..train.finetune import encode_texts
 
 
 def task_of_model(model: PreTrainedModel, field: str, records: Records) -> Task:
@@ -42,7 +42,7 @@ def measure_classifier(
     task = task_of_model(model, label_field, records)
     labels = task.encode(records)
     columns = [records.texts(field, "text_field") for field in text_fields]
-    rows = encode_records(tokenizer, _most_tokens(model, tokenizer, max_length), *columns)
+    rows = encode_texts(tokenizer, _most_tokens(model, tokenizer, max_length), *columns)
     logits = predict_rows(model, tokenizer, rows, lambda outputs: outputs.logits, **batching)
     return task.estimates(task.decide(np.stack(logits)), labels)
 

@@ -29,11 +29,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..artifacts.open import auto_class_of, open_model
 from ..artifacts.record import RECORD_FILE, read_record
 from ..core.errors import InputError
+from ..core.inference import is_bidirectional
 from ..core.limits import longest_input
 from ..data.records import Records, iter_records
 from ..data.tokenizer import encode_text
 from ..tasks import multiple_choice, question_answering, tagging
-from ..train.finetune import encode_records
+from ..train.finetune import encode_texts
 from .labelled import predict_rows
 from .language_model import LanguageModel, document_rows
 
@@ -216,7 +217,7 @@ def _csv_writer(file: TextIO) -> Callable[[dict[str, Any], str], None]:
 
 
 def _classify(predictor: Predictor, records: Records) -> Outputs:
-    rows = encode_records(predictor.tokenizer, predictor.max_length, *predictor.texts(records))
+    rows = encode_texts(predictor.tokenizer, predictor.max_length, *predictor.texts(records))
     names, problem_type = predictor.names, predictor.model.config.problem_type
     if problem_type == "regression" or (problem_type is None and len(names) == 1):
         return [{"predicted_number": float(row[0])} for row in predictor.rows(rows, lambda out: out.logits)]
@@ -240,7 +241,7 @@ def _follows(predictor: Predictor, records: Records) -> Outputs:
     columns = predictor.texts(records)
     if len(columns) < 2:
         raise InputError("a model for next sentences needs two: name the second text with --text-pair-field")
-    rows = encode_records(predictor.tokenizer, predictor.max_length, *columns)
+    rows = encode_texts(predictor.tokenizer, predictor.max_length, *columns)
     shares = predictor.rows(rows, lambda out: out.logits.float().softmax(-1))
     return [{"predicted_follows": bool(row[0] > 0.5), "predicted_score": float(row[0])} for row in shares]
 
@@ -376,7 +377,7 @@ class _Embedder(torch.nn.Module):
 
 def _embed(predictor: Predictor, records: Records) -> Outputs:
     [texts] = predictor.texts(records)[:1]
-    rows = encode_records(predictor.tokenizer, predictor.max_length, texts)
+    rows = encode_texts(predictor.tokenizer, predictor.max_length, texts)
     embedder = _Embedder(predictor.model, predictor.pooling)
     vectors = predict_rows(embedder, predictor.tokenizer, rows, lambda pooled: pooled, **predictor.batching)
     if predictor.normalize:
@@ -394,7 +395,7 @@ def _pooling_of(path: str, model: PreTrainedModel, given: str | None) -> dict[st
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {"pooling": "mean" if question_answering.reads_both_ways(model) else "last"}
+        return {"pooling": "mean" if is_bidirectional(model) else "last"}
     steps = [module["type"].rpartition(".")[2] for module in modules]
     if others := [step for step in steps if step not in ("Transformer", "Pooling", "Normalize")]:
         raise InputError(f"{path}: its embeddings go through {others[0]}, which only sentence-transformers computes")

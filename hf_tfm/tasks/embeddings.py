@@ -253,7 +253,7 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
             return super()._load_from_checkpoint(checkpoint_path)
         load_inside(self.model.transformers_model, checkpoint_path)
 
-    def middling_batch(self) -> dict[str, torch.Tensor]:
+    def median_batch(self) -> dict[str, torch.Tensor]:
         """A batch of texts of middling length, to measure the time of a step on."""
         order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__)
         start = max(0, (len(order) - self.args.train_batch_size) // 2)

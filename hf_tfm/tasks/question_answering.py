@@ -14,8 +14,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.inference import is_bidirectional
 from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records
+from .squad import exact_match, normalize, token_f1
 
 
 METRICS = ("f1", "exact_match")
@@ -197,7 +199,7 @@ def encode_questions(
     # Truncation set by this call must not be saved as the tokenizer's own.
     tokenizer.backend_tokenizer.no_truncation()
     owners, offsets = inputs.pop("overflow_to_sample_mapping"), inputs.pop("offset_mapping")
-    both_ways = reads_both_ways(model)
+    both_ways = is_bidirectional(model)
     windows = []
     for number, owner in enumerate(owners):
         sides = inputs.sequence_ids(number)
@@ -206,17 +208,6 @@ def encode_questions(
         null = 0 if both_ways else len(sides) - 1
         windows.append(Window(owner, first, [tuple(span) for span in offsets[number][first : first + length]], null))
     return [dict(zip(inputs, row)) for row in zip(*inputs.values())], windows
-
-
-@torch.no_grad()
-def reads_both_ways(model: torch.nn.Module) -> bool:
-    """Whether a token's output depends on the tokens behind it, as an encoder's does; found out by trying."""
-    was_training = model.training
-    model.eval()
-    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=next(model.parameters()).device)
-    first = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][:, 0]
-    model.train(was_training)
-    return not torch.equal(first[0], first[1])
 
 
 def add_labels(rows: Sequence[dict[str, Any]], windows: Sequence[Window], questions: Sequence[Question]) -> None:
@@ -339,12 +330,10 @@ def find_answers(
 
 def score_answers(predictions: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
     """Token F1 and exact match `(questions, 2)` from 0 to 1 as SQuAD counts them, against the nearest right answer."""
-    from ..metrics.squad.squad import exact, f1
-
     scores = np.zeros((len(questions), 2))
     for row, given, question in zip(scores, predictions, questions):
         if question.answers:
-            row[:] = [max(score(given, answer) for answer in question.answers) for score in (f1, exact)]
+            row[:] = [max(score(given, answer) for answer in question.answers) for score in (token_f1, exact_match)]
         else:
             row[:] = float(not given)
     return scores
@@ -389,8 +378,6 @@ def baselines(questions: Sequence[Question], train: Sequence[Question], seed: in
     with the question; that sentence's words that are not in the question, as many as answers mostly have, from the
     first capitalised word or number on; and nothing at all where training has questions without an answer.
     """
-    from ..metrics.squad.squad import normalize
-
     draw = random.Random(seed)
     lengths = sorted(len(_WORD.findall(question.answers[0])) for question in train if question.answers)
     usual = max(1, lengths[len(lengths) // 2]) if lengths else 1

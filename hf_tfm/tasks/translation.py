@@ -42,7 +42,7 @@ def train_shared_tokenizer(texts: Sequence[str], vocab_size: int, max_length: in
     One byte-level BPE for both languages, which puts a text between [CLS] and [SEP]; those start and end a translation.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a small text gives fewer tokens: `say_model` tells how many
+        warnings.simplefilter("ignore", UserWarning)  # a small text gives fewer tokens: `report_model` tells how many
         tokenizer = train_tokenizer(texts, vocab_size=vocab_size, style="encoder", model_max_length=max_length)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the encoder knows one kind of segment
     return tokenizer

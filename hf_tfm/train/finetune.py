@@ -266,7 +266,7 @@ def separate_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
     backend.post_processor = processors.Sequence([*before, between])
 
 
-def settle_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def resolve_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The length that texts are cut to, in tokens. Raises `InputError` if the model cannot take the one asked for."""
     positions = longest_input(model.config)
     if positions is not None:
@@ -281,7 +281,7 @@ def settle_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenize
     return recipe.max_length
 
 
-def settle_attention(args: TrainingArguments, model: PreTrainedModel, max_length: int) -> None:
+def choose_attention(args: TrainingArguments, model: PreTrainedModel, max_length: int) -> None:
     """Choose how attention is computed while training on a CPU; what is saved does not tell."""
     if args.device.type == "cpu" and not use_blockwise_attention(model) and max_length <= _SHORT:
         model.set_attn_implementation("eager")
@@ -296,7 +296,7 @@ def carve_validation(
     return carve(train, recipe.validation_fraction, seed, keys, strata)
 
 
-def encode_records(
+def encode_texts(
     tokenizer: PreTrainedTokenizerBase, max_length: int, *columns: list[str], **more: list[Any]
 ) -> list[dict[str, Any]]:
     """
@@ -331,7 +331,7 @@ class FinetuningMixin(RunMixin):
         self.sampler: SeededLengthGroups | None = None
         self.add_callback(_TellEpoch(self))
 
-    def middling_batch(self) -> dict[str, Any]:
+    def median_batch(self) -> dict[str, Any]:
         """A batch of records of middling length, to measure the time of a step on."""
         records = sorted(self.train_dataset, key=length_of)
         start = max(0, (len(records) - self.args.train_batch_size) // 2)
@@ -377,7 +377,7 @@ class FinetuningTrainer(FinetuningMixin, Trainer):
     """The stock Trainer with what [`FinetuningMixin`] adds."""
 
 
-def settle_arguments(
+def resolve_arguments(
     args: TrainingArguments,
     recipe: FinetuningRecipe,
     model: PreTrainedModel,

@@ -50,20 +50,22 @@ def begin_record(
     return record
 
 
-def say(name: str, text: Any) -> None:
+def print_line(name: str, text: Any) -> None:
     """A line of the run's report, from the first process only."""
     PartialState().print(f"{name:<10} {text}", flush=True)
 
 
-def say_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[str]) -> None:
+def report_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[str]) -> None:
     """Class, size, how many weights are trained, and which are new."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     how = f", {recipe.lora_variant} of rank {recipe.lora_rank}" if recipe.lora else ""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    say("model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})")
+    print_line(
+        "model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})"
+    )
     if new:
-        say("new", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
+        print_line("new", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
 
 
 def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
@@ -73,7 +75,7 @@ def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
     return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
 
 
-def say_steps(
+def report_steps(
     args: TrainingArguments,
     records: list[dict[str, Any]],
     max_length: int,
@@ -84,35 +86,39 @@ def say_steps(
     size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     unit = "records" if packed is None else "packed rows"
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-    say("steps", f"{total:,} of {size} {unit}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}, {precision}")
+    print_line(
+        "steps", f"{total:,} of {size} {unit}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}, {precision}"
+    )
     lengths = [length_of(record) for record in records]
     cut = sum(length >= max_length for length in lengths)
     reach = f", {cut:,} of them cut or just fitting" if cut else ""
-    say("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}")
+    print_line(
+        "lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}"
+    )
 
 
-def say_example(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], label: str) -> None:
+def report_example(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], label: str) -> None:
     """A record as the model gets it, from its tokens back to text, and what it is to say."""
     ids = record["input_ids"]
-    say("example", f"{tokenizer.decode(ids[:64])}{' …' if len(ids) > 64 else ''} → {label}")
+    print_line("example", f"{tokenizer.decode(ids[:64])}{' …' if len(ids) > 64 else ''} → {label}")
 
 
-def say_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+def report_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
     """How many records of the other splits have a text that train has too; returned for the run record."""
     seen = set(keys["train"])
     overlap = {name: sum(key in seen for key in several) for name, several in keys.items() if name != "train"}
     for name, count in overlap.items():
         if count:
-            say("note", f"{count:,} of {len(keys[name]):,} {name} records have a text that train has too")
+            print_line("note", f"{count:,} of {len(keys[name]):,} {name} records have a text that train has too")
     return overlap
 
 
-def say_time(trainer: Trainer) -> None:
-    """How long the training will take, measured on its `middling_batch()`; nothing is changed by it."""
+def report_time_estimate(trainer: Trainer) -> None:
+    """How long the training will take, measured on its `median_batch()`; nothing is changed by it."""
     if trainer.is_fsdp_enabled:  # a model that is not sharded yet may fit on no device
         return
     args, model, random_state = trainer.args, trainer.model, torch.get_rng_state()
-    inputs = trainer._prepare_inputs(trainer.middling_batch())
+    inputs = trainer._prepare_inputs(trainer.median_batch())
     model.train()
     for _ in range(2):  # the first pays for allocations
         started = time.time()
@@ -122,12 +128,14 @@ def say_time(trainer: Trainer) -> None:
     seconds = (time.time() - started) * args.gradient_accumulation_steps
     torch.set_rng_state(random_state)
     minutes = count_steps(args, len(trainer.train_dataset))[0] * seconds / 60
-    say("time", f"about {minutes:.1f} minutes at {seconds:.2f} s a step")
+    print_line("time", f"about {minutes:.1f} minutes at {seconds:.2f} s a step")
 
 
-def say_stopped(trainer: Trainer) -> int:
+def report_stopped(trainer: Trainer) -> int:
     """What a person reads when a signal ended the run; returns the exit code."""
-    say("stopped", f"at step {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on there")
+    print_line(
+        "stopped", f"at step {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on there"
+    )
     return 0
 
 
@@ -151,7 +159,7 @@ def report_results(
     PartialState().print("\n".join(lines), flush=True)
 
 
-def write_results(trainer: Trainer, model: PreTrainedModel) -> None:
+def write_finished_model(trainer: Trainer, model: PreTrainedModel) -> None:
     """Write the folder of the finished model, with card and record, and say how to load it."""
     folder, record = Path(trainer.args.output_dir), trainer.record
     record.add_model(model)
@@ -162,11 +170,11 @@ def write_results(trainer: Trainer, model: PreTrainedModel) -> None:
             trainer.args.metric_for_best_model: trainer.state.best_metric,
         }
     write_model_folder(folder, model, trainer.processing_class, record)
-    say("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
+    print_line("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
     adapter = is_adapter(record.fields)
-    say("load it", "on its base model, as the card shows" if adapter else opening(record.fields, folder))
+    print_line("load it", "on its base model, as the card shows" if adapter else opening(record.fields, folder))
     if trainer.args.push_to_hub and (commit := trainer.push_to_hub()):
-        say("pushed", commit.commit_url)
+        print_line("pushed", commit.commit_url)
 
 
 def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:

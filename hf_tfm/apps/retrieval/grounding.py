@@ -82,7 +82,7 @@ def encode_question(
 
 def holds(text: str, answers: Sequence[str]) -> bool:
     """Whether one of the answers stands in a text, word for word but for case, punctuation and articles."""
-    from ...metrics.squad.squad import normalize
+    from ...tasks.squad import normalize
 
     said = normalize(text)
     right = (normalize(one) for one in answers)

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ...artifacts.open import auto_class_of, fingerprint, open_model
 from ...core.errors import InputError
+from ...core.inference import is_bidirectional
 from ...core.limits import longest_input
 from ...data.records import Records, read_record_file
 from ...data.sources import (
@@ -39,7 +40,6 @@ from ...data.sources import (
 )
 from ...data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
 from ...evaluate.predict import Predictor, open_predictor
-from ...tasks.question_answering import reads_both_ways
 from .search import BM25, Hit, fuse, nearest
 
 
@@ -190,7 +190,7 @@ def open_encoder(path: str, trust_remote_code: bool = False, **batching: Any) ->
         model, tokenizer = open_model(path, "AutoModel", trust_remote_code=trust_remote_code)
         if torch.accelerator.is_available():
             model = model.to(torch.accelerator.current_accelerator())
-        encoder = Predictor(model, tokenizer, "AutoModel", pooling="mean" if reads_both_ways(model) else "last")
+        encoder = Predictor(model, tokenizer, "AutoModel", pooling="mean" if is_bidirectional(model) else "last")
         encoder.max_length = min(tokenizer.model_max_length, longest_input(model.config) or 512, 512)
     return replace(encoder, normalize=True, batching=batching)
 

@@ -1,30 +1,9 @@
 """Exact match and token F1 of extracted answers, in percent, as SQuAD 1.1 counts them (Rajpurkar et al. 2016)."""
 
-import collections
-import re
-import string
-
 import datasets
 import evaluate
 
-
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize(answer):
-    """Lower case, without punctuation, articles and surplus blanks."""
-    return re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_PUNCTUATION)).split()
-
-
-def exact(answer, gold):
-    return float(normalize(answer) == normalize(gold))
-
-
-def f1(answer, gold):
-    answer = normalize(answer)
-    gold = normalize(gold)
-    same = sum((collections.Counter(answer) & collections.Counter(gold)).values())
-    return 2 * same / (len(answer) + len(gold)) if same else 0.0
+from hf_tfm.tasks.squad import exact_match, token_f1
 
 
 class Squad(evaluate.Metric):
@@ -45,7 +24,7 @@ class Squad(evaluate.Metric):
     def _compute(self, predictions, references):
         answered = {record["id"]: record["prediction_text"] for record in predictions}
         scores = {}
-        for name, score in (("exact_match", exact), ("f1", f1)):
+        for name, score in (("exact_match", exact_match), ("f1", token_f1)):
             # A question without a prediction counts as wrong.
             best = [
                 max(score(answered[record["id"]], gold) for gold in record["answers"]["text"])
