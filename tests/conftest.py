@@ -14,6 +14,7 @@ _modules = tempfile.TemporaryDirectory(prefix="hf_modules_")  # hides remote cod
 os.environ["HF_MODULES_CACHE"] = _modules.name
 
 import torch  # noqa: E402
+from pretraining_runs import files  # noqa: E402, F401
 from tiny import build_tokenizer  # noqa: E402
 from transformers import PreTrainedTokenizerFast, set_seed  # noqa: E402
 

@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_tfm.core import quiet
 from hf_tfm.core.errors import InputError
+from hf_tfm.core.quiet import quiet
 from hf_tfm.core.statistics import proportion
 from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator

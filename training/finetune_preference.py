@@ -17,8 +17,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_tfm.core import quiet
 from hf_tfm.core.errors import InputError, needs_extra
+from hf_tfm.core.quiet import quiet
 from hf_tfm.data import chat
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate import answers

@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from hf_tfm.apps import cli
-from hf_tfm.core import quiet
-from hf_tfm.core.quiet import quiet_command, quiet_imports
+from hf_tfm.core.quiet import quiet, quiet_command, quiet_imports
 
 
 REPOSITORY = TRAINING.parent
