@@ -24,7 +24,7 @@ from hf_tfm.apps.ablation.ablation import Run, Runner, check_cells, expand, writ
 from hf_tfm.apps.ablation.measures import OF_A_RUN, SIDE_BY_SIDE, Asked, check_measures
 from hf_tfm.apps.ablation.report import HEADINGS, as_json, choose_metric, draw, figures_of, log_entry, put_into_log
 from hf_tfm.artifacts.record import public_command, read_record
-from hf_tfm.evaluate.results import Results
+from hf_tfm.evaluate.result_store import ResultStore
 from hf_tfm.train.pretrain import PretrainTrainingArguments
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, read_mapping
 
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"no run ended well; the first one said: {next(iter(runner.failed.values()))}")
 
     torch.set_num_threads(cores)
-    figures = measured(runs, recipe, asked, Results(output, {"title": recipe.title}))
+    figures = measured(runs, recipe, asked, ResultStore(output, {"title": recipe.title}))
     metric = choose_metric(figures, recipe.metric)
     entry = log_entry(recipe.title, public_command(sys.argv), figures, metric, runs, recipe.notes)
     (output / "result.md").write_text(entry, encoding="utf-8")
@@ -131,7 +131,7 @@ def check(argv: list[str], arguments: type, config_class: type) -> None:
             raise InputError(f"model {script.model}: {' '.join(str(error).split())}") from None
 
 
-def measured(runs: list[Run], recipe: AblationRecipe, asked: Asked, results: Results) -> dict:
+def measured(runs: list[Run], recipe: AblationRecipe, asked: Asked, results: ResultStore) -> dict:
     """Figures by cell and seed; what was measured before is read."""
     figures: dict[str, dict[int, dict[str, float]]] = {}
     finished = [run for run in runs if run.finished]
@@ -140,12 +140,12 @@ def measured(runs: list[Run], recipe: AblationRecipe, asked: Asked, results: Res
         found = figures_of(run)
         for name in set(recipe.measure) & OF_A_RUN.keys():
             of_run = {**part, "measure": name, "run": str(run.folder), "started": read_record(run.folder)["started"]}
-            found |= results.part(of_run, partial(OF_A_RUN[name], run.folder, asked))
+            found |= results.compute_once(of_run, partial(OF_A_RUN[name], run.folder, asked))
         figures.setdefault(run.cell.name, {})[run.seed] = found
     first = {run.cell.name: run.folder for run in finished if run.seed == recipe.seeds[0]}
     for name in set(recipe.measure) & SIDE_BY_SIDE.keys():
         together = {**part, "measure": name, "runs": sorted(map(str, first.values()))}
-        for cell, found in results.part(together, partial(SIDE_BY_SIDE[name], first, asked)).items():
+        for cell, found in results.compute_once(together, partial(SIDE_BY_SIDE[name], first, asked)).items():
             figures[cell][recipe.seeds[0]] |= found
     return figures
 

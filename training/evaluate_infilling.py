@@ -24,8 +24,8 @@ from pathlib import Path
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import auto_class_of, fingerprint, open_model, recorded
 from hf_tfm.data.sources import read_documents
-from hf_tfm.evaluate.results import Results, content
-from hf_tfm.tasks.infilling import WAYS, cut_gaps, measure_infilling
+from hf_tfm.evaluate.result_store import ResultStore, content_hash
+from hf_tfm.tasks.infilling import FILL_METHODS, cut_gaps, measure_infilling
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import torch
@@ -59,8 +59,8 @@ class InfillingRecipe:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, InfillingRecipe, None, __doc__)
-    if unknown := [way for way in recipe.ways if way not in WAYS]:
-        raise InputError(f"--ways {unknown[0]}: there are {', '.join(WAYS)}")
+    if unknown := [way for way in recipe.ways if way not in FILL_METHODS]:
+        raise InputError(f"--ways {unknown[0]}: there are {', '.join(FILL_METHODS)}")
     ways = recipe.ways or usual_ways(recipe)
     cutting = {name: getattr(recipe, name) for name in ("words", "gaps", "longest_gap", "per_text", "seed")}
     documents = read_documents(recipe.text, recipe.text_field)
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(recipe.model)
     name = folder.resolve().name if folder.exists() else recipe.model
     settings = {"text_field": recipe.text_field, "passages": len(texts), **cutting}
-    key = {"task": "infilling", "text": content(recipe.text), **settings}
+    key = {"task": "infilling", "text": content_hash(recipe.text), **settings}
     results, opened_as = None, None
     for way in ways:
         auto_class = "AutoModelForMaskedLM" if way in ("once", "iterative") else "AutoModelForCausalLM"
@@ -82,11 +82,11 @@ def main(argv: list[str] | None = None) -> None:
             model.to(torch.accelerator.current_accelerator())
         if results is None:
             identity = {"name": name, "sha256": fingerprint(model, tokenizer)}
-            results = Results(recipe.output_dir or f"runs/infilling/{name.replace('/', '--')}", identity)
+            results = ResultStore(recipe.output_dir or f"runs/infilling/{name.replace('/', '--')}", identity)
             print(f"model      {name}, {model.num_parameters():,} parameters; {len(texts)} passages", flush=True)
         compute = partial(measure_infilling, model, tokenizer, texts, way, recipe.batch_size)
-        figures = results.part({"way": way, **key}, compute)
-        results.add(f"infilling, {way}", recipe.text, {"way": way, **settings}, figures)
+        figures = results.compute_once({"way": way, **key}, compute)
+        results.add_task(f"infilling, {way}", recipe.text, {"way": way, **settings}, figures)
     print(f"results    {results.write()}")
 
 

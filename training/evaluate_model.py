@@ -24,9 +24,9 @@ from hf_tfm.data.records import read_records
 from hf_tfm.evaluate import few_shot
 from hf_tfm.evaluate import language_model as evaluation
 from hf_tfm.evaluate.labelled import measure_head
-from hf_tfm.evaluate.language_model import LanguageModel
-from hf_tfm.evaluate.results import Results, content
+from hf_tfm.evaluate.result_store import ResultStore, content_hash
 from hf_tfm.tasks.classification import read_task
+from hf_tfm.tasks.likelihood import LanguageModel
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import torch
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(recipe.model)
     name = folder.resolve().name if folder.exists() else recipe.model
     identity = {"name": name, "sha256": fingerprint(model, tokenizer), "bf16": recipe.bf16}
-    results = Results(recipe.output_dir or f"runs/evaluation/{name.replace('/', '--')}", identity)
+    results = ResultStore(recipe.output_dir or f"runs/evaluation/{name.replace('/', '--')}", identity)
     print(f"model      {name}, {type(model).__name__}, {model.num_parameters():,} parameters", flush=True)
     if language_model:
         lm = LanguageModel(model, tokenizer, auto_class == LANGUAGE_MODELS[0], recipe.batch_tokens, recipe.bf16)
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"written    {written}")
 
 
-def text(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
+def text(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Bits per byte (pseudo for masked LMs) and perplexity of each file, and of the sources in it."""
     settings = {n: getattr(recipe, n) for n in ("window", "stride", "max_documents", "source_field", "text_field")}
     if not lm.causal:
@@ -122,35 +122,35 @@ def text(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
         settings["window"] = recorded(recipe.model, "block_length")
     for path in recipe.text:
         documents = islice(evaluation.read_text(path, recipe.text_field, recipe.source_field), recipe.max_documents)
-        figures = results.part(
-            {"task": "text", "data": content(path), **settings},
+        figures = results.compute_once(
+            {"task": "text", "data": content_hash(path), **settings},
             partial(evaluation.bits_per_byte, lm, documents, settings["window"], recipe.stride),
         )
         kind = "" if lm.causal else "pseudo-"
         shown = {f"{kind}{name}": figures["all"][name] for name in ("bits_per_byte", "perplexity")}
         shown |= {f"{kind}bits_per_byte, {s}": figures[s]["bits_per_byte"] for s in figures if s != "all"}
-        results.add("text", path, settings, shown, by_source=figures)
+        results.add_task("text", path, settings, shown, by_source=figures)
 
 
-def pairs(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
+def pairs(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Share of minimal pairs whose good sentence is likelier, of each group."""
     records = read_records(path := recipe.minimal_pairs)
     columns = [records.texts(getattr(recipe, name), name) for name in ("good_field", "bad_field")]
     score = "log-likelihood" if lm.causal else "PLL-word-l2r" if recipe.by_word else "PLL"
-    settings = {"data": content(path), "score": score, "fields": [recipe.good_field, recipe.bad_field]}
+    settings = {"data": content_hash(path), "score": score, "fields": [recipe.good_field, recipe.bad_field]}
     groups = evaluation.group_rows(records, recipe.group_field or ("UID" if "UID" in records[0] else None))
     hits = {}
     for number, (group, rows) in enumerate(groups.items(), 1):
         chosen = [(columns[0][row], columns[1][row]) for row in rows[: recipe.pairs_per_group]]
         part = {"task": "minimal pairs", "group": group, "rows": len(chosen), **settings}
-        right = sum(results.part(part, partial(evaluation.minimal_pairs, lm, chosen, recipe.by_word)))
+        right = sum(results.compute_once(part, partial(evaluation.minimal_pairs, lm, chosen, recipe.by_word)))
         hits[group] = (right, len(chosen))
         print(f"{number:3} of {len(groups)}  {group} {right / len(chosen):.3f}, n {len(chosen):,}", flush=True)
     shares = evaluation.accuracy_by_group(hits)
-    results.add("minimal pairs", path, settings, {f"accuracy by {score}": shares["all"]}, by_group=shares)
+    results.add_task("minimal pairs", path, settings, {f"accuracy by {score}": shares["all"]}, by_group=shares)
 
 
-def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
+def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Classification by the likelihood of each label's words behind a prompt."""
     records = read_records(recipe.test_file, "test")
     if recipe.examples and recipe.train_file is None:
@@ -164,38 +164,38 @@ def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> N
     examples = list(zip(drawn, task.encode(drawn)))
     settings = {"task": f"{len(examples)}-shot classification", "template": template, "words": prompt.words}
     settings |= {"instruction": prompt.instruction, "label_field": task.field, "seed": recipe.seed}
-    figures = results.part(
-        {**settings, "data": content(recipe.test_file, "test"), "examples": examples},
-        lambda: few_shot.prompted_estimates(task, few_shot.prompted_scores(lm, prompt, records, examples), labels),
+    figures = results.compute_once(
+        {**settings, "data": content_hash(recipe.test_file, "test"), "examples": examples},
+        lambda: few_shot.estimate_by_rule(task, few_shot.score_labels(lm, prompt, records, examples), labels),
     )
     shown = {f"{metric}, {decision}": figures[decision][metric] for decision in figures for metric in task.metrics}
-    results.add(settings["task"], recipe.test_file, settings, shown, recipe.hub())
+    results.add_task(settings["task"], recipe.test_file, settings, shown, recipe.hub())
 
 
-def head(model, tokenizer, auto_class: str, recipe: EvaluationRecipe, results: Results) -> None:
+def head(model, tokenizer, auto_class: str, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Labelled records by the model's own head."""
     records, threshold = read_records(recipe.test_file, "test"), recorded(recipe.model, "no_answer_threshold")
     fields = [recipe.text_field, *([recipe.text_pair_field] if recipe.text_pair_field else [])]
     settings = {"task": auto_class.removeprefix("AutoModelFor"), "fields": fields, "label_field": recipe.label_field}
     cut = {n: told for n in ("max_length", "stride") if (told := recorded(recipe.model, n)) is not None}  # as trained
     batching = {**cut, "batch_tokens": recipe.batch_tokens, "bf16": recipe.bf16}
-    figures = results.part(
-        {**settings, **cut, "data": content(recipe.test_file, "test"), "threshold": threshold},
+    figures = results.compute_once(
+        {**settings, **cut, "data": content_hash(recipe.test_file, "test"), "threshold": threshold},
         partial(measure_head, model, tokenizer, auto_class, records, fields, recipe.label_field, threshold, **batching),
     )
-    results.add(settings["task"], recipe.test_file, settings, figures, recipe.hub())
+    results.add_task(settings["task"], recipe.test_file, settings, figures, recipe.hub())
 
 
-def samples(lm: LanguageModel, recipe: EvaluationRecipe, results: Results) -> None:
+def samples(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Continuations of prompts."""
     sampling = {"do_sample": True, "temperature": recipe.temperature} if recipe.temperature else {"do_sample": False}
     settings = {"task": "samples", "seed": recipe.seed, "max_new_tokens": recipe.max_new_tokens, **sampling}
-    texts = results.part(
+    texts = results.compute_once(
         {**settings, "prompts": recipe.prompts},
         partial(evaluation.generate_samples, lm, recipe.prompts, recipe.max_new_tokens, recipe.seed, **sampling),
     )
     print("\n\n".join(texts))
-    results.add("samples", None, settings, {}, samples=texts)
+    results.add_task("samples", None, settings, {}, samples=texts)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from hf_tfm.artifacts.open import fingerprint, open_model
 from hf_tfm.core.limits import as_input_errors
 from hf_tfm.core.statistics import proportion
 from hf_tfm.data.records import read_records
-from hf_tfm.evaluate.results import Results
-from hf_tfm.tasks.generation import answer
+from hf_tfm.evaluate.result_store import ResultStore
+from hf_tfm.tasks.generation import generate_replies
 from hf_tfm.tasks.question_answering import Question, read_questions, unfold
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
@@ -89,9 +89,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"index      {len(index):,} passages of {len(contexts):,} contexts, {len(questions):,} questions", flush=True)
     names = [Path(path).name for path in (recipe.encoder, recipe.decoder) if path]
     model = {"name": " + ".join(names), "index": index.facts["made_from"]}
-    results = Results(folder, model | ({"decoder": fingerprint(*decoder)} if decoder else {}))
+    results = ResultStore(folder, model | ({"decoder": fingerprint(*decoder)} if decoder else {}))
     k = max(*recipe.recall_at, *recipe.passages)
-    hits = results.part(
+    hits = results.compute_once(
         {"task": "search", "k": k, "questions": [question.question for question in questions]},
         partial(search, index, recipe, [question.question for question in questions], k),
     )
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         for n in recipe.recall_at
     }
     found["can be found"] = proportion(sum(map(bool, own)), len(own))
-    results.add("retrieval", recipe.questions, {"passage_length": recipe.passage_length}, found)
+    results.add_task("retrieval", recipe.questions, {"passage_length": recipe.passage_length}, found)
     if decoder is not None:
         answers(*decoder, recipe, results, index, questions, hits["encoder"])
     print(f"results    {results.write()}")
@@ -149,18 +149,18 @@ def answers(model, tokenizer, recipe, results, index: Index, questions: list[Que
                 for place, number in list(enumerate(drawn))[start : start + BATCH]
             ]
             part = {"task": "answers", "asked": asked, **settings}
-            said += results.part(part, partial(say, model, tokenizer, asked, recipe.max_new_tokens))
+            said += results.compute_once(part, partial(say, model, tokenizer, asked, recipe.max_new_tokens))
             print(f"{name}: {len(said)} of {len(drawn)}", flush=True)
         right = [holds(text, questions[number].answers) for text, number in zip(said, drawn)]
         shown[f"right with {name}"] = proportion(sum(right), len(right))
         texts[name] = [{"question": questions[n].question, "answer": text} for n, text in zip(drawn[:5], said)]
-    results.add("answers", recipe.questions, {**settings, "seed": recipe.seed}, shown, samples=texts)
+    results.add_task("answers", recipe.questions, {**settings, "seed": recipe.seed}, shown, samples=texts)
 
 
 def say(model, tokenizer, asked: list[tuple[str, list[str]]], max_new_tokens: int) -> list[str]:
     """The likeliest answers to questions with their passages."""
     prompts = [encode_question(model, tokenizer, *pair, max_new_tokens)[0] for pair in asked]
-    return [one.text for one in answer(model, tokenizer, prompts, max_new_tokens, batch_size=BATCH)]
+    return [one.text for one in generate_replies(model, tokenizer, prompts, max_new_tokens, batch_size=BATCH)]
 
 
 if __name__ == "__main__":

@@ -16,13 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.quiet import quiet
-from hf_tfm.core.statistics import proportion
 from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.evaluate import answers
-from hf_tfm.tasks import generation
+from hf_tfm.tasks.instruct import ReplyLossTrainer, conversation_key, format_dialogues, measure_replies
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments
@@ -61,18 +58,12 @@ class InstructArguments(FinetuningArguments):
 def read_splits(recipe: InstructRecipe, seed: int) -> tuple[dict[str, Records], dict[str, list[Any]]]:
     """The splits that there are, validation always among them, and their conversations."""
     train = read_records(recipe.train_file)
-    keys = [what_is_asked(messages) for messages in chat.read_conversations(train)]
+    keys = [conversation_key(messages) for messages in chat.read_conversations(train)]
     train, validation = finetune.carve_validation(recipe, train, seed, keys)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_records(recipe.test_file, "test")
     return splits, {name: chat.read_conversations(records) for name, records in splits.items()}
-
-
-def what_is_asked(messages: list[dict[str, str]]) -> str:
-    """What two records have in common that ask the same."""
-    asked = (message["content"] for message in messages if message["role"] != "assistant")
-    return " ".join("\n".join(asked).casefold().split())
 
 
 def encode_splits(
@@ -90,18 +81,6 @@ def encode_splits(
                 print_line("note", f"{count:,} {name} conversations {what}: they are longer than {length} tokens")
         encoded[name] = found
     return encoded
-
-
-def measure(
-    model: Any, encoder: ChatEncoder, recipe: InstructRecipe, rows: list[Any], prompts: list[list[int]]
-) -> tuple[dict[str, Any], list[str]]:
-    """Loss, and how many answers end by themselves; and the answers."""
-    with quiet():
-        results = {"loss": answers.loss_estimate(*answers.nats_and_tokens(model, encoder.tokenizer, rows))}
-        said = generation.answer(model, encoder.tokenizer, prompts, recipe.max_new_tokens)
-    if said:
-        results["stops_by_itself"] = proportion(sum(answer.stopped for answer in said), len(said))
-    return results, [answer.text + ("" if answer.stopped else " …") for answer in said]
 
 
 @one_line_errors
@@ -140,10 +119,10 @@ def main(argv: list[str] | None = None) -> int:
     report.report_steps(args, encoded["train"].rows, length, train if recipe.packing else None)
     print_line("example", chat.show(tokenizer, encoded["train"].rows[0]))
     record["overlap_with_train"] = report.report_overlap(
-        {name: [what_is_asked(messages) for messages in chats[name]] for name in splits}
+        {name: [conversation_key(messages) for messages in chats[name]] for name in splits}
     )
 
-    trainer = answers.LossTrainer(
+    trainer = ReplyLossTrainer(
         model=model,
         args=args,
         train_dataset=train,
@@ -163,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = [encoder.prompt(prompt, split) for prompt in prompts]
     before, said_before = {}, []
     if recipe.baselines:
-        before, said_before = measure(trainer.model, encoder, recipe, held_out.rows, asked)
+        before, said_before = measure_replies(trainer.model, encoder, held_out.rows, asked, recipe.max_new_tokens)
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
         return report.report_stopped(trainer)
@@ -171,9 +150,9 @@ def main(argv: list[str] | None = None) -> int:
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
-    results, said = measure(model, encoder, recipe, held_out.rows, asked)
+    results, said = measure_replies(model, encoder, held_out.rows, asked, recipe.max_new_tokens)
     report.report_results(record, split, results, {"before": before} if before else {})
-    record["samples"] = answers.dialogues(prompts, {"before": said_before, "after": said})
+    record["samples"] = format_dialogues(prompts, {"before": said_before, "after": said})
     print("\n\n".join(["", *record["samples"]]))
     record["chat"] = prompts[0][-1]["content"] if prompts else None
     report.write_finished_model(trainer, model)

@@ -15,28 +15,23 @@ Needs TRL: pip install hf-tfm[align]
 
 import sys
 from dataclasses import dataclass, field
-from typing import Any
 
 from hf_tfm.core.errors import InputError, needs_extra
-from hf_tfm.core.quiet import quiet
 from hf_tfm.data import chat
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.evaluate import answers
-from hf_tfm.tasks.preferences import EncodedPairs, agreement, encode_pairs, read_pairs, rewards
+from hf_tfm.tasks.preferences import encode_pairs, estimate_preferences, read_pairs, score_pairs
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, refuse_below
 
-import numpy as np
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
 
 with needs_extra("align"):
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+    from trl import DPOConfig, RewardConfig
+from hf_tfm.tasks.trl_trainers import PairDPOTrainer, PairRewardTrainer, pair_dataset
 from hf_tfm.train.report import print_line
-from hf_tfm.train.trainer import RunMixin
 
 
 @dataclass
@@ -62,61 +57,6 @@ class PreferenceArguments(FinetuningArguments):
     per_device_eval_batch_size: int = 8
     train_sampling_strategy: str = "random"
     metric_for_best_model: str | None = "loss"
-
-
-class _PairTrainer(RunMixin):
-    """The pairs are tokens already, and the card is this package's."""
-
-    def _prepare_dataset(self, dataset, *_):
-        return dataset
-
-    def create_model_card(self, *_, **__):
-        pass
-
-
-class PairDPOTrainer(_PairTrainer, DPOTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if "ref" in getattr(self.model, "peft_config", {}):
-            # TRL's copy of a new adapter; without it, the reference is the model with its adapter switched off.
-            self.model.delete_adapter("ref")
-
-
-class PairRewardTrainer(_PairTrainer, RewardTrainer):
-    pass
-
-
-def pair_dataset(found: EncodedPairs, mode: str) -> Dataset:
-    """Columns as TRL's collator takes them; a reward model reads the prompt as a part of each answer."""
-    if mode == "dpo":
-        return Dataset.from_list(found.rows)
-    return Dataset.from_list(
-        [{f"{which}_ids": r["prompt_ids"] + r[f"{which}_ids"] for which in ("chosen", "rejected")} for r in found.rows]
-    )
-
-
-def scores(model: Any, tokenizer: Any, found: EncodedPairs, mode: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the model gives chosen and rejected answers, and the tokens of the chosen: log-likelihoods, or rewards."""
-    with quiet():
-        if mode == "dpo":
-            (chosen, tokens), (rejected, _) = (
-                answers.nats_and_tokens(model, tokenizer, found.answered(which)) for which in ("chosen", "rejected")
-            )
-            return -chosen, -rejected, tokens
-        rows = {which: found.answered(which) for which in ("chosen", "rejected")}
-        chosen, rejected = (rewards(model, tokenizer, several) for several in rows.values())
-        return chosen, rejected, np.array([len(row["chosen_ids"]) for row in found.rows])
-
-
-def figures(now: tuple[np.ndarray, ...], before: tuple[np.ndarray, ...] | None, mode: str) -> dict[str, Any]:
-    """How many pairs a model agrees with; of a language model also by its change, and its loss on chosen answers."""
-    chosen, rejected, tokens = now
-    if mode == "reward":
-        return {"accuracy": agreement(chosen, rejected)}
-    results = {"likelier": agreement(chosen, rejected), "chosen_loss": answers.loss_estimate(-chosen, tokens)}
-    if before is not None:
-        results = {"accuracy": agreement(chosen - before[0], rejected - before[1]), **results}
-    return results
 
 
 @one_line_errors
@@ -157,15 +97,16 @@ def main(argv: list[str] | None = None) -> int:
     report.report_model(model, recipe, new)
     for name, encoded in found.items():
         print_line(name, f"{len(encoded.rows):,} pairs")
-        for count, what in ((encoded.alike, "have the same answer twice"), (encoded.left_out, "are too long")):
+        dropped = ((encoded.num_identical, "have the same answer twice"), (encoded.num_too_long, "are too long"))
+        for count, what in dropped:
             if count:
                 print_line("note", f"{count:,} {name} pairs {what}, they are left out (max_length {length})")
     total, per_epoch = report.count_steps(args, len(found["train"].rows))
     print_line("steps", f"{total:,}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}")
     for which in ("chosen", "rejected"):
-        print_line(which, chat.show(tokenizer, found["train"].answered(which)[0]))
+        print_line(which, chat.show(tokenizer, found["train"].labelled_rows(which)[0]))
 
-    datasets = {name: pair_dataset(encoded, recipe.mode) for name, encoded in found.items()}
+    datasets = {name: pair_dataset(encoded, recipe.mode == "reward") for name, encoded in found.items()}
     fields = {"max_length": None, "disable_dropout": recipe.lora_dropout == 0}
     if recipe.mode == "dpo":
         # The model as it was is asked once, before the training, and need not be kept beside the one that is trained;
@@ -183,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         record=record,
     )
     split = "test" if "test" in splits else "validation"
-    before = scores(trainer.model, tokenizer, found[split], recipe.mode)
+    before = score_pairs(trainer.model, tokenizer, found[split], recipe.mode == "reward")
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
         return report.report_stopped(trainer)
@@ -191,8 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
-    results = figures(scores(model, tokenizer, found[split], recipe.mode), before, recipe.mode)
-    beside = {"before": figures(before, None, recipe.mode)}
+    after = score_pairs(model, tokenizer, found[split], recipe.mode == "reward")
+    results = estimate_preferences(after, before, recipe.mode == "reward")
+    beside = {"before": estimate_preferences(before, None, recipe.mode == "reward")}
     report.report_results(record, split, results, beside)
     report.write_finished_model(trainer, model)
     return 0

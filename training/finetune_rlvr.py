@@ -15,29 +15,26 @@ Needs TRL: pip install hf-tfm[align]
 """
 
 import sys
-import time
 from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import needs_extra
 from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.records import read_records
-from hf_tfm.evaluate import answers
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, refuse_below
 from hf_tfm.train.report import print_line
 
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, set_seed
 
 
 with needs_extra("align"):
-    from trl import GRPOConfig, GRPOTrainer
-    from trl.trainer.utils import RepeatSampler
-from hf_tfm.tasks.rewards import Questions, estimate, read_questions, read_verifier
-from hf_tfm.train.trainer import RunMixin
+    from trl import GRPOConfig
+from hf_tfm.tasks.instruct import format_dialogues
+from hf_tfm.tasks.rewards import estimate_reward, read_verifiable_prompts, read_verifier
+from hf_tfm.tasks.trl_trainers import VerifiedGRPOTrainer
 
 
 @dataclass
@@ -72,51 +69,6 @@ class RlvrArguments(FinetuningArguments):
     include_num_input_tokens_seen: str | bool = "no"  # the trainer counts those that it makes
 
 
-class _EpochSampler(RepeatSampler):
-    """Each epoch's order from seed and epoch alone, so that a resumed run draws it again."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.generator.manual_seed(1_000_003 * self.seed + epoch)
-
-
-class RewardedTrainer(RunMixin, GRPOTrainer):
-    """GRPO over questions that are tokens already; evaluates with the likeliest answers."""
-
-    def __init__(
-        self, *args, train: Questions, validation: Questions, recipe: RlvrRecipe, encoder: ChatEncoder, **kwargs
-    ):
-        self.questions, self.recipe, self.encoder = validation, recipe, encoder
-
-        def reward(completions, row, **_):
-            return [train.verify(said[0]["content"].strip(), number) for said, number in zip(completions, row)]
-
-        rows = [{"prompt": prompt, "row": row} for prompt, row in zip(train.prompts, train.rows)]
-        super().__init__(*args, reward_funcs=reward, train_dataset=Dataset.from_list(rows), **kwargs)
-        if "ref" in getattr(self.model, "peft_config", {}):
-            self.model.delete_adapter("ref")  # the reference is the model with its adapter switched off
-
-    def _tokenize_prompts(self, prompts):
-        return [self.encoder.prompt(prompt, "prompt") for prompt in prompts], None, {}
-
-    def _get_train_sampler(self, dataset=None):
-        stock = super()._get_train_sampler(dataset)
-        return _EpochSampler(
-            stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
-        )
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
-        started = time.time()
-        earned, _ = self.questions.ask(self.model, self.encoder.tokenizer, self.recipe.max_new_tokens)
-        metrics = {f"{metric_key_prefix}_reward": float(earned.mean())}
-        metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - started, 2)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def create_model_card(self, *_, **__):
-        pass
-
-
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, RlvrRecipe, RlvrArguments, __doc__)
@@ -143,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     questions = {}
     for name, records in splits.items():
         verify = read_verifier(recipe.reward, records, recipe.answer_field)
-        questions[name] = found = read_questions(records, encoder, verify, room)
+        questions[name] = found = read_verifiable_prompts(records, encoder, verify, room)
         print_line(name, f"{len(found.rows):,} questions")
         if len(found.rows) < len(records):
             print_line(
@@ -170,20 +122,19 @@ def main(argv: list[str] | None = None) -> int:
         beta=recipe.beta,
         remove_unused_columns=False,
     )
-    trainer = RewardedTrainer(
+    trainer = VerifiedGRPOTrainer(
         model=model,
         args=finetune.trl_arguments(GRPOConfig, args, recipe.trl, **fields),
-        eval_dataset=Dataset.from_list([{"prompt": questions["validation"].prompts[0]}]),  # TRL wants to see one
         processing_class=tokenizer,
         record=record,
         train=questions["train"],
         validation=questions["validation"],
-        recipe=recipe,
         encoder=encoder,
+        max_new_tokens=recipe.max_new_tokens,
     )
     split = "test" if "test" in splits else "validation"
-    before, said_before = questions[split].ask(trainer.model, tokenizer, recipe.max_new_tokens)
-    beside = {"before": estimate(before, recipe.reward)}
+    before, said_before = questions[split].measure(trainer.model, tokenizer, recipe.max_new_tokens)
+    beside = {"before": estimate_reward(before, recipe.reward)}
     print_line("before", ", ".join(f"{name} {figure} on {split}" for name, figure in beside["before"].items()))
     trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
     if trainer.stopped:
@@ -192,11 +143,10 @@ def main(argv: list[str] | None = None) -> int:
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
-    after, said = questions[split].ask(model, tokenizer, recipe.max_new_tokens)
-    results = estimate(after, recipe.reward)
+    after, said = questions[split].measure(model, tokenizer, recipe.max_new_tokens)
+    results = estimate_reward(after, recipe.reward)
     report.report_results(record, split, results, beside)
-    texts = {"before": [answer.text for answer in said_before], "after": [answer.text for answer in said]}
-    record["samples"] = answers.dialogues(questions[split].prompts, texts)
+    record["samples"] = format_dialogues(questions[split].prompts, {"before": said_before, "after": said})
     record["chat"] = questions[split].prompts[0][-1]["content"]
     report.write_finished_model(trainer, model)
     return 0

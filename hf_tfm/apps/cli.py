@@ -197,7 +197,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace, model: Any, tokenizer: Any, switches: dict[str, Any]) -> None:
-    from ..tasks.generation import compare_decodings, decoding_methods
+    from ..tasks.decoding import compare_decodings, decoding_methods
     from . import rendering
 
     no_cuts = {"temperature": 1e-6, "top_k": 1, "top_p": 1e-9, "beams": 2}

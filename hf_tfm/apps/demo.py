@@ -22,8 +22,9 @@ from ..core.errors import InputError
 from ..core.limits import longest_input
 from ..data.records import Records
 from ..evaluate.predict import Predictor, open_predictor
+from ..tasks.decoding import compare_decodings, decoding_methods
 from ..tasks.fill_mask import fill_masks
-from ..tasks.generation import compare_decodings, decoding_methods, encode_prompt, sampling_options, stream_text
+from ..tasks.generation import encode_prompt, sampling_options, stream_text
 from . import rendering
 from .chat import Chat
 from .inspect.inspection import EXAMPLE

@@ -8,7 +8,7 @@ from html import escape, unescape
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..tasks.generation import Candidate, Choice, Decoding
+from ..tasks.decoding import Decoding, TokenCandidate, TokenChoice
 
 
 # Surprise in bits from which on a token is fully red.
@@ -90,7 +90,7 @@ def comparison_as_text(prompt: str, decodings: Sequence[Decoding], colours: bool
         title = f"── {decoding.method} "
         lines += [title + "─" * max(0, 72 - len(title))]
         lines += [_safe(prompt) + "".join(_coloured(choice, colours) for choice in decoding.choices)]
-        lines += [f"   second to it: {visible(text.strip())}" for text in decoding.others]
+        lines += [f"   second to it: {visible(text.strip())}" for text in decoding.alternatives]
         if candidates:
             lines += ["", *_listed(decoding)]
         lines += [""]
@@ -110,7 +110,7 @@ def _painted(text: str, probability: float) -> str:
     return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;31;35;40m{text}\x1b[0m"
 
 
-def _coloured(choice: Choice, colours: bool) -> str:
+def _coloured(choice: TokenChoice, colours: bool) -> str:
     text = _safe(choice.text)
     if not colours:
         return text
@@ -129,14 +129,14 @@ def _listed(decoding: Decoding) -> list[str]:
                 percent(choice.adjusted),
                 f"{choice.entropy:.2f}",
                 str(choice.rank),
-                "–" if choice.left is None else f"{choice.left:,}",
+                "–" if choice.num_remaining is None else f"{choice.num_remaining:,}",
                 others,
             )
         )
     return _aligned(rows)
 
 
-def _both(candidate: Candidate) -> str:
+def _both(candidate: TokenCandidate) -> str:
     if candidate.adjusted is None:
         return percent(candidate.probability)
     return f"{percent(candidate.probability)} → {percent(candidate.adjusted) if candidate.adjusted else 'cut'}"
@@ -201,14 +201,14 @@ def _card(prompt: str, decoding: Decoding) -> str:
         f'<span class="tip">{_tip(choice)}</span></span>'
         for choice in decoding.choices
     )
-    others = "".join(f'<p class="note">second to it: {escape(text)}</p>' for text in decoding.others)
+    others = "".join(f'<p class="note">second to it: {escape(text)}</p>' for text in decoding.alternatives)
     return (
         f'<section class="card"><h3>{escape(decoding.method)}</h3><div class="text">'
         f'<span class="prompt">{escape(prompt)}</span>{tokens}</div>{others}</section>'
     )
 
 
-def _look(choice: Choice) -> str:
+def _look(choice: TokenChoice) -> str:
     return f"background:{_css(choice.probability)};box-shadow:inset 0 -{min(choice.entropy / 3, 4):.1f}px #57606a88"
 
 
@@ -219,8 +219,8 @@ def _shown(text: str) -> str:
     return escape(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)).replace("\n", "↵\n")
 
 
-def _tip(choice: Choice) -> str:
-    left = "" if choice.left is None else f", {choice.left:,} tokens left"
+def _tip(choice: TokenChoice) -> str:
+    left = "" if choice.num_remaining is None else f", {choice.num_remaining:,} tokens left"
     rows = "".join(
         f"<tr{' class=chosen' * (one.token == choice.token)}><td><code>{escape(visible(one.text)) or '·'}</code></td>"
         f'<td class="number">{percent(one.probability)}</td><td class="number{" cut" * (one.adjusted == 0)}">'

@@ -34,9 +34,10 @@ from ..core.limits import longest_input
 from ..data.records import Records, iter_records
 from ..data.tokenizer import encode_text
 from ..tasks import multiple_choice, question_answering, tagging
+from ..tasks.likelihood import LanguageModel
 from ..train.finetune import encode_texts
 from .labelled import predict_rows
-from .language_model import LanguageModel, document_rows
+from .language_model import document_rows
 
 
 CHUNK = 1024  # records that are in memory at one time
@@ -339,7 +340,7 @@ def _likelihood(predictor: Predictor, records: Records) -> Outputs:
     [texts] = predictor.texts(records)[:1]
     causal = predictor.kind == "AutoModelForCausalLM"
     lm = LanguageModel(predictor.model, predictor.tokenizer, causal, **predictor.batching)
-    window = min(1024 if causal else 128, lm.longest - (0 if causal else len(lm.begin) + len(lm.end)))
+    window = lm.default_window
     tokens = [np.array(ids, np.int64) for ids in encode_text(predictor.tokenizer, texts)]
     nats = [0.0] * len(texts)
     rows = (

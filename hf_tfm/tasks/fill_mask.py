@@ -1,4 +1,4 @@
-"""What a masked LM would put in the place of masks."""
+"""The tokens that a masked LM predicts for the masks of a text."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,27 +11,28 @@ def fill_masks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, top: int = 5
 ) -> list[list[tuple[str, float]]]:
     """
-    For each mask of a text the likeliest tokens with their probabilities, the likeliest first.
+    Return the `top` likeliest tokens for each mask with their probabilities, the likeliest first.
 
     Raises:
-        InputError: the tokenizer has no mask token, the text has none or is too long, the model does not know a token.
+        InputError: the tokenizer has no mask token, the text has none or is too long, or the model does not know one of
+            its tokens.
     """
     if tokenizer.mask_token is None:
         raise InputError("this model's tokenizer has no mask token, so it was not made for masks")
     inputs = tokenizer(text, return_tensors="pt").to(model.device)
     refuse_unknown_tokens(model, inputs["input_ids"])
-    longest = longest_input(model.config)
-    if longest is not None and (length := inputs["input_ids"].shape[1]) > longest:
-        raise InputError(f"the text is too long: it has {length} tokens and the model reads {longest}")
+    max_length = longest_input(model.config)
+    if max_length is not None and (length := inputs["input_ids"].shape[1]) > max_length:
+        raise InputError(f"the text is too long: it has {length} tokens and the model reads {max_length}")
     masked = inputs["input_ids"][0] == tokenizer.mask_token_id
     if not masked.any():
         raise InputError(f"the text has no mask; write {tokenizer.mask_token} where a token is to be found")
     with torch.inference_mode():
         outputs = model(**inputs)
-    # BERT's pretraining class has a second output beside the words'.
+    # BERT's pretraining class returns the logits of tokens and of the next sentence under names of their own.
     logits = outputs["prediction_logits" if "prediction_logits" in outputs else "logits"]
     probabilities, ids = logits[0, masked].float().softmax(-1).topk(min(top, logits.shape[-1]))
     return [
-        [(tokenizer.decode([number]), share) for number, share in zip(*place)]
-        for place in zip(ids.tolist(), probabilities.tolist())
+        [(tokenizer.decode([token]), probability) for token, probability in zip(*candidates)]
+        for candidates in zip(ids.tolist(), probabilities.tolist())
     ]

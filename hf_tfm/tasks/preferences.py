@@ -1,22 +1,27 @@
-"""Pairs of answers of which one is preferred: read, encoded, and how far a model agrees."""
+"""Preferences: pairs of answers of which one is better, read, encoded, and scored by a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.inference import evaluation_mode
 from ..core.limits import refuse_diverged
+from ..core.quiet import quiet
 from ..core.statistics import Estimate, proportion
 from ..data.chat import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
 from ..data.records import Records
+from .likelihood import estimate_loss, negative_log_likelihoods
+
+
+SIDES = ("chosen", "rejected")
 
 
 class Pair(NamedTuple):
-    """What was said before, and the answers: the better one first."""
+    """The conversation so far, a better and a worse answer."""
 
     prompt: list[Message]
     chosen: str
@@ -25,22 +30,24 @@ class Pair(NamedTuple):
 
 def read_pairs(records: Records) -> list[Pair]:
     """
-    Pairs from records with `prompt`, `chosen` and `rejected`; or with conversations in both, alike but for their end.
+    Read pairs from records with `prompt`, `chosen` and `rejected`.
+
+    `chosen` and `rejected` may also be conversations that differ in their last message only.
 
     Raises:
         InputError: a field is missing or blank, or a turn is malformed; the message names the record.
     """
     pairs = []
     for record, place in zip(records, records.places):
-        for name in ("chosen", "rejected"):
+        for name in SIDES:
             if name not in record:
-                there = ", ".join(map(str, record)) or "nothing"
-                raise InputError(f"{place}: no field {name!r}, there are {there}; give prompt, chosen and rejected")
-        chosen, rejected = (_read_answer(record[name], f"{place}: field {name!r}") for name in ("chosen", "rejected"))
+                fields = ", ".join(map(str, record)) or "nothing"
+                raise InputError(f"{place}: no field {name!r}, there are {fields}; give prompt, chosen and rejected")
+        chosen, rejected = (_read_answer(record[name], f"{place}: field {name!r}") for name in SIDES)
         if chosen[:-1] != rejected[:-1]:
             raise InputError(f"{place}: chosen and rejected answer different conversations; mend or drop this record")
-        asked, before = read_prompt(record, place) if "prompt" in record else [], chosen[:-1]
-        prompt = before if before[: len(asked)] == asked else [*asked, *before]
+        prompt, context = read_prompt(record, place) if "prompt" in record else [], chosen[:-1]
+        prompt = context if context[: len(prompt)] == prompt else [*prompt, *context]
         if not prompt:
             raise InputError(f"{place}: nothing is asked; give a prompt, or the whole conversation in both answers")
         pairs.append(Pair(prompt, chosen[-1]["content"], rejected[-1]["content"]))
@@ -48,7 +55,7 @@ def read_pairs(records: Records) -> list[Pair]:
 
 
 def _read_answer(value: Any, where: str) -> list[Message]:
-    """The messages that end with an answer: a text is the answer alone."""
+    """Return the messages that end with an answer; a text is an answer without messages before it."""
     if not isinstance(value, (list, tuple)):
         return [{"role": "assistant", "content": text_of(value, where)}]
     messages = read_messages(value, where)
@@ -60,25 +67,26 @@ def _read_answer(value: Any, where: str) -> list[Message]:
 @dataclass
 class EncodedPairs:
     """
-    Token ids of prompts and answers, and what was left out.
+    Token ids of prompts and answers, and how many pairs were dropped.
 
     Attributes:
-        numbers: which pair each row comes from.
-        alike: pairs left out because both answers are the same.
-        left_out: pairs of which an answer is too long.
+        rows: `prompt_ids`, `chosen_ids` and `rejected_ids` of each pair; answers include the token that ends them.
+        numbers: the number of each row's pair.
+        num_identical: pairs dropped because both answers are the same.
+        num_too_long: pairs dropped because of the length of an answer.
     """
 
     rows: list[dict[str, list[int]]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    alike: int = 0
-    left_out: int = 0
+    num_identical: int = 0
+    num_too_long: int = 0
 
-    def answered(self, which: str) -> list[dict[str, list[int]]]:
-        """Rows of `input_ids` and `labels` with the `chosen` or the `rejected` answers, for their likelihood."""
+    def labelled_rows(self, side: str) -> list[dict[str, list[int]]]:
+        """Return `input_ids` and `labels` of the prompts with their `chosen` or `rejected` answers as labels."""
         return [
             {
-                "input_ids": row["prompt_ids"] + row[f"{which}_ids"],
-                "labels": [IGNORED] * len(row["prompt_ids"]) + row[f"{which}_ids"],
+                "input_ids": row["prompt_ids"] + row[f"{side}_ids"],
+                "labels": [IGNORED] * len(row["prompt_ids"]) + row[f"{side}_ids"],
             }
             for row in self.rows
         ]
@@ -86,59 +94,103 @@ class EncodedPairs:
 
 def encode_pairs(encoder: ChatEncoder, pairs: Sequence[Pair], places: Sequence[str], max_length: int) -> EncodedPairs:
     """
-    Rows with `prompt_ids`, `chosen_ids` and `rejected_ids`; an answer has the token that ends it.
+    Encode pairs by the tokenizer's chat template, and drop those that teach nothing or are too long.
 
     Raises:
-        InputError: a conversation is malformed, or no pair is left.
+        InputError: a conversation is malformed, or no pair remains.
     """
-    found = EncodedPairs()
+    encoded = EncodedPairs()
     for number, (pair, place) in enumerate(zip(pairs, places)):
         (prompt, chosen), (_, rejected) = (
             encoder([*pair.prompt, {"role": "assistant", "content": text}], place).split()
             for text in (pair.chosen, pair.rejected)
         )
         if chosen == rejected:
-            found.alike += 1
+            encoded.num_identical += 1
         elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
-            found.left_out += 1
+            encoded.num_too_long += 1
         else:
-            found.rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
-            found.numbers.append(number)
-    if not found.rows:
+            encoded.rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+            encoded.numbers.append(number)
+    if not encoded.rows:
         raise InputError(
-            f"max_length {max_length}: of {len(pairs)} pairs {found.left_out} are longer and {found.alike} have the "
-            "same answer twice, so none is left"
+            f"max_length {max_length}: of {len(pairs)} pairs {encoded.num_too_long} are longer and "
+            f"{encoded.num_identical} have the same answer twice, so none is left"
         )
-    return found
+    return encoded
 
 
-@torch.no_grad()
-def rewards(
+class PairScores(NamedTuple):
+    """
+    A model's scores of both answers, each `(pairs,)`: log-likelihoods (nats) or rewards.
+
+    Attributes:
+        chosen_tokens: number of tokens of the chosen answers.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    chosen_tokens: np.ndarray
+
+    def agreement(self) -> Estimate:
+        """Return the share of pairs whose chosen answer scores higher; a tie counts half."""
+        wins = int((self.chosen > self.rejected).sum() + (self.chosen == self.rejected).sum() // 2)
+        return proportion(wins, len(self.chosen))
+
+
+def score_pairs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: EncodedPairs, reward: bool
+) -> PairScores:
+    """Return the log-likelihoods of the answers under a causal LM, or a reward model's rewards with `reward`."""
+    tokens = np.array([len(row["chosen_ids"]) for row in encoded.rows])
+    with quiet():
+        if reward:
+            chosen, rejected = (predict_rewards(model, tokenizer, encoded.labelled_rows(side)) for side in SIDES)
+        else:
+            nats = (negative_log_likelihoods(model, tokenizer, encoded.labelled_rows(side))[0] for side in SIDES)
+            chosen, rejected = (-values for values in nats)
+    return PairScores(chosen, rejected, tokens)
+
+
+def estimate_preferences(scores: PairScores, reference: PairScores | None, reward: bool) -> dict[str, Estimate]:
+    """
+    Return the share of pairs that a model agrees with, and the loss of a causal LM on the chosen answers.
+
+    Args:
+        reference: scores of the causal LM before the training; the change from them decides `accuracy`, as in DPO.
+    """
+    if reward:
+        return {"accuracy": scores.agreement()}
+    figures = {
+        "likelier": scores.agreement(),
+        "chosen_loss": estimate_loss(-scores.chosen, scores.chosen_tokens),
+    }
+    if reference is None:
+        return figures
+    gains = PairScores(scores.chosen - reference.chosen, scores.rejected - reference.rejected, scores.chosen_tokens)
+    return {"accuracy": gains.agreement(), **figures}
+
+
+def predict_rewards(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, list[int]]],
     batch_size: int = 8,
 ) -> np.ndarray:
     """
-    What a reward model gives each row of `input_ids`, `(rows,)`.
+    Return a reward model's reward of each row of `input_ids`, `(rows,)`.
 
     Raises:
         InputError: the outputs are not finite.
     """
-    collate, given = ConversationCollator(tokenizer.pad_token_id), np.zeros(len(rows))
+    collate, rewards = ConversationCollator(tokenizer.pad_token_id), np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"]))
-    model.eval()
-    for first in range(0, len(order), batch_size):
-        numbers = order[first : first + batch_size]
-        batch = collate([rows[number] for number in numbers])
-        del batch["labels"]
-        outputs = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-        given[numbers] = outputs.logits[:, 0].float().cpu().numpy()
-    refuse_diverged(given)
-    return given
-
-
-def agreement(chosen: np.ndarray, rejected: np.ndarray) -> Estimate:
-    """The share of pairs whose chosen answer scores higher; equal scores count as a half."""
-    wins = int((chosen > rejected).sum() + (chosen == rejected).sum() // 2)
-    return proportion(wins, len(chosen))
+    with evaluation_mode(model):
+        for first in range(0, len(order), batch_size):
+            numbers = order[first : first + batch_size]
+            batch = collate([rows[number] for number in numbers])
+            del batch["labels"]
+            outputs = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            rewards[numbers] = outputs.logits[:, 0].float().cpu().numpy()
+    refuse_diverged(rewards)
+    return rewards

@@ -1,4 +1,4 @@
-"""Rewards that can be checked: the right number, a pattern, or what a person's own function says of an answer."""
+"""Verifiable rewards: an answer is checked by a number, a regular expression, or a Python function of the user's."""
 
 import importlib.util
 import math
@@ -16,45 +16,45 @@ from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap, proportion
 from ..data.chat import ChatEncoder, Message, read_prompt
 from ..data.records import Records
-from .generation import Answer, answer
+from .generation import Reply, generate_replies
 
 
-# What an answer earns by its text, and the number of the record that it answers.
+# Takes the text of an answer and the number of its record, and returns the reward.
 Verifier = Callable[[str, int], float]
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def number_in(text: str) -> Decimal | None:
+def final_number(text: str) -> Decimal | None:
     """
-    The number that a text arrives at: the last one, behind `####` if that is there (as in GSM8K); None without any.
+    Return the last number of a text, behind `####` if that is there (as in GSM8K); None without any number.
 
-    Commas between digits and a minus are part of it: "so -1,200.50 in all" gives -1200.50.
+    A minus and commas between digits are part of it: "so -1,200.50 in all" gives -1200.50.
     """
-    found = _NUMBER.findall(text.rpartition("####")[2])
-    return Decimal(found[-1].replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text.rpartition("####")[2])
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def read_verifier(kind: str, records: Records, field: str) -> Verifier:
     """
-    How answers to records are checked.
+    Return a function that rewards answers to the records.
 
     Args:
-        kind: `number`: the number that the answer arrives at must be the one in the record's field. `pattern`: the
-            field is a regular expression that must be found in the answer. Or `file.py:function`, called as
-            `function(answer, record)`, which gives a number: the higher, the better.
-        field: where a record has the number or the pattern.
+        kind: `number`: the final number of the answer must be that of the record's field. `pattern`: the field is a
+            regular expression that must match somewhere in the answer. `file.py:function`: a function of the user's,
+            called as `function(answer, record)`, returns the reward.
+        field: the record's field with the number or the pattern.
 
     Raises:
-        InputError: a record has no such field or no number or pattern in it, or there is no such function. The verifier
-            itself raises it when a function fails or gives no number.
+        InputError: a record lacks the field, or it has no number or pattern, or there is no such function. The verifier
+            raises it when the function fails or returns no number.
     """
     if kind == "number":
-        numbers = [number_in(str(value)) for value in records.values(field, "answer_field")]
+        numbers = [final_number(str(value)) for value in records.values(field, "answer_field")]
         for number, record, place in zip(numbers, records, records.places):
             if number is None:
                 raise InputError(f"{place}: no number in field {field!r}, which is {record[field]!r:.60}")
-        return lambda answer, row: float(number_in(answer) == numbers[row])
+        return lambda answer, row: float(final_number(answer) == numbers[row])
     if kind == "pattern":
         patterns = []
         for pattern, place in zip(records.texts(field, "answer_field"), records.places):
@@ -77,33 +77,34 @@ def read_verifier(kind: str, records: Records, field: str) -> Verifier:
     return verify
 
 
-def load_function(where: str) -> Callable[[str, Mapping[str, Any]], float]:
-    """A person's function by `file.py:function`. Raises `InputError` if there is none."""
-    file, colon, name = where.rpartition(":")
+def load_function(location: str) -> Callable[[str, Mapping[str, Any]], Any]:
+    """Return the function at `file.py:function`. Raises `InputError` if there is none."""
+    file, colon, name = location.rpartition(":")
     if not colon or not file.endswith(".py"):
-        raise InputError(f"reward {where!r} must be number, pattern, or file.py:function")
+        raise InputError(f"reward {location!r} must be number, pattern, or file.py:function")
     if not Path(file).is_file():
-        raise InputError(f"reward {where!r}: there is no file {file}")
+        raise InputError(f"reward {location!r}: there is no file {file}")
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None and spec.loader is not None  # as for every name that ends with .py
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InputError(f"reward {where!r}: {file} cannot be imported: {error!r}") from error
+        raise InputError(f"reward {location!r}: {file} cannot be imported: {error!r}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise InputError(f"reward {where!r}: no function {name} in {file}, there are {there or 'none'}")
+        names = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise InputError(f"reward {location!r}: no function {name} in {file}, there are {names or 'none'}")
     return function
 
 
 @dataclass
-class Questions:
+class VerifiablePrompts:
     """
-    Prompts as messages and as token ids, and what an answer to each earns.
+    Prompts whose answers can be checked, as messages and as token ids.
 
     Attributes:
-        rows: the record that each comes from.
+        rows: the number of each prompt's record.
     """
 
     prompts: list[list[Message]]
@@ -111,31 +112,33 @@ class Questions:
     rows: list[int]
     verify: Verifier
 
-    def ask(
+    def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int = 64
-    ) -> tuple[np.ndarray, list[Answer]]:
-        """What a model's likeliest answers earn, `(questions,)`, and the answers."""
-        said = answer(model, tokenizer, self.ids, max_new_tokens, batch_size)
-        return np.array([self.verify(one.text, row) for one, row in zip(said, self.rows)]), said
+    ) -> tuple[np.ndarray, list[Reply]]:
+        """Return the rewards of a model's greedy replies, `(prompts,)`, and the replies."""
+        replies = generate_replies(model, tokenizer, self.ids, max_new_tokens, batch_size)
+        return np.array([self.verify(reply.text, row) for reply, row in zip(replies, self.rows)]), replies
 
 
-def read_questions(records: Records, encoder: ChatEncoder, verify: Verifier, longest: int) -> Questions:
+def read_verifiable_prompts(
+    records: Records, encoder: ChatEncoder, verify: Verifier, max_tokens: int
+) -> VerifiablePrompts:
     """
-    The questions of the records; those longer than `longest` tokens are left out.
+    Return the prompts of the records, without those of more than `max_tokens` tokens.
 
     Raises:
-        InputError: a record asks nothing, or all are too long.
+        InputError: a record has no prompt, or all are too long.
     """
     prompts = [read_prompt(record, place) for record, place in zip(records, records.places)]
     ids = [encoder.prompt(prompt, place) for prompt, place in zip(prompts, records.places)]
-    rows = [row for row, prompt in enumerate(ids) if len(prompt) <= longest]
+    rows = [row for row, prompt in enumerate(ids) if len(prompt) <= max_tokens]
     if not rows:
         raise InputError(f"{records.path}: no prompt is short enough to leave room for an answer: raise max_length")
-    return Questions([prompts[row] for row in rows], [ids[row] for row in rows], rows, verify)
+    return VerifiablePrompts([prompts[row] for row in rows], [ids[row] for row in rows], rows, verify)
 
 
-def estimate(earned: np.ndarray, kind: str) -> dict[str, Estimate]:
-    """The share of right answers, or the mean of what a person's function gives."""
+def estimate_reward(rewards: np.ndarray, kind: str) -> dict[str, Estimate]:
+    """Return the accuracy (`number`, `pattern`) or the mean reward (a function of the user's), with an interval."""
     if kind in ("number", "pattern"):
-        return {"accuracy": proportion(int(earned.sum()), len(earned))}
-    return bootstrap(lambda several: {"reward": float(several.mean())}, earned)
+        return {"accuracy": proportion(int(rewards.sum()), len(rewards))}
+    return bootstrap(lambda values: {"reward": float(values.mean())}, rewards)

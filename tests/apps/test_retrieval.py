@@ -20,7 +20,7 @@ from hf_tfm.apps.retrieval.retrieval import Index, build_index, cut_passages, it
 from hf_tfm.apps.retrieval.search import BM25, Hit, fuse, nearest
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.tasks.generation import Answer
+from hf_tfm.tasks.generation import Reply
 
 
 PLACES = ["Ayr", "Brno", "Cork", "Dax", "Elda", "Faro", "Graz", "Hull", "Ivry", "Jena", "Kiel", "Lodz"]
@@ -391,7 +391,7 @@ def test_ask_on_the_command_line(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(folders)
     assert cli.main(["index", "docs.jsonl", "--encoder", "encoder", str(tmp_path / "i"), "--passage-length", "24"]) == 0
     assert "passages of 12 documents" in capsys.readouterr().out
-    monkeypatch.setattr(grounding, "answer", lambda *a, **k: [Answer("In 1806, says [2].", True)])
+    monkeypatch.setattr(grounding, "generate_replies", lambda *a, **k: [Reply("In 1806, says [2].", True)])
     asked = [
         "ask",
         str(tmp_path / "i"),
@@ -459,7 +459,7 @@ def test_evaluation(folders, tmp_path, capsys, monkeypatch):
     ]
     assert {figure["n"] for figure in answered["results"].values()} == {11}
     # Everything is known the second time.
-    monkeypatch.setattr(evaluate_retrieval, "answer", lambda *a, **k: pytest.fail("was answered before"))
+    monkeypatch.setattr(evaluate_retrieval, "generate_replies", lambda *a, **k: pytest.fail("was answered before"))
     monkeypatch.setattr(Index, "search", lambda *a, **k: pytest.fail("was searched before"))
     assert evaluate_retrieval.main(arguments) == 0
     capsys.readouterr()

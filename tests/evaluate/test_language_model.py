@@ -13,21 +13,19 @@ from tiny import BOS, CLS, MASK, SEP
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import encode_text
-from hf_tfm.evaluate.few_shot import Prompt, draw_examples, label_log_probabilities, label_words, prompted_scores
+from hf_tfm.evaluate.few_shot import Prompt, draw_examples, label_log_probabilities, label_words, score_labels
 from hf_tfm.evaluate.language_model import (
-    LanguageModel,
-    Row,
     accuracy_by_group,
     bits_per_byte,
     generate_samples,
     group_rows,
     minimal_pairs,
-    only_at,
     read_text,
-    windows,
+    sliding_windows,
 )
-from hf_tfm.evaluate.results import PARTS_FILE, Results
+from hf_tfm.evaluate.result_store import PARTS_FILE, ResultStore
 from hf_tfm.tasks.classification import read_task
+from hf_tfm.tasks.likelihood import LanguageModel, Row, logits_only_at
 
 
 PAIRS = [
@@ -95,7 +93,9 @@ def test_masked_scores_equal_rows_one_by_one(name, tokenizer):
     lm = language_model(name, tokenizer, batch_tokens=100)
     texts = encode_text(tokenizer, [good for good, _ in PAIRS])
     scores = np.zeros(len(texts))
-    for key, values in lm.score(itertools.chain.from_iterable(lm.pseudo_rows(n, t) for n, t in enumerate(texts))):
+    for key, values in lm.score(
+        itertools.chain.from_iterable(lm.pseudo_likelihood_rows(n, t) for n, t in enumerate(texts))
+    ):
         scores[key] += values.sum()
     for number, ids in enumerate(texts):
         assert scores[number] == pytest.approx(pseudo_log_likelihood(lm.model, ids), abs=2e-4)
@@ -120,7 +120,7 @@ def test_figures_do_not_depend_on_the_batch(name, tokenizer):
 @pytest.mark.parametrize("length, window, stride", [(1, 4, 2), (2, 4, 2), (5, 4, 4), (6, 4, 1), (23, 8, 3), (9, 1, 1)])
 def test_windows_predict_every_token_once_with_enough_context(length, window, stride):
     predicted = []
-    for start, first, end in windows(length, window, stride):
+    for start, first, end in sliding_windows(length, window, stride):
         predicted += range(first, end)
         assert end - 1 - start <= window, "more tokens than the window has"
         assert start == 0 or first - start > window - stride, "a token has too little context"
@@ -144,7 +144,7 @@ def test_bits_per_byte_of_windows_equals_rows_with_that_context(tokenizer):
     ids = [BOS, *encode_text(tokenizer, [text])[0]]
     assert len(ids) > 100
     nats = 0.0
-    for start, first, end in windows(len(ids), 32, 8):
+    for start, first, end in sliding_windows(len(ids), 32, 8):
         nats -= log_likelihood(lm.model, ids[start:end], first - start)
     found = bits_per_byte(lm, [("all", text)], window=32, stride=8)["all"]["bits_per_byte"]
     assert found.value == pytest.approx(nats / len(text) / math.log(2), rel=1e-6)
@@ -178,7 +178,7 @@ def test_minimal_pairs_equal_whole_sentences_compared(name, tokenizer):
 
 def test_word_variant_masks_the_rest_of_the_word(tokenizer):
     lm = language_model("default", tokenizer)
-    rows = list(lm.pseudo_rows(0, [50, 51, 52, 53], [0, 0, 0, 1]))
+    rows = list(lm.pseudo_likelihood_rows(0, [50, 51, 52, 53], [0, 0, 0, 1]))
     assert [list(row.ids) for row in rows] == [
         [CLS, MASK, MASK, MASK, 53, SEP],
         [CLS, 50, MASK, MASK, 53, SEP],
@@ -196,7 +196,7 @@ def test_only_asked_positions_reach_the_head(tokenizer):
     ids = tiny.random_ids(3, 7)
     with torch.no_grad():
         whole = model(input_ids=ids).logits.flatten(0, 1)
-        with only_at(model.base_model, torch.tensor([20, 3, 3])):
+        with logits_only_at(model.base_model, torch.tensor([20, 3, 3])):
             some = model(input_ids=ids).logits
         again = model(input_ids=ids).logits.flatten(0, 1)
     assert some.shape == (1, 3, tiny.VOCAB_SIZE)
@@ -240,7 +240,7 @@ def test_labels_behind_prompts_equal_rows_one_by_one(name, tokenizer, monkeypatc
             whole = [*prefix, *context, *label]
             expected = log_likelihood(lm.model, whole, len(whole) - len(label))
             assert found[i, j] == pytest.approx(expected, abs=2e-4)
-    monkeypatch.setattr("hf_tfm.evaluate.few_shot._MOST_CACHE", 1)
+    monkeypatch.setattr("hf_tfm.evaluate.few_shot._MAX_CACHE_BYTES", 1)
     np.testing.assert_allclose(label_log_probabilities(lm, prefix, contexts, labels), found, atol=2e-4)
 
 
@@ -249,13 +249,13 @@ def as_records(texts_and_labels) -> Records:
     return Records(rows, [f"file, line {n}" for n in range(len(rows))], "file")
 
 
-def test_prompted_scores_decide_three_ways(tokenizer):
+def test_score_labels_decide_three_ways(tokenizer):
     lm = language_model("qwen3", tokenizer)
     records = as_records([("rain fell", "the moon"), ("seven ships", "cat"), ("the book", "cat")])
     task = read_task(records)
     prompt = Prompt("{text} is {label}", label_words(task, ["cat=a small cat"]))
     assert task.names == ["cat", "the moon"] and prompt.answers == [" a small cat", " the moon"]
-    scores = prompted_scores(lm, prompt, records, [(records[0], 1)])
+    scores = score_labels(lm, prompt, records, [(records[0], 1)])
     shown = "\n\nrain fell is the moon"
     ids = [BOS, *encode_text(tokenizer, [shown])[0], *encode_text(tokenizer, ["\n\nseven ships is"])[0]]
     answers = encode_text(tokenizer, prompt.answers)
@@ -263,7 +263,7 @@ def test_prompted_scores_decide_three_ways(tokenizer):
     np.testing.assert_allclose(scores["sum"][1], expected, atol=2e-4)
     np.testing.assert_allclose(scores["length_normalised"], scores["sum"] / [12, 9], rtol=1e-6)
     # Calibrated on itself, a record that says nothing favours no label.
-    nothing = prompted_scores(lm, prompt, as_records([("N/A", "cat"), ("[MASK]", "cat"), ("", "cat")]))["calibrated"]
+    nothing = score_labels(lm, prompt, as_records([("N/A", "cat"), ("[MASK]", "cat"), ("", "cat")]))["calibrated"]
     np.testing.assert_allclose(np.log(np.exp(nothing).mean(0)), 0, atol=1e-6)
 
 
@@ -277,9 +277,9 @@ def test_too_many_examples_are_said(tokenizer):
     records = as_records([("rain fell on the roof", "cat"), ("b", "dog")])
     prompt = Prompt("{text} is {label}", ["cat", "dog"])
     with pytest.raises(InputError, match="leave no room in the model's 64 tokens"):
-        prompted_scores(lm, prompt, records, [(records[0], 0)] * 9)
+        score_labels(lm, prompt, records, [(records[0], 0)] * 9)
     long = as_records([("rain " * 100, "cat")])
-    assert np.isfinite(prompted_scores(lm, prompt, long)["sum"]).all(), "a long record loses its beginning"
+    assert np.isfinite(score_labels(lm, prompt, long)["sum"]).all(), "a long record loses its beginning"
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_too_many_examples_are_said(tokenizer):
     [
         (lambda: Prompt("{text} is", ["a", "b"]), "must end with {label}"),
         (lambda: Prompt("{text} {label}", ["a", "a"]), "same words"),
-        (lambda: Prompt("{body} {label}", ["a", "b"]).ask({"text": "x"}, "f, line 3"), "f, line 3: template"),
+        (lambda: Prompt("{body} {label}", ["a", "b"]).render({"text": "x"}, "f, line 3"), "f, line 3: template"),
         (lambda: draw_examples(as_records([("a", 0)]), 2, 0), "fewer than 2 examples"),
         (lambda: label_words(read_task(as_records([("a", "x"), ("b", "y")])), ["z=1"]), "label out of x, y"),
     ],
@@ -345,21 +345,25 @@ def test_finished_parts_are_not_computed_again(tmp_path):
         return {"hits": np.int64(3)}
 
     for _ in range(2):
-        results = Results(tmp_path, {"name": "m"})
-        assert results.part({"task": "pairs", "group": "x"}, compute) == {"hits": 3}
-        assert results.part({"task": "pairs", "group": "y"}, compute) == {"hits": 3}
+        results = ResultStore(tmp_path, {"name": "m"})
+        assert results.compute_once({"task": "pairs", "group": "x"}, compute) == {"hits": 3}
+        assert results.compute_once({"task": "pairs", "group": "y"}, compute) == {"hits": 3}
     assert len(calls) == 2
-    assert Results(tmp_path, {"name": "other"}).part({"task": "pairs", "group": "x"}, compute) == {"hits": 3}
+    assert ResultStore(tmp_path, {"name": "other"}).compute_once({"task": "pairs", "group": "x"}, compute) == {
+        "hits": 3
+    }
     assert len(calls) == 3, "figures of another model were taken for this one's"
 
 
 def test_a_torn_line_costs_one_part(tmp_path):
-    results = Results(tmp_path, {"name": "m"})
+    results = ResultStore(tmp_path, {"name": "m"})
     for group in "xyz":
-        results.part({"group": group}, lambda: 1)
+        results.compute_once({"group": group}, lambda: 1)
     parts = tmp_path / PARTS_FILE
     parts.write_bytes(parts.read_bytes()[:-5])
-    results = Results(tmp_path, {"name": "m"})
-    computed = [results.part({"group": group}, lambda: 2) for group in "xyzw"]
+    results = ResultStore(tmp_path, {"name": "m"})
+    computed = [results.compute_once({"group": group}, lambda: 2) for group in "xyzw"]
     assert computed == [1, 1, 2, 2]
-    assert [Results(tmp_path, {"name": "m"}).part({"group": group}, lambda: 3) for group in "xyzw"] == computed
+    assert [
+        ResultStore(tmp_path, {"name": "m"}).compute_once({"group": group}, lambda: 3) for group in "xyzw"
+    ] == computed

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tiny import build
 
-from hf_tfm.evaluate.language_model import LanguageModel, bits_per_byte, read_text
+from hf_tfm.evaluate.language_model import bits_per_byte, read_text
+from hf_tfm.tasks.likelihood import LanguageModel
 
 
 TOP = Path(__file__).parents[2]

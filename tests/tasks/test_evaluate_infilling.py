@@ -11,7 +11,7 @@ from tiny import build
 from hf_tfm import InputError
 from hf_tfm.data.tokenizer import encode_text, train_tokenizer
 from hf_tfm.tasks import infilling
-from hf_tfm.tasks.infilling import WAYS, GappedText, Passage, cut_gaps, measure_infilling
+from hf_tfm.tasks.infilling import FILL_METHODS, EncodedGaps, GappedText, cut_gaps, measure_infilling
 
 
 DOCUMENTS = ["  ".join(TEXTS[i : i + 3]) for i in range(0, 60, 3)]
@@ -62,13 +62,13 @@ def test_what_counts_as_right(tokenizers, monkeypatch):
         GappedText(["Once", " was a", "."], [" there by the", " hunter"])
     ]
 
-    def nearly(model, tokenizer, passages: list[Passage]):
+    def nearly(model, tokenizer, passages: list[EncodedGaps]):
         filled = [[list(ids) for ids in passage.missing] for passage in passages]
         for passage in filled:
             passage[-1][-1] = 5  # the last token of each passage's last gap is wrong
         return filled
 
-    monkeypatch.setitem(WAYS, "nearly", nearly)
+    monkeypatch.setitem(FILL_METHODS, "nearly", nearly)
     figures = measure_infilling(model, tokenizer, texts, "nearly", batch_size=3)
     tokens = [len(ids) for text in texts for ids in encode_text(tokenizer, text.missing)]
     assert figures["gaps_right"].value == 0.5 and figures["gaps_right"].n == 8
@@ -77,13 +77,13 @@ def test_what_counts_as_right(tokenizers, monkeypatch):
     assert by_words == {"gaps_right, 1 word": (0.75, 4), "gaps_right, 2 words": (0.0, 3), "gaps_right, 3 words": (1, 1)}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", FILL_METHODS)
 def test_every_way_fills_every_gap_whatever_the_batch(way, tokenizers):
     model, tokenizer = model_for(way, tokenizers)
     texts = list(cut_gaps(DOCUMENTS[:5], words=20, gaps=2, longest_gap=2))
-    passages = [Passage(encode_text(tokenizer, t.parts), encode_text(tokenizer, t.missing)) for t in texts]
-    together = WAYS[way](model, tokenizer, passages)
-    assert [WAYS[way](model, tokenizer, [one])[0] for one in passages] == together
+    passages = [EncodedGaps.of(tokenizer, text) for text in texts]
+    together = FILL_METHODS[way](model, tokenizer, passages)
+    assert [FILL_METHODS[way](model, tokenizer, [one])[0] for one in passages] == together
     for passage, filled in zip(passages, together, strict=True):
         assert len(filled) == 2
         if way != "denoise_free":
@@ -97,8 +97,8 @@ def test_every_way_fills_every_gap_whatever_the_batch(way, tokenizers):
 def test_left_context_is_greedy_search(tokenizers):
     model, tokenizer = model_for("left", tokenizers)
     text = next(cut_gaps(DOCUMENTS, words=20, gaps=2, longest_gap=2))
-    passage = Passage(encode_text(tokenizer, text.parts), encode_text(tokenizer, text.missing))
-    (filled,) = infilling.by_left_context(model, tokenizer, [passage])
+    passage = EncodedGaps.of(tokenizer, text)
+    (filled,) = infilling.fill_from_left(model, tokenizer, [passage])
     ids = [tokenizer.bos_token_id]
     for part, missing, got in zip(passage.parts, passage.missing, filled):
         ids += part
@@ -115,7 +115,7 @@ def test_what_missing_words_cost(denoise, tokenizers):
     """By hand, one row at a time."""
     model, tokenizer = model_for("left", tokenizers)
     texts = list(cut_gaps(DOCUMENTS, words=20, gaps=2, longest_gap=2))[:4]
-    passages = [Passage(encode_text(tokenizer, t.parts), encode_text(tokenizer, t.missing)) for t in texts]
+    passages = [EncodedGaps.of(tokenizer, text) for text in texts]
     spare = tokenizer.convert_tokens_to_ids([f"<|spare_{i}|>" for i in range(5)])
     expected = []
     for (a, b, c), (x, y) in passages:
@@ -130,7 +130,7 @@ def test_what_missing_words_cost(denoise, tokenizers):
         logits = model(torch.tensor([inputs]), prefix_mask=mask).logits[0]
         logits[:, tokenizer.all_special_ids] = -torch.inf
         expected.append(-sum(float(logits[place - 1].log_softmax(-1)[inputs[place]]) for place in places))
-    assert infilling.score_missing(model, tokenizer, passages, denoise) == pytest.approx(expected, rel=1e-4)
+    assert infilling.missing_text_nats(model, tokenizer, passages, denoise) == pytest.approx(expected, rel=1e-4)
     figures = measure_infilling(model, tokenizer, texts, "denoise" if denoise else "left", batch_size=3)
     size = len("".join("".join(text.missing) for text in texts))
     assert figures["missing_bits_per_byte"].value == pytest.approx(sum(expected) / size / 0.6931472, rel=1e-4)

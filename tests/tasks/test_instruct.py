@@ -27,8 +27,8 @@ from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations, ensure_chat_template
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.evaluate.answers import nats_and_tokens
-from hf_tfm.tasks.generation import answer
+from hf_tfm.tasks.generation import generate_replies
+from hf_tfm.tasks.likelihood import negative_log_likelihoods
 from hf_tfm.train.trainer import ProgressLine
 
 
@@ -188,7 +188,7 @@ def test_packed_equals_padded_equals_alone(train_on_prompts):
             gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         for parameter, gradient in gradients[0].items():
             torch.testing.assert_close(gradient, gradients[1][parameter], atol=2e-5, rtol=1e-3, msg=name)
-        nats, tokens = nats_and_tokens(model, encoder.tokenizer, rows)
+        nats, tokens = negative_log_likelihoods(model, encoder.tokenizer, rows)
         assert tokens.sum() == count
         for row, expected in zip(rows, nats):
             alone = model(**collate([row]), num_items_in_batch=1).loss.item()
@@ -305,12 +305,12 @@ def test_answers_are_the_same_alone_and_in_a_batch():
     model = build("TfmDecoderForCausalLM", pad_token_id=0, eos_token_id=3)
     prompts = [list(range(30, 30 + length)) for length in (3, 9, 5, 12)]
     model.generation_config.update(do_sample=True, temperature=2.0, repetition_penalty=9.0)
-    together = answer(model, tokenizer, prompts, 8)
+    together = generate_replies(model, tokenizer, prompts, 8)
     assert model.generation_config.repetition_penalty == 9.0
     with torch.no_grad():
         first = model(input_ids=torch.tensor([prompts[1]])).logits[0, -1].argmax()
     assert together[1].text.startswith(tokenizer.decode([first]))
-    assert together == [answer(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    assert together == [generate_replies(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
 
 
 def test_answers_end_where_a_model_has_no_more_positions():
@@ -318,8 +318,8 @@ def test_answers_end_where_a_model_has_no_more_positions():
     config = GPT2Config(vocab_size=320, n_positions=16, n_embd=8, n_layer=1, n_head=1)
     model = GPT2LMHeadModel(config).eval()
     prompts = [list(range(30, 30 + length)) for length in (3, 14, 16, 17, 9)]
-    together = answer(model, tokenizer, prompts, 8)
-    assert together == [answer(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    together = generate_replies(model, tokenizer, prompts, 8)
+    assert together == [generate_replies(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
     assert [len(said.text) > 0 for said in together] == [True, True, False, False, True]
 
 

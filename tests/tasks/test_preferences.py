@@ -111,7 +111,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted():
     encoder = ChatEncoder(train_tokenizer(kind="bytes"))
     records = [pair(1), {**pair(2), "rejected": pair(2)["chosen"]}, {**pair(3), "rejected": "no " * 30}]
     found = encode_pairs(encoder, read_pairs(Records(records, ["x"] * 3, "x")), ["x"] * 3, 64)
-    assert (found.alike, found.left_out, found.numbers) == (1, 1, [0])
+    assert (found.num_identical, found.num_too_long, found.numbers) == (1, 1, [0])
     end = encoder.tokenizer.eos_token_id
     assert found.rows[0]["chosen_ids"][-1] == found.rows[0]["rejected_ids"][-1] == end
 

@@ -18,7 +18,7 @@ from hf_tfm.core.errors import InputError
 from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.tasks.rewards import number_in, read_verifier
+from hf_tfm.tasks.rewards import final_number, read_verifier
 from hf_tfm.train.trainer import ProgressLine
 
 
@@ -51,7 +51,7 @@ def says_nothing(answer, record):
     ],
 )
 def test_the_number_that_a_text_arrives_at(text, number):
-    assert number_in(text) == number
+    assert final_number(text) == number
 
 
 def test_rewards_of_three_kinds(tmp_path):

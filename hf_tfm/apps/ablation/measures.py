@@ -14,8 +14,9 @@ from ... import cpu
 from ...artifacts.open import LANGUAGE_MODELS, auto_class_of, open_model
 from ...core.errors import InputError
 from ...data.records import read_records
-from ...evaluate.language_model import LanguageModel, bits_per_byte, read_text
+from ...evaluate.language_model import bits_per_byte, read_text
 from ...models.modeling_tfm import CACHE_NAME
+from ...tasks.likelihood import LanguageModel
 from ..retrieval.retrieval import embed, open_encoder
 
 
@@ -63,7 +64,7 @@ def by_length(folder: Path, asked: Asked) -> dict[str, float]:
     lm = _language_model(folder)
     figures = {}
     for length in asked.lengths:
-        if length <= lm.longest:
+        if length <= lm.max_length:
             measured = bits_per_byte(lm, _documents(asked, asked.bytes), window=length)
             figures[f"length {length}"] = measured["all"]["bits_per_byte"].value
     return figures

@@ -11,7 +11,7 @@ from ...core.errors import InputError
 from ...core.limits import longest_input, refuse_unknown_tokens
 from ...data.chat import ChatEncoder
 from ...evaluate.predict import Predictor
-from ...tasks.generation import answer
+from ...tasks.generation import generate_replies
 from .retrieval import Index, Passage
 
 
@@ -126,5 +126,5 @@ def ask(
             f"the best passage does not fit into the prompt: the model reads {longest_input(model.config)} tokens, of "
             f"which {max_new_tokens} are for the answer; lower these, or index with shorter passages"
         )
-    [said] = answer(model, tokenizer, [ids], max_new_tokens)
-    return Grounded(said.text, sources[:count], len(sources))
+    [reply] = generate_replies(model, tokenizer, [ids], max_new_tokens)
+    return Grounded(reply.text, sources[:count], len(sources))

@@ -13,18 +13,16 @@ from tiny import build_tokenizer
 from hf_tfm.apps import rendering
 from hf_tfm.apps.cli import main
 from hf_tfm.core.errors import InputError
-from hf_tfm.tasks.generation import (
-    Candidate,
-    Choice,
+from hf_tfm.tasks.decoding import (
     Decoding,
-    _piece,
+    TokenCandidate,
+    TokenChoice,
     compare_decodings,
     decoding_methods,
     distinct,
-    encode_prompt,
-    sampling_options,
-    stream_text,
+    token_text,
 )
+from hf_tfm.tasks.generation import encode_prompt, sampling_options, stream_text
 
 
 PROMPT = "the cat sat on"
@@ -79,10 +77,10 @@ def test_probabilities_are_those_of_a_forward_pass(name, tokenizer):
             assert [one.probability for one in choice.candidates][:4] == pytest.approx(best, rel=1e-3)
             adjusted = by_hand(decoding.method, place)
             if adjusted is None:
-                assert choice.adjusted is None and choice.left is None
+                assert choice.adjusted is None and choice.num_remaining is None
                 continue
             assert choice.adjusted == pytest.approx(float(adjusted[choice.token]), rel=1e-3) and choice.adjusted > 0
-            assert choice.left == int((adjusted > 0).sum())
+            assert choice.num_remaining == int((adjusted > 0).sum())
             [own] = [one for one in choice.candidates if one.token == choice.token]
             assert own.adjusted == pytest.approx(choice.adjusted, rel=1e-3)
         if decoding.method == "greedy":
@@ -117,7 +115,7 @@ def test_enough_beams_find_the_likeliest_text(tokenizer):
     total = logs[0, 0][:, None] + logs[:, 1]
     best = divmod(int(total.argmax()), tiny.VOCAB_SIZE)
     assert tuple(choice.token for choice in found.choices) == best
-    assert len(found.others) == 2 and len({found.text, *found.others}) == 3
+    assert len(found.alternatives) == 2 and len({found.text, *found.alternatives}) == 3
 
 
 def test_draws_follow_the_seed(tokenizer):
@@ -150,7 +148,7 @@ def test_pieces_make_the_text(tokenizer):
     text = "naïve 漢字 — the  cat\nsat 🦜 on"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     before = tokenizer("the", add_special_tokens=False)["input_ids"]
-    pieces = [_piece(tokenizer, [*before, *ids[:n]], token) for n, token in enumerate(ids)]
+    pieces = [token_text(tokenizer, [*before, *ids[:n]], token) for n, token in enumerate(ids)]
     assert "".join(pieces) == text
     assert "" in pieces, "part of a character is nothing yet"
 
@@ -158,8 +156,8 @@ def test_pieces_make_the_text(tokenizer):
 def test_figures_count_what_is_repeated():
     assert distinct([1, 2, 1, 2, 1], 1) == 2 / 5 and distinct([1, 2, 1, 2, 1], 2) == 2 / 4 and distinct([1], 2) == 1
 
-    def choice(token: int, probability: float) -> Choice:
-        return Choice(token, "x", probability, None, 3.0, 1, None, ())
+    def choice(token: int, probability: float) -> TokenChoice:
+        return TokenChoice(token, "x", probability, None, 3.0, 1, None, ())
 
     text = Decoding("any", tuple(choice(n % 4, 0.25 if n else 0.5) for n in range(12)))
     figures = text.figures()
@@ -278,7 +276,7 @@ def test_colours_tell_sure_from_surprised():
 
 
 def test_text_on_a_terminal_cannot_steer_it():
-    evil = Choice(1, "\x1b[2Jboo\nline", 0.5, 0.5, 1.0, 1, 3, (Candidate(1, "\x1b[2J", 0.5, 0.5),))
+    evil = TokenChoice(1, "\x1b[2Jboo\nline", 0.5, 0.5, 1.0, 1, 3, (TokenCandidate(1, "\x1b[2J", 0.5, 0.5),))
     shown = rendering.comparison_as_text("a\x1b]0;", [Decoding("any", (evil,))], colours=True, candidates=True)
     own = shown.replace("\x1b[48;2;", "").replace("\x1b[38;2;31;35;40m", "").replace("\x1b[0m", "")
     assert "\x1b" not in own and "\\x1b[2Jboo" in own

@@ -1,4 +1,4 @@
-"""Figures of an evaluation on disk: a part is kept when it is finished, and a stopped evaluation goes on from there."""
+"""Results of an evaluation on disk: finished parts are kept, so that a stopped evaluation continues behind them."""
 
 import contextlib
 import hashlib
@@ -22,13 +22,13 @@ from ..data.tokens import default_cache_dir, file_hash
 PARTS_FILE = "parts.jsonl"
 
 
-class Results:
+class ResultStore:
     """
-    The figures of one model: `parts.jsonl` grows while they are computed, `evaluation.json` has them all at the end.
+    Results of one model: `parts.jsonl` grows during the evaluation, `evaluation.json` has all tasks at the end.
 
     Args:
         folder: where both are written.
-        model: what tells this model from others; parts of another one are not taken for its own.
+        model: the model's identity; parts of a different model are not reused.
 
     Raises:
         InputError: the folder cannot be used.
@@ -37,7 +37,7 @@ class Results:
     def __init__(self, folder: str | Path, model: Mapping[str, Any]):
         self.folder, self.model = Path(folder), dict(model)
         self.tasks: list[dict[str, Any]] = []
-        self._known: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             text = (self.folder / PARTS_FILE).read_text(encoding="utf-8")
@@ -46,22 +46,22 @@ class Results:
         except OSError as error:
             raise InputError(f"--output_dir {self.folder}: {error.strerror}; give another folder") from None
         for line in text.splitlines():
-            with contextlib.suppress(ValueError):  # the process died while it wrote this line
+            with contextlib.suppress(ValueError):  # a line that was cut when the process died
                 part = json.loads(line)
-                self._known[part["key"]] = part["figures"]
+                self._parts[part["key"]] = part["figures"]
         if text and not text.endswith("\n"):
             self._append("")
 
-    def part(self, settings: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """What `compute` gives, as it is read from JSON; it is not called if these settings were computed before."""
+    def compute_once(self, settings: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """Return the result of `compute` as JSON restores it, from disk if these settings were computed before."""
         key = hashlib.sha256(json.dumps([self.model, settings], sort_keys=True).encode()).hexdigest()
-        if key not in self._known:
-            line = json.dumps({"key": key, "settings": settings, "figures": plain(compute())})
+        if key not in self._parts:
+            line = json.dumps({"key": key, "settings": settings, "figures": as_json(compute())})
             self._append(line)
-            self._known[key] = json.loads(line)["figures"]
-        return self._known[key]
+            self._parts[key] = json.loads(line)["figures"]
+        return self._parts[key]
 
-    def add(
+    def add_task(
         self,
         task: str,
         path: str | None,
@@ -71,27 +71,28 @@ class Results:
         **details: Any,
     ) -> None:
         """
-        Print a finished task and keep it.
+        Print the figures of a finished task and store them.
 
         Args:
-            path: of the data.
+            path: the data file.
             figures: `Estimate`s by name, for the model's card.
-            hub: what the data is on the Hub.
-            details: what is kept beside them.
+            hub: the data set on the Hub that the file is from.
+            details: further facts to store beside the figures.
         """
-        figures = plain(figures)
+        figures = as_json(figures)
         for name, figure in figures.items():
             print(
                 f"{task}: {name} {figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}], n {figure['n']:,}"
             )
-        found = {"task": task, "data": public_name(path) if path else "", "settings": plain(settings)}
-        found |= {"results": figures, **({"hub": hub._asdict()} if hub else {}), **plain(details)}
-        self.tasks.append(found)
+        facts = {"task": task, "data": public_name(path) if path else "", "settings": as_json(settings)}
+        facts |= {"results": figures, **({"hub": hub._asdict()} if hub else {}), **as_json(details)}
+        self.tasks.append(facts)
 
     def write(self) -> Path:
         """
-        Write `evaluation.json`, and return where it is. What it has of the same model from before stays in it, with the
-        command that it came from.
+        Write `evaluation.json` and return its path.
+
+        Earlier tasks of the same model remain in it, each with the command that measured it.
         """
         path = self.folder / EVALUATION_FILE
         run = {
@@ -99,12 +100,16 @@ class Results:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
         }
-        kept, before = [], read_evaluation(self.folder)
-        if before and before["model"] == self.model:
-            new = [(task["task"], task["data"], task["settings"]) for task in self.tasks]
-            earlier = {name: before[name] for name in run if name in before}
-            kept = [{**earlier, **t} for t in before["tasks"] if (t["task"], t["data"], t["settings"]) not in new]
-        facts = {"model": self.model, **run, "tasks": [*kept, *self.tasks]}
+        earlier_tasks, previous = [], read_evaluation(self.folder)
+        if previous and previous["model"] == self.model:
+            replaced = [(task["task"], task["data"], task["settings"]) for task in self.tasks]
+            earlier_run = {name: previous[name] for name in run if name in previous}
+            earlier_tasks = [
+                {**earlier_run, **task}
+                for task in previous["tasks"]
+                if (task["task"], task["data"], task["settings"]) not in replaced
+            ]
+        facts = {"model": self.model, **run, "tasks": [*earlier_tasks, *self.tasks]}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, path)
@@ -117,21 +122,20 @@ class Results:
             os.fsync(file.fileno())
 
 
-def content(path: str, split: str = "train") -> str:
-    """A file, or the files of a folder's split, as parts know it: by what is in it. Raises `InputError` if it cannot be
-    read."""
+def content_hash(path: str, split: str = "train") -> str:
+    """Return a hash of a file, or of the files of a folder's split. Raises `InputError` if they cannot be read."""
     if not Path(path).is_dir():
         return file_hash(Path(path), default_cache_dir())
     hashes = [file_hash(file.path, default_cache_dir()) for file in record_files(path, split)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def plain(value: Any) -> Any:
-    """Figures as JSON knows them."""
+def as_json(value: Any) -> Any:
+    """Return figures as types that JSON has."""
     if isinstance(value, Estimate):
         return value.as_dict()
     if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
+        return {str(name): as_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [as_json(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,118 @@
+"""
+TRL's trainers with this package's checkpoints and resumption, over records that are tokens already.
+
+Needs TRL: pip install hf-tfm[align]
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from ..core.errors import needs_extra
+from ..data.chat import ChatEncoder, Message
+from ..train.measured import MeasuredEvaluation
+from ..train.trainer import RunMixin
+from .preferences import SIDES, EncodedPairs
+from .rewards import VerifiablePrompts
+
+
+with needs_extra("align"):
+    from trl import DPOTrainer, GRPOTrainer, RewardTrainer
+    from trl.trainer.utils import RepeatSampler
+
+
+class _TrlMixin(RunMixin):
+    """Changes that all of TRL's trainers need."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the card to this package."""
+
+    def delete_reference_adapter(self) -> None:
+        """Delete TRL's copy of a new adapter: the reference is the model with its adapter switched off."""
+        model: Any = self.model
+        if "ref" in getattr(model, "peft_config", {}):
+            model.delete_adapter("ref")
+
+
+class PairDPOTrainer(_TrlMixin, DPOTrainer):
+    """Direct preference optimisation over encoded pairs (Rafailov et al. 2023)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.delete_reference_adapter()
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+
+class PairRewardTrainer(_TrlMixin, RewardTrainer):
+    """A reward model over encoded pairs (Bradley & Terry 1952)."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+
+def pair_dataset(encoded: EncodedPairs, reward: bool) -> Dataset:
+    """Return the columns that TRL's collator expects; a reward model reads the prompt as a part of each answer."""
+    if not reward:
+        return Dataset.from_list(encoded.rows)
+    return Dataset.from_list(
+        [{f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in SIDES} for row in encoded.rows]
+    )
+
+
+class _EpochSampler(RepeatSampler):
+    """Draws each epoch's order from seed and epoch alone, so that a resumed run draws the same."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(1_000_003 * self.seed + epoch)
+
+
+class VerifiedGRPOTrainer(MeasuredEvaluation, _TrlMixin, GRPOTrainer):
+    """
+    GRPO with verifiable rewards (Shao et al. 2024), evaluated by greedy replies.
+
+    Args:
+        train, validation: prompts to train on, and to choose the best checkpoint by.
+        encoder: encodes prompts as the rest of this package does.
+        max_new_tokens: length of the greedy replies.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        train: VerifiablePrompts,
+        validation: VerifiablePrompts,
+        encoder: ChatEncoder,
+        max_new_tokens: int,
+        **kwargs: Any,
+    ) -> None:
+        self.validation, self.encoder, self.max_new_tokens = validation, encoder, max_new_tokens
+
+        def reward(completions: list[list[Message]], row: list[int], **_: Any) -> list[float]:
+            answers = (messages[0]["content"].strip() for messages in completions)
+            return [train.verify(answer, number) for answer, number in zip(answers, row)]
+
+        rows = [{"prompt": prompt, "row": row} for prompt, row in zip(train.prompts, train.rows)]
+        super().__init__(
+            *args,
+            reward_funcs=reward,
+            train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(rows[:1]),  # TRL demands one; `evaluate` does not read it
+            **kwargs,
+        )
+        self.delete_reference_adapter()
+
+    def _tokenize_prompts(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [self.encoder.prompt(prompt, "prompt") for prompt in prompts], None, {}
+
+    def _get_train_sampler(self, dataset: Any = None) -> _EpochSampler:
+        stock = super()._get_train_sampler(dataset)
+        return _EpochSampler(
+            stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
+        )
+
+    def measure(self, eval_dataset: Any) -> dict[str, float]:
+        rewards, _ = self.validation.measure(self.model, self.encoder.tokenizer, self.max_new_tokens)
+        return {"reward": float(rewards.mean())}
