@@ -1,4 +1,4 @@
-"""Learning to reply: which conversations ask the same, loss and replies of a model, and a Trainer that reports them."""
+"""Learning to reply: conversations encoded for training, the loss on replies, and which replies end by themselves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,18 +6,46 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..core.quiet import quiet
-from ..core.statistics import Estimate, proportion
-from ..data.chat import ChatEncoder, Message
+from ..core.statistics import proportion
+from ..data.chat import ChatEncoder, Encoded, Message, encode_conversations, read_conversations
+from ..data.records import Records
 from ..train.finetune import FinetuningTrainer
 from ..train.measured import MeasuredEvaluation
-from .generation import Reply, generate_replies
+from ..train.report import print_line
+from .chat_run import Measurement
+from .generation import generate_replies
 from .likelihood import estimate_loss, negative_log_likelihoods
 
 
+def conversation_keys(records: Records) -> list[str]:
+    """Return a key of each record that records with the same prompts share, whatever the assistant replies."""
+    return [conversation_key(messages) for messages in read_conversations(records)]
+
+
 def conversation_key(messages: Sequence[Message]) -> str:
-    """Return a key that conversations with the same prompts share, whatever the assistant replies."""
+    """Return the prompts of a conversation as one text without case and spacing."""
     prompts = (message["content"] for message in messages if message["role"] != "assistant")
     return " ".join("\n".join(prompts).casefold().split())
+
+
+def encode_splits(
+    encoder: ChatEncoder,
+    conversations: Mapping[str, Sequence[Sequence[Message]]],
+    splits: Mapping[str, Records],
+    max_length: int,
+    train_on_prompts: bool,
+) -> dict[str, Encoded]:
+    """Return the rows of each split, and print how many there are and how many did not fit."""
+    encoded = {}
+    for name, records in splits.items():
+        split = encode_conversations(encoder, conversations[name], records.places, max_length, train_on_prompts)
+        counts = f"{len(split.rows):,} conversations, {split.tokens:,} tokens, {split.trained:,} of them trained"
+        print_line(name, counts)
+        for count, loss in ((split.shortened, "lost their last turns"), (split.left_out, "are left out")):
+            if count:
+                print_line("note", f"{count:,} {name} conversations {loss}: they are longer than {max_length} tokens")
+        encoded[name] = split
+    return encoded
 
 
 def measure_replies(
@@ -26,35 +54,21 @@ def measure_replies(
     rows: Sequence[Mapping[str, list[int]]],
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-) -> tuple[dict[str, Estimate], list[Reply]]:
+) -> Measurement:
     """
-    Return the loss on encoded conversations and the share of generated replies that end by themselves, and the replies.
+    Measure the loss on encoded conversations, and the share of generated replies that end by themselves.
 
     Args:
         rows: `input_ids` and `labels` of conversations.
         prompts: token ids to generate replies to; may be empty.
+        max_new_tokens: length at which a reply is cut.
     """
     with quiet():
         figures = {"loss": estimate_loss(*negative_log_likelihoods(model, encoder.tokenizer, rows))}
         replies = generate_replies(model, encoder.tokenizer, prompts, max_new_tokens)
     if replies:
         figures["stops_by_itself"] = proportion(sum(reply.finished for reply in replies), len(replies))
-    return figures, replies
-
-
-def format_dialogues(
-    prompts: Sequence[Sequence[Message]], replies: Mapping[str, Sequence[Reply]], limit: int = 3
-) -> list[str]:
-    """Return the first prompts as text, each with the replies of every model by the model's name."""
-    dialogues = []
-    for number, messages in enumerate(prompts[:limit]):
-        lines = [f"{message['role']}: {message['content']}" for message in messages]
-        for name, of_model in replies.items():
-            if of_model:
-                text, finished = of_model[number]
-                lines.append(f"{name} → {text}{'' if finished else ' …'}")
-        dialogues.append("\n".join(lines))
-    return dialogues
+    return Measurement(figures, replies)
 
 
 class ReplyLossTrainer(MeasuredEvaluation, FinetuningTrainer):

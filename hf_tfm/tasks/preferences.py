@@ -1,6 +1,6 @@
 """Preferences: pairs of answers of which one is better, read, encoded, and scored by a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from ..core.quiet import quiet
 from ..core.statistics import Estimate, proportion
 from ..data.chat import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
 from ..data.records import Records
+from ..train.report import print_line
+from .chat_run import Measurement
 from .likelihood import estimate_loss, negative_log_likelihoods
 
 
@@ -62,6 +64,11 @@ def _read_answer(value: Any, where: str) -> list[Message]:
     if messages[-1]["role"] != "assistant":
         raise InputError(f"{where}: ends with the {messages[-1]['role']}, not with an answer; mend or drop this record")
     return messages
+
+
+def pair_keys(records: Records) -> list[str]:
+    """Return a key of each record that records with the same prompt share."""
+    return [str(pair.prompt).casefold() for pair in read_pairs(records)]
 
 
 @dataclass
@@ -120,6 +127,25 @@ def encode_pairs(encoder: ChatEncoder, pairs: Sequence[Pair], places: Sequence[s
     return encoded
 
 
+def encode_splits(
+    encoder: ChatEncoder,
+    pairs: Mapping[str, Sequence[Pair]],
+    splits: Mapping[str, Records],
+    max_length: int,
+) -> dict[str, EncodedPairs]:
+    """Return the encoded pairs of each split, and print how many there are and how many were dropped."""
+    encoded = {name: encode_pairs(encoder, pairs[name], splits[name].places, max_length) for name in splits}
+    for name, split in encoded.items():
+        print_line(name, f"{len(split.rows):,} pairs")
+        for count, reason in (
+            (split.num_identical, "have the same answer twice"),
+            (split.num_too_long, "are too long"),
+        ):
+            if count:
+                print_line("note", f"{count:,} {name} pairs {reason}, they are left out (max_length {max_length})")
+    return encoded
+
+
 class PairScores(NamedTuple):
     """
     A model's scores of both answers, each `(pairs,)`: log-likelihoods (nats) or rewards.
@@ -169,6 +195,18 @@ def estimate_preferences(scores: PairScores, reference: PairScores | None, rewar
         return figures
     gains = PairScores(scores.chosen - reference.chosen, scores.rejected - reference.rejected, scores.chosen_tokens)
     return {"accuracy": gains.agreement(), **figures}
+
+
+def measure_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: EncodedPairs,
+    before: Measurement | None,
+    reward: bool,
+) -> Measurement:
+    """Measure a model on pairs, as [`estimate_preferences`] describes, relative to the measurement before."""
+    scores = score_pairs(model, tokenizer, encoded, reward)
+    return Measurement(estimate_preferences(scores, before.scores if before else None, reward), scores=scores)
 
 
 def predict_rewards(

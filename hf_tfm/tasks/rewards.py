@@ -13,9 +13,11 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
-from ..core.statistics import Estimate, bootstrap, proportion
+from ..core.statistics import bootstrap, proportion
 from ..data.chat import ChatEncoder, Message, read_prompt
 from ..data.records import Records
+from ..train.report import print_line
+from .chat_run import Measurement
 from .generation import Reply, generate_replies
 
 
@@ -105,12 +107,14 @@ class VerifiablePrompts:
 
     Attributes:
         rows: the number of each prompt's record.
+        kind: kind of the reward, as in [`read_verifier`].
     """
 
     prompts: list[list[Message]]
     ids: list[list[int]]
     rows: list[int]
     verify: Verifier
+    kind: str
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int = 64
@@ -119,26 +123,49 @@ class VerifiablePrompts:
         replies = generate_replies(model, tokenizer, self.ids, max_new_tokens, batch_size)
         return np.array([self.verify(reply.text, row) for reply, row in zip(replies, self.rows)]), replies
 
+    def estimate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Measurement:
+        """Measure the accuracy (`number`, `pattern`) or mean reward (a function of the user's) of greedy replies."""
+        rewards, replies = self.measure(model, tokenizer, max_new_tokens)
+        if self.kind in ("number", "pattern"):
+            return Measurement({"accuracy": proportion(int(rewards.sum()), len(rewards))}, replies)
+        return Measurement(bootstrap(lambda values: {"reward": float(values.mean())}, rewards), replies)
+
+
+def prompt_keys(records: Records) -> list[str]:
+    """Return a key of each record that records with the same prompt share."""
+    return [str(read_prompt(record, place)) for record, place in zip(records, records.places)]
+
+
+def read_verifiable_splits(
+    splits: Mapping[str, Records], encoder: ChatEncoder, kind: str, field: str, max_tokens: int
+) -> dict[str, VerifiablePrompts]:
+    """Return the prompts of each split, and print how many there are and how many are too long."""
+    verifiable = {}
+    for name, records in splits.items():
+        split = read_verifiable_prompts(records, encoder, kind, field, max_tokens)
+        print_line(name, f"{len(split.rows):,} questions")
+        if dropped := len(records) - len(split.rows):
+            print_line("note", f"{dropped:,} {name} prompts are left out: longer than {max_tokens} tokens")
+        verifiable[name] = split
+    return verifiable
+
 
 def read_verifiable_prompts(
-    records: Records, encoder: ChatEncoder, verify: Verifier, max_tokens: int
+    records: Records, encoder: ChatEncoder, kind: str, field: str, max_tokens: int
 ) -> VerifiablePrompts:
     """
     Return the prompts of the records, without those of more than `max_tokens` tokens.
 
+    Args:
+        kind, field: as in [`read_verifier`].
+
     Raises:
         InputError: a record has no prompt, or all are too long.
     """
+    verify = read_verifier(kind, records, field)
     prompts = [read_prompt(record, place) for record, place in zip(records, records.places)]
     ids = [encoder.prompt(prompt, place) for prompt, place in zip(prompts, records.places)]
     rows = [row for row, prompt in enumerate(ids) if len(prompt) <= max_tokens]
     if not rows:
         raise InputError(f"{records.path}: no prompt is short enough to leave room for an answer: raise max_length")
-    return VerifiablePrompts([prompts[row] for row in rows], [ids[row] for row in rows], rows, verify)
-
-
-def estimate_reward(rewards: np.ndarray, kind: str) -> dict[str, Estimate]:
-    """Return the accuracy (`number`, `pattern`) or the mean reward (a function of the user's), with an interval."""
-    if kind in ("number", "pattern"):
-        return {"accuracy": proportion(int(rewards.sum()), len(rewards))}
-    return bootstrap(lambda values: {"reward": float(values.mean())}, rewards)
+    return VerifiablePrompts([prompts[row] for row in rows], [ids[row] for row in rows], rows, verify, kind)
