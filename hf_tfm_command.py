@@ -1,35 +1,31 @@
 """
-Where the `hf-tfm` command starts: help and mistakes in the arguments are answered before torch is imported.
+Entry point of the `hf-tfm` command.
 
-Whatever is imported from `hf_tfm` first imports all of it, because that enters the models into the Auto classes. So the
-arguments are read by a second copy of `hf_tfm/apps/cli.py`, under a package name that does nothing.
+`import hf_tfm` imports torch and transformers, which takes seconds. Help, completion and mistakes in the arguments must
+not wait for them, so this module loads `hf_tfm/apps/cli` by its path, as a package of its own that imports Typer alone.
+The chosen command then imports what it needs from `hf_tfm`.
 """
 
-import importlib
-import importlib.util
 import sys
-import types
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+
+def load_cli() -> ModuleType:
+    """Load `hf_tfm/apps/cli` under the name `hf_tfm_cli`, without its parent packages."""
+    if "hf_tfm_cli" not in sys.modules:
+        package = find_spec("hf_tfm")  # finds the package without importing it
+        folder = Path(package.origin).parent / "apps" / "cli"
+        spec = spec_from_file_location("hf_tfm_cli", folder / "__init__.py", submodule_search_locations=[str(folder)])
+        module = sys.modules["hf_tfm_cli"] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["hf_tfm_cli"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; see `hf_tfm.apps.cli.main`."""
-    light = types.ModuleType("_hf_tfm_arguments")
-    light.__path__ = importlib.util.find_spec("hf_tfm").submodule_search_locations
-    sys.modules[light.__name__] = light
-    args = importlib.import_module("_hf_tfm_arguments.apps.cli").parse(argv)
-    if args.run.__name__ == "completion":  # shells ask for it when they start
-        args.run(args)
-        return 0
-
-    versions = importlib.import_module("_hf_tfm_arguments.core.version")
-    try:
-        versions.check_versions()
-    except versions.UnsupportedVersionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    from hf_tfm.apps import cli
-
-    return cli.main(argv)
+    """Run one command and return its exit code; see `hf_tfm.apps.cli.main`."""
+    return load_cli().main(argv)
 
 
 if __name__ == "__main__":

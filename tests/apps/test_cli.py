@@ -1,6 +1,6 @@
 """The `hf-tfm` command: what it writes and prints, and one line with exit code 2 where the input is wrong."""
 
-import ast
+import os
 import shlex
 import shutil
 import subprocess
@@ -14,7 +14,8 @@ from parity_table import native_model
 from tiny import build_tokenizer
 
 from hf_tfm.apps import cli
-from hf_tfm.apps.cli import main
+from hf_tfm.apps.cli import main, training
+from hf_tfm.apps.cli.command import Command
 
 
 @pytest.fixture(scope="module")
@@ -56,40 +57,64 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
+REPOSITORY = Path(__file__).parents[2]
+COMMANDS = cli.cli.commands
+# Those that pass their arguments on to a script, and groups of them, which other tests run.
+OWN_COMMANDS = sorted(name for name, each in COMMANDS.items() if isinstance(each, Command))
+
+
+def examples(name: str) -> list[str]:
+    return [line.strip() for line in COMMANDS[name].epilog.splitlines()]
+
+
 def test_help_shows_every_command(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["--help"])
+    assert main(["--help"]) == main(["-h"]) == 0
     shown = capsys.readouterr().out
-    assert exit_.value.code == 0
-    for name, each in cli._COMMANDS.items():
-        assert f"    {name}" in shown
-        assert all(example in shown for example in each.examples)
+    assert all(f"│ {name} " in shown for name in COMMANDS)
+    for group in ("train", "evaluate"):
+        assert main([group, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert all(f"│ {name} " in shown for name in COMMANDS[group].commands)
 
 
-@pytest.mark.parametrize("name", cli._COMMANDS)
+@pytest.mark.parametrize("name", OWN_COMMANDS)
 def test_help_of_a_command_has_examples_that_parse(name, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([name, "--help"])
+    assert main([name, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert exit_.value.code == 0
-    command = cli._COMMANDS[name]
-    assert command.examples
-    for example in command.examples:
-        assert example in shown
-        program, *arguments = shlex.split(example)
-        assert program == "hf-tfm"
-        assert cli._parser().parse_args(arguments).run is command.run
+    assert examples(name)
+    for example in examples(name):
+        assert f"   {example}\n" in shown, "an example is shown on one line, however narrow the terminal"
+        program, command, *arguments = shlex.split(example)
+        assert (program, command) == ("hf-tfm", name)
+        COMMANDS[name].make_context(name, arguments)
 
 
-def test_module_imports_nothing_heavy():
-    tree = ast.parse(Path(cli.__file__).read_text())
-    imported = {
-        module
-        for node in tree.body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for module in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
-    }
-    assert imported - {"errors"} <= sys.stdlib_module_names | {"collections.abc"}
+def test_every_script_is_a_command():
+    scripts = {path.stem for path in (REPOSITORY / "training").glob("*.py")}
+    words = {script: training.command_names(script) for script in scripts}
+    assert words["pretrain_clm"] == ("train", "clm") and words["finetune_qa"] == ("train", "qa")
+    assert len(set(words.values())) == len(scripts)
+    for first, *second in words.values():
+        assert first in COMMANDS and (not second or second[0] in COMMANDS[first].commands)
+
+
+def test_a_script_runs_as_a_command(tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("the cat sat on the mat\n" * 20)
+    argv, path = list(sys.argv), list(sys.path)
+    assert main(["train", "tokenizer", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: hf-tfm train tokenizer ")
+    output = ["--output", str(tmp_path / "tokenizer")]
+    assert main(["train", "tokenizer", "--data", str(tmp_path / "texts.txt"), "--vocab-size", "280", *output]) == 0
+    assert (tmp_path / "tokenizer/tokenizer.json").is_file()
+    assert main(["train", "classification", "--nothing", "1"]) == 2
+    assert capsys.readouterr().err == "error: the command line: unknown field 'nothing'\n"
+    assert (argv, path) == (sys.argv, sys.path)
+
+
+def test_lists_take_several_values():
+    command = COMMANDS["predict"]
+    for arguments in (["--options-fields", "a", "b", "--top", "2", "m", "f"], ["m", "f", "--options-fields", "a", "b"]):
+        assert command.make_context("predict", arguments).params["options_fields"] == ["a", "b"]
 
 
 def test_convert_and_export(models, tmp_path, capsys):
@@ -164,36 +189,47 @@ def test_a_reader_who_has_seen_enough_is_no_error(models, tmp_path):
     assert "Traceback" not in errors and "BrokenPipe" not in errors
 
 
-def completed(script: str, *words: str) -> set[str]:
-    """What bash offers for the last word."""
-    typed = " ".join(shlex.quote(word) for word in words)
+def light(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The `hf-tfm` command in a process of its own, which ends by printing which heavy packages it has imported."""
     program = (
-        f'{script}\nCOMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _hf_tfm; echo "${{COMPREPLY[@]}}"'
-    )
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
-    assert not done.stderr
-    return set(done.stdout.split())
-
-
-def test_bash_completes_commands_and_options(capsys):
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    assert completed(script, "hf-tfm", "") == set(cli._COMMANDS)
-    assert completed(script, "hf-tfm", "gen") == {"generate"}
-    assert completed(script, "hf-tfm", "chat", "model", "--top") == {"--top-k", "--top-p"}
-    assert completed(script, "hf-tfm", "chat", "mod") == set(), "files are the shell's own business"
-    assert main(["completion", "zsh"]) == 0
-    assert script in (zsh := capsys.readouterr().out) and "bashcompinit" in zsh
-
-
-def test_completion_does_not_wait_for_torch():
-    script = (
-        "import sys, hf_tfm_command\ncode = hf_tfm_command.main(['completion', 'bash'])\n"
+        "import sys, hf_tfm_command\ntry:\n    code = hf_tfm_command.main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    code = end.code\n"
         "print(sorted({'torch', 'transformers', 'hf_tfm'} & set(sys.modules)), code)"
     )
-    root = Path(cli.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], env={**os.environ, **environment}, cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["inspect", "--help"], 0), (["train", "--help"], 0), (["dance"], 2), (["plan", "tiny"], 2)],
+)
+def test_help_and_mistakes_import_no_torch(arguments, code):
+    done = light(*arguments)
+    assert done.stdout.splitlines()[-1] == f"[] {code}", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("hf-tfm gen", {"generate"}),
+        ("hf-tfm chat model --top", {"--top-k", "--top-p"}),
+        ("hf-tfm train cl", {"clm", "classification"}),
+        ("hf-tfm predict model file --pooling m", {"mean", "max"}),
+    ],
+)
+def test_bash_completes_without_torch(typed, offered):
+    place = str(len(typed.split()) - 1)
+    done = light(_HF_TFM_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=place)
+    *lines, last = done.stdout.splitlines()
+    assert (set(lines), last) == (offered, "[] 0"), done.stderr
+
+
+def test_a_shell_gets_its_completion_script():
+    done = light(_HF_TFM_COMPLETE="source_bash")
+    assert "_HF_TFM_COMPLETE=complete_bash" in done.stdout and "-F" in done.stdout and not done.stderr
 
 
 WRONG = {
@@ -213,23 +249,26 @@ WRONG = {
     "destination is a file": ("convert {models}/llama {models}/llama/config.json", "is not an empty folder"),
     "destination that cannot be": ("convert {models}/llama {models}/llama/config.json/x", "config.json/x"),
     "unknown family out": ("export {models}/decoder {out} --to yeti", "unknown form 'yeti'; choose one of gpt2"),
-    "family missing": ("export {models}/decoder {out}", "--to"),
+    "family missing": ("export {models}/decoder {out}", "Missing option '--to'"),
     "native model out": ("export {models}/llama {out} --to llama", "is no Tfm model"),
     "shape that does not fit": ("export {models}/decoder {out} --to llama", "qk_norm=True: Llama has no QK-norm"),
     "existing destination out": ("export {models}/decoder {models}/encoder --to qwen3", "is not an empty folder"),
-    "no command": ("", "COMMAND"),
-    "unknown command": ("dance", "invalid choice: 'dance'"),
+    "no command": ("", "Missing command"),
+    "unknown command": ("dance", "No such command 'dance'"),
     "encoder cannot generate": (
         "generate {models}/encoder hello",
         "holds TfmEncoderForMaskedLM, which AutoModelForCausalLM does not open",
     ),
     "no folder to generate from": ("generate {models}/nowhere hello", "nowhere: no such folder"),
-    "number too small": ("generate {models}/decoder hello --max-new-tokens 0", "must be at least 1, not 0"),
-    "not a number": ("generate {models}/decoder hello --temperature hot", "invalid float value: 'hot'"),
+    "number too small": (
+        "generate {models}/decoder hello --max-new-tokens 0",
+        "'--max-new-tokens': Input should be greater than or equal to 1",
+    ),
+    "not a number": ("generate {models}/decoder hello --temperature hot", "Input should be a valid number"),
     "prompt too long": ("generate {models}/decoder " + "the" * 200, "leaves no room"),
-    "no number": ("generate {models}/decoder hello --temperature nan", "must be a number, not nan"),
-    "seed out of range": ("generate {models}/decoder hello --seed -1", "must be at least 0, not -1"),
-    "seed too large": ("chat {models}/decoder --seed 99999999999", "must be at most 4294967295"),
+    "no number": ("generate {models}/decoder hello --temperature nan", "'--temperature': "),
+    "seed out of range": ("generate {models}/decoder hello --seed -1", "greater than or equal to 0"),
+    "seed too large": ("chat {models}/decoder --seed 99999999999", "less than or equal to 4294967295"),
     "text without picture": ("inspect {models}/decoder --text hello", "--text is what --picture is drawn for"),
     "layer without senses": ("inspect {models}/decoder --layer 1", "--layer is of what --senses compares"),
     "adapter file that holds a list": (
@@ -245,10 +284,10 @@ WRONG = {
     "words as this command calls them": ("predict {models}/tagger {models}/one.jsonl", "right one with --words-field"),
     "base that is gone": ("generate {models}/adapter hello", "say where it is, with --base"),
     "no mask": ("fill-mask {models}/encoder hello", "write [MASK]"),
-    "prompt that is no text": ("generate {models}/decoder caf\udce9", "argument prompt: holds bytes that are no text"),
-    "masked text that is no text": ("fill-mask {models}/encoder '[MASK] \udcff'", "holds bytes that are no text"),
-    "question that is no text": ("ask {models} \udcff --decoder {models}/decoder", "holds bytes that are no text"),
-    "system prompt that is no text": ("chat {models}/decoder --system \udcff", "holds bytes that are no text"),
+    "prompt that is no text": ("generate {models}/decoder caf\udce9", "'prompt': contains bytes that are not UTF-8"),
+    "masked text that is no text": ("fill-mask {models}/encoder '[MASK] \udcff'", "contains bytes that are not UTF-8"),
+    "question that is no text": ("ask {models} \udcff --decoder {models}/decoder", "contains bytes that are not UTF-8"),
+    "system prompt that is no text": ("chat {models}/decoder --system \udcff", "contains bytes that are not UTF-8"),
     "prompt of another tokenizer": ("generate {models}/narrow 'the cat'", "the model has embeddings of 200"),
     "methods compared with another tokenizer": ("generate {models}/narrow 'the cat' --compare", "embeddings of 200"),
     "masks of another tokenizer": ("fill-mask {models}/narrow_encoder 'the [MASK]'", "embeddings of 200"),
@@ -263,10 +302,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(models, tmp_path, capsys, ca
     command, message = WRONG[case]
     before = sorted(models.rglob("*"))
     argv = [part.format(models=models, out=tmp_path / "deep/out") for part in shlex.split(command)]
-    try:
-        code = main(argv)
-    except SystemExit as exit_:
-        code = exit_.code
+    code = main(argv)
     printed = capsys.readouterr()
     assert code == 2
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err

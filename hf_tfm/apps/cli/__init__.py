@@ -1,0 +1,35 @@
+"""
+The `hf-tfm` command, built with Typer: one module for a group of commands.
+
+Start with `command.py`, which says how a command is registered and run. These modules import nothing but Typer and the
+standard library at their top, because `hf-tfm --help` must not wait for torch; the body of a command imports what it
+needs by absolute names, because the package is also loaded by its path (see `hf_tfm_command.py`).
+"""
+
+import sys
+
+import typer
+from typer.main import get_command
+
+# Their order is the order of the groups in `hf-tfm --help`.
+from . import conversion, inference, inspection, publishing, retrieval, serving, training  # noqa: F401, I001
+from .command import app
+
+
+cli = get_command(app)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run one command.
+
+    Returns:
+        The exit code: 0; the command's own code; or 2 with one line on standard error where the input is wrong.
+    """
+    try:
+        return cli.main(argv, prog_name="hf-tfm", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "hf-tfm"
+        print(f"error: {' '.join(error.format_message().split())} (see {command} --help)", file=sys.stderr)
+        return 2

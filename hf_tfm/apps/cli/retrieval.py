@@ -1,0 +1,85 @@
+"""Commands that answer questions from documents: `index`, `ask`."""
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from .command import command
+from .options import Base, BatchTokens, Bf16, TrustRemoteCode, check_text
+
+
+_PANEL = "Search documents"
+
+
+@command("hf-tfm index my-texts/ --encoder runs/embeddings my-index", panel=_PANEL)
+def index(
+    docs: Annotated[
+        str, typer.Argument(help="A file, a folder, a glob or hub:NAME; .txt, .md, .jsonl, .csv, …, .zip.")
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="OUT", help="Folder to write. The same command resumes an index that was stopped.")
+    ],
+    encoder: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder of a model that embeds texts, or a name on the Hub.")
+    ],
+    text_field: Annotated[str, typer.Option(metavar="NAME", help="Field of a record that has its text.")] = "text",
+    passage_length: Annotated[int, typer.Option(min=8, help="Maximum number of tokens of a passage.")] = 160,
+    overlap: Annotated[
+        int | None,
+        typer.Option(min=0, help="Tokens that two passages may share. By default a fifth of the passage length."),
+    ] = None,
+    batch_tokens: BatchTokens = 4096,
+    bf16: Bf16 = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Split documents into passages and embed them, for `hf-tfm ask`."""
+    from hf_tfm.apps.retrieval.retrieval import build_index, other_kinds
+
+    if left_out := other_kinds(docs):
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in left_out.most_common(5))
+        print(f"left out, of kinds that are not read: {kinds}", file=sys.stderr)
+    made = build_index(
+        docs, target, encoder, passage_length=passage_length, overlap=overlap, text_field=text_field,
+        trust_remote_code=trust_remote_code, batch_tokens=batch_tokens, bf16=bf16,
+    )  # fmt: skip
+    print(f"wrote {target}: {len(made):,} passages of {made[len(made) - 1].document + 1:,} documents")
+
+
+@command('hf-tfm ask my-index "Who built the bridge?" --decoder runs/instruct', panel=_PANEL)
+def ask(
+    index: Annotated[str, typer.Argument(help="Folder that `hf-tfm index` wrote.")],
+    question: Annotated[str, typer.Argument(callback=check_text, help="Question to answer.")],
+    decoder: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder of a causal LM that follows instructions, or a Hub name.")
+    ],
+    passages: Annotated[int, typer.Option(min=1, help="Number of passages in the prompt, if they fit.")] = 3,
+    search: Annotated[
+        Literal["encoder", "words", "both"],
+        typer.Option(help="Search by the encoder's vectors, by words (BM25; reads all passages first), or by both."),
+    ] = "encoder",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of the answer.")] = 128,
+    show: Annotated[bool, typer.Option("--show", help="Show the texts of the passages too.")] = False,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Encoder of the index, if it has moved.")
+    ] = None,
+    base: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Answer a question from the passages of an index that match it best, and cite them."""
+    from hf_tfm.apps.retrieval.grounding import ask as answer_question
+    from hf_tfm.apps.retrieval.retrieval import Index
+    from hf_tfm.artifacts.open import open_model
+
+    opened = Index(index)
+    predictor = opened.open_encoder(encoder, trust_remote_code)
+    model, tokenizer = open_model(decoder, "AutoModelForCausalLM", base, trust_remote_code)
+    answer = answer_question(opened, predictor, model, tokenizer, question, passages, max_new_tokens, search)
+    print(answer.text + "\n")
+    if len(answer.sources) < answer.found:
+        print(f"{len(answer.sources)} of {answer.found} passages fitted into what the model reads", file=sys.stderr)
+    for number, (passage, score) in enumerate(answer.sources, 1):
+        cited = ", cited" if number in answer.cited else ""
+        print(f"[{number}] {score:.3f}  {passage.name}, characters {passage.start}-{passage.end}{cited}")
+        if show:
+            print(f"    {' '.join(passage.text.split())}")
