@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 import pytest
 import tiny
+import typer
 from packaging.requirements import Requirement
 
 from hf_tfm.apps import cli
+from hf_tfm.apps.cli import training
 from hf_tfm.core.errors import InputError, OneLineParser
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.train import recipe
@@ -200,18 +202,24 @@ def read_arguments(monkeypatch):
     return read
 
 
-def test_commands_that_are_mentioned_exist():
+def test_commands_that_are_mentioned_exist(read_arguments):
     seen = set()
+    scripts = {training.command_names(path.stem): path.stem for path in training.SCRIPTS.glob("*.py")}
     for words, whole, where in MENTIONS:
-        if words[0] != "hf-tfm":
+        if words[0] != "hf-tfm" or words[1] in ("--install-completion", "--show-completion"):
             continue
         seen.add(words[1])
-        assert words[1] in cli._COMMANDS, where
-        if whole or len(words) > 2:
-            try:
-                cli.parse(words[1:])
-            except SystemExit:
-                pytest.fail(where)
+        assert words[1] in cli.cli.commands, where
+        if not whole and len(words) <= 2:
+            continue
+        script = next((script for name, script in scripts.items() if name == tuple(words[1 : 1 + len(name)])), None)
+        try:
+            if script is None:
+                cli.cli.commands[words[1]].make_context(words[1], words[2:])
+            else:
+                read_arguments(f"training/{script}.py", words[1 + len(training.command_names(script)) :])
+        except (typer.TyperException, Refused) as error:
+            pytest.fail(f"{where}: {error}")
     assert len(seen) > 10
 
 
@@ -230,7 +238,7 @@ def test_scripts_that_are_mentioned_take_what_they_are_given(read_arguments):
 
 
 def test_options_that_are_mentioned_alone_belong_to_a_command_or_script(read_arguments):
-    of_commands = {name for each in cli._COMMANDS.values() for names, _ in each.arguments for name in names}
+    of_commands = {name for each in cli.cli.commands.values() for option in each.params for name in option.opts}
     scripts = {mention.words[0] for mention in MENTIONS if mention.words[0].startswith("training/")}
 
     def takes(script: str, words: list[str]) -> bool:

@@ -104,7 +104,7 @@ def test_a_script_runs_as_a_command(tmp_path, capsys):
     assert main(["train", "tokenizer", "--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: hf-tfm train tokenizer ")
     output = ["--output", str(tmp_path / "tokenizer")]
-    assert main(["train", "tokenizer", "--data", str(tmp_path / "texts.txt"), "--vocab-size", "280", *output]) == 0
+    assert main(["train", "tokenizer", "--data", str(tmp_path / "texts.txt"), "--vocab-size", "300", *output]) == 0
     assert (tmp_path / "tokenizer/tokenizer.json").is_file()
     assert main(["train", "classification", "--nothing", "1"]) == 2
     assert capsys.readouterr().err == "error: the command line: unknown field 'nothing'\n"
@@ -262,7 +262,7 @@ WRONG = {
     "no folder to generate from": ("generate {models}/nowhere hello", "nowhere: no such folder"),
     "number too small": (
         "generate {models}/decoder hello --max-new-tokens 0",
-        "'--max-new-tokens': Input should be greater than or equal to 1",
+        "greater than or equal to 1",
     ),
     "not a number": ("generate {models}/decoder hello --temperature hot", "Input should be a valid number"),
     "prompt too long": ("generate {models}/decoder " + "the" * 200, "leaves no room"),
