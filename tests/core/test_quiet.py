@@ -218,7 +218,7 @@ CONTEXTS = {
     "imports": (quiet_imports, {"an error", "programmers", "the user", "the training", "a bar"}),
     "command": (quiet_command, {"an error", "the user", "the training"}),
     "hf-tfm": (lambda: quiet_command(transformers_warnings=False), {"an error", "the user"}),
-    "quiet": (quiet.quiet, {"itself", "an error", "a bar"}),
+    "quiet": (quiet, {"itself", "an error", "a bar"}),
 }
 
 
