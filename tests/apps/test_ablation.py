@@ -214,7 +214,7 @@ def test_a_grid_from_beginning_to_end(grid, tmp_path, capsys, spawned):
     before = (out / "parts.jsonl").read_text()
     assert start(grid, tmp_path, *more) == 0
     assert not spawned and (out / "parts.jsonl").read_text() == before
-    assert (tmp_path / "LOG.md").read_text().count("## Positions") == 1
+    assert (tmp_path / "LOG.md").read_text().count(f" · {grid['title']}\n") == 1
     grid["grid"]["positions"]["none"]["max_steps"] = 5
     assert start(grid, tmp_path) == 0
     assert spawned == ["none, seed 0", "none, seed 1"]
@@ -434,6 +434,7 @@ def test_the_table():
         ("# Log\n", "# Log\n\n## E\n\nx\n"),
         ("# Log\n\n## A\n", "# Log\n\n## E\n\nx\n\n## A\n"),
         ("## A\n", "## E\n\nx\n\n## A\n"),
+        (f"# Log\n\n{report.INDEX}\n## A\n", f"# Log\n\n{report.INDEX}{report.index_row('E')}\n## E\n\nx\n\n## A\n"),
     ],
 )
 def test_an_entry_goes_in_front_of_the_others_once(tmp_path, text, right):

@@ -1,5 +1,6 @@
 """The end of an ablation: figures of all runs as a table, a picture, and an entry for a log of experiments."""
 
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ HEADINGS = {
     "cache_bytes_per_token": ("cache, bytes a token", "{:,.0f}"),
     "written_tokens_per_second": ("written tokens/s", "{:,.0f}"),
 }
+# The head of the index of training/LOG.md.
+INDEX = "| date | entry |\n|---|---|\n"
 _LENGTH = "length "
 Figures = dict[str, dict[int, dict[str, float]]]
 
@@ -158,7 +161,7 @@ def _training_curve(runs: Sequence[Run], metric: str) -> list[tuple[int, float]]
 
 
 def log_entry(title: str, command: str, figures: Figures, metric: str, runs: Sequence[Run], notes: str = "") -> str:
-    """What was tried, the command, the figures: an entry for a log of experiments, in Markdown."""
+    """Returns an entry for training/LOG.md: dated heading, four fixed lines, notes and tables. A person concludes."""
     finished = [run for run in runs if run.finished]
     record = read_record(finished[0].folder)
     texts = {part["split"]: part["name"] for part in record["data"]}
@@ -166,34 +169,49 @@ def log_entry(title: str, command: str, figures: Figures, metric: str, runs: Seq
     tokenizers = {read_record(run.folder)["data"][0].get("tokens") for run in finished}
     seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in finished}))
     lines = [
-        f"## {title}",
+        f"## {time.strftime('%Y-%m-%d')} · {title}",
         "",
-        f"`{command}` ({time.strftime('%Y-%m-%d')}; {record['hardware']['cpu']}, threads of a run: "
-        f"{record['hardware']['threads']}): {len(finished)} of {len(runs)} runs, seeds {seeds}, "
-        f"{' or '.join(map(str, steps))} steps of {record['tokens_per_step']:,} tokens; "
-        f"trained on {texts['train']}, measured on {texts['validation']}.",
+        f"- **Question**: {title}?",
+        f"- **Command**: `{command}` ({record['hardware']['cpu']}, threads per run: {record['hardware']['threads']})",
+        f"- **Result**: {len(finished)} of {len(runs)} runs, seeds {seeds}, {' or '.join(map(str, steps))} steps of "
+        f"{record['tokens_per_step']:,} tokens; trained on {texts['train']}, measured on {texts['validation']}. "
+        "The figures are in the table.",
+        "- **Consequence**: to be written.",
         *(["", notes.strip()] if notes.strip() else []),
         "",
         table(figures, metric, several_tokenizers=len(tokenizers) > 1),
     ]
     if by_length := length_table(figures):
         lines += ["", by_length]
-    lines += ["", "± is the standard deviation over seeds; differences are taken seed by seed."]
+    lines += ["", "± is the standard deviation over seeds; differences are paired by seed."]
     return "\n".join(lines) + "\n"
 
 
 def put_into_log(entry: str, path: Path) -> None:
-    """Put an entry in front of a log's others, once. Raises `InputError` if the file cannot be written."""
+    """
+    Insert an entry before the other entries of a log, and a row into its index if it has one. A present entry stays.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if entry in text:
             return
-        place = text.find("\n## ") + 1 if "\n## " in text else 0 if text.startswith("## ") else len(text)
-        head, rest = text[:place], text[place:]
+        start = text.find("\n## ") + 1 if "\n## " in text else 0 if text.startswith("## ") else len(text)
+        head, entries = text[:start], text[start:]
+        head = head.replace(INDEX, INDEX + index_row(entry.splitlines()[0].removeprefix("## ")), 1)
         head += "\n" if head and not head.endswith("\n\n") else ""
-        path.write_text(head + entry + ("\n" if rest else "") + rest, encoding="utf-8")
+        path.write_text(head + entry + ("\n" if entries else "") + entries, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--log {path}: {error.strerror}; give another file") from None
+
+
+def index_row(heading: str) -> str:
+    """Returns the row of a log's index for the heading "DATE · TITLE", linked as GitHub links headings."""
+    date, _, title = heading.partition(" · ")
+    anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+    return f"| {date} | [{title}](#{anchor}) |\n"
 
 
 def as_json(figures: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
