@@ -39,7 +39,7 @@ SUITES = {
         "models/test_configuration",
     ],
     "generation": ["models/test_generation", "cpu/test_cpu_generation"],
-    "Trainer": ["models/test_modeling_training"],
+    "Trainer": ["models/test_modeling_training", "train/test_trainer"],
     "remote code, pipelines": ["test_remote_code"],
     "released folders": ["artifacts/test_released", "artifacts/test_refresh"],
     "PEFT, TRL, s.-transformers": ["test_ecosystem", "train/test_adapters"],

@@ -112,7 +112,13 @@ def refuse_diverged(logits: np.ndarray | torch.Tensor) -> None:
 
 
 def fast_bf16() -> bool:
-    """Whether this machine multiplies bf16 matrices in hardware."""
+    """Return whether this machine multiplies bf16 matrices in hardware."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_has_fast_bf16()
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Return whether the CPU multiplies bf16 matrices in hardware."""
+    # Private: torch has no public name for it. tests/train/test_trainer.py fails if one of them goes away.
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -17,7 +17,9 @@ from ..data.tokenizer import train_tokenizer
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 from ..train.finetune import FinetuningMixin
-from ..train.optim import build_optimizer, build_scheduler, zero_init_output_projections
+from ..train.initialization import zero_init_output_projections
+from ..train.optim import build_optimizer
+from ..train.schedule import build_scheduler
 
 
 def is_preset(name: str) -> bool:

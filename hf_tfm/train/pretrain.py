@@ -39,9 +39,12 @@ from ..data.sources import Source, left_out, list_files, parse_sources
 from ..data.tokens import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
 from ..models.configuration_tfm import SIZES, TfmConfig
 from .averaging import AveragingMixin
-from .optim import build_optimizer, build_scheduler, describe_optimizer, z_loss, zero_init_output_projections
+from .callbacks import bits_per_byte
+from .initialization import zero_init_output_projections
+from .optim import build_optimizer, describe_optimizer
 from .recipe import read_mapping, refuse_below
-from .trainer import RunTrainer, bits_per_byte, check_arguments, data_seed, recipe_before
+from .schedule import build_scheduler
+from .trainer import RunTrainer, check_arguments, data_seed, recipe_before
 
 
 # So many files are named, and each hashed, in a record; of more their number.
@@ -677,6 +680,27 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         last = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
         known = last.get("step") == self.args.max_steps and not self.args.load_best_model_at_end
         return last if known else self.evaluate()
+
+
+def z_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    """
+    Return the mean squared log of the softmax's normalizer over predicted positions (https://arxiv.org/abs/2204.02311).
+
+    Added to the loss with a small weight (1e-4) it keeps logits from drifting. It does not shift labels: for a causal
+    model pass `logits[:, :-1]` and `labels[:, 1:]`.
+
+    Args:
+        logits: (..., vocabulary).
+        labels: (...).
+        num_items_in_batch: divisor of the sum; the number of predicted positions by default.
+    """
+    normalizers = torch.logsumexp(logits[labels != ignore_index].float(), dim=-1)
+    return normalizers.square().sum() / (len(normalizers) if num_items_in_batch is None else num_items_in_batch)
 
 
 def report_start(trainer: PretrainTrainer, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -19,9 +19,8 @@ import torch
 import yaml
 
 from hf_tfm import InputError
-from hf_tfm.apps import ablation
 from hf_tfm.apps.ablation import measures, report
-from hf_tfm.apps.ablation.ablation import Cell, Run, Runner, check_cells, expand
+from hf_tfm.apps.ablation.ablation import Cell, Run, Runner, _start_of, check_cells, expand, training_speed
 from hf_tfm.apps.ablation.measures import Asked
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.train.recipe import parse_recipe, read_mapping
@@ -77,7 +76,7 @@ def in_this_process(self: Runner, run: Run, lock: int) -> int:
     """What `Runner._spawn` does, without the seconds that a process takes to import torch."""
     argv = [str(run.recipe), "--seed", str(run.seed), "--output_dir", str(run.folder)]
     if run.cell.embeddings_from is not None:
-        argv += ["--model", str(ablation._start_of(run))]
+        argv += ["--model", str(_start_of(run))]
     code = pretrain_clm.main(argv)
     run.log.write_text("" if code == 0 else "error: it went wrong\n")
     return 123_000_000
@@ -349,8 +348,8 @@ def test_training_speed_is_that_of_undisturbed_steps(tmp_path):
     folder.mkdir()
     (folder / "checkpoint_complete.json").write_text("{}")
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": [*lines, {"eval_loss": 1.0, "step": 7}]}))
-    assert ablation.training_speed(tmp_path) == pytest.approx(200)
-    assert ablation.training_speed(folder) is None
+    assert training_speed(tmp_path) == pytest.approx(200)
+    assert training_speed(folder) is None
 
 
 @pytest.fixture(scope="module")

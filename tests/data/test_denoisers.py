@@ -20,7 +20,7 @@ from hf_tfm.data.objectives import causal
 from hf_tfm.data.packing import PackedBlocks, StepBatches, shorten
 from hf_tfm.data.tokenizer import encode_text, train_tokenizer
 from hf_tfm.data.tokens import TokenStore
-from hf_tfm.train.trainer import ProgressLine
+from hf_tfm.train.callbacks import ProgressLine
 
 
 MIXTURE = {"causal": 0.4, "R": 0.2, "S": 0.2, "X": 0.2}

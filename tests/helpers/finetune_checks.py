@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from safetensors.torch import load_file
 
-from hf_tfm.train.trainer import ProgressLine
+from hf_tfm.train.callbacks import ProgressLine
 
 
 def record_of(folder: Path) -> dict:

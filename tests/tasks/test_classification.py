@@ -40,9 +40,9 @@ from hf_tfm.evaluate.labelled import task_of_model
 from hf_tfm.evaluate.predict import open_predictor
 from hf_tfm.tasks.classification import baselines, plot_confusion, read_task
 from hf_tfm.train.adapters import merge_adapter
+from hf_tfm.train.callbacks import ProgressLine
 from hf_tfm.train.finetune import FinetuningTrainer, ensure_pad_token, load_model
 from hf_tfm.train.recipe import FinetuningRecipe
-from hf_tfm.train.trainer import ProgressLine
 
 
 SUBJECTS = {"animal": ["cat", "hen"], "ship": ["ships", "sail"], "weather": ["rain", "moon"]}

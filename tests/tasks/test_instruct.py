@@ -29,7 +29,7 @@ from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.tasks.generation import generate_replies
 from hf_tfm.tasks.likelihood import negative_log_likelihoods
-from hf_tfm.train.trainer import ProgressLine
+from hf_tfm.train.callbacks import ProgressLine
 
 
 # Templates as they come with models: without marks for what is trained, with marks that leave the turn's end out.

@@ -24,7 +24,7 @@ from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.tasks.preferences import encode_pairs, read_pairs
-from hf_tfm.train.trainer import ProgressLine
+from hf_tfm.train.callbacks import ProgressLine
 
 
 pytest.importorskip("trl")

@@ -19,7 +19,7 @@ from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.tasks.rewards import final_number, read_verifier
-from hf_tfm.train.trainer import ProgressLine
+from hf_tfm.train.callbacks import ProgressLine
 
 
 pytest.importorskip("trl")

@@ -35,7 +35,8 @@ from hf_tfm.core.limits import fast_bf16
 from hf_tfm.cpu.attention import WindowedAttention
 from hf_tfm.data.objectives import Masked, causal
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.train.optim import zero_init_output_projections
+from hf_tfm.train.callbacks import ProgressLine
+from hf_tfm.train.initialization import zero_init_output_projections
 from hf_tfm.train.pretrain import (
     PretrainArguments,
     PretrainTrainer,
@@ -45,9 +46,10 @@ from hf_tfm.train.pretrain import (
     load_tokenizer,
     masked_evaluation,
     prepare_data,
+    z_loss,
 )
 from hf_tfm.train.recipe import parse_recipe
-from hf_tfm.train.trainer import ProgressLine, RunMixin
+from hf_tfm.train.trainer import RunMixin
 
 
 RECIPES = [
@@ -439,6 +441,13 @@ def test_z_loss_weighs_as_much_in_any_number_of_processes(files, tmp_path, monke
         loss = trainer.compute_loss(model, dict(data.train[0]), num_items_in_batch=torch.tensor(200))
         losses.append(loss.item())
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)  # of which the gradients' mean makes the sum
+
+
+def test_z_loss_counts_predicted_positions_only():
+    logits = torch.zeros(2, 3, 8)
+    logits[0, 0] = 100.0
+    labels = torch.tensor([[-100, 1, 2], [3, -100, 4]])
+    assert z_loss(logits, labels).item() == pytest.approx(math.log(8) ** 2)
 
 
 def test_masked_run(files, tmp_path, capsys):

@@ -42,7 +42,9 @@ from hf_tfm.data.packing import LengthSchedule, PackedBlocks, StepBatches
 from hf_tfm.data.sources import read_documents
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.data.tokens import TokenStore
-from hf_tfm.train.optim import build_optimizer, build_scheduler, zero_init_output_projections
+from hf_tfm.train.initialization import zero_init_output_projections
+from hf_tfm.train.optim import build_optimizer
+from hf_tfm.train.schedule import build_scheduler
 from side_by_side import (
     ALL_RESULTS,
     KEPT,

@@ -32,7 +32,7 @@ from ...core.files import atomic_folder, complete_checkpoints, discard, last_che
 from ...core.quiet import quiet
 from ...data.sources import read_documents
 from ...data.tokenizer import train_tokenizer
-from ...train.optim import zero_init_output_projections
+from ...train.initialization import zero_init_output_projections
 
 
 _BY_THE_GRID = {"seed", "output_dir"}  # fields that a recipe cannot say here

@@ -18,7 +18,7 @@ from ...core.errors import InputError
 from ...models.configuration_tfm import TfmConfig, TfmEncoderConfig
 from ...models.modeling_tfm_decoder import TfmDecoderForCausalLM
 from ...models.modeling_tfm_encoder import TfmEncoderForMaskedLM
-from ...train.optim import parameter_kinds
+from ...train.parameters import parameter_kinds
 
 
 @dataclass(frozen=True)
