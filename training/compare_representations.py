@@ -10,7 +10,6 @@ model is not trained: what differs is only what the classifier sees. Every figur
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import open_model
+from hf_tfm.core.files import write_atomically
 from hf_tfm.core.limits import longest_input
 from hf_tfm.core.privacy import public_name
 from hf_tfm.core.statistics import Estimate, bootstrap, proportion
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; give the name of a folder")
     model, tokenizer = open_model(recipe.model, "AutoModel", trust_remote_code=recipe.trust_remote_code)
-    recipe.max_length = min(recipe.max_length, longest_input(model.config) or recipe.max_length)
+    recipe.max_length = min(recipe.max_length, longest_input(model.config))
     print(f"model      {recipe.model}, {type(model).__name__}, {model.num_parameters():,} parameters", flush=True)
     predictor = Predictor(
         model, tokenizer, "AutoModel", {"text_field": recipe.text_field}, recipe.max_length, pooling="mean"
@@ -86,9 +86,8 @@ def main(argv: list[str] | None = None) -> None:
             results[name][row] = figure
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: {row: figure.as_dict() for row, figure in rows.items()} for name, rows in results.items()}
-    path, partial = folder / "results.json", folder / "results.json.partial"
-    partial.write_text(json.dumps({"recipe": vars(recipe), "accuracy": plain}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    path = folder / "results.json"
+    write_atomically(path, json.dumps({"recipe": vars(recipe), "accuracy": plain}, indent=1) + "\n")
     print(f"\nresults    {path}")
 
 

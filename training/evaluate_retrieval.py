@@ -22,7 +22,7 @@ from hf_tfm import InputError
 from hf_tfm.apps.retrieval.grounding import encode_question, holds
 from hf_tfm.apps.retrieval.retrieval import Index, build_index
 from hf_tfm.artifacts.open import fingerprint, open_model
-from hf_tfm.core.limits import as_input_errors
+from hf_tfm.core.errors import explain
 from hf_tfm.core.statistics import proportion
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluate.result_store import ResultStore
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
 def write_documents(contexts: list[str], path: Path) -> str:
     """The contexts as a file to index; the same ones leave it as it is."""
     text = "".join(json.dumps({"text": context}, ensure_ascii=False) + "\n" for context in contexts)
-    with as_input_errors(f"--output_dir {path.parent}"):
+    with explain(f"--output_dir {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")

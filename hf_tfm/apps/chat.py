@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..core.errors import InputError
-from ..core.limits import refuse_unknown_tokens
+from ..core.limits import longest_input, refuse_unknown_tokens
 from ..tasks.generation import stream_text
 
 
@@ -81,7 +81,7 @@ class Chat:
 
     def _prompt(self) -> tuple[torch.Tensor, int]:
         """The conversation's ids and how many tokens are left; the oldest turns are forgotten where it is too long."""
-        longest = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
+        longest = longest_input(self.model.config)
         while True:
             try:
                 ids = self.tokenizer.apply_chat_template(

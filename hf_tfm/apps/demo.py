@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, set_seed
 
 from ..artifacts.open import auto_class_of, open_model
 from ..core.errors import InputError
+from ..core.inference import unwrap_adapter
 from ..core.limits import longest_input
 from ..data.records import Records
 from ..evaluate.predict import Predictor, open_predictor
@@ -83,16 +84,12 @@ def build(path: str, base: str | None = None, trust_remote_code: bool = False, t
     title = title or (Path(path).resolve().name if Path(path).exists() else path)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         size = f"{predictor.model.num_parameters():,} parameters"
-        gr.Markdown(f"# {title}\n{type(_plain(predictor.model)).__name__}, {size}")
+        gr.Markdown(f"# {title}\n{type(unwrap_adapter(predictor.model)).__name__}, {size}")
         with gr.Tabs():
             _PAGES[kind](predictor)
             with gr.Tab("Attention"):
                 _attention(predictor)
     return page
-
-
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _told(function: Callable) -> Callable:
@@ -146,7 +143,7 @@ def _sampling_controls(model: PreTrainedModel) -> list[gr.Component]:
     """As `hf-tfm generate` has them, set to the model's own settings."""
     own = model.generation_config
     temperature = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
-    longest = longest_input(model.config) or 1 << 16
+    longest = longest_input(model.config, 1 << 16)
     return [
         gr.Slider(0, 2, temperature, step=0.05, label="Temperature", info="0 takes the likeliest token"),
         gr.Slider(0, 200, own.top_k or 0, step=1, label="Top-k", info="0: no cut"),
@@ -358,7 +355,7 @@ def _translated(predictor: Predictor, text: str) -> tuple[str, torch.Tensor, tor
 
 
 def _attention(predictor: Predictor) -> None:
-    tokenizer, plain = predictor.tokenizer, _plain(predictor.model)
+    tokenizer, plain = predictor.tokenizer, unwrap_adapter(predictor.model)
     eager = eager_twin(plain)
     config = plain.config.decoder if plain.config.is_encoder_decoder else plain.config
     blocks, heads = config.num_hidden_layers, config.num_attention_heads

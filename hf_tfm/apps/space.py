@@ -11,7 +11,7 @@ import hf_tfm
 
 from ..artifacts.open import ADAPTER_FILE, recorded
 from ..core.errors import InputError
-from ..core.files import refuse_existing, whole_folder
+from ..core.files import atomic_directory, require_empty
 from ..hub.push import check_files, files_to_push
 from .demo import build
 
@@ -61,10 +61,10 @@ def write_space(path: str, target: str, base: str | None = None, trust_remote_co
         InputError: there is no such model or no page for it, `target` has something in it, or a file of the model's
             folder must not be published.
     """
-    refuse_existing(target)
+    require_empty(target)
     build(path, base, trust_remote_code)  # whatever is wrong with the model shows now
     folder = Path(path)
-    with whole_folder(target) as space:
+    with atomic_directory(target) as space:
         models = [] if folder.is_dir() else [path]
         where, base_where = repr(path), "None"
         if folder.is_dir():

@@ -14,8 +14,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..core.errors import InputError
-from ..core.limits import as_input_errors
+from ..core.errors import InputError, explain
 from ..models import modeling_tfm_decoder, modeling_tfm_encoder
 from ..models.configuration_tfm import TfmConfig, TfmDecoderConfig, TfmEncoderConfig
 
@@ -526,7 +525,7 @@ def _our_config(native: PreTrainedConfig, family: Family, head: str) -> TfmConfi
     if family.side == "decoder":
         dropout = getattr(native, "classifier_dropout", None)
         values["classifier_dropout"] = _decoder_classifier_dropout(head) if dropout is None else dropout
-    with as_input_errors(family.title):
+    with explain(family.title):
         # What is not set there keeps our default, which is None wherever that means something.
         return family.our_class(head).config_class(
             **{field: value for field, value in values.items() if value is not None}
@@ -553,7 +552,7 @@ def native_config(config: TfmConfig, family: Family, head: str) -> PreTrainedCon
         values["classifier_dropout"] = dropout
     if head == "QuestionAnswering" and config.num_labels != 2:
         values["id2label"] = values["label2id"] = None
-    with as_input_errors(family.title):
+    with explain(family.title):
         return config_class(**{name: value for name, value in values.items() if value is not None or name in declared})
 
 

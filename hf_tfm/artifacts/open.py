@@ -9,8 +9,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core.errors import InputError
-from ..core.limits import as_input_errors, read_config
+from ..core.errors import InputError, explain
+from ..core.model_files import read_config
 from ..core.quiet import quiet
 from ..cpu.compile import keep_freed_memory
 from .card import task_of
@@ -83,10 +83,10 @@ def open_model(
             raise InputError(f"{path}: its base model {source!r} is not there; {where}")
         options |= head_of_adapter(path)
     config = read_config(source, trust_remote_code=trust_remote_code)
-    with as_input_errors(path):
+    with explain(path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     try:
-        with quiet(), as_input_errors(source):
+        with quiet(), explain(source):
             model, report = getattr(transformers, auto_class).from_pretrained(
                 source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=adapter is not None, **options
             )
@@ -99,7 +99,7 @@ def open_model(
         # New heads come with the adapter.
         from peft import PeftModel
 
-        with quiet(), as_input_errors(path):
+        with quiet(), explain(path):
             _resize_for_adapter(model, path, adapter)
             return PeftModel.from_pretrained(model, path).eval(), tokenizer
     if missing := sorted(report["missing_keys"]):
@@ -130,7 +130,7 @@ def _adapter_config(path: str) -> dict[str, Any] | None:
     file = Path(path) / ADAPTER_FILE
     if not file.is_file():
         return None
-    with as_input_errors(file):
+    with explain(file):
         config = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError(f"holds no object but a {type(config).__name__}")

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, TrainerState
 
 from ..core.energy import EnergyMeter
 from ..core.errors import InputError
+from ..core.inference import unwrap_adapter
 
 
 RECORD_FILE = "run_record.json"
@@ -99,9 +100,7 @@ def model_facts(model: PreTrainedModel) -> dict[str, Any]:
     Class, parameters and configuration; a tied matrix counts once, of an adapter only its base is counted, and of a
     SentenceTransformer the model in it.
     """
-    model = getattr(model, "transformers_model", model)
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    model = unwrap_adapter(getattr(model, "transformers_model", model))
     added = ("lora_", ".modules_to_save.", ".trainable_tokens_")
     total = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in added))
     config = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}

@@ -11,9 +11,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..core.errors import InputError
-from ..core.files import MARKER
-from ..core.limits import as_input_errors
+from ..core.checkpoints import MARKER, write_marker
+from ..core.errors import InputError, explain
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
 from . import verify
@@ -88,14 +87,12 @@ def refresh(folder: str | Path, dry_run: bool = False) -> Refreshed:
         if (staging / RECORD_FILE).is_file():
             _record(staging, subject)
         if (staging / MARKER).is_file():  # of a checkpoint: by these sizes a run finds out whether it is whole
-            files = [path for path in sorted(staging.rglob("*")) if path.is_file() and path.name != MARKER]
-            sizes = {str(path.relative_to(staging)): path.stat().st_size for path in files}
-            (staging / MARKER).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+            write_marker(staging)
         return Refreshed(*_take_over(staging, folder, dry_run), verdicts)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    with as_input_errors(folder):
+    with explain(folder):
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     kind = config.get("model_type")
     if kind not in _CONFIGS:

@@ -10,6 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..core.files import write_atomically
+
 
 # The order is the order of the ids.
 DECODER_TOKENS = {
@@ -75,7 +77,7 @@ def mend_tokenizer_files(folder: str | os.PathLike) -> bool:
     if _shall_trim(saved) and (_first_tokens(saved) == list(ENCODER_TOKENS.values()) or _finds_places(folder)):
         backend = Tokenizer.from_file(str(path))
         _trim(backend)
-        _replace(path, backend.to_str(pretty=True))
+        write_atomically(path, backend.to_str(pretty=True))
         changed = True
     return changed
 
@@ -129,15 +131,8 @@ def _without_trimming(step: dict[str, Any] | None) -> dict[str, Any] | None:
 def _rewrite(path: Path, saved: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
     if fields == saved:
         return False
-    _replace(path, json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     return True
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put a file in the place of another, which may be a link to one that has to stay as it is."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core.files import MARKER, atomic_folder, discard
+from ..core.files import atomic_directory, remove_directory
 from .record import CURVE_FILE, RECORD_FILE, RunRecord, plot_curve, save_generation, with_cache
 from .tokenizer_files import save_tokenizer
 
@@ -20,7 +20,8 @@ def write_model_folder(
     from .card import write_card
 
     folder = Path(folder)
-    with atomic_folder(folder / "finished") as staging, with_cache(model):
+    hint = "earlier checkpoints are kept: free some space and run the same command again"
+    with atomic_directory(folder / "finished", replace=True, hint=hint) as staging, with_cache(model):
         model.save_pretrained(staging)
         save_generation(model, staging)
         save_tokenizer(tokenizer, staging)
@@ -29,9 +30,8 @@ def write_model_folder(
         record.write(staging)
         write_card(staging)
     finished = folder / "finished"
-    (finished / MARKER).unlink()
     for path in sorted(finished.iterdir(), key=lambda path: path.name == RECORD_FILE):
         if path.is_dir():
-            discard(folder / path.name)  # what an interrupted move left
+            remove_directory(folder / path.name)  # what an interrupted move left
         os.replace(path, folder / path.name)
     finished.rmdir()

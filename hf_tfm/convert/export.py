@@ -13,9 +13,9 @@ from ..artifacts.card import EVALUATION_FILE, rewrite_card, task_of
 from ..artifacts.families import FAMILIES
 from ..artifacts.open import ADAPTER_FILE, open_model
 from ..artifacts.record import RECORD_FILE
-from ..core.errors import InputError
-from ..core.files import refuse_existing, whole_folder
-from ..core.limits import as_input_errors, read_config
+from ..core.errors import InputError, explain
+from ..core.files import atomic_directory, require_empty
+from ..core.model_files import read_config
 from .check import Report, TorchSide, compare, report_on, rows_for, write_usage
 from .native import carry_over, export_folder, load_tfm
 
@@ -79,15 +79,15 @@ def export_rounded(source: str | os.PathLike, target: str | os.PathLike, to: str
         InputError: the weights are of that kind already, or the outputs, computed in float32, differ by more than a
             tenth. Nothing is written then.
     """
-    refuse_existing(target)
+    require_empty(target)
     source, dtype, is_adapter = Path(source), ROUNDED[to], (Path(source) / ADAPTER_FILE).is_file()
-    with as_input_errors(source):
+    with explain(source):
         adapter = load_file(source / _ADAPTER_WEIGHTS) if is_adapter else {}
     model = open_model(str(source))[0].get_base_model() if is_adapter else load_tfm(source)
     if {weight.dtype for weight in (adapter or dict(model.named_parameters())).values()} == {dtype}:
         raise InputError(f"{source}: its weights are {to} already")
     name = str(dtype).removeprefix("torch.")
-    with whole_folder(target) as folder:
+    with atomic_directory(target) as folder:
         if is_adapter:
             halves = {key: weight.to(dtype) for key, weight in adapter.items()}
             save_file(halves, folder / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -121,12 +121,12 @@ def export_int8(source: str | os.PathLike, target: str | os.PathLike) -> Report:
         raise InputError("--to int8 needs the package torchao: pip install 'hf-tfm[export]'")
     from torchao.quantization import Int8WeightOnlyConfig
 
-    refuse_existing(target)
+    require_empty(target)
     source = Path(source)
     model = load_tfm(source)
     # The version is the one that safetensors can hold; torchao 0.16 and 0.17 have another by default.
     rounded = type(model).from_pretrained(source, quantization_config=TorchAoConfig(Int8WeightOnlyConfig(version=2)))
-    with whole_folder(target) as folder:
+    with atomic_directory(target) as folder:
         rounded.save_pretrained(folder)
         del rounded
         carry_over(source, folder)

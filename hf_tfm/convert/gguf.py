@@ -16,9 +16,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..artifacts.compare import Weights
-from ..core.errors import InputError
-from ..core.files import refuse_existing, whole_folder
-from ..core.limits import as_input_errors
+from ..core.errors import InputError, explain
+from ..core.files import atomic_directory, require_empty
 from ..data.tokenizer import GGUF_PRE_TOKENIZER
 from ..models.modeling_tfm_decoder import TfmDecoderForCausalLM
 from .check import TEXTS, Report, Rows, TorchSide, compare, report_on, rows_for, write_usage
@@ -74,7 +73,7 @@ def export_gguf(
     _refuse_missing_package()
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}: GGUF files are written in {', '.join(DTYPES)}")
-    refuse_existing(target)
+    require_empty(target)
     source = Path(source)
     model = load_tfm(source)
     dtype = dtype or _OF_TORCH[model.dtype]
@@ -90,7 +89,7 @@ def export_gguf(
     native = export_model(model, family, untie=untie)
     _refuse_fields(native)
     exact = dtype in ("f32", _OF_TORCH[model.dtype])
-    with whole_folder(target) as folder:
+    with atomic_directory(target) as folder:
         file = folder / f"{Path(target).name}-{dtype}.gguf"
         write_gguf(file, native, tokenizer, rule, frame, dtype, source.resolve().name)
         native = type(native).from_pretrained(
@@ -307,7 +306,7 @@ def _as_matrices() -> dict[str, Any]:
 def _tokenizer_of(source: Path) -> PreTrainedTokenizerFast:
     if not (source / "tokenizer.json").is_file():
         raise InputError(f"{source}: no tokenizer.json there; a GGUF file holds the tokenizer too")
-    with as_input_errors(f"{source}: tokenizer"):
+    with explain(f"{source}: tokenizer"):
         return AutoTokenizer.from_pretrained(source)
 
 

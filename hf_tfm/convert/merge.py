@@ -36,13 +36,12 @@ def merge_folder(
     from ..artifacts.card import write_card
     from ..artifacts.open import ADAPTER_FILE, auto_class_of, open_model
     from ..artifacts.record import RECORD_FILE
-    from ..core.files import MARKER, atomic_folder
+    from ..core.files import atomic_directory, require_empty
 
     adapter, target = Path(adapter), Path(target)
     if not (adapter / ADAPTER_FILE).is_file():
         raise InputError(f"{adapter}: no {ADAPTER_FILE} there, so no adapter to merge; it is what --lora writes")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists and is not an empty folder; remove it or choose another name")
+    require_empty(target)
     model, tokenizer = open_model(str(adapter), base=base, trust_remote_code=trust_remote_code)
     rows = min(len(tokenizer), model.get_base_model().get_input_embeddings().weight.shape[0])
     # The last ones are those that were added for the adapter, if any were.
@@ -53,7 +52,7 @@ def merge_folder(
     merged = merge_adapter(model, untie=untie)
     if merged.can_generate() and (adapter / "generation_config.json").is_file():
         merged.generation_config = GenerationConfig.from_pretrained(adapter)
-    with atomic_folder(target) as folder:
+    with atomic_directory(target) as folder:
         merged.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
         for picture in adapter.glob("*.png"):  # that the card shows
@@ -64,7 +63,6 @@ def merge_folder(
                 record["adapter"]["merged"] = True
             (folder / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
             write_card(folder)
-    (target / MARKER).unlink()
     auto_class = getattr(transformers, auto_class_of(str(target), trust_remote_code))
     again = auto_class.from_pretrained(target, trust_remote_code=trust_remote_code).eval()
     with torch.no_grad():

@@ -22,9 +22,9 @@ from ..artifacts.compare import outputs_of
 from ..artifacts.families import FAMILIES, Family, _our_config, native_config
 from ..artifacts.record import RECORD_FILE, model_facts
 from ..artifacts.tokenizer_files import mend_tokenizer_files, save_tokenizer
-from ..core.errors import InputError
-from ..core.files import refuse_existing, whole_folder
-from ..core.limits import _local_folder, as_input_errors, read_config
+from ..core.errors import InputError, explain
+from ..core.files import atomic_directory, require_empty
+from ..core.model_files import download_model, read_config
 from ..models import modeling_tfm_decoder, modeling_tfm_encoder
 from .check import REPORT_FILE, Report, TorchSide, compare, report_on, rows_for
 
@@ -108,12 +108,12 @@ def convert_folder(
     Raises:
         InputError: as [`import_model`]; when `target` holds something; when outputs differ. Nothing is written then.
     """
-    refuse_existing(target)
+    require_empty(target)
     load_kwargs = {} if gguf_file is None else {"gguf_file": gguf_file}
-    source = _local_folder(source, gguf_file)
+    source = download_model(source, gguf_file)
     native, family, head, unused = _load_native(source, head, **load_kwargs)
     model = _from_native(native, family, head, native.state_dict())
-    with whole_folder(target) as folder:
+    with atomic_directory(target) as folder:
         model.save_pretrained(folder)
         del model  # no third copy of the weights beside the source's and what is read again
         carry_over(source, folder, gguf_file)
@@ -131,10 +131,10 @@ def export_folder(source: str | os.PathLike, target: str | os.PathLike, family: 
         InputError: as [`export_model`]; when `target` holds something; when outputs differ. Nothing is written then.
     """
     _family(family)
-    refuse_existing(target)
+    require_empty(target)
     model = load_tfm(source)
     native, dtype = _to_native(model, _family(family), model.state_dict(), untie), str(model.dtype)
-    with whole_folder(target) as folder:
+    with atomic_directory(target) as folder:
         native.save_pretrained(folder)
         unreadable = _write_older_fields(folder, _family(family), native.config)
         native_class = type(native)
@@ -334,7 +334,7 @@ def _load_native(
     if "gguf_file" in load_kwargs and hasattr(transformers, "GgufConfig"):
         # Newer versions leave weights in their blocks where a kernel for that is installed: no matrices to rename.
         load_kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with as_input_errors(path):
+    with explain(path):
         native, report = family.native_class(head).from_pretrained(path, output_loading_info=True, **load_kwargs)
     native.is_quantized = False  # GGUF weights are plain tensors by now
     missing = set(report["missing_keys"])
@@ -365,7 +365,7 @@ def load_tfm(folder: str | os.PathLike) -> PreTrainedModel:
             f"{folder}: {class_name or 'this'} of model_type {config.get('model_type')!r} is no Tfm model; "
             "`hf-tfm convert` makes one of it"
         )
-    with as_input_errors(folder):
+    with explain(folder):
         model, report = model_class.from_pretrained(folder, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{folder}: no weights for {missing[0]} ({len(missing)} missing), which {class_name} needs")
@@ -398,7 +398,7 @@ def _carry_tokenizer(source: Path, folder: Path, gguf_file: str | None) -> None:
     if not any((source / name).is_file() for name in files):
         return
     text = "Ünder one roof: 12 cats, and 345 of THEIR kittens?\n  <s> [MASK]"
-    with as_input_errors(f"{source}: tokenizer"):
+    with explain(f"{source}: tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source)
     try:
         same = AutoTokenizer.from_pretrained(folder)(text) == tokenizer(text)

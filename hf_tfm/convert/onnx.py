@@ -18,9 +18,8 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ..artifacts.compare import Weights, outputs_of
-from ..core.errors import InputError
-from ..core.files import refuse_existing, whole_folder
-from ..core.limits import as_input_errors
+from ..core.errors import InputError, explain
+from ..core.files import atomic_directory, require_empty
 from ..core.quiet import quiet
 from ..models.modeling_tfm import CACHE_NAME
 from .check import Report, Rows, as_rows, batch_of, compare, report_on, rows_for, write_usage
@@ -68,15 +67,15 @@ def export_onnx(source: str | os.PathLike, target: str | os.PathLike) -> Report:
         InputError: a package is missing, the model cannot be traced, or outputs differ. Nothing is written then.
     """
     _refuse_missing_packages()
-    refuse_existing(target)
+    require_empty(target)
     source = Path(source)
     model = load_tfm(source).float().eval()
     if getattr(model.config, "add_cross_attention", False):
         raise InputError(
             "add_cross_attention=True: ONNX holds a decoder or an encoder by itself, not one with the other"
         )
-    with whole_folder(target) as folder:
-        with _quiet(), as_input_errors(f"{source}: transformers' ONNX exporter"):
+    with atomic_directory(target) as folder:
+        with _quiet(), explain(f"{source}: transformers' ONNX exporter"):
             from transformers.exporters import OnnxConfig, OnnxExporter
 
             exported = OnnxExporter().export(model, _example(model), OnnxConfig(dynamic=True))

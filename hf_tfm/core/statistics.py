@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -22,6 +23,11 @@ class Estimate:
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
+
+
+def to_bits_per_byte(nats: float, num_bytes: float) -> float:
+    """Returns a cross-entropy in nats of so many bytes of UTF-8 as bits per byte, which compares across tokenizers."""
+    return nats / num_bytes / math.log(2)
 
 
 def proportion(hits: int, n: int) -> Estimate:

@@ -19,6 +19,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ..core.inference import unwrap_adapter
+
 
 NAME = "blockwise"
 
@@ -326,7 +328,7 @@ def use_blockwise_attention(model: torch.nn.Module) -> bool:
     Let a model (or the one inside a PEFT model) use it where it would use `scaled_dot_product_attention` on a CPU;
     whether it does now. Nothing of it is saved with the model.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = unwrap_adapter(model)
     if not isinstance(model, PreTrainedModel) or not model._supports_attention_backend:
         return False
     if next(model.parameters()).device.type != "cpu" or model.config._attn_implementation not in ("sdpa", NAME):

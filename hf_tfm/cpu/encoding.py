@@ -18,6 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils.import_utils import is_tracing
 
+from ..core.inference import unwrap_adapter
+
 
 NAME = "unpadded"
 
@@ -124,7 +126,7 @@ def use_unpadded_encoding(model: nn.Module) -> bool:
     on a CPU; whether it does now. The same outputs up to rounding, zeros at padding. It serves where there are no
     gradients; packed rows, hidden states and attentions are computed as before. Nothing of it is saved with the model.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = unwrap_adapter(model)
     if not isinstance(model, PreTrainedModel) or model.config.model_type != "tfm_encoder":
         return False
     if next(model.parameters()).device.type != "cpu" or model.config._attn_implementation not in ("sdpa", NAME):

@@ -249,7 +249,7 @@ def fill_gaps(
     prompts = [gap_prompt(parts, tokens) for parts in texts]
     width, new = max(map(len, prompts)), max(sum(row) + len(row) for row in limits)
     longest = longest_input(model.config)
-    if longest is not None and width + new > longest:
+    if width + new > longest:
         raise InputError(
             f"the longest text with its gaps takes {width + new} tokens, and the model has {longest} positions: give "
             "shorter texts or a smaller max_gap_tokens"

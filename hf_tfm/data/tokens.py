@@ -13,9 +13,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +29,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from ..artifacts.tokenizer_files import tokenizer_fingerprint
-from ..core.errors import InputError
+from ..core.errors import InputError, cannot_write
+from ..core.files import atomic_directory, write_atomically
 from .sources import (
     DocumentStream,
     Source,
@@ -60,6 +58,7 @@ __all__ = [
 
 # Part of every cache key: raise it when the same text and tokenizer would give other tokens or another layout.
 _LAYOUT = 1
+_CACHE_HINT = "free space, or set HF_TFM_CACHE to another folder"
 
 
 def default_cache_dir() -> Path:
@@ -180,32 +179,25 @@ def write_arrays(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta:
     The folder appears whole or not at all, whenever the process dies. Of several processes that want the same folder
     one works and the others wait for it. `meta` is written last, so `chunks` may still change it.
     """
-    try:
+    with _explain_unwritable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if folder.exists():
-                return
-            for left_behind in folder.parent.glob(f"{folder.name}.partial-*"):
-                shutil.rmtree(left_behind, ignore_errors=True)
-            partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-            try:
-                _write_partial(partial, chunks, meta)
-                os.rename(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            if not folder.exists():
+                with atomic_directory(folder, hint=_CACHE_HINT) as staging:
+                    _write_chunks(staging, chunks, meta)
+
+
+@contextmanager
+def _explain_unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _not_written(folder, error) from None
+        if error.errno is None:  # a broken connection to the source of the chunks, not an error of the file system
+            raise
+        raise InputError(f"{path}: {cannot_write(_CACHE_HINT)(error)}") from None
 
 
-def _not_written(path: Path, error: OSError) -> Exception:
-    if error.errno is None:  # not the file system's, but a broken connection to where the chunks come from
-        return error
-    return InputError(
-        f"{path}: cannot be written ({error.strerror}); free space, or set HF_TFM_CACHE to another folder"
-    )
-
-
-def _write_partial(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
+def _write_chunks(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
     arrays: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         files = {}
@@ -214,13 +206,9 @@ def _write_partial(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], met
                 if name not in files:
                     files[name] = stack.enter_context(open(folder / f"{name}.bin", "wb"))
                     arrays[name] = {"dtype": str(array.dtype), "length": 0}
-                files[name].write(
-                    np.ascontiguousarray(array).data
-                )  # array.tofile says of a full disk no more than that something is wrong
+                # Not array.tofile, whose error does not say that the disk is full.
+                files[name].write(np.ascontiguousarray(array).data)
                 arrays[name]["length"] += len(array)
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
     (folder / "meta.json").write_text(json.dumps({**meta, "arrays": arrays}, indent=1))
 
 
@@ -448,15 +436,9 @@ def _memo(cache_dir: Path, key: str) -> Path:
 
 
 def _write_memo(memo: Path, content: dict[str, Any]) -> None:
-    partial = memo.with_name(f"{memo.name}.partial-{os.getpid()}-{threading.get_ident()}")
-    try:
+    with _explain_unwritable(memo):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content))
-        os.replace(partial, memo)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise _not_written(memo, error) from None
+        write_atomically(memo, json.dumps(content))
 
 
 class TokenStream:

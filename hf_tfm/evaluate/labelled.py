@@ -195,7 +195,7 @@ def predict_rows(
 
 
 def _most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
-    most = min(tokenizer.model_max_length, longest_input(model.config) or 512)
+    most = min(tokenizer.model_max_length, longest_input(model.config, 512))
     if most < 8:
         raise InputError(f"this model takes {most} tokens: too few for texts")
     return min(most, asked or 512)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from .. import cpu
 from ..core.errors import InputError
-from ..core.statistics import Estimate, bootstrap, proportion
+from ..core.statistics import Estimate, bootstrap, proportion, to_bits_per_byte
 from ..data.records import Records, iter_records
 from ..data.sources import read_documents
 from ..data.tokenizer import encode_text
@@ -147,7 +147,7 @@ def _text_figures(columns: list[np.ndarray], pieces: list[tuple[float, int]]) ->
 
     def figures(nats: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
         return {
-            "bits_per_byte": nats.sum() / max(sizes.sum(), 1) / math.log(2),
+            "bits_per_byte": to_bits_per_byte(nats.sum(), max(sizes.sum(), 1)),
             "perplexity": math.exp(min(nats.sum() / max(tokens.sum(), 1), 700.0)),
         }
 

@@ -11,8 +11,6 @@ import functools
 import gzip
 import itertools
 import json
-import math
-import os
 import re
 import sys
 import unicodedata
@@ -28,9 +26,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..artifacts.open import auto_class_of, open_model
 from ..artifacts.record import RECORD_FILE, read_record
-from ..core.errors import InputError
+from ..core.errors import InputError, cannot_write, explain
+from ..core.files import atomic_file
 from ..core.inference import is_bidirectional
 from ..core.limits import longest_input
+from ..core.statistics import to_bits_per_byte
 from ..data.records import Records, iter_records
 from ..data.tokenizer import encode_text
 from ..tasks import multiple_choice, question_answering, tagging
@@ -123,7 +123,7 @@ def open_predictor(
     told = read_record(Path(path)) if (Path(path) / RECORD_FILE).is_file() else {}
     pooling = _pooling_of(path, model, settings.get("pooling")) if kind == "AutoModel" else {}
     predictor = Predictor(model, tokenizer, kind, {**told.get("fields", {}), **(fields or {})}, **pooling)
-    longest = min(tokenizer.model_max_length, longest_input(model.config) or 512)
+    longest = min(tokenizer.model_max_length, longest_input(model.config, 512))
     predictor.max_length = min(longest, told.get("max_length") or 512)
     predictor.threshold = told.get("no_answer_threshold")
     given = {name: value for name, value in settings.items() if value is not None}
@@ -177,18 +177,11 @@ def _writer(target: str | None) -> Iterator[Callable[[dict[str, Any], str], None
     kind = path.with_suffix("").suffix if packed else path.suffix
     if kind not in (".jsonl", ".csv"):
         raise InputError(f"{target}: the name must end in .jsonl or .csv, or one of these and .gz")
-    partial = path.with_name(f".{path.name}.partial")
     opened = gzip.open if packed else open
-    try:
+    with explain(target, cannot_write("give another file"), OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with opened(partial, "wt", encoding="utf-8", newline="") as file:
+        with atomic_file(path) as partial, opened(partial, "wt", encoding="utf-8", newline="") as file:
             yield functools.partial(_write_line, file) if kind == ".jsonl" else _csv_writer(file)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):  # its folder is a file
-            partial.unlink()
 
 
 def _write_line(file: TextIO, record: dict[str, Any], place: str) -> None:
@@ -349,7 +342,7 @@ def _likelihood(predictor: Predictor, records: Records) -> Outputs:
     for number, log_probabilities in lm.score(rows):
         nats[number] += float(log_probabilities.sum())
     return [
-        {"log_likelihood": value, "tokens": len(ids), "bits_per_byte": -value / math.log(2) / len(text.encode())}
+        {"log_likelihood": value, "tokens": len(ids), "bits_per_byte": to_bits_per_byte(-value, len(text.encode()))}
         for value, ids, text in zip(nats, tokens, texts)
     ]
 

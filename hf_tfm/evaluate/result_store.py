@@ -13,6 +13,7 @@ from typing import Any
 from ..artifacts.card import EVALUATION_FILE, HubData, read_evaluation
 from ..artifacts.record import public_command, versions
 from ..core.errors import InputError
+from ..core.files import write_atomically
 from ..core.privacy import public_name
 from ..core.statistics import Estimate
 from ..data.records import record_files
@@ -110,9 +111,7 @@ class ResultStore:
                 if (task["task"], task["data"], task["settings"]) not in replaced
             ]
         facts = {"model": self.model, **run, "tasks": [*earlier_tasks, *self.tasks]}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         return path
 
     def _append(self, line: str) -> None:

@@ -39,8 +39,8 @@ from ..artifacts.record import RECORD_FILE, model_facts, read_record
 from ..artifacts.tokenizer_files import mend_tokenizer_files
 from ..artifacts.verify import Broken, Subject, compare
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
-from ..core.errors import InputError
-from ..core.limits import as_input_errors
+from ..core.errors import InputError, explain
+from ..core.files import write_atomically
 from ..core.privacy import private_part
 
 
@@ -165,17 +165,17 @@ def checked_folder(
 
 def _complete(staging: Path, kind: str, hub_base: str | None) -> None:
     """Write what a folder lacks, or what its own files say for this machine alone."""
-    with as_input_errors(staging / "tokenizer_config.json"):
+    with explain(staging / "tokenizer_config.json"):
         mend_tokenizer_files(staging)
     if kind == "adapter":
         _name_base(staging, hub_base)
     if kind == "results":
-        with as_input_errors(staging / EVALUATION_FILE):
+        with explain(staging / EVALUATION_FILE):
             write_results_card(staging)
     elif (staging / RECORD_FILE).is_file() and not (staging / "README.md").is_file():
         write_card(staging)
     if (staging / "README.md").is_file():
-        with as_input_errors(staging / "README.md"):
+        with explain(staging / "README.md"):
             ModelCard.load(staging / "README.md")
 
 
@@ -260,28 +260,25 @@ def again_if_closed(call: Callable[[], Any]) -> Any:
     return call()
 
 
-@contextlib.contextmanager
-def hub_errors(repo: str, token: str | None = None) -> Iterator[None]:
-    """What the Hub and the way to it can answer, as one line without the token."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (_NETWORK, OfflineModeIsEnabled, OSError, ValueError, RuntimeError) as error:
+def hub_errors(repo: str, token: str | None = None) -> contextlib.AbstractContextManager[None]:
+    """Turns errors of the Hub and of the connection to it into one line without the token."""
+
+    def hint(error: Exception) -> str:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        if token := token or get_token():
-            reason = reason.replace(token, "…")
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
+        if secret := token or get_token():
+            reason = reason.replace(secret, "…")
+        status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, OfflineModeIsEnabled):
-            reason = "HF_HUB_OFFLINE is set; unset it to push"
-        elif "xet-write-token" in reason:
-            reason += "; a Hub without xet wants HF_HUB_DISABLE_XET=1"
-        elif status in (401, 403):
-            reason = f"the Hub refused ({status}): log in with `hf auth login` or set HF_TOKEN to one that may write"
-        elif status is None and not isinstance(error, ValueError):
-            reason += "; the same command goes on where it stopped"
-        raise InputError(f"{repo}: {reason}") from error
+            return "HF_HUB_OFFLINE is set; unset it to push"
+        if "xet-write-token" in reason:
+            return f"{reason}; a Hub without xet wants HF_HUB_DISABLE_XET=1"
+        if status in (401, 403):
+            return f"the Hub refused ({status}): log in with `hf auth login` or set HF_TOKEN to one that may write"
+        if status is None and not isinstance(error, ValueError):
+            return f"{reason}; the same command goes on where it stopped"
+        return reason
+
+    return explain(repo, hint, _NETWORK, OfflineModeIsEnabled, OSError, ValueError, RuntimeError)
 
 
 def _ready(api: HfApi, where: dict[str, Any], private: bool | None, branch: str, tag: str | None) -> None:
@@ -337,10 +334,12 @@ def _name_base(staging: Path, hub_base: str | None) -> None:
             "name as --base-model USER/NAME"
         )
     if name != said:
-        _replace(staging / ADAPTER_FILE, json.dumps({**config, "base_model_name_or_path": name}, indent=2) + "\n")
+        write_atomically(
+            staging / ADAPTER_FILE, json.dumps({**config, "base_model_name_or_path": name}, indent=2) + "\n"
+        )
     if record and name != known:
         text = json.dumps({**record, "base_model": name}, indent=1, ensure_ascii=False)
-        _replace(staging / RECORD_FILE, text + "\n")
+        write_atomically(staging / RECORD_FILE, text + "\n")
         (staging / "README.md").unlink(missing_ok=True)
         write_card(staging)
 
@@ -353,7 +352,7 @@ def _open(
         said = json.loads((checked.folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
         base = str(base or said)
         if not Path(base).is_dir():
-            with as_input_errors(f"{ADAPTER_FILE}: its base model {base!r} is not here; say with --base where it is"):
+            with explain(f"{ADAPTER_FILE}: its base model {base!r} is not here; say with --base where it is"):
                 base = snapshot_download(base)
     else:
         base = None
@@ -370,7 +369,7 @@ def _open(
             raise InputError(f"{staging}: in a clean process {_relative(str(error), staging)}") from None
     card = staging / "README.md"
     if not card.is_file():
-        _replace(card, render_card({"model": model_facts(model)}))
+        write_atomically(card, render_card({"model": model_facts(model)}))
     trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
     checked.opener = f'{auto_class}.from_pretrained("{{}}"{{}}{trust})' if base is None else ""
 

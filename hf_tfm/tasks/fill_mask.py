@@ -22,7 +22,7 @@ def fill_masks(
     inputs = tokenizer(text, return_tensors="pt").to(model.device)
     refuse_unknown_tokens(model, inputs["input_ids"])
     max_length = longest_input(model.config)
-    if max_length is not None and (length := inputs["input_ids"].shape[1]) > max_length:
+    if (length := inputs["input_ids"].shape[1]) > max_length:
         raise InputError(f"the text is too long: it has {length} tokens and the model reads {max_length}")
     masked = inputs["input_ids"][0] == tokenizer.mask_token_id
     if not masked.any():

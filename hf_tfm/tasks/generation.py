@@ -61,7 +61,7 @@ def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     if ids.numel() == 0:
         raise InputError("the prompt is empty and this tokenizer begins texts with nothing; give a word")
     refuse_unknown_tokens(model, ids)
-    max_length = longest_input(model.config) or 1 << 20
+    max_length = longest_input(model.config)
     if ids.shape[1] >= max_length:
         raise InputError(f"the prompt leaves no room: it has {ids.shape[1]} tokens and the model reads {max_length}")
     return ids.to(model.device), max_length - ids.shape[1]
@@ -171,7 +171,7 @@ def generate_replies(
     """
     replies = [Reply("", False)] * len(prompts)
     queue = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    max_length = longest_input(model.config) or 1 << 20
+    max_length = longest_input(model.config)
     with evaluation_mode(model), neutral_generation_config(model, tokenizer, do_sample=False) as generator:
         eos = generator.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import cpu
 from ..core.errors import InputError
 from ..core.limits import longest_input
-from ..core.statistics import Estimate, bootstrap, proportion
+from ..core.statistics import Estimate, bootstrap, proportion, to_bits_per_byte
 from ..data.denoisers import DenoisingTokens, fill_gaps, gap_prompt, interleave
 from ..data.tokenizer import encode_text
 from ..data.tokens import document_ends
@@ -105,7 +105,7 @@ def measure_infilling(
         InputError: a passage is too long for the model, or the model does not support the method.
     """
     passages = [EncodedGaps.of(tokenizer, text) for text in texts]
-    max_length = longest_input(model.config) or 1 << 20
+    max_length = longest_input(model.config)
     needed = max(sum(map(len, p.parts)) + 2 * sum(len(ids) + 1 for ids in p.missing) + 4 for p in passages)
     if needed > max_length:
         raise InputError(f"a passage takes {needed} tokens and the model reads {max_length}: take fewer words")
@@ -142,7 +142,7 @@ def measure_infilling(
 
 
 def _bits_per_byte(nats: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
-    return {"missing_bits_per_byte": float(nats.sum() / sizes.sum() / np.log(2))}
+    return {"missing_bits_per_byte": to_bits_per_byte(float(nats.sum()), sizes.sum())}
 
 
 @torch.no_grad()

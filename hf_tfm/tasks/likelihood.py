@@ -94,7 +94,7 @@ class LanguageModel:
     @property
     def max_length(self) -> int:
         """Return the largest number of tokens in a row."""
-        return longest_input(self.base_model.config) or 1 << 20
+        return longest_input(self.base_model.config)
 
     @property
     def max_window(self) -> int:

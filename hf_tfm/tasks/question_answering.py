@@ -199,13 +199,13 @@ def encode_questions(
     # Truncation set by this call must not be saved as the tokenizer's own.
     tokenizer.backend_tokenizer.no_truncation()
     owners, offsets = inputs.pop("overflow_to_sample_mapping"), inputs.pop("offset_mapping")
-    both_ways = is_bidirectional(model)
+    bidirectional = is_bidirectional(model)
     windows = []
     for number, owner in enumerate(owners):
         sides = inputs.sequence_ids(number)
         length = sides.count(1)  # 0 if the context has nothing that the tokenizer keeps
         first = sides.index(1) if length else 0
-        null = 0 if both_ways else len(sides) - 1
+        null = 0 if bidirectional else len(sides) - 1
         windows.append(Window(owner, first, [tuple(span) for span in offsets[number][first : first + length]], null))
     return [dict(zip(inputs, row)) for row in zip(*inputs.values())], windows
 

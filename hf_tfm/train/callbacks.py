@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from ..core.errors import InputError
+from ..core.statistics import to_bits_per_byte
 
 
 class StopOnSignal(TrainerCallback):
@@ -102,7 +103,7 @@ class ProgressLine(TrainerCallback):
     def _show_training(self, logs: dict[str, Any], state: Any) -> None:
         figures = {name: f"{logs[name]:.3f}" for name in ("loss", "reward") if logs.get(name) is not None}
         if self.bytes_per_token:
-            figures["bits/byte"] = f"{bits_per_byte(logs['loss'], self.bytes_per_token):.3f}"
+            figures["bits/byte"] = f"{to_bits_per_byte(logs['loss'], self.bytes_per_token):.3f}"
         if "train_tokens_per_second" in logs:
             figures["tokens/s"] = f"{logs['train_tokens_per_second']:,.0f}"
         self.bar.set_postfix(figures, refresh=False)
@@ -127,8 +128,3 @@ class RefuseDiverged(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if not math.isfinite(metrics.get("eval_loss", 0.0)):
             raise InputError("the loss is not finite, the training diverged: lower --learning_rate")
-
-
-def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Return a cross-entropy in nats per token as bits per UTF-8 byte, which compares across tokenizers."""
-    return loss / bytes_per_token / 0.6931471805599453

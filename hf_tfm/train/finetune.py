@@ -3,9 +3,8 @@
 import contextlib
 import dataclasses
 import math
-import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 from tokenizers import processors
 from transformers import (
     AutoConfig,
@@ -26,8 +24,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..core.errors import InputError
-from ..core.limits import fast_bf16, longest_input
+from ..core.errors import UNREADABLE, InputError, explain, reason_of
+from ..core.limits import UNLIMITED, has_fast_bf16, longest_input
 from ..core.quiet import quiet
 from ..cpu.attention import use_blockwise_attention
 from ..data.batches import SeededLengthGroups, in_order, length_of, longest_first
@@ -81,7 +79,7 @@ class FinetuningArguments(TrainingArguments):
     )
     logging_steps: float = field(default=0.02, metadata={"help": "Steps, or a share of all steps if below 1."})
     include_num_input_tokens_seen: str | bool = True
-    bf16: bool = field(default=fast_bf16(), metadata={"help": "bf16 autocast; on where the hardware has it."})
+    bf16: bool = field(default=has_fast_bf16(), metadata={"help": "bf16 autocast; on where the hardware has it."})
     use_cpu: bool = not torch.accelerator.is_available()
     report_to: None | str | list[str] = "none"
 
@@ -269,14 +267,14 @@ def separate_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
 def resolve_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The length that texts are cut to, in tokens. Raises `InputError` if the model cannot take the one asked for."""
     positions = longest_input(model.config)
-    if positions is not None:
+    if positions != UNLIMITED:
         # So that whoever loads the folder and asks for truncation gets what the model can take.
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     if recipe.max_length is None:
         return min(tokenizer.model_max_length, 512)
     least = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if recipe.max_length < least or (positions is not None and recipe.max_length > positions):
-        most = "any number of" if positions is None else f"at most {positions}"
+    if recipe.max_length < least or recipe.max_length > positions:
+        most = "any number of" if positions == UNLIMITED else f"at most {positions}"
         raise InputError(f"max_length {recipe.max_length}: {recipe.model} takes {most} tokens, and {least} at least")
     return recipe.max_length
 
@@ -422,11 +420,9 @@ def trl_arguments(config_class: type, args: TrainingArguments, given: str, **fie
     # transformers before 5.23 has no other.
     shared["gradient_checkpointing"] = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
     own = read_mapping(given, "trl")
-    try:
+    place = f"--trl {given}" if own else config_class.__name__
+    with explain(place, "{reason}", TypeError, ValueError, NotImplementedError):
         return config_class(**{**shared, **fields, **own})
-    except (TypeError, ValueError, NotImplementedError) as error:
-        where = f"--trl {given}" if own else config_class.__name__
-        raise InputError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -441,19 +437,13 @@ def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[d
     return fields
 
 
-# What reading a damaged model raises.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+def _readable_model(folder: str, part: str) -> contextlib.AbstractContextManager[None]:
+    """Turns the errors of a damaged or missing `part` of a model's folder into an `InputError`."""
 
+    def hint(error: Exception) -> str:
+        if "contains custom code" in str(error):
+            return "carries code of its own: look at it and add --trust_remote_code"
+        missing = "" if Path(folder).exists() else "there is no such folder, and "
+        return f"{missing}no {part} can be loaded from it ({reason_of(error)})"
 
-@contextlib.contextmanager
-def _readable_model(where: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (*_UNREADABLE, SafetensorError, pickle.UnpicklingError) as error:
-        missing = "" if Path(where).exists() else "there is no such folder, and "
-        reason = " ".join(str(error).split())[:240]
-        if "contains custom code" in reason:
-            raise InputError(f"{where}: carries code of its own: look at it and add --trust_remote_code") from error
-        raise InputError(f"{where}: {missing}no {what} can be loaded from it ({reason})") from error
+    return explain(folder, hint, *UNREADABLE, TypeError, AttributeError)

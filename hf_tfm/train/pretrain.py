@@ -28,9 +28,11 @@ from ..artifacts.foreign import PackedRows, sentence_label, sentence_loss
 from ..artifacts.record import base_model_name
 from ..artifacts.tokenizer_files import tokenizer_fingerprint
 from ..artifacts.write import write_model_folder
-from ..core.errors import InputError
-from ..core.files import last_checkpoint
-from ..core.limits import fast_bf16
+from ..core.checkpoints import last_checkpoint
+from ..core.errors import InputError, explain, reason_of
+from ..core.inference import is_bidirectional
+from ..core.limits import has_fast_bf16
+from ..core.statistics import to_bits_per_byte
 from ..cpu.attention import can_lay_rows_end_to_end
 from ..cpu.compile import compile_blocks, compiler_found, eager_blocks, pays_to_compile
 from ..data.objectives import Masked, SentencePairs, causal, masked_next_token
@@ -39,7 +41,6 @@ from ..data.sources import Source, left_out, list_files, parse_sources
 from ..data.tokens import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
 from ..models.configuration_tfm import SIZES, TfmConfig
 from .averaging import AveragingMixin
-from .callbacks import bits_per_byte
 from .initialization import zero_init_output_projections
 from .optim import build_optimizer, describe_optimizer
 from .recipe import read_mapping, refuse_below
@@ -182,7 +183,7 @@ class PretrainTrainingArguments(TrainingArguments):
     save_steps: float = 0.1
     save_total_limit: int | None = 2
     include_num_input_tokens_seen: str | bool = True
-    bf16: bool = fast_bf16()
+    bf16: bool = has_fast_bf16()
     ddp_find_unused_parameters: bool | None = False
     use_cpu: bool = not torch.cuda.is_available()
     disable_tqdm: bool | None = True
@@ -220,11 +221,9 @@ def run_identity(script: PretrainArguments, args: TrainingArguments) -> dict[str
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. Raises `InputError` if there is none."""
-    try:
+    hint = "no tokenizer there ({reason}); training/train_tokenizer.py makes one"
+    with explain(path, hint, OSError, ValueError, KeyError):
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: no tokenizer there ({reason}); training/train_tokenizer.py makes one") from error
 
 
 def build_model(
@@ -260,13 +259,22 @@ def build_model(
     if script.window and (twice := overrides.keys() & {"sliding_window", "layer_types"}):
         raise InputError(f"--window and {min(twice)} of --model_overrides say the same: leave one out")
 
-    def may_read_ahead(model: PreTrainedModel) -> bool:  # BERT and its kind do, unless their configuration forbids it
-        return auto_class is AutoModelForCausalLM and hasattr(model.config, "is_decoder") and _reads_ahead(model)
+    def is_not_causal(model: PreTrainedModel) -> bool:
+        # New models of this package are causal, but may have layers that do nothing yet.
+        may_be_bidirectional = auto_class is AutoModelForCausalLM and not isinstance(model.config, TfmConfig)
+        return may_be_bidirectional and is_bidirectional(model)
 
-    try:
+    def needs_decoder_switch(model: PreTrainedModel) -> bool:  # BERT and its kind
+        return hasattr(model.config, "is_decoder") and is_not_causal(model)
+
+    # transformers appends some hundred names of model types.
+    def hint(error: Exception) -> str:
+        return reason_of(error).split(" Model type should be one of")[0]
+
+    with explain(f"model {spec}", hint, ValueError, OSError, KeyError, TypeError):
         if path.is_dir() and (any(path.glob("*.safetensors*")) or any(path.glob("pytorch_model*.bin*"))):
             model, is_new = auto_class.from_pretrained(spec, dtype=torch.float32, **overrides), False
-            if may_read_ahead(model):
+            if needs_decoder_switch(model):
                 overrides |= {"is_decoder": True}
                 model = auto_class.from_pretrained(spec, dtype=torch.float32, **overrides)
         elif path.exists():
@@ -274,7 +282,7 @@ def build_model(
             if unknown := [name for name in overrides if name in unused]:
                 raise ValueError(f"{type(config).__name__} has no field {unknown[0]!r} to override")
             model, is_new = auto_class.from_config(config, dtype=torch.float32), True
-            if may_read_ahead(model):
+            if needs_decoder_switch(model):
                 config.is_decoder = True
                 model = auto_class.from_config(config, dtype=torch.float32)
         else:
@@ -288,28 +296,12 @@ def build_model(
                 shape |= {"sliding_window": script.window, "layer_types": kinds}
                 config = config_class.preset(lookalike, size or None, **shape)
             model, is_new = auto_class.from_config(config, dtype=torch.float32), True
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split()).split(" Model type should be one of")[0]  # and then some hundred names
-        raise InputError(f"model {spec}: {reason}") from error
     check_fit(model, tokenizer, script.block_length)
-    if auto_class is AutoModelForCausalLM and _reads_ahead(model):
-        raise InputError(f"model {spec}: {type(model).__name__} reads the tokens that it shall predict; no causal LM")
+    if is_not_causal(model):
+        raise InputError(f"model {spec}: {type(model).__name__} is not causal: its output depends on later tokens")
     if is_new and script.zero_init:
         zero_init_output_projections(model)
     return model, is_new
-
-
-@torch.no_grad()
-def _reads_ahead(model: PreTrainedModel) -> bool:
-    """Whether what a model says at a place changes with a later token."""
-    if isinstance(model.config, TfmConfig):
-        return False  # which never does, and may be new with layers that do nothing yet
-    was_training = model.training
-    ids = torch.arange(1, 9, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    changed = torch.cat([ids[:, :4], ids[:, 4:].flip(1)], dim=1)
-    one, other = (model.eval()(input_ids=rows).logits[:, :4] for rows in (ids, changed))
-    model.train(was_training)
-    return not torch.allclose(one, other, rtol=0, atol=1e-4 * float(one.abs().max()))
 
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
@@ -667,7 +659,7 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
                 text_tokens += batch.get("num_text_tokens", 0)
         metrics = {f"{metric_key_prefix}_loss": nats / predicted}
         if self._loss_shifts_labels and text_bytes:
-            metrics[f"{metric_key_prefix}_bits_per_byte"] = bits_per_byte(nats / predicted, text_bytes / text_tokens)
+            metrics[f"{metric_key_prefix}_bits_per_byte"] = to_bits_per_byte(nats / predicted, text_bytes / text_tokens)
         metrics[f"{metric_key_prefix}_predicted_tokens"] = predicted
         metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - started, 2)
         self.log(metrics)

@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..core.checkpoints import last_checkpoint
 from ..core.errors import InputError
-from ..core.files import last_checkpoint
 from ..core.quiet import quiet_command
 
 

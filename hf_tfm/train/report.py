@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ..artifacts.card import is_adapter, opening
 from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name
 from ..artifacts.write import write_model_folder
+from ..core.inference import unwrap_adapter
 from ..core.statistics import Estimate
 from ..data.batches import length_of
 from ..data.records import Records, data_facts
@@ -60,7 +61,7 @@ def report_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     how = f", {recipe.lora_variant} of rank {recipe.lora_rank}" if recipe.lora else ""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrap_adapter(model)
     print_line(
         "model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})"
     )

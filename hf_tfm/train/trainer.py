@@ -5,7 +5,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from transformers.utils import logging as transformers_logging
 
 from ..artifacts.record import RECORD_FILE, RunRecord, save_generation, with_cache
 from ..artifacts.tokenizer_files import mend_tokenizer_files
-from ..core.errors import InputError
-from ..core.files import atomic_folder, last_checkpoint, rotate, staging_folder
+from ..core.checkpoints import atomic_checkpoint, last_checkpoint, rotate_checkpoints
+from ..core.errors import InputError, cannot_write, explain
+from ..core.files import partial_path, write_atomically
 from ..cpu.attention import use_blockwise_attention
 from ..cpu.compile import keep_freed_memory, uncompile_blocks
 from ..hub.trainer import PushMixin
@@ -157,13 +158,9 @@ class RunMixin(PushMixin):
             )
         self.accelerator.wait_for_everyone()  # all have read it
         if self.args.should_save:
-            partial = run / f"{RECIPE_FILE}.partial"
-            try:
+            with explain(f"--output_dir {run}", cannot_write("mend that or give another folder"), OSError):
                 run.mkdir(parents=True, exist_ok=True)
-                partial.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
-                os.replace(partial, run / RECIPE_FILE)  # killed in the middle, the old one stands
-            except OSError as error:
-                raise InputError(f"--output_dir {run}: cannot be written ({error.strerror}); mend that") from None
+                write_atomically(run / RECIPE_FILE, json.dumps(recipe, indent=1))
         if checkpoint is not None:
             self.accelerator.print(f"resuming from {checkpoint}", flush=True)
             if self.record is not None:
@@ -179,11 +176,11 @@ class RunMixin(PushMixin):
             self.progress_line.close()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        with _refusing(self.args, "optim"):
+        with _explain_setting(self.args, "optim"):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        with _refusing(self.args, "lr_scheduler_type"):
+        with _explain_setting(self.args, "lr_scheduler_type"):
             return super().create_scheduler(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -241,7 +238,7 @@ class RunMixin(PushMixin):
         name = f"checkpoint-{self.state.global_step}"
         first = self.is_world_process_zero()
         # Every process writes its part into the first one's folder, which gets its name when all are done.
-        with atomic_folder(run / name) if first else contextlib.nullcontext(staging_folder(run / name)) as staging:
+        with atomic_checkpoint(run / name) if first else contextlib.nullcontext(partial_path(run / name)) as staging:
             self.accelerator.wait_for_everyone()
             self._staged_run = str(staging)
             try:
@@ -260,7 +257,7 @@ class RunMixin(PushMixin):
         if first:
             if self.args.push_to_hub:
                 self.push_checkpoint(run / name)
-            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
     def save_training_state(self, checkpoint: Path) -> None:
@@ -275,15 +272,10 @@ class RunMixin(PushMixin):
         self._write_card(written.parent)
 
 
-@contextlib.contextmanager
-def _refusing(args: TrainingArguments, name: str) -> Iterator[None]:
-    """What transformers says of a setting that cannot be, as an `InputError`."""
-    try:
-        yield
-    except (ImportError, TypeError, ValueError) as error:
-        value = getattr(args, name)
-        reason = " ".join(str(error).split())
-        raise InputError(f"--{name} {getattr(value, 'value', value)}: {reason}") from error
+def _explain_setting(args: TrainingArguments, name: str) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which transformers' complaints about a setting become an `InputError`."""
+    value = getattr(args, name)
+    return explain(f"--{name} {getattr(value, 'value', value)}", "{reason}", ImportError, TypeError, ValueError)
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import hf_tfm
 from hf_tfm import TfmEncoderDecoderModel
 from hf_tfm.apps import cli
 from hf_tfm.artifacts import refresh, verify
+from hf_tfm.core.checkpoints import MARKER, atomic_checkpoint, is_complete
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.files import MARKER, atomic_folder, is_complete
 
 
 PACKAGE = Path(hf_tfm.__file__).parent
@@ -114,7 +114,7 @@ def test_a_model_that_fails_stays_as_it_is(folder, in_process):
 
 
 def test_a_checkpoint_is_still_whole(folder, tmp_path, in_process):
-    with atomic_folder(tmp_path / "checkpoint-3") as staging:
+    with atomic_checkpoint(tmp_path / "checkpoint-3") as staging:
         shutil.copytree(folder, staging, dirs_exist_ok=True)
         torch.save({"step": 3}, staging / "optimizer.pt")
     refresh.refresh(tmp_path / "checkpoint-3")

@@ -1,83 +1,80 @@
-"""A checkpoint is whole or not there."""
-
-import errno
-import json
+"""A directory or a file appears complete or not at all."""
 
 import pytest
 
 from hf_tfm import InputError
-from hf_tfm.core.files import MARKER, atomic_folder, complete_checkpoints, is_complete, last_checkpoint, rotate
+from hf_tfm.core.files import atomic_directory, atomic_file, require_empty, write_atomically
 
 
-def make(run, step, size=10):
-    with atomic_folder(run / f"checkpoint-{step}") as folder:
-        (folder / "weights").write_bytes(b"x" * size)
-        (folder / "sub").mkdir()
-        (folder / "sub" / "state").write_text("s")
+def test_a_directory_appears_when_it_is_complete(tmp_path):
+    target = tmp_path / "new" / "model"
+    with atomic_directory(target) as staging:
+        (staging / "weights").write_text("w")
+        assert not target.exists()
+    assert [path.name for path in target.iterdir()] == ["weights"]
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
 
 
-def test_a_finished_folder_is_complete(tmp_path):
-    make(tmp_path, 5)
-    assert is_complete(tmp_path / "checkpoint-5")
-    assert json.loads((tmp_path / "checkpoint-5" / MARKER).read_text()) == {"sub/state": 1, "weights": 10}
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+def test_a_failed_directory_leaves_no_trace(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_directory(tmp_path / "new" / "model") as staging:
+            (staging / "weights").write_text("w")
+            raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
-    make(tmp_path, 5, size=10)
-    with pytest.raises(RuntimeError):
-        with atomic_folder(tmp_path / "checkpoint-5") as folder:
-            (folder / "weights").write_bytes(b"half")
-            raise RuntimeError
-    assert (tmp_path / "checkpoint-5" / "weights").stat().st_size == 10
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+def test_a_leftover_of_a_killed_process_is_replaced(tmp_path):
+    (tmp_path / ".model.partial").mkdir()
+    (tmp_path / ".model.partial" / "old").touch()
+    with atomic_directory(tmp_path / "model") as staging:
+        (staging / "weights").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["model", "weights"]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("[enforce fail] PytorchStreamWriter failed writing"),
-    ],
-)
-def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(tmp_path, error):
-    make(tmp_path, 5)
-    with pytest.raises(InputError, match="checkpoint-6: the disk is full") as caught:
-        with atomic_folder(tmp_path / "checkpoint-6"):
-            raise error
-    assert "\n" not in str(caught.value)
-    assert last_checkpoint(tmp_path).name == "checkpoint-5"
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no marker", "torn marker"])
-def test_damaged_checkpoints_are_passed_over(tmp_path, damage):
-    make(tmp_path, 9)
-    make(tmp_path, 10)
-    newest = tmp_path / "checkpoint-10"
-    if damage == "truncated":
-        (newest / "weights").write_bytes(b"x" * 9)
-    elif damage == "missing":
-        (newest / "sub" / "state").unlink()
-    elif damage == "no marker":
-        (newest / MARKER).unlink()
+@pytest.mark.parametrize("kind", ["file", "full directory", "empty directory"])
+def test_an_existing_target_is_replaced_only_on_request(tmp_path, kind):
+    target = tmp_path / "model"
+    if kind == "file":
+        target.touch()
     else:
-        (newest / MARKER).write_text('{"weights": 1')
-    assert last_checkpoint(tmp_path).name == "checkpoint-9"
+        target.mkdir()
+    if kind == "full directory":
+        (target / "old").touch()
+    if kind == "empty directory":
+        require_empty(target)
+    else:
+        with pytest.raises(InputError, match="not an empty folder"):
+            with atomic_directory(target):
+                pass
+    if kind != "file":
+        with atomic_directory(target, replace=True) as staging:
+            (staging / "new").touch()
+        assert [path.name for path in target.iterdir()] == ["new"]
 
 
-def test_half_written_folders_are_never_candidates(tmp_path):
-    (tmp_path / ".checkpoint-7.partial").mkdir()
-    (tmp_path / "checkpoint-best").mkdir()
-    assert last_checkpoint(tmp_path) is None
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="model: cannot be written .*; give another folder") as caught:
+        with atomic_directory(tmp_path / "file" / "model", hint="give another folder"):
+            pass
+    assert "\n" not in str(caught.value)
 
 
-def test_order_is_by_step_and_rotation_keeps_newest_and_best(tmp_path):
-    for step in (2, 10, 9, 30):
-        make(tmp_path, step)
-    assert [path.name for path in complete_checkpoints(tmp_path)] == [f"checkpoint-{s}" for s in (2, 9, 10, 30)]
-    rotate(tmp_path, keep=2, best=str(tmp_path / "checkpoint-9"))
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-30"]
-    rotate(tmp_path, keep=1)
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-30"]
-    rotate(tmp_path, keep=None)
-    assert len(list(tmp_path.iterdir())) == 1
+def test_a_file_is_replaced_when_it_is_complete(tmp_path):
+    target = tmp_path / "facts.json"
+    write_atomically(target, "old")
+    with pytest.raises(RuntimeError):
+        with atomic_file(target) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+    assert target.read_text() == "old"
+    with atomic_file(target) as partial:
+        partial.write_text("new")
+    assert target.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_linked_file_is_replaced_and_its_other_name_keeps_the_content(tmp_path):
+    (tmp_path / "original").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "original")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "original").read_text() == "old" and (tmp_path / "link").read_text() == "new"

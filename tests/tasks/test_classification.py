@@ -32,8 +32,8 @@ from transformers import (
 
 import hf_tfm
 from hf_tfm.artifacts.open import open_model
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.core.limits import longest_input
 from hf_tfm.data.records import Records, carve, read_records
 from hf_tfm.evaluate.labelled import task_of_model

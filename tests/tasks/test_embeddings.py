@@ -21,8 +21,8 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 
 import finetune_embeddings
 
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records
 from hf_tfm.evaluate.predict import open_predictor
 from hf_tfm.tasks.embeddings import PairBatches, Pairs, build_embedder

@@ -21,8 +21,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data import chat
 from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations, ensure_chat_template
 from hf_tfm.data.records import Records

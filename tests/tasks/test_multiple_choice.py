@@ -23,8 +23,8 @@ from finetune_checks import (
 from torch.nn import functional as F
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.batches import RightPadding
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate.predict import open_predictor

@@ -19,7 +19,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer

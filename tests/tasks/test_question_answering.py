@@ -25,8 +25,8 @@ from tiny import build, build_tokenizer
 from tokenizers import normalizers, pre_tokenizers, processors
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
 
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate.labelled import measure_answers
 from hf_tfm.tasks import question_answering as qa

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tiny import build
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.tasks.rewards import final_number, read_verifier

@@ -24,8 +24,8 @@ from peft import AutoPeftModelForTokenClassification
 from tiny import build_tokenizer
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.data.records import Records
 from hf_tfm.tasks import tagging
 from hf_tfm.train.adapters import merge_adapter

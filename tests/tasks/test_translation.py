@@ -21,7 +21,7 @@ import finetune_translation
 
 import hf_tfm
 from hf_tfm import InputError
-from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.tasks import translation
 
 

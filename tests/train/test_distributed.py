@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tiny import build, build_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hf_tfm.core.files import complete_checkpoints
+from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.data.tokenizer import train_tokenizer
 
 

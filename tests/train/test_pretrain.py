@@ -30,8 +30,8 @@ from transformers.utils import logging as transformers_logging
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.artifacts.foreign import PackedRows
-from hf_tfm.core.files import complete_checkpoints
-from hf_tfm.core.limits import fast_bf16
+from hf_tfm.core.checkpoints import complete_checkpoints
+from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.cpu.attention import WindowedAttention
 from hf_tfm.data.objectives import Masked, causal
 from hf_tfm.data.tokenizer import train_tokenizer
@@ -782,7 +782,7 @@ def test_bf16_is_used_where_the_hardware_has_it(monkeypatch):
     """A T4 can emulate it, slowly, and says that it supports it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert not fast_bf16()
+    assert not has_fast_bf16()
 
 
 def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):

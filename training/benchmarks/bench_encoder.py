@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hf_tfm.core.limits import fast_bf16
+from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.cpu.encoding import use_unpadded_encoding
 from side_by_side import SHAPES, apart, fastest, interleaved, masked_configs, parameters, spread, write_result
 
@@ -56,7 +56,7 @@ def build(names: list[str], args: argparse.Namespace) -> tuple[dict[str, Callabl
     configs = masked_configs(SHAPES[args.shape], args.vocab, 128)
     for name in names:
         for way, (dtype, autocast) in ways.items():
-            if way != "fp32" and not fast_bf16():
+            if way != "fp32" and not has_fast_bf16():
                 continue
             model = AutoModel.from_config(copy.deepcopy(configs[name])).eval().to(dtype)
             sizes[name] = parameters(model)

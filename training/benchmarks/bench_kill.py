@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pretrain_clm  # noqa: E402
 from hf_tfm.artifacts.record import RECORD_FILE, versions  # noqa: E402
-from hf_tfm.core.files import complete_checkpoints  # noqa: E402
+from hf_tfm.core.checkpoints import complete_checkpoints  # noqa: E402
 from hf_tfm.data.tokenizer import train_tokenizer  # noqa: E402
 from side_by_side import ALL_RESULTS  # noqa: E402
 

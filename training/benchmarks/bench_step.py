@@ -16,7 +16,7 @@ import copy
 import sys
 from collections.abc import Callable
 
-from hf_tfm.core.limits import fast_bf16
+from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.cpu.attention import use_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.train.optim import build_optimizer
@@ -92,7 +92,7 @@ def build(names: list[str], kind: str, args: argparse.Namespace) -> tuple[dict[s
                     compile_blocks(model)
                 else:
                     model.compile()
-            steps[f"{name} {way}"] = make_step(model, batches[name], fast_bf16() and not args.fp32)
+            steps[f"{name} {way}"] = make_step(model, batches[name], has_fast_bf16() and not args.fp32)
     return steps, sizes
 
 
@@ -101,7 +101,7 @@ def measure(kind: str, args: argparse.Namespace) -> None:
     with apart(build, peers, kind, args) as (steps, sizes):
         first = first_calls(steps)
         seconds = {name: spread(samples) for name, samples in interleaved(steps, args.repeats).items()}
-    bf16 = fast_bf16() and not args.fp32
+    bf16 = has_fast_bf16() and not args.fp32
     print(f"{kind}, {args.rows} rows of {args.length}, {'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} threads")
     for name, value in seconds.items():
         low, high = value["quartiles"]

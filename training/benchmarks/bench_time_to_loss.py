@@ -34,7 +34,7 @@ from pathlib import Path
 
 import hf_tfm
 from hf_tfm.artifacts.record import public_command
-from hf_tfm.core.limits import fast_bf16
+from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.cpu.attention import use_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.data.objectives import CausalFirst, Masked, RateSchedule, causal
@@ -203,7 +203,7 @@ class Contestant:
         batch = self.batches[self.number % len(self.batches)]
         if self.name != "hf_tfm":
             batch = {name: batch[name] for name in ("input_ids", "labels")}
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16()):
             loss = self.model(**batch, **self.extra).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -218,7 +218,7 @@ class Contestant:
         self.model.eval()
         nats, count = 0.0, 0
         for batch in self.text.held_out:
-            with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16()):
                 loss = self.model(**batch).loss
             labels = batch["labels"][:, 1:] if self.text.kind == "causal" else batch["labels"]
             predicted = int((labels != -100).sum())
@@ -274,7 +274,7 @@ class Bench:
     def run(self, name: str, steps: int, seed: int, **settings) -> float:
         """The loss that a run ends with; read where it was made before."""
         same = {"kind": self.text.kind, "text": self.digest, "shape": self.args.shape, "vocab": self.args.vocab}
-        if not fast_bf16():
+        if not has_fast_bf16():
             same["precision"] = "fp32"
         key = {**same, "model": name, "steps": steps, "seed": seed, "code": code_hash(name), **settings}
         found = self.known.get(json.dumps(key, sort_keys=True))

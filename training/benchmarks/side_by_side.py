@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
-from hf_tfm.core.limits import fast_bf16
+from hf_tfm.core.limits import cpu_has_fast_bf16, has_fast_bf16
 from hf_tfm.cpu.compile import keep_freed_memory
 
 import torch
@@ -26,7 +26,7 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, 
 
 # A processor without bf16 trains in fp32: other ratios, which stand apart.
 ALL_RESULTS = Path(__file__).parent / "results"
-RESULTS = ALL_RESULTS if fast_bf16() else ALL_RESULTS / "fp32"
+RESULTS = ALL_RESULTS if has_fast_bf16() else ALL_RESULTS / "fp32"
 
 # Depth, width, heads of 64. With a vocabulary of 8,192 tied tokens: 5.3, 6.9 and 13.8 million parameters.
 SHAPES = {
@@ -199,7 +199,7 @@ def machine() -> dict[str, Any]:
         "commit": commit + ("+" if changed else ""),
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "bf16_in_hardware": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "bf16_in_hardware": cpu_has_fast_bf16(),
         "amx": torch.cpu._is_amx_tile_supported(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "python": platform.python_version(),

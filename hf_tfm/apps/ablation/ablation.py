@@ -27,8 +27,9 @@ import yaml
 from ...artifacts.open import auto_class_of, open_model
 from ...artifacts.record import RECORD_FILE, read_record
 from ...artifacts.tokenizer_files import save_tokenizer
+from ...core.checkpoints import complete_checkpoints, last_checkpoint
 from ...core.errors import InputError
-from ...core.files import atomic_folder, complete_checkpoints, discard, last_checkpoint
+from ...core.files import atomic_directory, remove_directory, write_atomically
 from ...core.quiet import quiet
 from ...data.sources import read_documents
 from ...data.tokenizer import train_tokenizer
@@ -178,9 +179,7 @@ def write_recipes(
             tokenizer = _tokenizer(cell, output / "tokenizers", style)
             recipe.parent.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump({**cell.fields, "tokenizer": tokenizer}, sort_keys=False)
-            partial = recipe.with_suffix(".partial")
-            partial.write_text(f"# {cell.name}\n{text}", encoding="utf-8")
-            os.replace(partial, recipe)
+            write_atomically(recipe, f"# {cell.name}\n{text}")
     return [Run(cell, seed, output / "runs" / cell.folder / f"seed-{seed}") for seed in seeds for cell in cells]
 
 
@@ -195,7 +194,7 @@ def _tokenizer(cell: Cell, folder: Path, style: Literal["decoder", "encoder"]) -
     if not target.exists():
         print(f"tokenizer  {dict(spec)} is trained", flush=True)
         trained = train_tokenizer(read_documents(data, text_field), style=style, **spec)
-        with atomic_folder(target) as staging:
+        with atomic_directory(target) as staging:
             save_tokenizer(trained, staging)
     return str(target)
 
@@ -208,7 +207,7 @@ def begin_with_embeddings(donor: Path, target: Path, seed: int) -> None:
     zero_init_output_projections(model)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(trained.get_input_embeddings().weight)
-    with atomic_folder(target) as staging, quiet():
+    with atomic_directory(target, replace=True) as staging, quiet():
         model.save_pretrained(staging)
         save_tokenizer(tokenizer, staging)
 
@@ -320,11 +319,9 @@ def _keep_facts(run: Run, peak: int | None = None) -> None:
     file = run.folder.with_suffix(".json")
     if not file.exists():
         facts = {"tokens_per_second": training_speed(run.folder), "peak_bytes": peak}
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(partial, file)
+        write_atomically(file, json.dumps(facts))
     for checkpoint in complete_checkpoints(run.folder):
-        discard(checkpoint)
+        remove_directory(checkpoint)
 
 
 def training_speed(folder: Path) -> float | None:

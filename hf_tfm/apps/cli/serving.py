@@ -20,7 +20,7 @@ def serve(
 ) -> None:
     """Serve a model with OpenAI's API, by transformers' own server."""
     from hf_tfm.convert.serving import serve as serve_model
-    from hf_tfm.core.limits import read_config
+    from hf_tfm.core.model_files import read_config
 
     read_config(model)
     serve_model(model, host, port, device)

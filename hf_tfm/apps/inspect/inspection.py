@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ...core.errors import InputError
+from ...core.inference import unwrap_adapter
 from ...core.limits import refuse_unknown_tokens
 from .planning import attended_tokens
 
@@ -80,7 +81,7 @@ def inspect_model(model: PreTrainedModel, length: int | None = None) -> Inspecti
     Args:
         length: context in tokens; by default as much as the model was made for.
     """
-    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    model = unwrap_adapter(model)
     config = model.config.get_text_config()
     length = length or min(getattr(config, "max_position_embeddings", None) or 1024, 1 << 17)
     parameters: dict[str, int] = defaultdict(int)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...core.errors import InputError
+from ...core.inference import unwrap_adapter
 from ...core.limits import longest_input
 from ...data.sources import SENTENCE_END, read_documents
 from .inspection import save_figure, spread
@@ -177,7 +178,7 @@ def find_senses(
         InputError: the model has no such layer or is none for texts, its tokenizer tells no places or makes nothing of
             the word, or the word alone is longer than what the model reads.
     """
-    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    plain = unwrap_adapter(model)
     if not tokenizer.is_fast or plain.config.is_encoder_decoder:
         raise InputError("senses are shown for one encoder or decoder with a fast tokenizer (tokenizer.json)")
     table = plain.get_input_embeddings().weight.detach().float()
@@ -185,7 +186,7 @@ def find_senses(
     others: list[torch.Tensor] = []  # (layers, tokens, hidden) of the sentences
     rest: list[torch.Tensor] = []  # the same without the word
     static, ids_seen, own_ids = [], [], set()
-    longest = min(tokenizer.model_max_length, longest_input(plain.config) or 1 << 20)
+    longest = min(tokenizer.model_max_length, longest_input(plain.config))
     for context in contexts:
         context, inputs = _fitting(context, tokenizer, longest)
         spans = inputs.pop("offset_mapping")[0].tolist()

@@ -66,7 +66,7 @@ def encode_question(
     """
     if not tokenizer.chat_template:
         raise InputError("this tokenizer has no chat template, so the model was not made for questions")
-    encoder, longest = ChatEncoder(tokenizer), longest_input(model.config) or 1 << 20
+    encoder, longest = ChatEncoder(tokenizer), longest_input(model.config)
     passages = [encoder.without_markup(text) for text in passages]  # documents open no turns
     for count in range(len(passages), -1, -1):
         message = {"role": "user", "content": question_prompt(question, passages[:count])}

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ...artifacts.open import auto_class_of, fingerprint, open_model
 from ...core.errors import InputError
+from ...core.files import write_atomically
 from ...core.inference import is_bidirectional
 from ...core.limits import longest_input
 from ...data.records import Records, read_record_file
@@ -191,7 +192,7 @@ def open_encoder(path: str, trust_remote_code: bool = False, **batching: Any) ->
         if torch.accelerator.is_available():
             model = model.to(torch.accelerator.current_accelerator())
         encoder = Predictor(model, tokenizer, "AutoModel", pooling="mean" if is_bidirectional(model) else "last")
-        encoder.max_length = min(tokenizer.model_max_length, longest_input(model.config) or 512, 512)
+        encoder.max_length = min(tokenizer.model_max_length, longest_input(model.config, 512), 512)
     return replace(encoder, normalize=True, batching=batching)
 
 
@@ -287,9 +288,7 @@ def _claim(folder: Path, facts: dict[str, Any]) -> None:
     if not file.exists() or not begun and _is_index(folder):  # what was wrong with the documents may be mended by now
         if any(not path.name.startswith((".", f"{PASSAGES}.")) and path != file for path in folder.iterdir()):
             raise InputError(f"{folder}: holds something else than an index; give a new folder")
-        partial = folder / f".{INDEX_FILE}"
-        partial.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        os.replace(partial, file)
+        write_atomically(file, json.dumps(facts, indent=1))
         return
     before = {"bf16": False, **_facts_of(folder)["made_from"]}
     for name, value in facts["made_from"].items():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pretrain_clm
 import pytest
 import torch
-from pretraining_runs import arguments, assert_equal_weights
+from pretraining_runs import arguments, assert_equal_weights, files  # noqa: F401
 
-from hf_tfm.core.files import complete_checkpoints, last_checkpoint
+from hf_tfm.core.checkpoints import complete_checkpoints, last_checkpoint
 
 
 @pytest.mark.parametrize("moment", ["first checkpoint", "second checkpoint", "finished model"])
