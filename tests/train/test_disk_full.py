@@ -21,7 +21,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on(files, tmp_path, monkeypatch,
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as context:
         if moment == "finished model":
-            context.setattr("hf_tfm.artifacts.record.plot_curve", lambda *args: (_ for _ in ()).throw(full))
+            context.setattr("hf_tfm.artifacts.write.plot_curve", lambda *args: (_ for _ in ()).throw(full))
         else:
             saved, real = [], torch.save
 
