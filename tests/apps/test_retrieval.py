@@ -14,8 +14,8 @@ import tiny
 import torch
 
 from hf_tfm import InputError
-from hf_tfm.apps import cli, retrieval
-from hf_tfm.apps.retrieval import grounding, search
+from hf_tfm.apps import cli
+from hf_tfm.apps.retrieval import grounding, retrieval, search
 from hf_tfm.apps.retrieval.retrieval import Index, build_index, cut_passages, iter_documents, open_encoder
 from hf_tfm.apps.retrieval.search import BM25, Hit, fuse, nearest
 from hf_tfm.artifacts.open import open_model

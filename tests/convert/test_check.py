@@ -9,10 +9,9 @@ from torch.testing import assert_close
 
 from hf_tfm.artifacts.compare import outputs_of
 from hf_tfm.artifacts.record import model_facts
-from hf_tfm.convert import export
 from hf_tfm.convert import native as convert
 from hf_tfm.convert.check import REPORT_FILE, TorchSide, as_rows, batch_of, compare, rows_for
-from hf_tfm.convert.export import FORMATS
+from hf_tfm.convert.export import FORMATS, export
 from hf_tfm.convert.native import export_folder
 from hf_tfm.core.errors import InputError
 

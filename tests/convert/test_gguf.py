@@ -8,7 +8,7 @@ from tiny import CORPUS, build, build_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from hf_tfm.convert import export
+from hf_tfm.convert.export import export
 from hf_tfm.convert.gguf import pre_tokenizer_rule
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.tokenizer import train_tokenizer

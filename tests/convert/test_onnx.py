@@ -10,7 +10,7 @@ import torch
 from tiny import build, build_tokenizer
 from transformers import GenerationConfig
 
-from hf_tfm.convert import export
+from hf_tfm.convert.export import export
 from hf_tfm.core.errors import InputError
 
 

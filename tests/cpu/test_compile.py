@@ -30,7 +30,7 @@ from hf_tfm.cpu.compile import (
     repeated_blocks,
     uncompile_blocks,
 )
-from hf_tfm.models import modeling_tfm
+from hf_tfm.models import modeling_tfm_loss
 from hf_tfm.models.modeling_tfm_loss import linear_cross_entropy
 
 
@@ -40,7 +40,7 @@ from hf_tfm.models.modeling_tfm_loss import linear_cross_entropy
 @pytest.mark.parametrize("waiting", [1, 512 * 97, 1 << 24])
 def test_linear_cross_entropy_equals_logits_and_softmax(bias, softcap, items, waiting, monkeypatch):
     """With the weights' gradient added up every 256 rows, every 512, and at the end."""
-    monkeypatch.setattr(modeling_tfm, "_WAITING_GRADIENTS", waiting)
+    monkeypatch.setattr(modeling_tfm_loss, "_WAITING_GRADIENTS", waiting)
     torch.manual_seed(0)
     layer = torch.nn.Linear(16, 97, bias=bias)
     states = torch.randn(6, 200, 16)

@@ -375,7 +375,8 @@ def test_the_fingerprint_changes_with_the_ids_and_with_nothing_else(trained, cor
 def test_training_is_the_same_in_every_process(trained, corpus, tmp_path):
     (tmp_path / "corpus.json").write_text(json.dumps(corpus))
     program = (
-        "import json, sys; from hf_tfm.data.tokenizer import *; texts = json.load(open(sys.argv[1]))\n"
+        "import json, sys; from hf_tfm.artifacts.tokenizer_files import tokenizer_fingerprint; "
+        "from hf_tfm.data.tokenizer import train_tokenizer; texts = json.load(open(sys.argv[1]))\n"
         "print(*(tokenizer_fingerprint(train_tokenizer(texts, kind, 600, num_spare_tokens=2)) "
         "for kind in ('bpe', 'wordpiece')))"
     )

@@ -158,7 +158,8 @@ PUSHES = """
 import json, sys
 from pathlib import Path
 import tiny
-from hf_tfm import InputError, hub
+from hf_tfm import InputError
+from hf_tfm.hub import push as hub
 from hf_tfm.apps.cli import main
 
 whole, results, named = Path(sys.argv[1]), Path(sys.argv[2]), ["--base-model", "me/decoder"]
@@ -327,7 +328,8 @@ def test_no_token_is_left_anywhere(pushed, server):
 UPLOAD = """
 import sys
 from pathlib import Path
-from hf_tfm import InputError, hub
+from hf_tfm import InputError
+from hf_tfm.hub import push as hub
 
 folder = Path(sys.argv[1])
 try:
