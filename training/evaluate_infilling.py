@@ -1,18 +1,18 @@
 """
-Measure how well a model fills gaps: words are cut out of held-out passages, and the model puts them back.
+Measure how well a model fills gaps: words are cut out of held-out passages, and the model restores them.
 
     python training/evaluate_infilling.py --model runs/ul2 --text training/data/text/test.jsonl.gz
     python training/evaluate_infilling.py --model runs/encoder --text training/data/text/test.jsonl.gz
 
-    once          a masked LM guesses all masks in one pass
-    iterative     a masked LM fills masks step by step and takes back the least sure
-    left          a causal LM goes on from what stands left of the gap, and sees nothing of what follows
-    denoise       a decoder trained with `pretrain_clm.py --denoisers` reads both sides and writes the gaps
-    denoise_free  the same, and it is not told how many tokens are missing
+    once          a masked LM fills all masks in one pass
+    iterative     a masked LM fills the masks step by step and masks the least certain ones again
+    left          a causal LM continues the text to the left of the gap, and sees nothing behind it
+    denoise       a decoder trained with `pretrain_clm.py --denoisers` reads both sides and generates the gaps
+    denoise_free  the same without knowing how many tokens are missing
 
-Passages and gaps depend on the text and the seed alone, whatever the model. A gap is right if all of its tokens are;
-every way but the last is told how many these are. Of causal LMs there are also the bits per byte of what is missing.
-The figures have 95 % intervals.
+Passages and gaps depend on the text and the seed only, whatever the model. A gap is right if all of its tokens are;
+every method except the last knows their number. For causal LMs the bits per byte of the missing text are reported too.
+All figures have 95 % intervals.
 """
 
 import sys
@@ -33,35 +33,37 @@ import torch
 
 @dataclass
 class InfillingRecipe:
-    """What to measure, and how many gaps of which length."""
+    """The model, and the number and lengths of the gaps."""
 
     model: str = field(metadata={"help": "folder or Hub name of a masked or causal LM"})
     text: str = field(metadata={"help": "file of held-out text to cut gaps into"})
     ways: list[str] = field(
         default_factory=list,
-        metadata={"help": "once, iterative, left, denoise, denoise_free; by default what the model was trained for"},
+        metadata={"help": "once, iterative, left, denoise, denoise_free; by default those the model was trained for"},
     )
-    text_field: str = field(default="text", metadata={"help": "where a record has its text"})
-    passages: int = field(default=300, metadata={"help": "at most so many"})
-    per_text: int = field(default=6, metadata={"help": "passages of a document at most, one behind the other"})
-    words: int = field(default=60, metadata={"help": "words of a passage; shorter documents are left out"})
-    gaps: int = field(default=3, metadata={"help": "in each passage"})
-    longest_gap: int = field(default=3, metadata={"help": "words of a gap: from 1 to this, each as often"})
-    batch_size: int = field(default=16, metadata={"help": "passages at once; changes the speed alone"})
-    seed: int = field(default=0, metadata={"help": "decides where the gaps are"})
+    text_field: str = field(default="text", metadata={"help": "field of a record with its text"})
+    passages: int = field(default=300, metadata={"help": "maximum number of passages"})
+    per_text: int = field(default=6, metadata={"help": "maximum number of consecutive passages per document"})
+    words: int = field(default=60, metadata={"help": "words per passage; shorter documents are left out"})
+    gaps: int = field(default=3, metadata={"help": "gaps per passage"})
+    longest_gap: int = field(default=3, metadata={"help": "maximum words of a gap; all lengths are equally frequent"})
+    batch_size: int = field(default=16, metadata={"help": "passages at once; changes the speed only"})
+    seed: int = field(default=0, metadata={"help": "seed of the gaps' places"})
     trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model's folder carries"})
-    output_dir: str | None = field(default=None, metadata={"help": "of results; by default runs/infilling/MODEL"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "folder of the results; by default runs/infilling/MODEL"}
+    )
 
     def __post_init__(self):
         refuse_below(self, passages=1, per_text=1, words=1, gaps=1, longest_gap=1, batch_size=1)
+        if unknown := [method for method in self.ways if method not in FILL_METHODS]:
+            raise InputError(f"--ways {unknown[0]}: there are {', '.join(FILL_METHODS)}")
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, InfillingRecipe, None, __doc__)
-    if unknown := [way for way in recipe.ways if way not in FILL_METHODS]:
-        raise InputError(f"--ways {unknown[0]}: there are {', '.join(FILL_METHODS)}")
-    ways = recipe.ways or usual_ways(recipe)
+    methods = recipe.ways or trained_methods(recipe)
     cutting = {name: getattr(recipe, name) for name in ("words", "gaps", "longest_gap", "per_text", "seed")}
     documents = read_documents(recipe.text, recipe.text_field)
     texts = list(islice(cut_gaps(documents, **cutting), recipe.passages))
@@ -72,26 +74,25 @@ def main(argv: list[str] | None = None) -> None:
     name = folder.resolve().name if folder.exists() else recipe.model
     settings = {"text_field": recipe.text_field, "passages": len(texts), **cutting}
     key = {"task": "infilling", "text": content_hash(recipe.text), **settings}
-    results, opened_as = None, None
-    for way in ways:
-        auto_class = "AutoModelForMaskedLM" if way in ("once", "iterative") else "AutoModelForCausalLM"
-        if auto_class != opened_as:
+    results, loaded_class = None, None
+    for method in methods:
+        auto_class = "AutoModelForMaskedLM" if method in ("once", "iterative") else "AutoModelForCausalLM"
+        if auto_class != loaded_class:
             model, tokenizer = open_model(recipe.model, auto_class, trust_remote_code=recipe.trust_remote_code)
-            opened_as = auto_class
-        if torch.accelerator.is_available():
-            model.to(torch.accelerator.current_accelerator())
+            model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+            loaded_class = auto_class
         if results is None:
             identity = {"name": name, "sha256": fingerprint(model, tokenizer)}
             results = ResultStore(recipe.output_dir or f"runs/infilling/{name.replace('/', '--')}", identity)
             print(f"model      {name}, {model.num_parameters():,} parameters; {len(texts)} passages", flush=True)
-        compute = partial(measure_infilling, model, tokenizer, texts, way, recipe.batch_size)
-        figures = results.compute_once({"way": way, **key}, compute)
-        results.add_task(f"infilling, {way}", recipe.text, {"way": way, **settings}, figures)
+        compute = partial(measure_infilling, model, tokenizer, texts, method, recipe.batch_size)
+        figures = results.compute_once({"way": method, **key}, compute)
+        results.add_task(f"infilling, {method}", recipe.text, {"way": method, **settings}, figures)
     print(f"results    {results.write()}")
 
 
-def usual_ways(recipe: InfillingRecipe) -> list[str]:
-    """What a model was trained for."""
+def trained_methods(recipe: InfillingRecipe) -> list[str]:
+    """Return the methods that the model was trained for."""
     if auto_class_of(recipe.model, recipe.trust_remote_code) != "AutoModelForCausalLM":
         return ["once", "iterative"]
     return ["left", "denoise", "denoise_free"] if recorded(recipe.model, "denoisers") else ["left"]

@@ -15,7 +15,7 @@ import torch
 
 from hf_tfm import InputError
 from hf_tfm.apps import cli
-from hf_tfm.apps.retrieval import grounding, retrieval, search
+from hf_tfm.apps.retrieval import grounding, measure, retrieval, search
 from hf_tfm.apps.retrieval.retrieval import Index, build_index, cut_passages, iter_documents, open_encoder
 from hf_tfm.apps.retrieval.search import BM25, Hit, fuse, nearest
 from hf_tfm.artifacts.open import open_model
@@ -459,7 +459,7 @@ def test_evaluation(folders, tmp_path, capsys, monkeypatch):
     ]
     assert {figure["n"] for figure in answered["results"].values()} == {11}
     # Everything is known the second time.
-    monkeypatch.setattr(evaluate_retrieval, "generate_replies", lambda *a, **k: pytest.fail("was answered before"))
+    monkeypatch.setattr(measure, "generate_replies", lambda *a, **k: pytest.fail("was answered before"))
     monkeypatch.setattr(Index, "search", lambda *a, **k: pytest.fail("was searched before"))
     assert evaluate_retrieval.main(arguments) == 0
     capsys.readouterr()

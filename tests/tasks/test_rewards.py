@@ -94,7 +94,7 @@ def test_sums_of_the_test_stand_nowhere_else(tmp_path):
     assert make_sums.main(["--output", str(tmp_path), "--digits", "1"]) == 0
     assert make_sums.main(["--output", str(tmp_path / "train.jsonl")]) == 2, "a file is no folder to write"
     assert make_sums.main(["--output", str(tmp_path), "--lines", "0"]) == 2
-    splits = make_sums.deal(1, 0)
+    splits = make_sums.split_pairs(1, 0)
     seen = {tuple(sorted(pair)) for name in ("train", "validation") for pair in splits[name]}
     assert splits["test"] and not seen & {tuple(sorted(pair)) for pair in splits["test"]}
     assert len(splits["train"]) + sum(1 + (a != b) for name in ("validation", "test") for a, b in splits[name]) == 100
