@@ -1,13 +1,13 @@
 """
-The tests that depend on versions of other packages, each set of versions in an environment of its own:
+Runs the version-dependent tests with several sets of package versions, each in a separate environment:
 
-    python tests/versions.py oldest newest v4      what `make test-versions` runs, `pinned` beside it
-    python tests/versions.py --freeze newest       writes constraints-newest.txt: what the registry has (`make newest`)
+    python tests/versions.py oldest newest v4      tests these sets (`make test-versions` adds `pinned`)
+    python tests/versions.py --freeze newest       writes constraints-newest.txt: the newest releases (`make newest`)
     python tests/versions.py --freeze oldest       writes constraints-oldest.txt: the lower bounds of pyproject.toml
-    python tests/versions.py --canary              what the registry has today, without constraints (`make canary`)
+    python tests/versions.py --canary              tests today's newest releases without constraints (`make canary`)
 
-It prints a table of passed, failed and skipped tests. All environments share the torch of the one that runs this
-script, by links: torch takes gigabytes, and its CPU build comes from elsewhere than the rest.
+It prints a table of passed, failed and skipped tests. All environments link to the torch of the current environment:
+torch takes gigabytes, and its CPU build comes from another index.
 """
 
 import argparse
@@ -45,12 +45,12 @@ SUITES = {
     "PEFT, TRL, s.-transformers": ["test_ecosystem", "train/test_adapters"],
     "verify": ["artifacts/test_verify"],
 }
-# transformers 4 cannot run this package: it reads what the pinned environment exports.
+# transformers 4 cannot run this package; it reads the exports of the pinned environment.
 READERS = {"native exports, tokenizers": ["convert/test_older_readers"]}
 
 
 class Environment:
-    """A virtual environment with its own packages, except for torch."""
+    """A virtual environment with separate packages, except for torch."""
 
     def __init__(self, name: str):
         self.name = name
@@ -58,10 +58,10 @@ class Environment:
         self.python = self.folder / "bin" / "python"
 
     def install(self, requirements: list[str], constraints: Path | None) -> None:
-        """Make it anew, unless it was made for the same requirements before."""
-        wanted = "\n".join([*requirements, (ROOT / "pyproject.toml").read_text(encoding="utf-8")])
-        wanted += constraints.read_text(encoding="utf-8") if constraints else ""
-        stamp, digest = self.folder / "installed", hashlib.sha256(wanted.encode()).hexdigest()
+        """Creates the environment unless it exists for the same requirements."""
+        inputs = "\n".join([*requirements, (ROOT / "pyproject.toml").read_text(encoding="utf-8")])
+        inputs += constraints.read_text(encoding="utf-8") if constraints else ""
+        stamp, digest = self.folder / "installed", hashlib.sha256(inputs.encode()).hexdigest()
         if constraints and stamp.is_file() and stamp.read_text() == digest:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -75,7 +75,7 @@ class Environment:
         stamp.write_text(digest)
 
     def freeze(self) -> str:
-        """The installed packages but this one and pip's own, torch as the pinned environment has it."""
+        """Returns the installed packages without this one, and torch as in the pinned environment."""
         command = [str(self.python), "-m", "pip", "freeze", "--exclude-editable", "--disable-pip-version-check"]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         lines = [line for line in lines if not line.startswith(("torch==", "hf-tfm", "hf_tfm", "torch @"))]
@@ -88,7 +88,7 @@ class Environment:
 
 
 def link_torch(folder: Path) -> Path:
-    """A folder with links to the installed torch."""
+    """Fills a folder with links to the installed torch and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     distribution = importlib.metadata.distribution("torch")
     parts = {Path(file).parts[0] for file in distribution.files or ()} - {"..", "bin"}
@@ -104,15 +104,16 @@ def requirements() -> list[str]:
 
 
 def lower_bounds() -> str:
-    """The oldest version of each direct dependency that pyproject.toml allows, as constraints; torch is shared."""
+    """Returns constraints with the lower bound of each direct dependency in pyproject.toml, except the shared torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(each for extra in EXTRAS for each in project["optional-dependencies"][extra])]
-    bounds = [re.fullmatch(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)", each.replace(" ", "")) for each in wanted]
+    extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+    lines = [*project["dependencies"], *extras]
+    bounds = [re.fullmatch(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)", line.replace(" ", "")) for line in lines]
     return "".join(f"{bound[1]}=={bound[2]}\n" for bound in bounds if bound and bound[1] != "torch")
 
 
 def freeze(name: str) -> None:
-    """Write the constraints of an environment from the registry."""
+    """Writes the constraints file of an environment from the registry."""
     target = ROOT / f"constraints-{name}.txt"
     with tempfile.TemporaryDirectory() as work:
         constraints = None
@@ -121,15 +122,15 @@ def freeze(name: str) -> None:
             constraints.write_text(lower_bounds())
         environment = Environment(f"{name}-new")
         environment.install(requirements(), constraints)
-    what = {"oldest": "The lower bounds of pyproject.toml", "newest": "What the registry had"}[name]
-    head = f"# {what}, with what they need. Written by `python tests/versions.py --freeze {name}`.\n"
+    content = {"oldest": "The lower bounds of pyproject.toml", "newest": "The newest releases"}[name]
+    head = f"# {content} and their dependencies. Written by `python tests/versions.py --freeze {name}`.\n"
     target.write_text(head + environment.freeze(), encoding="utf-8")
     shutil.rmtree(environment.folder)
     print(f"wrote {target.name}: transformers {re.search('^transformers==(.*)$', target.read_text(), re.M)[1]}")
 
 
 def run_tests(python: Path, suites: dict[str, list[str]], workers: int, extra: dict[str, str]) -> dict[str, Counter]:
-    """Counts of outcomes by suite."""
+    """Runs suites in an environment and returns their counts of outcomes."""
     modules = {module: suite for suite, modules in suites.items() for module in modules}
     files = [str(file) for module in modules if (file := ROOT / "tests" / f"{module}.py").is_file()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -150,7 +151,7 @@ def run_tests(python: Path, suites: dict[str, list[str]], workers: int, extra: d
 
 
 def table(results: dict[str, dict[str, Counter]]) -> str:
-    """Passed / failed / skipped: a row for each suite, a column for each environment."""
+    """Formats a Markdown table: a row for each suite, a column for each environment."""
     suites = list(dict.fromkeys(suite for counts in results.values() for suite in counts))
     rows = [["passed / failed / skipped", *results]]
     for suite in suites:

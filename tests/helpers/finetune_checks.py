@@ -1,4 +1,4 @@
-"""What every fine-tuning script promises, as checks that the tests of each one call."""
+"""Checks of the promises of every fine-tuning script, called by the tests of each script."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def write(path: Path, records: list[dict]) -> Path:
 
 
 def arguments(model: Path, train: Path, out: Path, **changes) -> list[str]:
-    """A short run in fp32; None leaves a field out."""
+    """Returns arguments of a short run in fp32; None omits a field."""
     fields = {
         "model": model, "train_file": train, "output_dir": out, "num_train_epochs": 2, "per_device_train_batch_size": 8,
         "learning_rate": 5e-3, "bf16": "false", "baselines": "false", **changes,
@@ -35,21 +35,21 @@ def arguments(model: Path, train: Path, out: Path, **changes) -> list[str]:
 def check_whole_folder(folder: Path, weights: str = "model.safetensors") -> None:
     for name in ("tokenizer.json", "README.md", weights):
         assert (folder / name).is_file(), f"{folder.name} lacks {name}"
-    # What truncates texts in training must not be what the tokenizer does by itself.
+    # Truncation during training must not become the tokenizer's default.
     assert json.loads((folder / "tokenizer.json").read_text())["truncation"] is None
 
 
 def check_resumption(
     script: ModuleType, run: Callable[..., list[str]], tmp_path: Path, monkeypatch, capsys, steps: int = 30, **changes
 ) -> None:
-    """Stopped by SIGTERM in an epoch and at the end of one, each time with exit code 0, a run ends in the same bits."""
+    """Checks that SIGTERM within an epoch and at its end exits with 0, and that the resumed run ends bit for bit."""
     weights = "adapter_model.safetensors" if changes.get("lora") else "model.safetensors"
     per_epoch = 10
     for out in ("whole", "parts"):
         argv = run(tmp_path / out, max_steps=steps, num_train_epochs=3, **changes)
         with monkeypatch.context() as context:
             if out == "parts":
-                stop_at = {per_epoch + 2, 2 * per_epoch - 1}  # the step under way is the last
+                stop_at = {per_epoch + 2, 2 * per_epoch - 1}  # the current step is the last
                 real = ProgressLine.on_step_end
 
                 def signalled(self, args, state, control, stop_at=stop_at, real=real, **kwargs):
@@ -68,14 +68,14 @@ def check_resumption(
     whole, parts = (load_file(tmp_path / out / f"checkpoint-{steps}" / weights) for out in ("whole", "parts"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
-    one, other = record_of(tmp_path / "whole"), record_of(tmp_path / "parts")
-    assert one["results"] == other["results"] and one["best"] == other["best"]
+    record, resumed = record_of(tmp_path / "whole"), record_of(tmp_path / "parts")
+    assert record["results"] == resumed["results"] and record["best"] == resumed["best"]
 
 
 def check_equal_training(
     script: ModuleType, runs: dict[str, list[str]], tmp_path: Path, weights: str = "model.safetensors"
 ) -> None:
-    """Two ways to say the same (accumulated batches, the other padding side) end in the same weights."""
+    """Checks that equivalent runs (accumulated batches, the other padding side) end with the same weights."""
     loaded = []
     for name, argv in runs.items():
         assert script.main(argv) == 0
@@ -85,7 +85,7 @@ def check_equal_training(
 
 
 def few_steps(rows: int, accumulated: int = 1) -> dict:
-    """Fields of a run of three steps of `rows` records whose weights show by how much the loss is scaled."""
+    """Returns fields of a run of three steps of `rows` records; its weights reveal the scale of the loss."""
     return dict(
         max_steps=3, max_grad_norm=0, optim="sgd", learning_rate=0.5, save_strategy="no",
         load_best_model_at_end="false", per_device_train_batch_size=rows // accumulated,
@@ -94,7 +94,7 @@ def few_steps(rows: int, accumulated: int = 1) -> dict:
 
 
 def check_refusal(script: ModuleType, argv: list[str], complaint: str, out: Path, capsys) -> None:
-    """One line on standard error, exit code 2, nothing written."""
+    """Checks that a script prints one line on standard error, returns 2 and writes nothing."""
     capsys.readouterr()
     assert script.main(argv) == 2
     error = capsys.readouterr().err
@@ -103,11 +103,11 @@ def check_refusal(script: ModuleType, argv: list[str], complaint: str, out: Path
 
 
 def check_adapter(folder: Path, head: str) -> dict[str, torch.Tensor]:
-    """The head is saved whole, without an adapter on it; all other weights are the adapter's. Returns them."""
+    """Checks that the saved head is complete and has no adapter; returns the saved weights."""
     assert not (folder / "model.safetensors").exists()
     weights = load_file(folder / "adapter_model.safetensors")
-    of_head = [name for name in weights if f".{head}." in name]
-    assert f"base_model.model.{head}.weight" in of_head, sorted(weights)[:4]
-    assert not any("lora" in name for name in of_head), of_head
+    head_weights = [name for name in weights if f".{head}." in name]
+    assert f"base_model.model.{head}.weight" in head_weights, sorted(weights)[:4]
+    assert not any("lora" in name for name in head_weights), head_weights
     assert any("lora_A" in name for name in weights)
     return weights

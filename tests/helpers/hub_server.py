@@ -1,10 +1,12 @@
 """
-A Hub on loopback that takes uploads: what `huggingface_hub` and npm's `@huggingface/hub` call in their LFS mode, with
-branches, tags, private repositories and one commit after another, kept in a folder so that it outlives a kill.
+A stand-in for the Hub on loopback that accepts uploads.
+
+It implements the calls of `huggingface_hub` and npm's `@huggingface/hub` in their LFS mode, with branches, tags,
+private repositories and commits. Its state is stored in a folder, so it survives a kill.
 
     python hub_server.py FOLDER [--port 0] [--die-after FILES] [--part-size BYTES]
 
-prints its address. `--die-after` ends the process, as a kill would, when one more file than these has arrived.
+prints the address. `--die-after` ends the process, like a kill, when one more than FILES files have arrived.
 """
 
 import argparse
@@ -24,19 +26,19 @@ import yaml
 
 TOKEN = "hf_" + "StandInForTests" * 3
 USER = "me"
-LARGE = (".safetensors", ".gz", ".parquet", ".bin")  # kept outside git whatever their size
+LARGE = (".safetensors", ".gz", ".parquet", ".bin")  # stored outside git at any size
 PIECE = 1 << 16
 
 
 class Refusal(Exception):
-    """An answer that is not 200: status, what the client is told, and the Hub's code for it."""
+    """An HTTP error: status, message, and the Hub's error code."""
 
     def __init__(self, status: int, message: str, code: str = "", **body):
         self.status, self.message, self.code, self.body = status, message, code, body
 
 
 class Store:
-    """Repositories, commits and file contents, on disk after every change."""
+    """Repositories, commits and file contents, written to disk after every change."""
 
     def __init__(self, root: Path):
         self.root, self.lock = root, threading.RLock()
@@ -53,7 +55,7 @@ class Store:
         return self.root / "contents" / name
 
     def keep(self, data: bytes) -> dict:
-        """A small file, named as git names it."""
+        """Stores a small file under its git object id."""
         oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         self.content(oid).write_bytes(data)
         return {"oid": oid, "size": len(data), "lfs": None}
@@ -73,7 +75,7 @@ class Store:
         return oid
 
     def find(self, key: str, revision: str) -> str:
-        """The commit that a branch, a tag or the start of its own name stands for."""
+        """Returns the commit id of a branch, a tag or a commit id."""
         repo = self.repos[key]
         revision = "main" if revision == "HEAD" else revision
         for ref in (f"heads/{revision}", f"tags/{revision}"):
@@ -90,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
     headers: Message
 
     def log_message(self, *args) -> None:
-        """What the tests read: method, address, whether a token came along, bytes that came in."""
+        """Silences the default log; `handle_any` writes requests.log, which the tests read."""
 
     def handle_any(self) -> None:
         address = urlsplit(self.path)
@@ -114,21 +116,21 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
 
-    # What comes in and goes out
+    # Requests and responses
 
     def pieces(self):
-        """The body, as it arrives."""
+        """Yields the body in pieces as they arrive."""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            del self.headers["Transfer-Encoding"]  # it is read once
+            del self.headers["Transfer-Encoding"]  # a body is read once
             while size := int(self.rfile.readline().split(b";")[0], 16):
                 yield self.rfile.read(size)
                 self.rfile.readline()
             self.rfile.readline()
         else:
-            left = int(self.headers.get("Content-Length") or 0)
+            remaining = int(self.headers.get("Content-Length") or 0)
             del self.headers["Content-Length"]
-            while left and (piece := self.rfile.read(min(left, PIECE))):
-                left -= len(piece)
+            while remaining and (piece := self.rfile.read(min(remaining, PIECE))):
+                remaining -= len(piece)
                 yield piece
 
     def read(self) -> bytes:
@@ -156,11 +158,11 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(401, "Invalid username or password.")
 
     def repo(self, kind: str | None, name: str) -> str:
-        """The repository's key. Who has no token is not told that a private one is there."""
+        """Returns the repository's key; without a token a private repository does not exist."""
         key = f"{(kind or 'models').rstrip('/')}/{name}"
-        found = self.server.store.repos.get(key)
-        if found is None or (found["private"] and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
-            raise Refusal(401 if found else 404, "Repository not found", "RepoNotFound")
+        repo = self.server.store.repos.get(key)
+        if repo is None or (repo["private"] and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
+            raise Refusal(401 if repo else 404, "Repository not found", "RepoNotFound")
         return key
 
     # Users and repositories
@@ -177,21 +179,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self) -> None:
         self.must_write()
-        asked, store = self.json(), self.server.store
-        kind = asked.get("type") or "model"
-        name = f"{asked.get('organization') or USER}/{asked['name']}"
+        request, store = self.json(), self.server.store
+        kind = request.get("type") or "model"
+        name = f"{request.get('organization') or USER}/{request['name']}"
         url = f"{self.server.address}/{'' if kind == 'model' else kind + 's/'}{name}"
         with store.lock:
             if f"{kind}s/{name}" in store.repos:
                 raise Refusal(409, "You already created this repo", url=url)
-            private = asked.get("private") or asked.get("visibility") == "private"
+            private = request.get("private") or request.get("visibility") == "private"
             store.create(f"{kind}s/{name}", bool(private))
         self.answer({"url": url, "name": name, "id": name})
 
     def delete(self) -> None:
         self.must_write()
-        asked = self.json()
-        key = self.repo((asked.get("type") or "model") + "s", f"{asked.get('organization') or USER}/{asked['name']}")
+        request = self.json()
+        owner = request.get("organization") or USER
+        key = self.repo((request.get("type") or "model") + "s", f"{owner}/{request['name']}")
         with self.server.store.lock:
             del self.server.store.repos[key]
             self.server.store.save()
@@ -220,13 +223,13 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def refs(self, kind: str, name: str) -> None:
-        found = self.server.store.repos[self.repo(kind, name)]["refs"]
+        refs = self.server.store.repos[self.repo(kind, name)]["refs"]
 
-        def listed(of: str) -> list[dict]:
+        def listed(prefix: str) -> list[dict]:
             return [
                 {"name": ref.split("/", 1)[1], "ref": f"refs/{ref}", "targetCommit": oid}
-                for ref, oid in found.items()
-                if ref.startswith(of)
+                for ref, oid in refs.items()
+                if ref.startswith(prefix)
             ]
 
         self.answer({"branches": listed("heads/"), "tags": listed("tags/"), "converts": [], "pullRequests": []})
@@ -304,8 +307,8 @@ class Handler(BaseHTTPRequestHandler):
         if file["lfs"]:
             headers |= {"X-Linked-Etag": etag, "X-Linked-Size": file["size"]}
         start, end, status = 0, file["size"] - 1, 200
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
-            start, end, status = int(asked[1]), min(int(asked[2] or end), end), 206
+        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            start, end, status = int(part[1]), min(int(part[2] or end), end), 206
             headers["Content-Range"] = f"bytes {start}-{end}/{file['size']}"
         self.send_response(status)
         for header, value in headers.items():
@@ -315,10 +318,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             with open(self.server.store.content(file["lfs"] or file["oid"]), "rb") as stream:
                 stream.seek(start)
-                left = end + 1 - start
-                while left > 0 and (piece := stream.read(min(left, PIECE))):
+                remaining = end + 1 - start
+                while remaining > 0 and (piece := stream.read(min(remaining, PIECE))):
                     self.wfile.write(piece)
-                    left -= len(piece)
+                    remaining -= len(piece)
 
     # Uploads
 
@@ -329,13 +332,13 @@ class Handler(BaseHTTPRequestHandler):
         answers = []
         for file in self.json()["files"]:
             large = file["path"].endswith(LARGE) or file["size"] > 1 << 20
-            there = files.get(file["path"], {})
+            known = files.get(file["path"], {})
             answers.append(
                 {
                     "path": file["path"],
                     "uploadMode": "lfs" if large else "regular",
                     "shouldIgnore": False,
-                    "oid": there.get("lfs") or there.get("oid"),
+                    "oid": known.get("lfs") or known.get("oid"),
                 }
             )
         self.answer({"files": answers})
@@ -345,8 +348,8 @@ class Handler(BaseHTTPRequestHandler):
         self.repo(kind, name)
         objects, part = [], self.server.part_size
         base = f"{self.server.address}/{kind or ''}{name}.git/info/lfs/objects"
-        for wanted in self.json()["objects"]:
-            oid, size = wanted["oid"], wanted["size"]
+        for request in self.json()["objects"]:
+            oid, size = request["oid"], request["size"]
             answer = {"oid": oid, "size": size}
             if not self.server.store.content(oid).exists():
                 upload = {"href": f"{base}/{oid}", "header": {}}
@@ -359,7 +362,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"transfer": "multipart" if part else "basic", "objects": objects})
 
     def put(self, oid: str, number: str | None = None) -> None:
-        """Addresses of contents are secrets on the Hub, so that these come without a token."""
+        """Stores a content. The Hub signs these addresses, so requests have no token."""
         target = self.server.store.content(f"{oid}.part{number}" if number else oid)
         partial = target.with_name(f"{target.name}.{threading.get_ident()}.incoming")
         digest = hashlib.sha256()
@@ -368,7 +371,7 @@ class Handler(BaseHTTPRequestHandler):
                 stream.write(piece)
                 digest.update(piece)
         if number is None and digest.hexdigest() != oid:
-            raise Refusal(400, "the content does not have the SHA-256 that was announced")
+            raise Refusal(400, "the content does not have the announced SHA-256")
         self.server.arrived()
         os.replace(partial, target)
         self.answer({}, headers={"ETag": f'"{digest.hexdigest()[:32]}"'})
@@ -384,14 +387,14 @@ class Handler(BaseHTTPRequestHandler):
                 stream.write(data)
                 part.unlink()
         if digest.hexdigest() != oid:
-            raise Refusal(400, "the parts together do not have the SHA-256 that was announced")
+            raise Refusal(400, "the joined parts do not have the announced SHA-256")
         os.replace(target.with_name(f"{oid}.incoming"), target)
         self.answer({})
 
     def verify(self, oid: str) -> None:
         self.must_write()
-        found = self.server.store.content(oid)
-        if not found.exists() or found.stat().st_size != self.json()["size"]:
+        content = self.server.store.content(oid)
+        if not content.exists() or content.stat().st_size != self.json()["size"]:
             raise Refusal(404, "no such object")
         self.answer({})
 
@@ -402,24 +405,24 @@ class Handler(BaseHTTPRequestHandler):
         with store.lock:
             if f"heads/{revision}" not in store.repos[key]["refs"]:
                 raise Refusal(404, f"no branch {revision}", "RevisionNotFound")
-            before = store.find(key, revision)
-            files, title = dict(store.repos[key]["commits"][before]["files"]), ""
+            head = store.find(key, revision)
+            files, title = dict(store.repos[key]["commits"][head]["files"]), ""
             for line in lines:
                 value = line["value"]
                 if line["key"] == "header":
                     title = value["summary"]
-                    if value.get("parentCommit") not in (None, before):
+                    if value.get("parentCommit") not in (None, head):
                         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
                 elif line["key"] == "file":
                     content = value["content"]
                     data = base64.b64decode(content) if value.get("encoding") == "base64" else content.encode()
                     files[value["path"]] = store.keep(data)
                 elif line["key"] == "lfsFile":
-                    found = store.content(value["oid"])
-                    if not found.exists():
+                    content = store.content(value["oid"])
+                    if not content.exists():
                         raise Refusal(400, f"{value['path']}: its content was not uploaded")
                     pointer = hashlib.sha1(b"pointer" + value["oid"].encode()).hexdigest()
-                    files[value["path"]] = {"oid": pointer, "size": found.stat().st_size, "lfs": value["oid"]}
+                    files[value["path"]] = {"oid": pointer, "size": content.stat().st_size, "lfs": value["oid"]}
                 elif line["key"] == "deletedFile":
                     if files.pop(value["path"], None) is None:
                         raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
@@ -458,7 +461,7 @@ ROUTES = [
 
 
 def complaints(card: str) -> list[str]:
-    """What the Hub would say against the metadata of a card."""
+    """Returns the Hub's complaints about the metadata of a card."""
     front = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     try:
         data = yaml.safe_load(front[1]) if front else {}
@@ -502,7 +505,7 @@ class HubServer(ThreadingHTTPServer):
         self.log_lock = threading.Lock()
 
     def arrived(self) -> None:
-        """A file has come in whole; beyond the limit this process is no more, and neither is the file."""
+        """Counts a complete file; beyond the limit the process ends and the file is lost."""
         with self.log_lock:
             if self.die_after is not None:
                 self.die_after -= 1

@@ -1,6 +1,8 @@
 """
-Someone who has transformers and the name of a repository, but neither this package nor a token. `test_hub.py` runs it
-in a process of its own: `python hub_visitor.py VISITS OUT`, where VISITS is a JSON list of what to open.
+Opens repositories with transformers alone, without this package and without a token.
+
+`tests/hub/test_push.py` runs `python hub_visitor.py VISITS OUT` in a separate process. VISITS is a JSON list of
+arguments of `visit`.
 """
 
 import json
@@ -10,7 +12,7 @@ from outsider import NotInstalled, first_tensor
 
 
 def visit(repo: str, auto_class: str, revision: str | None, ids: list[list[int]]) -> dict:
-    """What a repository's model says to some tokens, and where its code came from."""
+    """Returns the outputs of a repository's model for some tokens, and the module of its class."""
     opener = getattr(transformers, auto_class)
     model = opener.from_pretrained(repo, revision=revision, trust_remote_code=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(repo, revision=revision)
@@ -32,4 +34,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with open(sys.argv[1]) as file:
         visits = json.load(file)
-    torch.save([visit(**one) for one in visits], sys.argv[2])
+    torch.save([visit(**arguments) for arguments in visits], sys.argv[2])

@@ -1,8 +1,8 @@
 """
-Opens folders as a person with another version of transformers does, told nothing but their names.
+Opens folders with another version of transformers, without importing this package.
 
-Run as `python older_reader.py REQUESTS ANSWERS`: REQUESTS is a JSON list of `{folder, auto_class, texts, rows, chat}`;
-ANSWERS gets, for each, what was read or the error. No package of this repository is imported.
+Run as `python older_reader.py REQUESTS ANSWERS`. REQUESTS is a JSON list of `{folder, auto_class, texts, rows, chat}`;
+ANSWERS receives the tokens and outputs, or the error, of each.
 """
 
 import json
@@ -43,8 +43,8 @@ def read(folder, auto_class=None, texts=(), rows=(), chat=None):
     return answer
 
 
-class Kept(logging.Handler):
-    """Keeps what the library says."""
+class Recorder(logging.Handler):
+    """Records the messages of the library."""
 
     def __init__(self):
         super().__init__()
@@ -55,21 +55,21 @@ class Kept(logging.Handler):
 
 
 def main(requests, answers):
-    kept = Kept()
-    warnings.showwarning = lambda message, *_, **__: kept.lines.append(str(message))
+    recorder = Recorder()
+    warnings.showwarning = lambda message, *_, **__: recorder.lines.append(str(message))
     transformers.utils.logging.disable_default_handler()
-    transformers.utils.logging.add_handler(kept)
-    found = []
+    transformers.utils.logging.add_handler(recorder)
+    answers_list = []
     with open(requests, encoding="utf-8") as file:
         for request in json.load(file):
-            kept.lines = []
+            recorder.lines = []
             try:
                 answer = read(**request)
-            except Exception as error:  # which one it may be, the test says
+            except Exception as error:  # the test decides which errors are allowed
                 answer = {"error": f"{type(error).__name__}: {error}"}
-            found.append({**answer, "said": kept.lines})
+            answers_list.append({**answer, "said": recorder.lines})
     with open(answers, "w", encoding="utf-8") as file:
-        json.dump({"version": transformers.__version__, "answers": found}, file)
+        json.dump({"version": transformers.__version__, "answers": answers_list}, file)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """
-Someone who has transformers and a model folder, but not this package. `test_remote_code.py` runs it in a process of its
-own: `python outsider.py FOLDER`, where FOLDER holds what that test saved; it writes what it found to `found.pt` there.
+Opens model folders with transformers alone, without this package.
+
+`tests/test_remote_code.py` runs `python outsider.py FOLDER` in a separate process. FOLDER contains the models that the
+test saved; the results are written to `found.pt` there.
 """
 
 import importlib.abc
@@ -9,7 +11,7 @@ from pathlib import Path
 
 
 class NotInstalled(importlib.abc.MetaPathFinder):
-    """Makes the package unimportable, installed or not."""
+    """Makes this package unimportable even if it is installed."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "hf_tfm":
@@ -21,8 +23,8 @@ def first_tensor(outputs) -> "torch.Tensor":
 
 
 def open_everything(root: Path) -> dict:
-    """Each saved model opened by its Auto class, run, saved again and opened from there."""
-    found = {}
+    """Opens each saved model by its Auto class, runs it, saves it again and opens the copy."""
+    results = {}
     cases = torch.load(root / "cases.pt")
     for name, (auto_class, inputs, expected) in cases.items():
         opener = getattr(transformers, auto_class)
@@ -31,30 +33,30 @@ def open_everything(root: Path) -> dict:
         again = opener.from_pretrained(root / "again" / name, trust_remote_code=True)
         with torch.no_grad():
             outputs, outputs_again = first_tensor(model(**inputs)), first_tensor(again(**inputs))
-        found[name] = dict(
+        results[name] = dict(
             class_name=type(model).__name__,
             module=type(model).__module__,
             again_module=type(again).__module__,
             error=(outputs - expected).abs().max().item(),
             again_equal=torch.equal(outputs, outputs_again),
         )
-    return found
+    return results
 
 
 def run_pipelines(root: Path) -> dict:
     texts = ["the cat sat on the mat", "rain fell"]
-    found = {}
+    results = {}
     for task, name, arguments in torch.load(root / "pipelines.pt"):
         run = transformers.pipeline(task, model=str(root / name), trust_remote_code=True)
-        found[task] = run([text + (" [MASK]" if task == "fill-mask" else "") for text in texts], **arguments)
-    return found
+        results[task] = run([text + (" [MASK]" if task == "fill-mask" else "") for text in texts], **arguments)
+    return results
 
 
 FILLING = [[4, 20, 6, 6, 30, 6, 5]]  # cls, words with three masks among them, sep
 
 
 def change_heads(root: Path) -> dict:
-    """A pretrained language model opened under other heads and as a base model, and taken back from there."""
+    """Opens a pretrained language model with other heads and as a base model, and restores the first head."""
     masked = transformers.AutoModelForMaskedLM.from_pretrained(root / "TfmEncoderForMaskedLM", trust_remote_code=True)
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(
         root / "TfmEncoderForMaskedLM", trust_remote_code=True, num_labels=4

@@ -31,7 +31,7 @@ WHOLE_FOLDER = (
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Texts and both tokenizers, as paths."""
+    """The folder of the texts and of both tokenizers."""
     root = tmp_path_factory.mktemp("pretraining")
     for name, texts in (("train", TEXTS), ("held_out", TEXTS[:8])):
         (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -59,8 +59,8 @@ def arguments(files, out, style="decoder", **changes):
         "bf16": "false",
         **changes,
     }
-    given = ((name, value) for name, value in fields.items() if value is not None)
-    return [part for name, value in given for part in (f"--{name}", str(value))]
+    pairs = ((name, value) for name, value in fields.items() if value is not None)
+    return [part for name, value in pairs for part in (f"--{name}", str(value))]
 
 
 def weights(folder):

@@ -1,6 +1,7 @@
 """
-Someone who has transformers and a released folder, but not this package: prints what the model gives for the text of
-its run record. `test_released.py` runs it in a process of its own: `python reference_reader.py FOLDER AUTO_CLASS`.
+Prints the outputs of a released model for the text of its run record, without importing this package.
+
+`tests/artifacts/test_released.py` runs `python reference_reader.py FOLDER AUTO_CLASS` in a separate process.
 """
 
 import json

@@ -1,10 +1,10 @@
 """
-Several commands in one process, so that torch is imported once:
+Runs several commands in one process, so that torch is imported once:
 
     python tests/helpers/run_commands.py jobs.json folder
 
-`jobs.json` maps a name to a command line that begins with `hf-tfm` or with the path of a script. Its standard output
-and error go to `NAME.out` and `NAME.err` in the folder, down to what libraries in C or Rust write, and its exit code to
+`jobs.json` maps a name to a command line that begins with `hf-tfm` or with the path of a script. Standard output and
+error, including that of libraries in C and Rust, go to `NAME.out` and `NAME.err` in the folder, the exit code to
 `NAME.code`.
 """
 
@@ -18,7 +18,7 @@ import hf_tfm_command
 
 
 def run(program: str, *arguments: str) -> int:
-    """The exit code of a command."""
+    """Runs a command and returns its exit code."""
     try:
         if program == "hf-tfm":
             return hf_tfm_command.main(list(arguments))

@@ -1,10 +1,10 @@
 """
-Several runs of training scripts in the processes that accelerate launches, so that they are started once:
+Runs several training scripts in processes that accelerate launches once:
 
     accelerate launch --config_file training/launch/fsdp2.yaml --num_processes 2 tests/helpers/run_scripts.py jobs.json
 
-`jobs.json` holds pairs of a script's name and its arguments. Where there is no GPU, accelerate takes plain data
-parallel instead of FSDP2 without a word; here FSDP2 runs on the CPU, with torch's own sharding over gloo.
+`jobs.json` contains pairs of a script's name and its arguments. Without a GPU accelerate silently replaces FSDP2 by
+plain data parallel; this module enables FSDP2 on the CPU, with torch's own sharding over gloo.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The shapes of both models that are tested, and how close their outputs must be."""
+"""The tested shapes of both models, and the tolerance of their outputs."""
 
 import torch
 from tiny import (
@@ -21,12 +21,12 @@ CLOSE = dict(atol=2e-5, rtol=1e-4)
 
 
 def logits_of(outputs) -> torch.Tensor:
-    """The first of a head's outputs that is not the loss."""
+    """Returns the first output of a head that is not the loss."""
     return next(value for name, value in outputs.items() if name != "loss")
 
 
 def padded(rows: list[torch.Tensor], side: str, to: int, value: int) -> torch.Tensor:
-    """Rows `(length,)` as one `(batch, to)`."""
+    """Pads rows `(length,)` to a batch `(batch, to)`."""
     return torch.stack(
         [
             torch.nn.functional.pad(row, (to - len(row), 0) if side == "left" else (0, to - len(row)), value=value)

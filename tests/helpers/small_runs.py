@@ -36,7 +36,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "n
 
 
 def build_inputs(root: Path) -> None:
-    """Models, records and recipes, which all runs below read."""
+    """Writes the models, records and recipes that all runs below read."""
     for name, records in RECORDS.items():
         write(root / f"{name}.jsonl", records)
     models = {
@@ -77,7 +77,7 @@ def build_inputs(root: Path) -> None:
     (root / "pretrain.yaml").write_text(yaml.safe_dump(base))
     (root / "grid.yaml").write_text(yaml.safe_dump(grid))
 
-    # A quickstart all of whose steps are finished; each of them is a command of its own.
+    # A quickstart with every step finished; each step is a separate command.
     for finished in (
         "tokenizer-decoder/tokenizer.json", f"decoder/{RECORD_FILE}", "tokenizer-encoder/tokenizer.json",
         f"encoder/{RECORD_FILE}", f"classifier/{RECORD_FILE}", "decoder-qwen3/config.json",
@@ -90,7 +90,7 @@ def build_inputs(root: Path) -> None:
 
 def command_runs(root: Path) -> dict[str, list[str]]:
     """
-    Arguments of each command that ends by itself, in an order in which they can run; a name may have a suffix for
+    Returns the arguments of each command that terminates, in an order in which they can run. A suffix of a name marks
     another way of running the same command.
     """
     lines = {

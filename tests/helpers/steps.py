@@ -1,4 +1,4 @@
-"""One training step and how far two gradients are apart."""
+"""A training step, and the distance of two gradients."""
 
 import torch
 
@@ -8,7 +8,7 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def step(model, inputs, bf16=True):
-    """Loss and gradients."""
+    """Returns the loss and all gradients as one vector."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss = model(**inputs).loss
     loss.backward()

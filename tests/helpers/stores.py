@@ -15,7 +15,7 @@ DISTRIBUTIONS = {
 
 
 def make_store(lengths, folder=None) -> TokenStore:
-    """A store in which token i has id i, with 3 to 5 bytes a token."""
+    """Returns a store in which token i has id i, with 3 to 5 bytes per token."""
     lengths = np.asarray(lengths, np.int64)
     rng = np.random.default_rng(len(lengths))
     return TokenStore(

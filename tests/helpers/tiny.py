@@ -1,4 +1,4 @@
-"""Models small enough to build in a test, in every shape the block has, and inputs for each of their heads."""
+"""Tiny models in every shape of the block, inputs for each head, and a tiny tokenizer."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import hf_tfm
 from hf_tfm import TfmConfig, TfmDecoderConfig, TfmEncoderConfig
 
 
-# Larger data lives beside the checkout where there is some; tests that want it skip without.
+# Larger data may stand beside the checkout; tests that need it are skipped without it.
 SHARED = Path(__file__).parents[3] / "shared"
 
 CORPUS = [
@@ -37,7 +37,7 @@ _SIZE = dict(
     attention_dropout=0.0,
     embedding_dropout=0.0,
     classifier_dropout=0.0,
-    # Weights large enough for a leak or a wrong position to show in the outputs.
+    # Large weights, so that a leak or a wrong position changes the outputs.
     initializer_range=0.2,
     pad_token_id=PAD,
     bos_token_id=BOS,
@@ -49,7 +49,7 @@ _TWO_BASES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
 }
 
-# Every switch of the block is on in one of these and off in another.
+# Every switch of the block is on in one of these shapes and off in another.
 DECODER_SHAPES = {
     "qwen3": dict(num_key_value_heads=2),
     "llama": dict(preset="llama", num_key_value_heads=1, tie_word_embeddings=False),
@@ -100,7 +100,7 @@ ENCODER_HEADS = [
     "ForQuestionAnswering",
     "ForMultipleChoice",
 ]
-# Class names of every model, and the Auto class that opens each.
+# Class name of every model: the Auto class that opens it.
 MODELS = {
     **{f"Tfm{family}Model": "AutoModel" for family in ("Decoder", "Encoder")},
     **{f"TfmDecoder{head}": f"AutoModel{head}" for head in DECODER_HEADS},
@@ -124,12 +124,12 @@ def encoder_config(shape: str = "default", **switches) -> TfmEncoderConfig:
 
 
 def build(name: str, shape: str | None = None, seed: int = 0, **switches) -> torch.nn.Module:
-    """A model by class name, in evaluation mode, its weights (biases and gains too) drawn with `seed`."""
+    """Returns a model by class name, in evaluation mode, with random weights, biases and gains."""
     make = decoder_config if "Decoder" in name else encoder_config
     config = make(**switches) if shape is None else make(shape, **switches)
     torch.manual_seed(seed)
     model = getattr(hf_tfm, name)(config).eval()
-    # What starts as zeros or ones would hide mistakes in what it multiplies.
+    # Biases of zero and gains of one would hide mistakes.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -138,12 +138,12 @@ def build(name: str, shape: str | None = None, seed: int = 0, **switches) -> tor
 
 
 def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Ordinary tokens, none of them special."""
+    """Returns random ids of tokens that are not special."""
     return torch.randint(MASK + 1, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inputs_for(name: str, batch: int = 2, length: int = 10, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Inputs with labels for a model by class name; about one label in four is to be ignored where that is possible."""
+    """Returns inputs with labels for a model by class name; some 25 % of the labels per token are ignored."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high: int, *shape: int) -> torch.Tensor:
@@ -170,7 +170,7 @@ def inputs_for(name: str, batch: int = 2, length: int = 10, seed: int = 0) -> di
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 320 tokens that frames a text as `[CLS] text [SEP]`, the ids as in `tiny.py`."""
+    """Returns a byte-level BPE of 320 tokens that encodes `[CLS] text [SEP]`, with the special ids above."""
     special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

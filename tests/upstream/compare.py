@@ -1,6 +1,6 @@
 """
-Runs transformers' common test suites over its own Llama and BERT and over the models of this package, and prints what
-each passed, failed and skipped, and every test that the reference passes and ours does not:
+Runs transformers' common test suites over its own Llama and BERT and over the models of this package, and prints the
+outcomes of each and every test that the reference passes and ours does not:
 
     python tests/upstream/compare.py                   # one process
     python tests/upstream/compare.py -n 2              # more arguments go to pytest
@@ -20,13 +20,13 @@ SEVERITY = ("passed", "skipped", "failed")
 
 
 class Outcomes:
-    """Collects, for each test class, the outcome of its tests and the reasons of the skips."""
+    """Collects the outcomes of the tests of each class and the reasons of skips."""
 
     def __init__(self):
         self.classes: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test that skips or fails in one of its subtests counts as skipped or failed."""
+        """Records a test; a skipped or failed subtest makes the test skipped or failed."""
         if report.when != "call" and report.passed:
             return
         path, suite, test = report.nodeid.split("::")

@@ -1,11 +1,11 @@
-"""Keeps transformers' suites out of every run that does not ask for them: importing them already downloads them."""
+"""Excludes transformers' suites from runs without `-m upstream`: importing them downloads them."""
 
 import pytest
 
 
 collect_ignore = ["transformers_tests"]
 
-# What transformers marks its tests with.
+# Markers of transformers' tests.
 MARKS = (
     "accelerate_tests",
     "all_flash_attn_test",

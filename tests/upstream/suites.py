@@ -1,8 +1,8 @@
 """
-transformers' common test suites, made to know the models of this package, and the bases of the test classes here.
+Base classes that run transformers' common test suites over the models of this package.
 
-A suite takes a model tester (a tiny configuration and random inputs) and finds out by class name what inputs and labels
-a model takes. Llama and BERT run through the very same bases as a reference: `compare.py` prints the difference.
+A suite uses a model tester (a tiny configuration and random inputs) and derives a model's inputs and labels from its
+class name. Llama and BERT use the same base classes as references; `compare.py` prints the differences.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from transformers_tests.test_training_mixin import TrainingTesterMixin
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 
 
-# To save time, transformers runs its distributed tests for some model types only.
+# transformers restricts its distributed tests to some model types to save time.
 test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
 test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
 
@@ -48,19 +48,19 @@ def has_no_rotary_positions(suite: "ModelSuite") -> bool:
     return getattr(suite, "preset", None) in ("gpt2", "bert")
 
 
-# Tests that are left out, for which models, and why. All others run as transformers has them.
+# Excluded tests, the models concerned, and the reason. All other tests run unchanged.
 LEFT_OUT = (
     ("test_tp_generation", is_encoder, "an encoder does not generate"),
     (
         "test_model_rope_",
         has_no_rotary_positions,
-        "the suite takes any configuration with `rope_parameters` for rotary",
+        "the suite assumes RoPE for any configuration with `rope_parameters`",
     ),
 )
 
 
 class Tester:
-    """What the suites ask of a model tester."""
+    """The model tester that the suites require."""
 
     batch_size = 13
     seq_length = 7
@@ -100,12 +100,12 @@ class Tester:
 
 class ModelSuite(MemoryCleanupMixin, ModelTesterMixin, TrainingTesterMixin, TensorParallelTesterMixin):
     """
-    All of transformers' common tests that need only the model. (Not its pipeline tests: they load tiny models of known
-    names from the Hub, and the source distribution leaves them out.)
+    All of transformers' common tests that need only the model. Its pipeline tests load tiny models from the Hub, and
+    the source distribution does not contain them.
     """
 
     run_under_no_grad = False
-    # The suite goes by the year in a file's copyright line, which ours do not have.
+    # The suite reads the year of a file's copyright line; our files have none.
     test_can_init_all_missing_weights_before_2023 = True
 
     config_class: type[PreTrainedConfig]
@@ -120,11 +120,11 @@ class ModelSuite(MemoryCleanupMixin, ModelTesterMixin, TrainingTesterMixin, Tens
         self.config_tester = ConfigTester(self, config_class=self.config_class, hidden_size=64)
 
     def build_config(self, **fields) -> PreTrainedConfig:
-        """A tiny configuration of the shape under test."""
+        """Returns a tiny configuration of the tested shape."""
         return self.config_class(**fields)
 
     def build_inputs(self, shape: tuple[int, int], vocab_size: int) -> dict[str, torch.Tensor]:
-        """Random inputs `(batch, length)` of the base model."""
+        """Returns random inputs `(batch, length)` of the base model."""
         raise NotImplementedError
 
     def test_config(self):
@@ -151,13 +151,13 @@ class DecoderSuite(ModelSuite, FSDPTesterMixin, GenerationTesterMixin):
     """The common tests of a causal LM."""
 
     def build_inputs(self, shape: tuple[int, int], vocab_size: int) -> dict[str, torch.Tensor]:
-        # Padded on the right, another number of tokens in each row.
+        # Right padding, a different number of tokens in each row.
         mask = torch.ones(shape, dtype=torch.long).tril()
         return {"input_ids": ids_tensor(shape, vocab_size), "attention_mask": mask}
 
 
 class EncoderSuite(ModelSuite):
-    """The common tests of an encoder. (Those of FSDP load an `AutoModelForCausalLM`.)"""
+    """The common tests of an encoder, without FSDP, whose tests load an `AutoModelForCausalLM`."""
 
     def build_inputs(self, shape: tuple[int, int], vocab_size: int) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": ids_tensor(shape, vocab_size), "attention_mask": random_attention_mask(shape)}
@@ -175,7 +175,7 @@ class EncoderSuite(ModelSuite):
     def masked_lm_class(self) -> type:
         return next(model for model in self.all_model_classes if model.__name__.endswith("ForMaskedLM"))
 
-    # Where the suites take a causal LM, a masked one has the same arguments.
+    # The suites use a causal LM here; a masked LM takes the same arguments.
     _get_trainable_model_class = masked_lm_class
     _get_tp_model_class = masked_lm_class
 

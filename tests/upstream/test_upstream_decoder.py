@@ -1,4 +1,4 @@
-"""transformers' common test suites over the decoder, in shapes that between them use every switch of the block."""
+"""transformers' common test suites over the decoder, in the shapes of Qwen3 (the default) and GPT-2."""
 
 import unittest
 

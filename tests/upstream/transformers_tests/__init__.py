@@ -1,9 +1,9 @@
 """
-The tests of the installed transformers version as a package: the files of its source distribution first, then the
-stand-ins beside this file for what the distribution leaves out.
+The tests of the installed transformers version as a package.
 
-The suites import one another relatively and start processes that import them again, so they have to be a package that
-any process can find. The distribution (some 10 MB) is downloaded once and kept outside the repository.
+It consists of the files of transformers' source distribution and, for files that the distribution lacks, of the
+stand-ins beside this file. The suites import one another relatively and start processes that import them again, so
+every process must find them as a package. The distribution (some 10 MB) is downloaded once, outside the repository.
 """
 
 import os
@@ -21,10 +21,10 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_t
 
 def fetch(version: str = transformers.__version__) -> Path:
     """
-    The folder `tests` of the source distribution of transformers, downloaded by pip if it is not in the cache.
+    Returns the folder `tests` of transformers' source distribution; pip downloads it if it is not in the cache.
 
     Raises:
-        RuntimeError: when pip finds no source distribution of that version, or no network.
+        RuntimeError: pip found no source distribution of that version, or no network.
     """
     folder = CACHE / f"transformers-{version}" / "tests"
     if folder.is_dir():
@@ -39,7 +39,7 @@ def fetch(version: str = transformers.__version__) -> Path:
             members = [member for member in archive if "/tests/" in member.name]
             archive.extractall(work, members, filter="data")
         unpacked = next(Path(work).glob("*/tests"))
-        # The suites execute this file to get at the module `transformers`.
+        # The suites execute this file to reach the module `transformers`.
         (unpacked / "__init__.py").touch()
         unpacked.parent.rename(folder.parent)
     return folder

@@ -1,4 +1,4 @@
-"""Stand-in: the source distribution leaves the tests of the exporters out."""
+"""Stand-in: the source distribution lacks the tests of the exporters."""
 
 
 class ExportTesterMixin:

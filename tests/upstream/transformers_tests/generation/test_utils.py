@@ -1,5 +1,5 @@
-"""Stand-in: the source distribution leaves the tests of `generate` out."""
+"""Stand-in: the source distribution lacks the tests of `generate`."""
 
 
 class GenerationTesterMixin:
-    """The suites ask every model that generates for this base class."""
+    """Base class that the suites require of models with `generate`."""
