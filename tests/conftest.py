@@ -40,6 +40,12 @@ def _seeded():
     set_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    """Confidence intervals from fewer resamples, so that tests are fast."""
+    monkeypatch.setattr("hf_tfm.core.statistics.RESAMPLES", 60)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()

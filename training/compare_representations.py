@@ -24,7 +24,7 @@ from hf_tfm.core.privacy import public_name
 from hf_tfm.core.statistics import Estimate, bootstrap, proportion
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate.predict import Predictor
-from hf_tfm.tasks.classification import read_task
+from hf_tfm.tasks.labels import read_labels
 from hf_tfm.train.finetune import encode_texts
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
@@ -97,8 +97,8 @@ def compare(
     """Accuracy of each representation, and by how much the contextual one is better than the others."""
     draw = np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.max_train].tolist()
     train = train.subset(draw)
-    task = read_task(train, recipe.label_field, "single_label_classification")
-    labels, expected = np.array(task.encode(train)), np.array(task.encode(test))
+    names = read_labels(train, recipe.label_field, "single_label_classification")
+    labels, expected = np.array(names.encode(train)), np.array(names.encode(test))
     texts, test_texts = (records.texts(recipe.text_field, "text_field") for records in (train, test))
     representations: dict[str, Callable[[], tuple[Any, Any]]] = {
         "bag of words": lambda: bags_of_words(texts, test_texts),

@@ -25,7 +25,7 @@ from hf_tfm.evaluate import few_shot
 from hf_tfm.evaluate import language_model as evaluation
 from hf_tfm.evaluate.labelled import measure_head
 from hf_tfm.evaluate.result_store import ResultStore, content_hash
-from hf_tfm.tasks.classification import read_task
+from hf_tfm.tasks.labels import read_labels
 from hf_tfm.tasks.likelihood import LanguageModel
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
@@ -156,19 +156,19 @@ def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) 
     if recipe.examples and recipe.train_file is None:
         raise InputError(f"--examples {recipe.examples}: give the --train_file to draw them from")
     train = read_records(recipe.train_file) if recipe.train_file else records
-    task = read_task(train, recipe.label_field or "label", "single_label_classification")
-    labels = task.encode(records)
+    labels = read_labels(train, recipe.label_field or "label", "single_label_classification")
+    actual = labels.encode(records)
     template = recipe.template.replace("\\n", "\n")  # as shells give it
-    prompt = few_shot.Prompt(template, few_shot.label_words(task, recipe.label_words), recipe.instruction)
+    prompt = few_shot.Prompt(template, few_shot.label_words(labels, recipe.label_words), recipe.instruction)
     drawn = train.subset(few_shot.draw_examples(train, recipe.examples, recipe.seed))
-    examples = list(zip(drawn, task.encode(drawn)))
+    examples = list(zip(drawn, labels.encode(drawn)))
     settings = {"task": f"{len(examples)}-shot classification", "template": template, "words": prompt.words}
-    settings |= {"instruction": prompt.instruction, "label_field": task.field, "seed": recipe.seed}
+    settings |= {"instruction": prompt.instruction, "label_field": labels.field, "seed": recipe.seed}
     figures = results.compute_once(
         {**settings, "data": content_hash(recipe.test_file, "test"), "examples": examples},
-        lambda: few_shot.estimate_by_rule(task, few_shot.score_labels(lm, prompt, records, examples), labels),
+        lambda: few_shot.estimate_by_rule(labels, few_shot.score_labels(lm, prompt, records, examples), actual),
     )
-    shown = {f"{metric}, {decision}": figures[decision][metric] for decision in figures for metric in task.metrics}
+    shown = {f"{metric}, {decision}": figures[decision][metric] for decision in figures for metric in labels.metrics}
     results.add_task(settings["task"], recipe.test_file, settings, shown, recipe.hub())
 
 

@@ -21,7 +21,7 @@ from hf_tfm.apps.retrieval.retrieval import build_index
 from hf_tfm.artifacts.open import fingerprint, open_model
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluate.result_store import ResultStore
-from hf_tfm.tasks.question_answering import read_questions, unfold
+from hf_tfm.tasks.squad import read_questions, unfold
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import torch

@@ -21,6 +21,7 @@ from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data.batches import PAD_TO_MULTIPLE_OF, in_order
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.tasks import translation
+from hf_tfm.tasks.losses import token_loss
 from hf_tfm.train import finetune, report
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.optim import DEFAULTS
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         eval_dataset=data["validation"],
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model, pad_to_multiple_of=PAD_TO_MULTIPLE_OF),
-        compute_loss_func=translation.token_loss(args.label_smoothing_factor),
+        compute_loss_func=token_loss(args.label_smoothing_factor),
         compute_metrics=compute_metrics,
         record=record,
         optimizer_name=recipe.optimizer,
@@ -176,8 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
     sources, references = pairs[split]
-    results = translation.estimates(translations, references)
-    copied = {"source copied": translation.estimates(sources, references)}
+    results = translation.estimate_scores(translations, references)
+    copied = {"source copied": translation.estimate_scores(sources, references)}
     report.report_results(record, split, results, copied)
     record["samples"] = [f"{s} → {t} (reference: {r})" for s, t, r in list(zip(sources, translations, references))[:8]]
     print("\n".join(record["samples"]))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+
+
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ def proportion(hits: int, n: int) -> Estimate:
 
 
 def bootstrap(
-    statistics: Callable[..., dict[str, float]], *columns: Sequence | np.ndarray, resamples: int = 1000, seed: int = 0
+    statistics: Callable[..., dict[str, float]],
+    *columns: Sequence | np.ndarray,
+    resamples: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Estimate]:
     """
     Statistics of records, with percentile intervals from records drawn again with replacement (Efron 1979).
@@ -47,14 +54,14 @@ def bootstrap(
     Args:
         statistics: takes the columns (numpy arrays, all of one length) and gives named figures.
         columns: predictions, labels, per-record counts …, one entry a record.
-        resamples: how often to draw.
+        resamples: how often to draw, `RESAMPLES` times by default.
         seed: of the draws; the same seed gives the same interval.
     """
     arrays = [np.asarray(column) for column in columns]
     n = len(arrays[0])
     draws = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {}
-    for _ in range(resamples):
+    for _ in range(RESAMPLES if resamples is None else resamples):
         rows = draws.integers(n, size=n)
         for name, value in statistics(*(array[rows] for array in arrays)).items():
             drawn.setdefault(name, []).append(value)
@@ -65,3 +72,15 @@ def bootstrap(
         low, high = np.percentile(defined, [2.5, 97.5])
         estimates[name] = Estimate(float(value), float(low), float(high), n)
     return estimates
+
+
+def correlations(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Return Spearman's rank correlation and Pearson's; 0 where one side is constant, for which they are undefined."""
+    from scipy.stats import pearsonr, spearmanr
+
+    if len(x) < 2:
+        return {"spearman": 0.0, "pearson": 0.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pairs = {"spearman": spearmanr(x, y), "pearson": pearsonr(x, y)}
+    return {name: float(np.nan_to_num(pair.statistic)) for name, pair in pairs.items()}

@@ -26,7 +26,7 @@ from ..data.chat import IGNORED
 from ..data.records import Records
 from ..data.tokenizer import encode_text
 from ..models.modeling_tfm import CACHE_NAME
-from ..tasks.classification import Task
+from ..tasks.labels import Labels
 from ..tasks.likelihood import LanguageModel, logits_only_at
 
 
@@ -90,7 +90,7 @@ def draw_examples(records: Records, k: int, seed: int) -> list[int]:
     return random.Random(seed).sample(range(len(records)), k)
 
 
-def label_words(task: Task, overrides: Sequence[str]) -> list[str]:
+def label_words(labels: Labels, overrides: Sequence[str]) -> list[str]:
     """
     Return the words of the labels in the order of their ids: their names, with blanks for underscores.
 
@@ -100,7 +100,7 @@ def label_words(task: Task, overrides: Sequence[str]) -> list[str]:
     Raises:
         InputError: an override names no label.
     """
-    words = {name: name.replace("_", " ") for name in task.names}
+    words = {name: name.replace("_", " ") for name in labels.names}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or name not in words:
@@ -152,10 +152,10 @@ def score_labels(
 
 
 def estimate_by_rule(
-    task: Task, scores: Mapping[str, np.ndarray], labels: Sequence[int]
+    labels: Labels, scores: Mapping[str, np.ndarray], actual: Sequence[int]
 ) -> dict[str, dict[str, Estimate]]:
-    """Return the task's figures with intervals for each decision rule of [`score_labels`]."""
-    return {rule: task.estimates(values.argmax(-1), labels) for rule, values in scores.items()}
+    """Return the figures with intervals for each decision rule of [`score_labels`]."""
+    return {rule: labels.estimates(values.argmax(-1), actual) for rule, values in scores.items()}
 
 
 @torch.inference_mode()

@@ -1,135 +1,154 @@
-"""What a text classification task is: its labels as the data names them, its loss, its figures, its baselines."""
+"""Classification of texts and of pairs: one label, several labels, or a number."""
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit, softmax
 from torch.nn import functional as F
+from transformers import (
+    AutoModelForNextSentencePrediction,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from ..artifacts.record import RunRecord
 from ..core.errors import InputError
-from ..core.limits import refuse_diverged
-from ..core.statistics import Estimate, bootstrap, proportion
-from ..data.records import Records, read_list
+from ..core.statistics import Estimate
+from ..data.records import Records
+from ..train.finetune import encode_texts, separate_pairs
+from ..train.report import token_text
+from .labels import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    Labels,
+    describe_counts,
+    label_ids,
+    label_texts,
+    read_labels,
+)
+from .losses import LossFunction
+from .task import Outputs, Split, Task, text_key
 
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-_SINGLE, _MULTI, _REGRESSION = PROBLEM_TYPES
-_METRICS = {
-    _SINGLE: ("accuracy", "macro_f1", "matthews"),
-    _MULTI: ("micro_f1", "macro_f1", "exact_match"),
-    _REGRESSION: ("spearman", "pearson", "rmse"),
-}
-_SHOWN_CELLS = 20  # a confusion matrix of more labels than this is drawn without figures in its cells
+CONFUSION_FILE = "confusion_matrix.png"
+_MAX_CELLS_WITH_COUNTS = 20  # a confusion matrix of more labels is drawn without numbers in its cells
 
 
-@dataclass(frozen=True)
-class Task:
+class LabelledText(NamedTuple):
+    """One or two texts and their encoded label: an id, a tuple of 0.0 and 1.0, or a number."""
+
+    texts: tuple[str, ...]
+    label: Any = None
+
+
+@dataclass
+class Classification(Task[LabelledText]):
     """
-    How records become labels, and outputs become figures.
+    Texts, or pairs of texts, with one label, several labels or a number each.
 
-    Attributes:
-        problem_type: by transformers' name, one of `PROBLEM_TYPES`.
-        names: the labels in the order of their ids; for regression the name of the field.
-        field: where a record has its label.
-        ids: a label as a record may write it (as text) to its id.
-        known: ids that occur in the training records; others cannot be learned and are refused.
+    Args:
+        text_field: field of a record that has its text.
+        text_pair_field: field of the second text, for pairs.
+        label_field: field of the label, the labels or the number.
+        problem_type: one of `PROBLEM_TYPES`; by default inferred from the labels.
+        class_weights: whether rare labels count as much as frequent ones in the loss.
+        pooling: `cls` or `mean`, for encoders that have this choice in place of a pooler.
     """
 
-    problem_type: str
-    names: list[str]
-    field: str
-    ids: dict[str, int]
-    known: frozenset[int] | None = None
+    model_class = AutoModelForSequenceClassification
+    adapter_type = "SEQ_CLS"
+    input_settings = ("text_field", "text_pair_field")
+    label_setting = "label_field"
+
+    text_field: str = "text"
+    text_pair_field: str | None = None
+    label_field: str = "label"
+    problem_type: str | None = None
+    class_weights: bool = False
+    pooling: str | None = None
+    labels: Labels = field(init=False, repr=False)
+
+    def learn_labels(self, train: Records) -> None:
+        self.labels = read_labels(train, self.label_field, self.problem_type)
+
+    def adopt_labels(self, config: PreTrainedConfig, records: Records | None = None) -> None:
+        names = [config.id2label[number] for number in range(config.num_labels)]
+        problem_type = config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL)
+        if problem_type == REGRESSION:
+            self.labels = Labels(problem_type, [self.label_field], self.label_field, {})
+            return
+        texts = label_texts(records.values(self.label_field, "label_field"), problem_type) if records else ()
+        self.labels = Labels(problem_type, names, self.label_field, label_ids(names, texts))
+
+    def config_fields(self) -> dict[str, Any]:
+        pooling = {"classifier_pooling": self.pooling} if self.pooling else {}
+        return {**self.labels.config_fields(), **pooling}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the figures; by the first one the best checkpoint is chosen, on the validation records."""
-        return _METRICS[self.problem_type]
+        return self.labels.metrics
 
-    def config_fields(self) -> dict[str, Any]:
-        """Fields of a model's configuration."""
-        return {
-            "num_labels": len(self.names),
-            "problem_type": self.problem_type,
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: number for number, name in enumerate(self.names)},
-        }
+    def read(self, records: Records, labelled: bool = True) -> Split[LabelledText]:
+        columns = [records.texts(self.text_field, self.option("text_field"))]
+        if self.text_pair_field:
+            columns.append(records.texts(self.text_pair_field, self.option("text_pair_field")))
+        labels = self.labels.encode(records) if labelled else [None] * len(records)
+        return Split(records, [LabelledText(texts, label) for texts, label in zip(zip(*columns), labels)])
 
-    def encode(self, records: Records) -> list[Any]:
+    def keys(self, split: Split[LabelledText]) -> list[Hashable]:
+        return [text_key(*example.texts) for example in split.examples]
+
+    def strata(self, split: Split[LabelledText]) -> list[Hashable] | None:
+        return _labels(split) if self.labels.problem_type == SINGLE_LABEL else None
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        # Some models, such as GPT-2, count positions from the left even where there is padding.
+        tokenizer.padding_side = "right"
+        if self.text_pair_field:
+            separate_pairs(tokenizer)
+
+    def encode(
+        self,
+        split: Split[LabelledText],
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> None:
+        columns = [list(texts) for texts in zip(*(example.texts for example in split.examples))]
+        split.rows = encode_texts(tokenizer, max_length, *columns)
+
+    def add_labels(self, split: Split[LabelledText]) -> None:
+        for row, label in zip(split.rows, _labels(split)):
+            row["labels"] = label
+
+    def loss(self, train: Split[LabelledText], smoothing: float = 0.0) -> LossFunction:
         """
-        Labels as the models take them: ids, rows of 0.0 and 1.0, or numbers.
+        Return a `compute_loss_func` for Trainer: the mean over all accumulated batches.
 
-        Raises:
-            InputError: a label is missing, of the wrong kind, or not known from training.
+        Some of transformers' classifiers do not read `num_items_in_batch`; their own loss would be too large by the
+        number of accumulated batches.
         """
-        labels: list[Any] = []
-        for value, place in zip(records.values(self.field, "label_field"), records.places):
-            if self.problem_type == _REGRESSION:
-                labels.append(_number(value, place, self.field))
-                continue
-            ids = [self._id(one, place) for one in (_several(value) if self.problem_type == _MULTI else [value])]
-            labels.append([float(i in ids) for i in range(len(self.names))] if self.problem_type == _MULTI else ids[0])
-        return labels
-
-    def _id(self, value: Any, place: str) -> int:
-        if not written_label(value).strip():  # as a table leaves a label open
-            raise InputError(f"{place}: a label in field {self.field!r} is blank; mend or drop this record")
-        number = self.ids.get(written_label(value))
-        if number is None or (self.known is not None and number not in self.known):
-            there = ", ".join(self.names[:8]) + (" …" if len(self.names) > 8 else "")
-            raise InputError(
-                f"{place}: label {value!r} in field {self.field!r} is not among those that training knows: {there}"
-            )
-        return number
-
-    def name_of(self, label: Any) -> str:
-        """An encoded label as a person reads it."""
-        if self.problem_type == _MULTI:
-            return ", ".join(name for name, holds in zip(self.names, label) if holds) or "none"
-        return self.names[label] if self.problem_type == _SINGLE else f"{label:g}"
-
-    def occurring(self, labels: list[Any]) -> set[int]:
-        """Ids that occur among encoded labels."""
-        if self.problem_type == _MULTI:
-            return {number for row in labels for number, holds in enumerate(row) if holds}
-        return set(labels) if self.problem_type == _SINGLE else set()
-
-    def counts(self, labels: list[Any]) -> dict[str, int] | dict[str, float]:
-        """Records for each label by name; for regression the range of the numbers."""
-        if self.problem_type == _REGRESSION:
-            return {"lowest": min(labels), "mean": sum(labels) / len(labels), "highest": max(labels)}
-        counts = np.sum(labels, 0) if self.problem_type == _MULTI else np.bincount(labels, minlength=len(self.names))
-        return {name: int(count) for name, count in zip(self.names, counts)}
-
-    def class_weights(self, labels: list[Any]) -> torch.Tensor:
-        """Weights that let every class count the same; their mean over the training records is 1."""
-        if self.problem_type != _SINGLE:
-            raise InputError(f"--class_weights is for one label a record; this task is a {self.problem_type}")
-        counts = np.bincount(labels, minlength=len(self.names))
-        weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-        return torch.tensor(weights, dtype=torch.float32)
-
-    def loss(self, weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
-        """
-        A `compute_loss_func` for Trainer: the mean over all accumulated batches.
-
-        transformers' classifiers differ in this: some leave `num_items_in_batch` unread, and are then trained on a
-        loss that is too large by the number of accumulated batches.
-        """
+        problem_type = self.labels.problem_type
+        for name, given in (("class_weights", self.class_weights), ("label_smoothing_factor", smoothing)):
+            if given and problem_type != SINGLE_LABEL:
+                raise InputError(f"--{name} is for one label a record; this task is a {problem_type}")
+        weights = balanced_weights(_labels(train), len(self.labels.names)) if self.class_weights else None
 
         def compute(
             outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
         ) -> torch.Tensor:
             logits = outputs["logits"].float()
-            if self.problem_type == _SINGLE:
+            if problem_type == SINGLE_LABEL:
                 weight = None if weights is None else weights.to(logits.device)
                 loss = F.cross_entropy(logits, labels, weight=weight, reduction="sum", label_smoothing=smoothing)
-            elif self.problem_type == _MULTI:
+            elif problem_type == MULTI_LABEL:
                 loss = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum")
             else:
                 loss = F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
@@ -137,138 +156,156 @@ class Task:
 
         return compute
 
-    def decide(self, logits: np.ndarray) -> np.ndarray:
-        """Predictions from logits `(records, labels)`: ids, rows of 0 and 1, or numbers."""
-        refuse_diverged(logits)
-        if self.problem_type == _SINGLE:
+    def select(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the logits `(batch, labels)`; some models, such as BART, return hidden states behind them."""
+        return outputs[0].float()
+
+    def decide(self, outputs: Outputs, split: Split[LabelledText]) -> np.ndarray:
+        """Return ids, rows of 0 and 1, or numbers, from logits `(records, labels)`."""
+        logits = np.asarray(outputs)
+        if self.labels.problem_type == SINGLE_LABEL:
             return logits.argmax(-1)
-        return (logits > 0).astype(int) if self.problem_type == _MULTI else logits[:, 0]
+        return (logits > 0).astype(int) if self.labels.problem_type == MULTI_LABEL else logits[:, 0]
 
-    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The task's metrics, as scikit-learn and scipy compute them."""
-        if self.problem_type == _REGRESSION:
-            return {
-                "spearman": _correlation(_ranks(predictions), _ranks(labels)),
-                "pearson": _correlation(predictions, labels),
-                "rmse": float(np.sqrt(np.mean((predictions - labels) ** 2))),
-            }
-        if self.problem_type == _MULTI:
-            hits = (predictions * labels).sum(0)
-            predicted, actual = predictions.sum(0), labels.sum(0)
-            return {
-                "micro_f1": float(_f1(hits.sum(), predicted.sum(), actual.sum())),
-                "macro_f1": float(_f1(hits, predicted, actual).mean()),
-                "exact_match": float((predictions == labels).all(-1).mean()),
-            }
-        matrix = confusion_matrix(predictions, labels, len(self.names))
-        hits, predicted, actual = matrix.diagonal(), matrix.sum(0), matrix.sum(1)
-        there = predicted + actual > 0
-        n = len(labels)
-        spread = np.sqrt(float(n**2 - (predicted**2).sum())) * np.sqrt(float(n**2 - (actual**2).sum()))
-        return {
-            "accuracy": float(hits.sum() / n),
-            "macro_f1": float(_f1(hits, predicted, actual)[there].mean()),
-            "matthews": float((hits.sum() * n - predicted @ actual) / spread) if spread else 0.0,
-        }
+    def figures(self, predictions: Any, split: Split[LabelledText]) -> dict[str, float]:
+        return self.labels.figures(predictions, np.asarray(_labels(split)))
 
-    def estimates(self, predictions: np.ndarray, labels: Sequence[Any]) -> dict[str, Estimate]:
-        """The metrics with 95 % intervals: Wilson's for shares of records, bootstrapped ones for the others."""
-        labels = np.asarray(labels)
-        estimates = bootstrap(self.figures, predictions, labels)
-        for share in ("accuracy", "exact_match"):
-            if share in estimates:
-                n = len(labels)
-                estimates[share] = proportion(round(estimates[share].value * n), n)
-        return estimates
+    def estimates(self, predictions: Any, split: Split[LabelledText]) -> dict[str, Estimate]:
+        return self.labels.estimates(predictions, _labels(split))
 
+    def baselines(
+        self, train: Split[LabelledText], split: Split[LabelledText], seed: int = 0
+    ) -> dict[str, dict[str, Estimate]]:
+        """Return estimates of the most frequent label (or the mean), and of a linear model over TF-IDF."""
+        train_texts, texts = (["\n".join(example.texts) for example in part.examples] for part in (train, split))
+        predictions = predict_baselines(self.labels.problem_type, train_texts, _labels(train), texts)
+        return {name: self.estimates(prediction, split) for name, prediction in predictions.items()}
 
-def read_task(train: Records, field: str = "label", problem_type: str | None = None) -> Task:
-    """
-    The task that the training records pose.
+    def output_fields(self, outputs: Outputs, split: Split[LabelledText], top: int) -> list[dict[str, Any]]:
+        names, problem_type = self.labels.names, self.labels.problem_type
+        if problem_type == REGRESSION:
+            return [{"predicted_number": float(logits[0])} for logits in outputs]
+        multi = problem_type == MULTI_LABEL
+        fields: list[dict[str, Any]] = []
+        for logits in outputs:
+            scores = expit(logits) if multi else softmax(logits)
+            order = [int(number) for number in np.argsort(-scores, kind="stable")]
+            chosen = [number for number in order if scores[number] > 0.5] if multi else order[:1]
+            listed = {names[number]: float(scores[number]) for number in order[: max(top, len(chosen))]}
+            best = (
+                {"predicted_labels": [names[number] for number in chosen]}
+                if multi
+                else {"predicted_label": names[order[0]], "predicted_score": float(scores[order[0]])}
+            )
+            fields.append({**best, "predicted_scores": listed})
+        return fields
 
-    Lists of labels make a multi-label task, numbers with a fraction regression, all else one label a record. Names
-    and order come from `labels.json` beside the file (a list, or lists by field), else from a `{field}_text` beside
-    the label, else from the labels themselves, numbers in their order and texts in the alphabet's.
+    def describe(self) -> str:
+        count = len(self.labels.names)
+        return f"{self.labels.problem_type}: {count} label{'s' * (count > 1)} in {self.label_field!r}"
 
-    Raises:
-        InputError: a label is missing, of the wrong kind or names contradict one another; there is one class only.
-    """
-    if problem_type not in (None, *PROBLEM_TYPES):
-        raise InputError(f"problem_type {problem_type!r} must be one of {', '.join(PROBLEM_TYPES)}")
-    values = train.values(field, "label_field")
-    problem_type = problem_type or _guess(values)
-    if problem_type == _REGRESSION:
-        return Task(problem_type, [field], field, {})
+    def describe_split(self, split: Split[LabelledText]) -> str:
+        return f"{len(split.examples):,} records: {describe_counts(self.labels.counts(_labels(split)))}"
 
-    written = written_labels(values, problem_type)
-    listed = listed_names(Path(train.path).parent / "labels.json", field)
-    told = None if listed or problem_type == _MULTI else _told_names(train, field)
-    if listed:
-        names, ids = listed, label_ids(listed, written)
-    else:
-        order = sorted(written, key=_order(written))
-        names = [told[value] for value in order] if told else order
-        ids = {value: number for number, value in enumerate(order)}
-    if len(names) != len(set(names)):
-        raise InputError(f"{train.path}: two labels of field {field!r} have the same name")
-    task = Task(problem_type, names, field, ids)
-    occurring = task.occurring(task.encode(train))
-    if len(occurring) < (1 if problem_type == _MULTI else 2):
-        only = (
-            f"all {len(train)} records have the label {names[min(occurring)]!r}" if occurring else "no record has any"
-        )
-        raise InputError(f"{train.path}: {only} in field {field!r}; a classifier needs two to tell apart")
-    return replace(task, known=frozenset(occurring))
+    def describe_example(self, tokenizer: PreTrainedTokenizerBase, train: Split[LabelledText]) -> str:
+        label = self.labels.name_of(train.examples[0].label)
+        return f"{token_text(tokenizer, train.rows[0]['input_ids'])} → {label}"
+
+    def record_fields(self) -> dict[str, Any]:
+        return {"pooling": self.pooling} if self.pooling else {}
+
+    def add_details(
+        self, record: RunRecord, name: str, outputs: Outputs, split: Split[LabelledText], folder: Path
+    ) -> Iterable[str]:
+        """Add the confusion matrix, as numbers and as a picture."""
+        if self.labels.problem_type == SINGLE_LABEL:
+            from sklearn.metrics import confusion_matrix
+
+            names = self.labels.names
+            matrix = confusion_matrix(_labels(split), self.decide(outputs, split), labels=range(len(names)))
+            plot_confusion(matrix, names, folder / CONFUSION_FILE)
+            record["confusion_matrix"] = {"labels": names, "actual_by_predicted": matrix.tolist()}
+            record["pictures"] = {CONFUSION_FILE: f"Confusion matrix on the {name} records"}
+        return ()
 
 
-def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
-    """Counts `(actual, predicted)`."""
-    return np.bincount(np.asarray(labels) * size + predictions, minlength=size * size).reshape(size, size)
+class NextSentencePrediction(Classification):
+    """Whether the second text follows the first one, as BERT's own head predicts; for predictions only."""
+
+    model_class = AutoModelForNextSentencePrediction
+
+    def adopt_labels(self, config: PreTrainedConfig, records: Records | None = None) -> None:
+        self.labels = Labels(SINGLE_LABEL, ["follows", "does not follow"], self.label_field, {})
+
+    def read(self, records: Records, labelled: bool = True) -> Split[LabelledText]:
+        split = super().read(records, labelled)
+        if not self.text_pair_field:
+            raise InputError("a model for next sentences needs two: name the second text with --text-pair-field")
+        return split
+
+    def output_fields(self, outputs: Outputs, split: Split[LabelledText], top: int) -> list[dict[str, Any]]:
+        scores = [float(softmax(logits)[0]) for logits in outputs]
+        return [{"predicted_follows": score > 0.5, "predicted_score": score} for score in scores]
 
 
-def baselines(
-    task: Task, train_texts: Sequence[str], train_labels: Sequence[Any], texts: Sequence[str]
+def _labels(split: Split[LabelledText]) -> list[Any]:
+    return [example.label for example in split.examples]
+
+
+def balanced_weights(labels: Sequence[int], size: int) -> torch.Tensor:
+    """Return weights `(size,)` that let every class count the same; their mean over the records is 1."""
+    counts = np.bincount(labels, minlength=size)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def predict_baselines(
+    problem_type: str, train_texts: Sequence[str], train_labels: Sequence[Any], texts: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Predictions of what costs next to nothing: the most frequent label (or mean), and a linear model over TF-IDF."""
+    """Return predictions of the most frequent label (or the mean), and of a linear model over TF-IDF."""
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_union
 
-    # In a large set what occurs once helps nobody and makes the fit many times slower.
-    often = 2 if len(train_texts) >= 1000 else 1
-    words_and_characters = make_union(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=often),
-        TfidfVectorizer(analyzer="char", ngram_range=(2, 4), sublinear_tf=True, min_df=often),
+    # In a large set a feature that occurs once helps nothing, and such features make the fit many times slower.
+    min_df = 2 if len(train_texts) >= 1000 else 1
+    vectorizer = make_union(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df),
+        TfidfVectorizer(analyzer="char", ngram_range=(2, 4), sublinear_tf=True, min_df=min_df),
     )
     try:
-        vectors = (vectorizer := words_and_characters).fit_transform(train_texts)
-    except ValueError:  # there are no words, as in emoji, or none stands in two texts
+        train_vectors = vectorizer.fit_transform(train_texts)
+    except ValueError:  # there are no words, as in emoji, or no word occurs in two texts
         vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True)
-        vectors = vectorizer.fit_transform(train_texts)
-    seen = vectorizer.transform(texts)
-    if task.problem_type == _REGRESSION:
+        train_vectors = vectorizer.fit_transform(train_texts)
+    vectors = vectorizer.transform(texts)
+    if problem_type == REGRESSION:
         models = {"mean": DummyRegressor(), "TF-IDF + ridge": Ridge()}
     else:
         linear = LogisticRegression(C=10, max_iter=1000)
-        linear = OneVsRestClassifier(linear) if task.problem_type == _MULTI else linear
         models = {
             "majority": DummyClassifier(strategy="most_frequent"),
-            "TF-IDF + logistic regression": linear,
+            "TF-IDF + logistic regression": OneVsRestClassifier(linear) if problem_type == MULTI_LABEL else linear,
         }
     target = np.asarray(train_labels)
-    if task.problem_type == _MULTI:
+    if problem_type == MULTI_LABEL:
         target = target.astype(int)
-    # scikit-learn gives a single column as a plain row.
+    # scikit-learn returns a single column as a flat array.
     return {
-        name: np.asarray(model.fit(vectors, target).predict(seen)).reshape(len(texts), *target.shape[1:])
+        name: np.asarray(model.fit(train_vectors, target).predict(vectors)).reshape(len(texts), *target.shape[1:])
         for name, model in models.items()
     }
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """A confusion matrix as a PNG; colours are shares of the actual label's records, figures are records."""
+    """
+    Draw a confusion matrix as a PNG.
+
+    Args:
+        matrix: numbers of records `(actual, predicted)`, written into the cells; the colours are shares of each row.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -279,128 +316,16 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     figure, axes = plt.subplots(figsize=(side + 1.5, side), layout="constrained")
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the label's records", shrink=0.8)
-    size = 9 if len(names) <= _SHOWN_CELLS else 6
+    size = 9 if len(names) <= _MAX_CELLS_WITH_COUNTS else 6
     ticks = range(len(names))
-    # Two dollars in a label are no formula.
+    # Two dollar signs in a label are not a formula.
     axes.set_xticks(ticks, names, rotation=90 if len(names) > 4 else 0, fontsize=size, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
     axes.set(xlabel="predicted", ylabel="actual")
-    if len(names) <= _SHOWN_CELLS:
+    if len(names) <= _MAX_CELLS_WITH_COUNTS:
         for (actual, predicted), count in np.ndenumerate(matrix):
             color = "white" if shares[actual, predicted] > 0.5 else "black"
             axes.text(predicted, actual, str(count), ha="center", va="center", fontsize=size, color=color)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
-
-
-def _guess(values: list[Any]) -> str:
-    if any(isinstance(value, list) for value in values):
-        return _MULTI
-    try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
-        return _SINGLE
-    return _SINGLE if all(number.is_integer() for number in numbers) else _REGRESSION
-
-
-def written_label(value: Any) -> str:
-    """A label as text, the same from JSON (1, 1.0) and CSV ("1")."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def written_labels(values: Sequence[Any], problem_type: str) -> dict[str, None]:
-    """The labels that occur in a field, as text, in the order of their first record."""
-    several = (_several(value) if problem_type == _MULTI else [value] for value in values)
-    return dict.fromkeys(written_label(one) for labels in several for one in labels)
-
-
-def label_ids(names: Sequence[str], written: Iterable[str]) -> dict[str, int]:
-    """
-    Ids by what the records of a file write: names, or numbers from 0. Where names are numbers themselves, as the stars
-    of a review, "1" could be either: then all records write the one or all the other.
-    """
-    by_number = {str(number): number for number in range(len(names))}
-    by_name = {name: number for number, name in enumerate(names)}
-    if all(by_number.get(name, number) == number for name, number in by_name.items()):
-        return by_number | by_name
-    return by_name if by_name.keys() >= set(written) else by_number
-
-
-def _several(value: Any) -> list[Any]:
-    """The labels of a multi-label record: a list, or text (CSV) that [`read_list`] reads or that has commas."""
-    if isinstance(value, str) and (listed := read_list(value)) is not None:
-        return listed
-    if isinstance(value, str):
-        return [name.strip() for name in value.split(",") if name.strip()]
-    return value if isinstance(value, list) else [value]
-
-
-def _number(value: Any, place: str, field: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{place}: field {field!r} is {value!r}, not a number, but the task is regression") from None
-    if not np.isfinite(number):
-        raise InputError(f"{place}: field {field!r} is {value}; mend or drop this record")
-    return number
-
-
-def _order(written: dict[str, None]) -> Callable[[str], Any]:
-    try:
-        numbers = {value: float(value) for value in written}
-    except ValueError:
-        return str
-    return numbers.__getitem__
-
-
-def listed_names(path: Path, field: str) -> list[str] | None:
-    """Names from a `labels.json`, if there is one that names this field."""
-    if not path.is_file():
-        return None
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable list of labels ({error})") from None
-    names = listed.get(field) if isinstance(listed, dict) else listed
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise InputError(f"{path}: must be a list of names, or a list for each field")
-    return names or None
-
-
-def _told_names(train: Records, field: str) -> dict[str, str] | None:
-    """Names from `{field}_text`, if all records have it."""
-    beside = f"{field}_text"
-    if not all(isinstance(record.get(beside), str) for record in train):
-        return None
-    told: dict[str, str] = {}
-    for record, place in zip(train, train.places):
-        value, name = written_label(record[field]), record[beside]
-        if told.setdefault(value, name) != name:
-            raise InputError(f"{place}: label {value} is {name!r} here but {told[value]!r} before; mend {beside!r}")
-    return told
-
-
-def _f1(hits: Any, predicted: Any, actual: Any) -> Any:
-    return np.divide(2.0 * hits, np.maximum(predicted + actual, 1))
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    spread = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / spread) if spread else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    return rankdata(values)
-
-
-def describe_counts(counts: dict[str, int] | dict[str, float], most: int = 6) -> str:
-    """Labels with their records in one line, the most frequent first."""
-    if any(isinstance(count, float) for count in counts.values()):
-        return ", ".join(f"{name} {value:.4g}" for name, value in counts.items())
-    shown = [f"{name} {count:,}" for name, count in Counter(counts).most_common(most)]
-    rest = len(counts) - len(shown)
-    return ", ".join(shown) + (f", and {rest} more (fewest {min(counts.values()):,})" if rest else "")

@@ -1,26 +1,31 @@
-"""What multiple choice is: questions with options in the forms records have them, their rows, loss and baselines."""
+"""Multiple choice: the right one of several options, for a question and perhaps a context."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from scipy.special import softmax
+from transformers import AutoModelForMultipleChoice, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
 from ..core.statistics import Estimate, proportion
 from ..data.records import Records, split_list
+from ..train.finetune import separate_pairs
+from ..train.report import token_text
+from .losses import LossFunction
+from .task import Outputs, Split, Task
 
 
-METRICS = ("accuracy",)
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A question, perhaps about a context (else ""), its options, and the number of the right one (None: unknown)."""
+class ChoiceQuestion:
+    """A question, its context (or ""), its options, and the number of the right option (None: unknown)."""
 
     question: str
     context: str
@@ -28,39 +33,143 @@ class Choice:
     answer: int | None = None
 
 
-def read_choices(
-    records: Records,
-    question_field: str = "question",
-    options_fields: Sequence[str] = ("options",),
-    answer_field: str | None = "answer",
-    context_field: str | None = None,
-) -> list[Choice]:
+@dataclass
+class MultipleChoice(Task[ChoiceQuestion]):
     """
-    Questions with their options.
+    Questions with options, of which one is right; their number may differ from record to record.
 
     Args:
-        options_fields: one field with a list of options (or, as some sets have it, `{"text": […], "label": […]}`), or
-            one field for each option.
-        answer_field: the right option as a number from 0, a letter from A, a label of the options, or its text; a text
-            is first taken as an option's own, then as its label or letter, then as its number. None if it is not known.
-
-    Raises:
-        InputError: a record lacks a field, has fewer than two options, or an answer that is none of them.
+        question_field: field of a record that has its question.
+        context_field: field of the text that the question is about.
+        options_fields: one field with a list of options, or a field for each option.
+        answer_field: field of the right option.
     """
-    questions = records.texts(question_field, "question_field")
-    contexts = _read_contexts(records, context_field) if context_field else [""] * len(records)
-    choices = []
-    columns = [records.values(name, "options_fields") for name in options_fields]
-    answers = records.values(answer_field, "answer_field") if answer_field else [None] * len(records)
-    for question, context, values, answer, place in zip(questions, contexts, zip(*columns), answers, records.places):
-        options, labels = _read_options(values, options_fields, place)
-        number = None if answer is None else _number_of(answer, options, labels, answer_field, place)
-        choices.append(Choice(question, context, options, number))
-    return choices
+
+    model_class = AutoModelForMultipleChoice
+    adapter_type = None
+    input_settings = ("question_field", "context_field")
+    label_setting = "answer_field"
+
+    question_field: str = "question"
+    context_field: str | None = None
+    options_fields: Sequence[str] = ("options",)
+    answer_field: str = "answer"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("accuracy",)
+
+    def learn_labels(self, train: Records) -> None:
+        answers = {example.answer for example in self.read(train).examples}
+        if len(answers) < 2:
+            raise InputError(
+                f"{train.path}: the right option has the same number, {answers.pop()}, in all records: mix the options"
+            )
+
+    def read(self, records: Records, labelled: bool = True) -> Split[ChoiceQuestion]:
+        """
+        Read questions with their options.
+
+        A list of options may also be `{"text": […], "label": […]}`. The right option is a number from 0, a letter from
+        A, a label of the options, or a text: this is first taken as an option's text, then as its label or letter, then
+        as its number.
+
+        Raises:
+            InputError: a record lacks a field, has fewer than two options, or an answer that is none of them.
+        """
+        questions = records.texts(self.question_field, self.option("question_field"))
+        columns = [records.values(name, self.option("options_fields")) for name in self.options_fields]
+        contexts = _read_contexts(records, self.context_field) if self.context_field else [""] * len(records)
+        answers = records.values(self.answer_field, "answer_field") if labelled else [None] * len(records)
+        examples = []
+        for question, context, values, answer, place in zip(
+            questions, contexts, zip(*columns), answers, records.places
+        ):
+            options, labels = _read_options(values, self.options_fields, place)
+            number = _answer_number(answer, options, labels, self.answer_field, place) if labelled else None
+            examples.append(ChoiceQuestion(question, context, options, number))
+        return Split(records, examples)
+
+    def keys(self, split: Split[ChoiceQuestion]) -> list[Hashable]:
+        return [(example.context.casefold(), example.question.casefold()) for example in split.examples]
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        separate_pairs(tokenizer)
+
+    def encode(
+        self,
+        split: Split[ChoiceQuestion],
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> None:
+        split.rows = encode_choices(tokenizer, split.examples, max_length)
+
+    def add_labels(self, split: Split[ChoiceQuestion]) -> None:
+        """Add the number of the right option and how many there are: a batch may have more for other records."""
+        for row, example in zip(split.rows, split.examples):
+            row["labels"] = (example.answer, len(example.options))
+
+    def loss(self, train: Split[ChoiceQuestion], smoothing: float = 0.0) -> LossFunction:
+        return choice_loss(smoothing)
+
+    def select(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the logits `(batch, options)`."""
+        return outputs[0].float()
+
+    def decide(self, outputs: Outputs, split: Split[ChoiceQuestion]) -> np.ndarray:
+        """Return numbers of options from logits `(records, options)`, of which a record may have fewer than others."""
+        pairs = zip(outputs, split.examples)
+        return np.array([int(logits[: len(example.options)].argmax()) for logits, example in pairs])
+
+    def figures(self, predictions: Any, split: Split[ChoiceQuestion]) -> dict[str, float]:
+        return {"accuracy": self.estimates(predictions, split)["accuracy"].value}
+
+    def estimates(self, predictions: Any, split: Split[ChoiceQuestion]) -> dict[str, Estimate]:
+        """Return the share of right answers with Wilson's interval."""
+        right = sum(number == example.answer for number, example in zip(predictions, split.examples))
+        return {"accuracy": proportion(right, len(split.examples))}
+
+    def baselines(
+        self, train: Split[ChoiceQuestion], split: Split[ChoiceQuestion], seed: int = 0
+    ) -> dict[str, dict[str, Estimate]]:
+        """Return estimates of chance, the longest option, and the one with most words of the question and context."""
+        chance = float(np.mean([1 / len(example.options) for example in split.examples]))
+        longest = np.array([np.argmax([len(option) for option in example.options]) for example in split.examples])
+        overlap = np.array([_most_words_in_common(example) for example in split.examples])
+        return {
+            "chance": {"accuracy": Estimate(chance, chance, chance, len(split.examples))},
+            "longest option": self.estimates(longest, split),
+            "most words in common": self.estimates(overlap, split),
+        }
+
+    def output_fields(self, outputs: Outputs, split: Split[ChoiceQuestion], top: int) -> list[dict[str, Any]]:
+        fields = []
+        for logits, example in zip(outputs, split.examples):
+            scores = softmax(logits[: len(example.options)].astype(np.float64))
+            best = int(scores.argmax())
+            fields.append(
+                {
+                    "predicted_option": best,
+                    "predicted_text": example.options[best],
+                    "predicted_scores": scores.tolist(),
+                }
+            )
+        return fields
+
+    def describe_split(self, split: Split[ChoiceQuestion]) -> str:
+        counts = sorted(Counter(len(example.options) for example in split.examples).items())
+        options = ", ".join(f"{records:,} of {number} options" for number, records in counts)
+        return f"{len(split.examples):,} records: {options}"
+
+    def describe_example(self, tokenizer: PreTrainedTokenizerBase, train: Split[ChoiceQuestion]) -> str:
+        example = train.examples[0]
+        ids = train.rows[0]["input_ids"][example.answer]
+        return f"{token_text(tokenizer, ids)} → right, of {len(example.options)} options"
 
 
 def _read_contexts(records: Records, field: str) -> list[str]:
-    """A field that may be blank or null in some records."""
+    """Texts of a field that may be blank or null in some records."""
     with_context = [number for number, record in enumerate(records) if field not in record or record[field]]
     texts = dict(zip(with_context, records.subset(with_context).texts(field, "context_field")))
     return [texts.get(number, "") for number in range(len(records))]
@@ -68,7 +177,8 @@ def _read_contexts(records: Records, field: str) -> list[str]:
 
 def _read_options(values: Sequence[Any], fields: Sequence[str], place: str) -> tuple[tuple[str, ...], list[str]]:
     """Texts of the options, and the labels that they have."""
-    options, labels = values, None
+    options: Any = values
+    labels: Any = None
     if len(fields) == 1:
         options = split_list(values[0]) if str(values[0]).startswith("[") else values[0]
         if isinstance(options, dict):
@@ -82,7 +192,7 @@ def _read_options(values: Sequence[Any], fields: Sequence[str], place: str) -> t
     return tuple(str(option) for option in options), [str(label) for label in labels or []]
 
 
-def _number_of(answer: Any, options: tuple[str, ...], labels: list[str], field: str, place: str) -> int:
+def _answer_number(answer: Any, options: tuple[str, ...], labels: list[str], field: str, place: str) -> int:
     text = str(answer).strip()
     numbered = isinstance(answer, int | float) and not isinstance(answer, bool)
     if not numbered and options.count(text) == 1:
@@ -102,95 +212,51 @@ def _number_of(answer: Any, options: tuple[str, ...], labels: list[str], field: 
 
 
 def encode_choices(
-    tokenizer: PreTrainedTokenizerBase, choices: Sequence[Choice], max_length: int
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[ChoiceQuestion], max_length: int
 ) -> list[dict[str, Any]]:
     """
-    Inputs of a model, a row for each option: the question and the option as a pair, or the context and both. What is
-    too long is cut at the end of the longer part, mostly the context.
+    Encode each option of an example as a pair with the question, or with the context in front of question and option.
+
+    A pair that is too long is cut at the end of its longer part, mostly the context.
+
+    Returns: for each example, columns `(options, length)`.
     """
-    owners = [number for number, choice in enumerate(choices) for _ in choice.options]
-    first = [choices[number].context or choices[number].question for number in owners]
-    asked = [f"{choice.question} " if choice.context else "" for choice in choices]
-    second = [asked[n] + option for n, choice in enumerate(choices) for option in choice.options]
+    owners = [number for number, example in enumerate(examples) for _ in example.options]
+    first = [examples[number].context or examples[number].question for number in owners]
+    questions = [f"{example.question} " if example.context else "" for example in examples]
+    second = [questions[number] + option for number, example in enumerate(examples) for option in example.options]
     inputs = tokenizer(first, second, truncation="longest_first", max_length=max_length, verbose=False)
     if tokenizer.is_fast:
         # Truncation set by this call must not be saved as the tokenizer's own.
         tokenizer.backend_tokenizer.no_truncation()
-    rows: list[dict[str, Any]] = [{name: [] for name in inputs} for _ in choices]
+    rows: list[dict[str, Any]] = [{name: [] for name in inputs} for _ in examples]
     for number, values in zip(owners, zip(*inputs.values())):
         for name, value in zip(inputs, values):
             rows[number][name].append(value)
     return rows
 
 
-def option_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What [`encode_choices`] gives as records of one option: options are scored one by one, at any length."""
-    return [
-        {name: [value[number]] for name, value in row.items()}
-        for row in rows
-        for number in range(len(row["input_ids"]))
-    ]
-
-
-def logits_of(scores: Sequence[np.ndarray], choices: Sequence[Choice]) -> list[np.ndarray]:
-    """Scores of [`option_rows`], put together again: `(options,)` for each choice."""
-    each = iter(scores)
-    return [np.array([next(each)[0] for _ in choice.options], dtype=np.float64) for choice in choices]
-
-
-def add_labels(rows: Sequence[dict[str, Any]], choices: Sequence[Choice]) -> None:
-    """Put the number of the right option into the rows, and how many options there are: batches have more for some."""
-    for row, choice in zip(rows, choices):
-        row["labels"] = (choice.answer, len(choice.options))
-
-
-def choice_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
-    """A `compute_loss_func` for Trainer: the mean over the records of all accumulated batches."""
+def choice_loss(smoothing: float = 0.0) -> LossFunction:
+    """Return a `compute_loss_func` for Trainer: the mean over the records of all accumulated batches."""
 
     def compute(
         outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         logits = outputs["logits"].float()
         answers, options = labels.unbind(-1)
-        there = torch.arange(logits.shape[1], device=logits.device) < options[:, None]
-        scores = logits.masked_fill(~there, -torch.inf).log_softmax(-1)
-        right = scores.gather(1, answers[:, None]).squeeze(1)
-        spread = scores.masked_fill(~there, 0.0).sum(-1) / options
-        loss = -((1 - smoothing) * right + smoothing * spread).sum()
+        exists = torch.arange(logits.shape[1], device=logits.device) < options[:, None]
+        scores = logits.masked_fill(~exists, -torch.inf).log_softmax(-1)
+        correct = scores.gather(1, answers[:, None]).squeeze(1)
+        spread = scores.masked_fill(~exists, 0.0).sum(-1) / options
+        loss = -((1 - smoothing) * correct + smoothing * spread).sum()
         # Trainer counts both numbers of a record's labels.
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch / 2)
 
     return compute
 
 
-def decide(logits: Sequence[np.ndarray], choices: Sequence[Choice]) -> np.ndarray:
-    """Numbers of the options that a model takes, from the logits of each record's `(options or more,)`."""
-    return np.array([int(row[: len(choice.options)].argmax()) for row, choice in zip(logits, choices)])
-
-
-def figures(predictions: np.ndarray, choices: Sequence[Choice]) -> dict[str, float]:
-    """The share of right answers."""
-    return {"accuracy": float(np.mean([guess == choice.answer for guess, choice in zip(predictions, choices)]))}
-
-
-def estimates(predictions: np.ndarray, choices: Sequence[Choice]) -> dict[str, Estimate]:
-    """The share of right answers with Wilson's interval."""
-    return {"accuracy": proportion(sum(g == choice.answer for g, choice in zip(predictions, choices)), len(choices))}
-
-
-def baselines(choices: Sequence[Choice]) -> dict[str, dict[str, Estimate]]:
-    """What chance is expected to get, the longest option, and the one with most words of the question and context."""
-    expected = float(np.mean([1 / len(choice.options) for choice in choices]))
-    longest = np.array([np.argmax([len(option) for option in choice.options]) for choice in choices])
-    return {
-        "chance": {"accuracy": Estimate(expected, expected, expected, len(choices))},
-        "longest option": estimates(longest, choices),
-        "most words in common": estimates(np.array([_most_in_common(choice) for choice in choices]), choices),
-    }
-
-
-def _most_in_common(choice: Choice) -> int:
-    there = set(_WORD.findall(f"{choice.context} {choice.question}".casefold()))
-    words = [set(_WORD.findall(option.casefold())) for option in choice.options]
-    shares = [len(option & there) / max(len(option), 1) for option in words]
+def _most_words_in_common(example: ChoiceQuestion) -> int:
+    text_words = set(_WORD.findall(f"{example.context} {example.question}".casefold()))
+    option_words = [set(_WORD.findall(option.casefold())) for option in example.options]
+    shares = [len(words & text_words) / max(len(words), 1) for words in option_words]
     return shares.index(max(shares))

@@ -1,38 +1,301 @@
-"""What a tagging task is (entities, parts of speech): words and tags, the pieces of words, figures, a baseline."""
+"""Tagging: one tag for each word, such as named entities or parts of speech."""
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from ..artifacts.tokenizer_files import trim_offsets
 from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records, split_list
-from .classification import label_ids, listed_names, written_label
+from .labels import describe_counts, first_names, label_fields, label_ids, label_text, listed_names
+from .losses import LossFunction, token_loss
+from .task import Outputs, Split, Task
 
 
 _ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+")
-# The letters of BILOU and BMES for what IOBES calls E, S and I.
+# BILOU's and BMES's letters for E, S and I of IOBES, which seqeval reads.
 _AS_IOBES = str.maketrans("LUM", "ESI")
-_HITS, _PREDICTED, _ACTUAL = range(3)
+_CORRECT, _PREDICTED, _ACTUAL = range(3)
+_WORDS_AND_MARKS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_JOINERS = "\u200c\u200d"  # stand inside Persian and Indic words
 
 
-def read_words(records: Records, field: str) -> list[list[str]]:
+class TaggedWords(NamedTuple):
+    """The words of a record, and the ids of their tags."""
+
+    words: list[str]
+    tags: list[int] | None = None
+
+
+class WordWindow(NamedTuple):
     """
-    The words of all records: a list each, or a text (CSV) as [`split_list`] reads it.
+    A row of a model's input.
+
+    Attributes:
+        record: number of the record that it belongs to.
+        words: numbers of the record's words in it.
+        columns: column of each word's first token.
+    """
+
+    record: int
+    words: list[int]
+    columns: list[int]
+
+
+@dataclass(frozen=True)
+class Tags:
+    """
+    The tags of a task.
+
+    Attributes:
+        names: the tags in the order of their ids.
+        ids: a tag as a record may write it (as text) to its id.
+        default: id of the tag for words that have no token: O, or the most frequent one.
+    """
+
+    names: list[str]
+    ids: dict[str, int]
+    default: int
+
+    @property
+    def mark_entities(self) -> bool:
+        """Whether the tags mark entities (B-person, I-person, O), which are counted whole."""
+        return all(_ENTITY_TAG.fullmatch(name) for name in self.names) and any(name != "O" for name in self.names)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of what is counted: types of entities, or tags."""
+        return sorted({name[2:] for name in self.names if name != "O"}) if self.mark_entities else self.names
+
+    def count(self, predicted: Sequence[Sequence[int]], actual: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return numbers of correct, predicted and actual entities (or tags), `(records, kinds, 3)`."""
+        counts = np.zeros((len(actual), len(self.kinds), 3), dtype=np.int64)
+        number_of = {kind: number for number, kind in enumerate(self.kinds)}
+        for row, *tags in zip(counts, predicted, actual):
+            predicted_marks, actual_marks = (self._marks(ids) for ids in tags)
+            columns = (
+                (_CORRECT, predicted_marks & actual_marks),
+                (_PREDICTED, predicted_marks),
+                (_ACTUAL, actual_marks),
+            )
+            for column, marks in columns:
+                for kind, *_ in marks:
+                    row[number_of[kind], column] += 1
+        return counts
+
+    def _marks(self, tags: Sequence[int]) -> set[tuple[Any, ...]]:
+        names = [self.names[tag] for tag in tags]
+        return find_entities(names) if self.mark_entities else {(name, word) for word, name in enumerate(names)}
+
+
+@dataclass
+class Tagging(Task[TaggedWords]):
+    """
+    One tag for each word of a record.
+
+    Args:
+        words_field: field of a record that has its words: a list, or a text with blanks between them.
+        tags_field: field of as many tags.
+        text_field: field of running text, which is split into words and punctuation marks; replaces `words_field`.
+    """
+
+    model_class = AutoModelForTokenClassification
+    adapter_type = "TOKEN_CLS"
+    input_settings = ("words_field",)
+    label_setting = "tags_field"
+    per_token = True
+
+    words_field: str = "tokens"
+    tags_field: str = "tags"
+    text_field: str | None = None
+    tags: Tags = field(init=False, repr=False)
+
+    def learn_labels(self, train: Records) -> None:
+        self.tags = read_tags(train, self.tags_field)
+
+    def adopt_labels(self, config: PreTrainedConfig, records: Records | None = None) -> None:
+        names = [config.id2label[number] for number in range(config.num_labels)]
+        tags = (tag for tags in _tag_lists(records, self.tags_field) for tag in tags) if records else ()
+        self.tags = Tags(names, label_ids(names, map(label_text, tags)), names.index("O") if "O" in names else 0)
+
+    def config_fields(self) -> dict[str, Any]:
+        return label_fields(self.tags.names)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("f1", "precision", "recall") if self.tags.mark_entities else ("accuracy", "macro_f1")
+
+    def read(self, records: Records, labelled: bool = True) -> Split[TaggedWords]:
+        if self.text_field:
+            texts = records.texts(self.text_field, self.option("text_field"))
+            sentences = [split_words(text) or [text] for text in texts]
+        else:
+            sentences = read_words(records, self.words_field, self.option("words_field"))
+        if not labelled:
+            return Split(records, [TaggedWords(words) for words in sentences])
+        examples = []
+        for tags, words, place in zip(_tag_lists(records, self.tags_field), sentences, records.places):
+            if len(tags) != len(words):
+                raise InputError(
+                    f"{place}: {len(words)} words but {len(tags)} tags in field {self.tags_field!r}; mend or drop it"
+                )
+            for tag in tags:
+                if label_text(tag) not in self.tags.ids:
+                    raise InputError(
+                        f"{place}: tag {tag!r} in field {self.tags_field!r} is not among those of training: "
+                        f"{first_names(self.tags.names)}"
+                    )
+            examples.append(TaggedWords(words, [self.tags.ids[label_text(tag)] for tag in tags]))
+        return Split(records, examples)
+
+    def keys(self, split: Split[TaggedWords]) -> list[Hashable]:
+        return [" ".join(example.words).casefold() for example in split.examples]
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        trim_offsets(tokenizer)
+
+    def encode(
+        self,
+        split: Split[TaggedWords],
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> None:
+        split.rows, split.windows = encode_words(tokenizer, max_length, _sentences(split))
+
+    def add_labels(self, split: Split[TaggedWords]) -> None:
+        """Put a word's tag at its first token, and -100 at all other tokens."""
+        tags = _tags(split)
+        for row, window in zip(split.rows, split.windows):
+            row["labels"] = [-100] * len(row["input_ids"])
+            for word, column in zip(window.words, window.columns):
+                row["labels"][column] = tags[window.record][word]
+
+    def loss(self, train: Split[TaggedWords], smoothing: float = 0.0) -> LossFunction:
+        return token_loss(smoothing)
+
+    def select(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the likeliest tag's id and its probability `(batch, length, 2)`."""
+        logits = outputs[0].float()
+        scores, tags = logits.max(-1)
+        return torch.stack([tags.to(logits.dtype), (scores - logits.logsumexp(-1)).exp()], -1)
+
+    def decide(self, outputs: Outputs, split: Split[TaggedWords]) -> list[list[int]]:
+        selected = values_of_words(outputs, split.windows, _sentences(split), (self.tags.default, 0.0))
+        return [[int(tag) for tag, _ in row] for row in selected]
+
+    def figures(self, predictions: Any, split: Split[TaggedWords]) -> dict[str, float]:
+        return self.count_figures(self.tags.count(predictions, _tags(split)))
+
+    def count_figures(self, counts: np.ndarray) -> dict[str, float]:
+        """Return the metrics of [`Tags.count`]; counts can be summed over resampled records, which is fast."""
+        correct, predicted, actual = counts.sum((0, 1)).tolist()
+        if self.tags.mark_entities:
+            shares = {"precision": correct / max(predicted, 1), "recall": correct / max(actual, 1)}
+            return {"f1": 2 * correct / max(predicted + actual, 1), **shares}
+        by_kind = counts.sum(0)
+        occurs = by_kind.sum(-1) > 0
+        return {"accuracy": correct / max(actual, 1), "macro_f1": float(_f1(by_kind[occurs]).mean())}
+
+    def estimates(self, predictions: Any, split: Split[TaggedWords]) -> dict[str, Estimate]:
+        """Return the metrics, and the F1 of each kind that occurs, with bootstrapped intervals."""
+        counts = self.tags.count(predictions, _tags(split))
+        occurring = [number for number, row in enumerate(counts.sum(0)) if row[_ACTUAL]]
+
+        def statistics(resample: np.ndarray) -> dict[str, float]:
+            by_kind = _f1(resample.sum(0))
+            kinds = {f"f1 of {self.tags.kinds[number]}": float(by_kind[number]) for number in occurring}
+            return self.count_figures(resample) | kinds
+
+        return bootstrap(statistics, counts)
+
+    def baselines(
+        self, train: Split[TaggedWords], split: Split[TaggedWords], seed: int = 0
+    ) -> dict[str, dict[str, Estimate]]:
+        """Return estimates of a dictionary of the training words."""
+        predictions = dictionary_tags(_sentences(train), _tags(train), _sentences(split))
+        return {"dictionary": self.estimates(predictions, split)}
+
+    def output_fields(self, outputs: Outputs, split: Split[TaggedWords], top: int) -> list[dict[str, Any]]:
+        selected = values_of_words(outputs, split.windows, _sentences(split), (self.tags.default, 0.0))
+        rows = []
+        for example, values in zip(split.examples, selected):
+            row: dict[str, Any] = {"tokens": example.words} if self.text_field else {}
+            row["predicted_tags"] = [self.tags.names[int(tag)] for tag, _ in values]
+            row["predicted_scores"] = [round(float(score), 6) for _, score in values]
+            if self.tags.mark_entities:
+                entities = sorted(find_entities(row["predicted_tags"]), key=lambda entity: entity[1:])
+                row["predicted_entities"] = [
+                    {
+                        "type": kind,
+                        "text": " ".join(example.words[first : last + 1]),
+                        "first_word": first,
+                        "last_word": last,
+                    }
+                    for kind, first, last in entities
+                ]
+            rows.append(row)
+        return rows
+
+    def describe(self) -> str:
+        tags = f"{len(self.tags.names)} tags"
+        what = f"{len(self.tags.kinds)} types of entities in {tags}" if self.tags.mark_entities else tags
+        return f"{what} in {self.tags_field!r}"
+
+    def describe_split(self, split: Split[TaggedWords]) -> str:
+        """Return the number of words, and of the entities of each type or the words of each tag."""
+        tags = _tags(split)
+        counts = dict(zip(self.tags.kinds, self.tags.count(tags, tags)[..., _ACTUAL].sum(0).tolist()))
+        missing = [name for name, count in counts.items() if not count]
+        without = f"; none of {', '.join(missing)}" if missing else ""
+        counted = describe_counts({kind: count for kind, count in counts.items() if count})
+        return f"{len(tags):,} records, {sum(map(len, tags)):,} words: {counted}{without}"
+
+    def notes(self, name: str, split: Split[TaggedWords]) -> Iterable[str]:
+        words = sum(len(example.words) for example in split.examples)
+        if lost := words - sum(len(window.words) for window in split.windows):
+            yield f"{lost:,} words of {name} have no tokens and always get the tag {self.tags.names[self.tags.default]}"
+
+    def describe_example(self, tokenizer: PreTrainedTokenizerBase, train: Split[TaggedWords]) -> str:
+        """Return the record with the most different tags among the first ones."""
+        words, tags = max(train.examples[:50], key=lambda example: len(set(example.tags or ())))
+        return " ".join(
+            f"{word}/{self.tags.names[tag]}" if tag != self.tags.default else word
+            for word, tag in zip(words, tags or ())
+        )
+
+
+def _sentences(split: Split[TaggedWords]) -> list[list[str]]:
+    return [example.words for example in split.examples]
+
+
+def _tags(split: Split[TaggedWords]) -> list[list[int]]:
+    return [example.tags or [] for example in split.examples]
+
+
+def read_words(records: Records, field: str, option: str = "words_field") -> list[list[str]]:
+    """
+    Return the words of all records: a list each, or a text (CSV) as [`split_list`] reads it.
 
     Raises:
-        InputError: the field is missing, holds something else or no word.
+        InputError: the field is missing, or has something else or no word.
     """
     sentences = []
-    for value, place in zip(records.values(field, "words_field"), records.places):
+    for value, place in zip(records.values(field, option), records.places):
         words = split_list(value)
         if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
             raise InputError(f"{place}: field {field!r} is no list of words, or an empty one; mend or drop this record")
@@ -40,182 +303,65 @@ def read_words(records: Records, field: str) -> list[list[str]]:
     return sentences
 
 
-@dataclass(frozen=True)
-class TagTask:
+def split_words(text: str) -> list[str]:
+    """Split text into words and single punctuation marks; accents, vowel signs and joiners stay in their word."""
+    words: list[str] = []
+    end, continues = -1, False
+    for match in _WORDS_AND_MARKS.finditer(text):
+        is_sign = unicodedata.category(match[0][0]).startswith("M") or match[0] in _JOINERS
+        if words and match.start() == end and (is_sign or (continues and match[0][0].isalnum())):
+            words[-1] += match[0]
+        else:
+            words.append(match[0])
+        end, continues = match.end(), is_sign and words[-1][0].isalnum()
+    return words
+
+
+def read_tags(train: Records, field: str) -> Tags:
     """
-    How words get tags, and tags become figures.
-
-    Attributes:
-        names: the tags in the order of their ids.
-        field: where a record has its tags.
-        ids: a tag as a record may write it (as text) to its id.
-        default: the tag that a word gets which the model cannot see: O, or the most frequent one.
-    """
-
-    names: list[str]
-    field: str
-    ids: dict[str, int]
-    default: int
-
-    @property
-    def entities(self) -> bool:
-        """Whether the tags mark entities (B-person, I-person, O): these are then counted, each one whole."""
-        return all(_ENTITY_TAG.fullmatch(name) for name in self.names) and any(name != "O" for name in self.names)
-
-    @property
-    def kinds(self) -> list[str]:
-        """What is counted: types of entities, or tags."""
-        return sorted({name[2:] for name in self.names if name != "O"}) if self.entities else self.names
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the figures; by the first one the best checkpoint is chosen, on the validation records."""
-        return ("f1", "precision", "recall") if self.entities else ("accuracy", "macro_f1")
-
-    def config_fields(self) -> dict[str, Any]:
-        """Fields of a model's configuration."""
-        return {
-            "num_labels": len(self.names),
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: number for number, name in enumerate(self.names)},
-        }
-
-    def encode(self, records: Records, sentences: Sequence[Sequence[str]]) -> list[list[int]]:
-        """
-        The tags of all records as ids.
-
-        Raises:
-            InputError: a record has another number of tags than words, or a tag that is not known.
-        """
-        encoded = []
-        for tags, words, place in zip(_read_tags(records, self.field), sentences, records.places):
-            if len(tags) != len(words):
-                raise InputError(
-                    f"{place}: {len(words)} words but {len(tags)} tags in field {self.field!r}; mend or drop it"
-                )
-            for tag in tags:
-                if written_label(tag) not in self.ids:
-                    there = ", ".join(self.names[:8]) + (" …" if len(self.names) > 8 else "")
-                    raise InputError(
-                        f"{place}: tag {tag!r} in field {self.field!r} is not among those of training: {there}"
-                    )
-            encoded.append([self.ids[written_label(tag)] for tag in tags])
-        return encoded
-
-    def loss(self, smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
-        """A `compute_loss_func` for Trainer: the mean over the tagged words of all accumulated batches."""
-
-        def compute(
-            outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-        ) -> torch.Tensor:
-            logits = outputs["logits"].float().flatten(0, 1)
-            loss = F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing)
-            return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-        return compute
-
-    def count(self, predicted: Sequence[Sequence[int]], actual: Sequence[Sequence[int]]) -> np.ndarray:
-        """Hits, predictions and true ones `(records, kinds, 3)` of entities or of tags."""
-        counts = np.zeros((len(actual), len(self.kinds), 3), dtype=np.int64)
-        number_of = {kind: number for number, kind in enumerate(self.kinds)}
-        for row, guess, truth in zip(counts, predicted, actual):
-            found, there = (self._marks(tags) for tags in (guess, truth))
-            for column, marks in ((_HITS, found & there), (_PREDICTED, found), (_ACTUAL, there)):
-                for kind, *_ in marks:
-                    row[number_of[kind], column] += 1
-        return counts
-
-    def _marks(self, tags: Sequence[int]) -> set[tuple]:
-        names = [self.names[tag] for tag in tags]
-        return find_entities(names) if self.entities else {(name, word) for word, name in enumerate(names)}
-
-    def figures(self, counts: np.ndarray) -> dict[str, float]:
-        """The task's metrics from [`count`]."""
-        hits, predicted, actual = counts.sum((0, 1)).tolist()
-        if self.entities:
-            share = {"precision": hits / max(predicted, 1), "recall": hits / max(actual, 1)}
-            return {"f1": 2 * hits / max(predicted + actual, 1), **share}
-        by_kind = counts.sum(0)
-        there = by_kind.sum(-1) > 0
-        return {"accuracy": hits / max(actual, 1), "macro_f1": float(_f1(by_kind[there]).mean())}
-
-    def estimates(self, predicted: Sequence[Sequence[int]], actual: Sequence[Sequence[int]]) -> dict[str, Estimate]:
-        """The metrics, then the F1 of each kind that occurs, with intervals from records drawn again."""
-        counts = self.count(predicted, actual)
-        there = [number for number, row in enumerate(counts.sum(0)) if row[_ACTUAL]]
-
-        def statistics(drawn: np.ndarray) -> dict[str, float]:
-            by_kind = _f1(drawn.sum(0))
-            return self.figures(drawn) | {f"f1 of {self.kinds[number]}": float(by_kind[number]) for number in there}
-
-        return bootstrap(statistics, counts)
-
-
-def read_task(train: Records, sentences: Sequence[Sequence[str]], field: str) -> TagTask:
-    """
-    The task that the training records pose. The tags' order comes from `labels.json` beside the file, else from the
-    tags themselves, O in front.
+    Find the tags of training records. Their order comes from `labels.json` beside the file, else O is the first and the
+    others follow by alphabet.
 
     Raises:
-        InputError: a record has no tags or another number of them than of words; all words have the same tag.
+        InputError: a record has no tags, or all words have the same tag.
     """
-    counts = Counter(written_label(tag) for tags in _read_tags(train, field) for tag in tags)
+    counts = Counter(label_text(tag) for tags in _tag_lists(train, field) for tag in tags)
     names = listed_names(Path(train.path).parent / "labels.json", field)
     if names:
         ids = label_ids(names, counts)
     else:
         names = sorted(counts, key=lambda name: (name != "O", name))
         ids = {name: number for number, name in enumerate(names)}
-    task = TagTask(names, field, ids, default=0)
-    task.encode(train, sentences)
     if len(counts) < 2:
-        raise InputError(f"{train.path}: all words have the tag {next(iter(counts))!r} in field {field!r}")
-    most_frequent = task.ids[counts.most_common(1)[0][0]]
-    return TagTask(names, field, ids, default=names.index("O") if task.entities and "O" in names else most_frequent)
-
-
-def tag_ids(names: Sequence[str], records: Records, field: str) -> dict[str, int]:
-    """Ids of a model's tags by what the records write, names or numbers, as [`label_ids`] tells them apart."""
-    return label_ids(names, {written_label(tag) for tags in _read_tags(records, field) for tag in tags})
+        raise InputError(f"{train.path}: all words have the tag {next(iter(counts), None)!r} in field {field!r}")
+    tags = Tags(names, ids, default=0)
+    if tags.mark_entities and "O" in names:
+        return Tags(names, ids, default=names.index("O"))
+    return Tags(names, ids, default=ids.get(counts.most_common(1)[0][0], 0))
 
 
 def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """
-    Entities in tags of the schemes IOB1, IOB2, IOBES, BILOU and BMES as (type, first word, last word), as conlleval and
-    seqeval read the first three: an I without an entity to go on with begins one.
+    Return the entities in tags of the schemes IOB1, IOB2, IOBES, BILOU and BMES as (type, first word, last word).
+
+    seqeval finds them, as conlleval does: an I that continues no entity begins one.
     """
-    spans: list[tuple[str, int, int]] = []
-    before = ("O", "")
-    for word, tag in enumerate(tags):
-        prefix, _, kind = tag.partition("-")
-        prefix = prefix.translate(_AS_IOBES)
-        if prefix in "IE" and before[0] in "BI" and before[1] == kind:
-            spans[-1] = (kind, spans[-1][1], word)
-        elif prefix != "O":
-            spans.append((kind, word, word))
-        before = (prefix, kind)
-    return set(spans)
+    from seqeval.metrics.sequence_labeling import get_entities
 
-
-class Window(NamedTuple):
-    """A row of a model's input: the record it is of, its words' numbers, and the column of each one's first piece."""
-
-    record: int
-    words: list[int]
-    columns: list[int]
+    return set(get_entities([tag[:1].translate(_AS_IOBES) + tag[1:] for tag in tags]))
 
 
 def encode_words(
     tokenizer: PreTrainedTokenizerBase, max_length: int, sentences: Sequence[Sequence[str]]
-) -> tuple[list[dict[str, Any]], list[Window]]:
+) -> tuple[list[dict[str, Any]], list[WordWindow]]:
     """
-    Inputs of a model from words, which are cut into pieces as in running text.
+    Encode words as rows of a model's inputs, in the tokens that they have in running text.
 
-    What is longer than `max_length` becomes several rows, so that no word is lost. Words that the tokenizer drops
-    (control characters) are in no window.
+    A sentence longer than `max_length` tokens becomes several rows, so that no word is lost. Words that the tokenizer
+    drops (control characters) are in no window.
 
     Raises:
-        InputError: the tokenizer cannot tell which piece is of which word.
+        InputError: the tokenizer does not show which token belongs to which word.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -223,13 +369,13 @@ def encode_words(
         )
     blank = _blank_before_words(tokenizer)
     room = max_length - tokenizer.num_special_tokens_to_add()
-    # The first word of a row that goes on with a sentence is cut as in that sentence too, and as it was counted.
+    # So the first word of a row that continues a sentence has the same tokens as within the sentence.
     sentences = [[(blank if n else "") + word for n, word in enumerate(words)] for words in sentences]
     counted = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
     spans = []
     for record, words in enumerate(sentences):
-        pieces = Counter(counted.word_ids(record))
-        spans += [(record, part) for part in _parts([pieces[word] for word in range(len(words))], room)]
+        tokens = Counter(counted.word_ids(record))
+        spans += [(record, part) for part in _parts([tokens[word] for word in range(len(words))], room)]
     texts = [[sentences[record][word] for word in part] for record, part in spans]
     inputs = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=max_length, verbose=False)
     # Truncation set by this call must not be saved as the tokenizer's own.
@@ -240,51 +386,45 @@ def encode_words(
         for column, word in enumerate(inputs.word_ids(number)):
             if word is not None:
                 first.setdefault(part[word], column)
-        windows.append(Window(record, list(first), list(first.values())))
+        windows.append(WordWindow(record, list(first), list(first.values())))
     return [dict(zip(inputs, row)) for row in zip(*inputs.values())], windows
 
 
-def add_labels(rows: Sequence[dict[str, Any]], windows: Sequence[Window], tags: Sequence[Sequence[int]]) -> None:
-    """Put the tags into the rows as `labels`: at the first piece of each word, -100 elsewhere."""
-    for row, window in zip(rows, windows):
-        row["labels"] = [-100] * len(row["input_ids"])
-        for word, column in zip(window.words, window.columns):
-            row["labels"][column] = tags[window.record][word]
-
-
-def tags_of_words(
-    predictions: np.ndarray | Sequence[np.ndarray],
-    windows: Sequence[Window],
-    sentences: Sequence[Sequence[str]],
-    default: Any,
+def values_of_words(
+    outputs: Outputs, windows: Sequence[WordWindow], sentences: Sequence[Sequence[str]], default: Any
 ) -> list[list[Any]]:
-    """What a model says of each word out of what it says of each column `(rows, length, …)`."""
-    said = [[default] * len(words) for words in sentences]
-    for row, window in zip(predictions, windows):
+    """Return a value for each word, its first token's out of values `(rows, length, …)`; `default` without a token."""
+    values = [[default] * len(words) for words in sentences]
+    for row, window in zip(outputs, windows):
         for word, column in zip(window.words, window.columns):
-            said[window.record][word] = row[column]
-    return said
+            values[window.record][word] = row[column]
+    return values
 
 
-def dictionary_tagger(
-    sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[int]]
-) -> Callable[[Sequence[Sequence[str]]], list[list[int]]]:
-    """A baseline: each word's most frequent tag in training; for new words that of capitalised or other rare words."""
-    counts: dict[str, Counter] = {}
-    for words, given in zip(sentences, tags):
-        for word, tag in zip(words, given):
+def dictionary_tags(
+    train_sentences: Sequence[Sequence[str]],
+    train_tags: Sequence[Sequence[int]],
+    sentences: Sequence[Sequence[str]],
+) -> list[list[int]]:
+    """
+    Tag words by a dictionary of the training words: each word gets its most frequent tag, a new word that of rare
+    training words with (or without) a capital letter.
+    """
+    counts: dict[str, Counter[int]] = {}
+    for words, tags in zip(train_sentences, train_tags):
+        for word, tag in zip(words, tags):
             counts.setdefault(word, Counter())[tag] += 1
-    known = {word: tag.most_common(1)[0][0] for word, tag in counts.items()}
-    unknown = {True: Counter(), False: Counter()}
-    for word, tag in counts.items():
-        if tag.total() == 1:
-            unknown[word[:1].isupper()].update(tag)
-    everything = sum(counts.values(), Counter())
-    guess = {case: (tag or everything).most_common(1)[0][0] for case, tag in unknown.items()}
-    return lambda texts: [[known.get(word, guess[word[:1].isupper()]) for word in words] for words in texts]
+    known = {word: by_tag.most_common(1)[0][0] for word, by_tag in counts.items()}
+    rare: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
+    for word, by_tag in counts.items():
+        if by_tag.total() == 1:
+            rare[word[:1].isupper()].update(by_tag)
+    everything: Counter[int] = sum(counts.values(), Counter())
+    guess = {case: (by_tag or everything).most_common(1)[0][0] for case, by_tag in rare.items()}
+    return [[known.get(word, guess[word[:1].isupper()]) for word in words] for words in sentences]
 
 
-def _read_tags(records: Records, field: str) -> Iterator[list[Any]]:
+def _tag_lists(records: Records, field: str) -> Iterator[list[Any]]:
     for value, place in zip(records.values(field, "tags_field"), records.places):
         tags = split_list(value)
         if not isinstance(tags, list):
@@ -296,21 +436,21 @@ def _read_tags(records: Records, field: str) -> Iterator[list[Any]]:
 
 
 def _blank_before_words(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A blank where a tokenizer takes it as part of the word behind it, as byte-level ones do; else nothing."""
-    pieces = lambda words: tokenizer(words, is_split_into_words=isinstance(words, list))["input_ids"]  # noqa: E731
-    return "" if pieces("of the") == pieces(["of", "the"]) else " "
+    """Return a blank for tokenizers that make it part of the next word's token, as byte-level ones do; else nothing."""
+    running_text = tokenizer("of the")["input_ids"]
+    return "" if running_text == tokenizer(["of", "the"], is_split_into_words=True)["input_ids"] else " "
 
 
-def _parts(pieces: Sequence[int], room: int) -> Iterator[range]:
-    """Runs of words with no more pieces than there is room for; a word that is longer by itself stands alone."""
+def _parts(tokens: Sequence[int], room: int) -> Iterator[range]:
+    """Yield runs of words that fit in `room` tokens; a word that is longer stands alone."""
     start = used = 0
-    for word, count in enumerate(pieces):
+    for word, count in enumerate(tokens):
         if word > start and used + count > room:
             yield range(start, word)
             start, used = word, 0
         used += count
-    yield range(start, len(pieces))
+    yield range(start, len(tokens))
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
-    return 2 * counts[:, _HITS] / np.maximum(counts[:, _PREDICTED] + counts[:, _ACTUAL], 1)
+    return 2 * counts[:, _CORRECT] / np.maximum(counts[:, _PREDICTED] + counts[:, _ACTUAL], 1)

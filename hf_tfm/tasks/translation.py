@@ -1,13 +1,12 @@
-"""Translation: a new model and its tokenizer for both languages, its Trainer, and what its output is worth."""
+"""Translation: a new model and its tokenizer for both languages, its Trainer, and scores of translations."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
 from ..core.errors import InputError
@@ -23,12 +22,17 @@ from ..train.schedule import build_scheduler
 
 
 def is_preset(name: str) -> bool:
-    """Whether this names a new model, `tiny` or `vaswani2017/tiny`, rather than a folder or a model on the Hub."""
+    """Return whether a name is that of a new model, `tiny` or `vaswani2017/tiny`, and not a folder or a Hub name."""
     return not Path(name).exists() and ("/" not in name or name.partition("/")[0] in TfmEncoderConfig.lookalikes)
 
 
 def read_texts(records: Records, field: str, option: str) -> list[str]:
-    """A text field of all records, also inside another one: `translation.en`. Raises `InputError` as `Records` does."""
+    """
+    Return a text field of all records, which may be inside another field: `translation.en`.
+
+    Raises:
+        InputError: a record lacks the field, or has no text in it.
+    """
     outer, dot, inner = field.partition(".")
     if not dot:
         return records.texts(field, option)
@@ -41,12 +45,12 @@ def read_texts(records: Records, field: str, option: str) -> list[str]:
 
 def train_shared_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
     """
-    One byte-level BPE for both languages, which puts a text between [CLS] and [SEP]; those start and end a translation.
+    Train one byte-level BPE for both languages. [CLS] and [SEP] stand around a text, and start and end a translation.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a small text gives fewer tokens: `report_model` tells how many
+        warnings.simplefilter("ignore", UserWarning)  # a small text gives fewer tokens, and the script prints how many
         tokenizer = train_tokenizer(texts, vocab_size=vocab_size, style="encoder", model_max_length=max_length)
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the encoder knows one kind of segment
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the encoder has one segment type
     return tokenizer
 
 
@@ -54,11 +58,11 @@ def build_translator(
     preset: str, tokenizer: PreTrainedTokenizerBase, max_length: int, overrides: dict[str, Any] | None = None
 ) -> TfmEncoderDecoderModel:
     """
-    A new model: encoder and decoder of one size.
+    Build a new model, an encoder and a decoder of the same size.
 
     Args:
-        preset: a size (`tiny`), or the look-alike of both halves and a size (`vaswani2017/tiny`).
-        tokenizer: decides vocabulary and special tokens.
+        preset: a size (`tiny`), or a paper's architecture and a size (`vaswani2017/tiny`).
+        tokenizer: gives the vocabulary and the special tokens.
         overrides: fields of both configurations.
 
     Raises:
@@ -94,7 +98,7 @@ def build_translator(
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, max_length: int, start: int, sources: list[str], targets: list[str]
 ) -> list[dict[str, list[int]]]:
-    """Sources as inputs and targets as labels; the decoder's start token is fed to it and not predicted."""
+    """Return rows with sources as inputs and targets as labels, without the decoder's start token, its first input."""
     options = dict(truncation=True, max_length=max_length, verbose=False)
     inputs = tokenizer(sources, **options)
     labels = tokenizer(text_target=targets, **options)["input_ids"]
@@ -105,29 +109,16 @@ def encode_pairs(
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
-def token_loss(smoothing: float) -> Callable[..., torch.Tensor]:
-    """A `compute_loss_func` for Trainer: nats per target token over all accumulated batches, labels smoothed."""
-
-    def compute(
-        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        logits = outputs["logits"].flatten(0, 1).float()
-        loss = F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing)
-        return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-    return compute
-
-
 class TranslationTrainer(FinetuningMixin, Seq2SeqTrainer):
     """
-    The stock Seq2SeqTrainer with what [`FinetuningMixin`] adds, and this package's optimizers.
+    Seq2SeqTrainer with [`FinetuningMixin`] and the optimizers of this package.
 
     Args:
-        optimizer_name: as of [`build_optimizer`]; rate and weight decay are those of the arguments.
-        decay: share of the run at its end over which the rate decays.
+        optimizer_name: name for [`build_optimizer`]; the arguments give learning rate and weight decay.
+        decay: share of the steps, at the end, over which the learning rate decays.
     """
 
-    shards = False  # encoder and decoder have embeddings of their own, one of them tied to the head
+    shards = False  # encoder and decoder have their own embeddings, one of them tied to the head
 
     def __init__(self, *args: Any, optimizer_name: str, decay: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -148,19 +139,19 @@ class TranslationTrainer(FinetuningMixin, Seq2SeqTrainer):
         return self.lr_scheduler
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        # The stock class leaves in what processes repeat so that their batches are of one size.
+        # Seq2SeqTrainer keeps the examples that processes repeat to fill their last batches.
         self.gather_function = self.accelerator.gather_for_metrics
         return super().evaluation_loop(*args, **kwargs)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, generated: np.ndarray) -> list[str]:
-    """Generated ids as text; -100 is padding that Trainer has put between batches."""
+    """Return generated ids as texts; Trainer pads batches with -100."""
     ids = np.where(generated == -100, tokenizer.pad_token_id, generated)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def scores(translations: list[str], references: list[str]) -> dict[str, float]:
-    """BLEU (Post 2018) and chrF (Popović 2015), from 0 to 100, one reference each."""
+    """Return BLEU (Post 2018) and chrF (Popović 2015), from 0 to 100, against one reference each."""
     import sacrebleu
 
     return {
@@ -169,17 +160,24 @@ def scores(translations: list[str], references: list[str]) -> dict[str, float]:
     }
 
 
-def estimates(translations: list[str], references: list[str], resamples: int = 1000) -> dict[str, Estimate]:
-    """BLEU and chrF with bootstrapped 95 % intervals (Koehn 2004), from sacrebleu's counts for each translation."""
+def estimate_scores(
+    translations: list[str], references: list[str], resamples: int | None = None
+) -> dict[str, Estimate]:
+    """
+    Return BLEU and chrF with bootstrapped 95 % intervals (Koehn 2004), from sacrebleu's counts for each translation.
+
+    The two private methods are those of sacrebleu's own bootstrap, which fails where a resample has a score of 0;
+    `test_figures_are_sacrebleus` fails when they change.
+    """
     import sacrebleu
 
-    found = {}
+    estimates: dict[str, Estimate] = {}
     for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
-        # Both sum counts over the texts. sacrebleu's own bootstrap fails where a sample of the texts has a score of 0.
+        # Both metrics are functions of counts that are summed over the texts.
         counts = np.array(metric._extract_corpus_statistics(translations, [references]))
 
         def figure(rows: np.ndarray, name: str = name, metric: Any = metric) -> dict[str, float]:
             return {name: metric._compute_score_from_stats(rows.sum(0).tolist()).score}
 
-        found |= bootstrap(figure, counts, resamples=resamples)
-    return found
+        estimates |= bootstrap(figure, counts, resamples=resamples)
+    return estimates

@@ -98,10 +98,14 @@ def report_steps(
     )
 
 
+def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], limit: int = 64) -> str:
+    """Return the first tokens of a model's input as text, special tokens included."""
+    return f"{tokenizer.decode(ids[:limit])}{' …' if len(ids) > limit else ''}"
+
+
 def report_example(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], label: str) -> None:
-    """A record as the model gets it, from its tokens back to text, and what it is to say."""
-    ids = record["input_ids"]
-    print_line("example", f"{tokenizer.decode(ids[:64])}{' …' if len(ids) > 64 else ''} → {label}")
+    """Print a record as the model gets it, and its label."""
+    print_line("example", f"{token_text(tokenizer, record['input_ids'])} → {label}")
 
 
 def report_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:

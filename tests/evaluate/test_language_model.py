@@ -24,7 +24,7 @@ from hf_tfm.evaluate.language_model import (
     sliding_windows,
 )
 from hf_tfm.evaluate.result_store import PARTS_FILE, ResultStore
-from hf_tfm.tasks.classification import read_task
+from hf_tfm.tasks.labels import read_labels
 from hf_tfm.tasks.likelihood import LanguageModel, Row, logits_only_at
 
 
@@ -252,7 +252,7 @@ def as_records(texts_and_labels) -> Records:
 def test_score_labels_decide_three_ways(tokenizer):
     lm = language_model("qwen3", tokenizer)
     records = as_records([("rain fell", "the moon"), ("seven ships", "cat"), ("the book", "cat")])
-    task = read_task(records)
+    task = read_labels(records)
     prompt = Prompt("{text} is {label}", label_words(task, ["cat=a small cat"]))
     assert task.names == ["cat", "the moon"] and prompt.answers == [" a small cat", " the moon"]
     scores = score_labels(lm, prompt, records, [(records[0], 1)])
@@ -289,7 +289,7 @@ def test_too_many_examples_are_said(tokenizer):
         (lambda: Prompt("{text} {label}", ["a", "a"]), "same words"),
         (lambda: Prompt("{body} {label}", ["a", "b"]).render({"text": "x"}, "f, line 3"), "f, line 3: template"),
         (lambda: draw_examples(as_records([("a", 0)]), 2, 0), "fewer than 2 examples"),
-        (lambda: label_words(read_task(as_records([("a", "x"), ("b", "y")])), ["z=1"]), "label out of x, y"),
+        (lambda: label_words(read_labels(as_records([("a", "x"), ("b", "y")])), ["z=1"]), "label out of x, y"),
     ],
 )
 def test_mistakes_in_prompts_are_one_line(mistake, said):

@@ -12,7 +12,7 @@ from scipy import stats
 from hf_tfm.core import statistics
 from hf_tfm.core.errors import InputError
 from hf_tfm.evaluate import metrics
-from hf_tfm.tasks.classification import Task
+from hf_tfm.tasks.labels import Labels
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +124,8 @@ def test_translations_are_sacrebleus():
         metrics.load("chrf").compute(predictions=predictions, references=[["a"], ["a", "b"]])
 
 
-def task(problem_type: str, names: list[str]) -> Task:
-    return Task(problem_type, names, "label", {})
+def task(problem_type: str, names: list[str]) -> Labels:
+    return Labels(problem_type, names, "label", {})
 
 
 @pytest.mark.parametrize("labels", [2, 4])

@@ -19,8 +19,9 @@ from hf_tfm.apps.cli import main
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.tokens import document_ends
 from hf_tfm.evaluate import predict
-from hf_tfm.evaluate.predict import open_predictor, predict_file
-from hf_tfm.tasks import question_answering
+from hf_tfm.evaluate.predict import Predictor, open_predictor, predict_file
+from hf_tfm.tasks.spans import encode_questions, find_answers
+from hf_tfm.tasks.squad import Question
 
 
 TEXTS = [
@@ -117,7 +118,9 @@ def test_tags_of_words_and_of_running_text(folders, tmp_path):
         logits = outputs_alone(folder, text).logits[0]
         # A word's first piece is the one that begins where the word (or the blank before it) begins.
         starts = [encoded.char_to_token(i) for i in range(len(text)) if i == 0 or text[i] == " "]
-        assert row["predicted_tags"] == [predictor.names[int(logits[column].argmax())] for column in starts]
+        assert row["predicted_tags"] == [
+            predictor.model.config.id2label[int(logits[column].argmax())] for column in starts
+        ]
         assert all(0 < score <= 1 for score in row["predicted_scores"])
         words = [word for entity in row["predicted_entities"] for word in entity["text"].split()]
         assert len(words) == sum(tag != "O" for tag in row["predicted_tags"])
@@ -136,14 +139,14 @@ def test_answers_with_their_places(folders, tmp_path, name):
     rows = run(folders / name, asked, tmp_path, "--top", "4", "--max-length", "32")
     predictor = open_predictor(str(folders / name))
     for row, question in zip(rows, asked, strict=True):
-        one = [question_answering.Question(**question)]
-        inputs, windows = question_answering.encode_questions(predictor.tokenizer, predictor.model, one, 32, 8)
+        one = [Question(**question)]
+        inputs, windows = encode_questions(predictor.tokenizer, predictor.model, one, 32, 8)
         logits = []
         for inside in inputs:
             with torch.no_grad():
                 out = predictor.model(**{key: torch.tensor([ids]) for key, ids in inside.items()})
             logits.append(torch.stack([out.start_logits[0], out.end_logits[0]], -1).numpy())
-        [answer] = question_answering.find_answers(logits, windows, [question["context"]])
+        [answer] = find_answers(logits, windows, [question["context"]])
         assert row["predicted_answer"] == answer.spans[0].text
         listed = row["predicted_answers"]
         assert [(span["start"], span["end"]) for span in listed] == [(s.start, s.end) for s in answer.spans[:4]]
@@ -304,13 +307,13 @@ def test_long_files_are_read_in_chunks_and_come_out_the_same(folders, tmp_path, 
     real = predict.iter_records
     monkeypatch.setattr(predict, "iter_records", lambda path: (read.append(1) or item for item in real(path)))
     predictor = open_predictor(str(folder), batching={"batch_tokens": 64})
-    classify = predict._HEADS[predictor.kind]
+    real_call = Predictor.__call__
 
     def watched(predictor, records):
         seen.append((len(records), len(read)))
-        return classify(predictor, records)
+        return real_call(predictor, records)
 
-    monkeypatch.setitem(predict._HEADS, predictor.kind, watched)
+    monkeypatch.setattr(Predictor, "__call__", watched)
     assert predict_file(predictor, str(tmp_path / "in.jsonl"), str(tmp_path / "again.jsonl")) == 50
     assert seen == [(8, 8 * n) for n in range(1, 7)] + [(2, 50)], "no more is read than is being predicted"
     again = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]

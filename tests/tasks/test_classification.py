@@ -36,9 +36,9 @@ from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.limits import longest_input
 from hf_tfm.data.records import Records, carve, read_records
-from hf_tfm.evaluate.labelled import task_of_model
 from hf_tfm.evaluate.predict import open_predictor
-from hf_tfm.tasks.classification import baselines, plot_confusion, read_task
+from hf_tfm.tasks.classification import Classification, plot_confusion, predict_baselines
+from hf_tfm.tasks.labels import read_labels
 from hf_tfm.train.adapters import merge_adapter
 from hf_tfm.train.callbacks import ProgressLine
 from hf_tfm.train.finetune import FinetuningTrainer, ensure_pad_token, load_model
@@ -463,9 +463,9 @@ def test_baselines_are_scikit_learns():
     for make, field in ((single, "label"), (scored, "score")):
         train, test = make(120, 1), [r["text"] for r in make(40, 2)]
         texts = [r["text"] for r in train]
-        task = read_task(Records(train, ["here"] * len(train), "nowhere"), field)
+        task = read_labels(Records(train, ["here"] * len(train), "nowhere"), field)
         labels = task.encode(Records(train, ["here"] * len(train), "nowhere"))
-        guesses = baselines(task, texts, labels, test)
+        guesses = predict_baselines(task.problem_type, texts, labels, test)
         seen, unseen = features(texts, test)
         if field == "label":
             direct = LogisticRegression(C=10, max_iter=1000).fit(seen, labels).predict(unseen)
@@ -485,20 +485,20 @@ def records_of(*labels, **more) -> Records:
 
 
 def test_names_of_labels_and_their_order(tmp_path):
-    assert read_task(records_of("b", "a", "c")).names == ["a", "b", "c"]
-    assert read_task(records_of(10, 9, 9)).names == ["9", "10"]
-    assert read_task(records_of("10", "9", "9")).names == ["9", "10"]
-    assert read_task(records_of(True, False)).names == ["False", "True"]
-    assert read_task(records_of(1, 0, label_text=["yes", "no"])).names == ["no", "yes"]
-    assert read_task(records_of(1.0, 0.0)).problem_type == "single_label_classification"
-    assert read_task(records_of(1.5, 0.0)).problem_type == "regression"
-    assert read_task(records_of(["b"], ["a", "b"], [])).encode(records_of(["a"], [])) == [[1.0, 0.0], [0.0, 0.0]]
-    assert read_task(records_of(3, 5)).encode(records_of("5", 3.0)) == [1, 0], "JSON and CSV write the same label"
+    assert read_labels(records_of("b", "a", "c")).names == ["a", "b", "c"]
+    assert read_labels(records_of(10, 9, 9)).names == ["9", "10"]
+    assert read_labels(records_of("10", "9", "9")).names == ["9", "10"]
+    assert read_labels(records_of(True, False)).names == ["False", "True"]
+    assert read_labels(records_of(1, 0, label_text=["yes", "no"])).names == ["no", "yes"]
+    assert read_labels(records_of(1.0, 0.0)).problem_type == "single_label_classification"
+    assert read_labels(records_of(1.5, 0.0)).problem_type == "regression"
+    assert read_labels(records_of(["b"], ["a", "b"], [])).encode(records_of(["a"], [])) == [(1.0, 0.0), (0.0, 0.0)]
+    assert read_labels(records_of(3, 5)).encode(records_of("5", 3.0)) == [1, 0], "JSON and CSV write the same label"
 
     (tmp_path / "labels.json").write_text('{"label": ["zero", "one", "two"]}')
     listed = records_of(2, "zero")
     listed.path = str(tmp_path / "train.jsonl")
-    task = read_task(listed)
+    task = read_labels(listed)
     assert task.names == ["zero", "one", "two"] and task.encode(listed) == [2, 0]
 
 
@@ -507,29 +507,31 @@ def test_names_that_are_numbers_are_not_taken_for_the_labels_numbers(tmp_path):
     for written in ([1, 2, 3], ["1", "2", "3"], [0, 1, 2]):
         records = records_of(*written)
         records.path = str(tmp_path / "train.jsonl")
-        assert read_task(records).encode(records) == [0, 1, 2], written
+        assert read_labels(records).encode(records) == [0, 1, 2], written
     model = build("TfmEncoderForSequenceClassification", num_labels=2)
     model.config.id2label = {0: "1", 1: "2"}
-    assert task_of_model(model, "label", records_of(1, 2)).encode(records_of(1, 2)) == [0, 1]
-    assert task_of_model(model, "label", records_of(0, 1)).encode(records_of(0, 1)) == [0, 1]
+    for written in ((1, 2), (0, 1)):
+        task = Classification()
+        task.adopt_labels(model.config, records_of(*written))
+        assert [example.label for example in task.read(records_of(*written)).examples] == [0, 1]
 
 
 def test_lists_in_the_cells_of_a_table(tmp_path):
     cells = ['["a", "b"]', "['a', 'b']", "a, b"]
     for cell in cells:
         records = records_of(cell, "b", "")
-        task = read_task(records, problem_type="multi_label_classification")
-        assert task.names == ["a", "b"] and task.encode(records)[:2] == [[1.0, 1.0], [0.0, 1.0]], cell
+        task = read_labels(records, problem_type="multi_label_classification")
+        assert task.names == ["a", "b"] and task.encode(records)[:2] == [(1.0, 1.0), (0.0, 1.0)], cell
 
 
 def test_baselines_without_words_and_with_one_label_alone():
     for texts in (["😀", "😁"] * 4, ["a", "b"] * 4, [chr(0x4E00 + n) * 2 for n in range(1000)]):
-        task = read_task(records_of(0, 1))
+        task = read_labels(records_of(0, 1))
         labels = [0, 1] * (len(texts) // 2)
-        guesses = baselines(task, texts, labels, texts[:4])
+        guesses = predict_baselines(task.problem_type, texts, labels, texts[:4])
         assert guesses["TF-IDF + logistic regression"].tolist() == [0, 1, 0, 1], texts[:2]
-    task, texts = read_task(records_of(["a"], [])), ["one", "two", "one"]
-    for guess in baselines(task, texts, [[1.0], [0.0], [1.0]], texts).values():
+    task, texts = read_labels(records_of(["a"], [])), ["one", "two", "one"]
+    for guess in predict_baselines(task.problem_type, texts, [[1.0], [0.0], [1.0]], texts).values():
         assert guess.shape == (3, 1)
         assert 0 <= task.figures(guess, np.array([[1.0], [0.0], [1.0]]))["micro_f1"] <= 1
 

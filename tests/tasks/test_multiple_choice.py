@@ -29,6 +29,7 @@ from hf_tfm.data.batches import RightPadding
 from hf_tfm.data.records import Records, read_records
 from hf_tfm.evaluate.predict import open_predictor
 from hf_tfm.tasks import multiple_choice as mc
+from hf_tfm.tasks.task import Split
 from hf_tfm.train.adapters import merge_adapter
 from hf_tfm.train.recipe import parse_recipe
 
@@ -161,18 +162,25 @@ def test_loss_is_the_mean_over_records_and_sees_no_missing_option(smoothing):
     assert logits.grad.isfinite().all() and not logits.grad[1, 2:].any() and logits.grad[2, :3].all()
 
 
+def split(questions: list[mc.ChoiceQuestion]) -> Split:
+    return Split(Records([], [], ""), questions)
+
+
 def test_batches_have_options_as_a_dimension(tokenizer):
-    several = [mc.Choice("the", "", ("cat", "small moon")), mc.Choice("a", "", ("cat", "hen", "rain fell"))]
+    several = [
+        mc.ChoiceQuestion("the", "", ("cat", "small moon")),
+        mc.ChoiceQuestion("a", "", ("cat", "hen", "rain fell")),
+    ]
     rows = mc.encode_choices(tokenizer, several, 16)
     batch = RightPadding(tokenizer)(rows)
     assert batch["input_ids"].shape == (2, 3, 8)
     assert batch["input_ids"][0, 2].tolist() == batch["input_ids"][0, 1].tolist(), "the last option is repeated"
     assert batch["attention_mask"][1].sum(-1).tolist() == [len(row) for row in rows[1]["input_ids"]]
-    assert mc.decide(np.array([[0.0, 1.0, 9.0], [0.0, 1.0, 9.0]]), several).tolist() == [1, 2]
+    assert mc.MultipleChoice().decide(np.array([[0.0, 1.0, 9.0]] * 2), split(several)).tolist() == [1, 2]
 
 
 def test_a_long_context_is_cut_and_question_and_option_are_kept(tokenizer):
-    [row] = mc.encode_choices(tokenizer, [mc.Choice("who", "the cat " * 30, ("moon", "rain"))], 24)
+    [row] = mc.encode_choices(tokenizer, [mc.ChoiceQuestion("who", "the cat " * 30, ("moon", "rain"))], 24)
     for ids, option in zip(row["input_ids"], ("moon", "rain")):
         assert len(ids) == 24 and tokenizer.decode(ids, skip_special_tokens=True).endswith(f"who {option}")
     assert tokenizer.backend_tokenizer.truncation is None
@@ -199,20 +207,23 @@ def test_answers_in_every_form():
         ({"text": ["x", "y"], "label": ["B", "A"]}, "A", 1),
         ({"text": ["x", "y"], "label": ["1", "2"]}, "2", 1),
     ):
-        [choice] = mc.read_choices(records_of({"options": options, "answer": answer}))
+        [choice] = mc.MultipleChoice().read(records_of({"options": options, "answer": answer})).examples
         assert choice.answer == number, (options, answer)
     rows = records_of({"a": "x", "b": "y", "context": "c"}, {"a": "x", "b": "y", "context": None})
-    read = mc.read_choices(rows, options_fields=["a", "b"], answer_field=None, context_field="context")
+    task = mc.MultipleChoice(options_fields=["a", "b"], context_field="context")
+    read = task.read(rows, labelled=False).examples
     assert [choice.options for choice in read] == [("x", "y")] * 2 and read[0].answer is None
     assert [choice.context for choice in read] == ["c", ""]
 
 
 def test_simple_rules():
     several = [
-        mc.Choice("the cat sat", "", ("a dog ran far", "the cat"), 1),
-        mc.Choice("rain", "it fell", ("fell", "something long", "x"), 1),
+        mc.ChoiceQuestion("the cat sat", "", ("a dog ran far", "the cat"), 1),
+        mc.ChoiceQuestion("rain", "it fell", ("fell", "something long", "x"), 1),
     ]
-    figures = {name: row["accuracy"].value for name, row in mc.baselines(several).items()}
+    figures = {
+        name: row["accuracy"].value for name, row in mc.MultipleChoice().baselines(split([]), split(several)).items()
+    }
     assert figures == {"chance": pytest.approx(5 / 12), "longest option": 0.5, "most words in common": 0.5}
 
 
@@ -237,7 +248,7 @@ def test_bad_records_are_named(case):
     change, complaint = BAD[case]
     good = {"options": ["x", "y"]}
     with pytest.raises(InputError) as error:
-        mc.read_choices(records_of(good, {**good, **change}))
+        mc.MultipleChoice().read(records_of(good, {**good, **change}))
     assert str(error.value).startswith(f"f, line 2: {complaint}") and "\n" not in str(error.value)
 
 

@@ -28,8 +28,11 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, ModernBer
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.records import Records, read_records
-from hf_tfm.evaluate.labelled import measure_answers
-from hf_tfm.tasks import question_answering as qa
+from hf_tfm.evaluate.labelled import measure_head
+from hf_tfm.tasks.question_answering import QuestionAnswering, answer_by_rules, choose_threshold, score_answers
+from hf_tfm.tasks.spans import ContextWindow, Span, SpanAnswer, encode_questions, find_answers, span_columns
+from hf_tfm.tasks.squad import Question, read_questions, unfold
+from hf_tfm.tasks.task import Split
 from hf_tfm.train.adapters import add_adapter, merge_adapter
 from hf_tfm.train.finetune import load_model
 from hf_tfm.train.recipe import FinetuningRecipe, parse_recipe
@@ -65,20 +68,20 @@ def files(tmp_path_factory):
     return root
 
 
-def answers_one_by_one(folder: Path, rows: list[dict], model=None, **sizes) -> list[qa.Answer]:
+def answers_one_by_one(folder: Path, rows: list[dict], model=None, **sizes) -> list[SpanAnswer]:
     """What the folder's model says of each record alone, without padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = (model or AutoModelForQuestionAnswering.from_pretrained(folder)).eval()
     answers = []
     for row in rows:
-        question = qa.Question(row["question"], row["context"])
-        inputs, windows = qa.encode_questions(tokenizer, model, [question], **{"max_length": 64, "stride": 8, **sizes})
+        question = Question(row["question"], row["context"])
+        inputs, windows = encode_questions(tokenizer, model, [question], **{"max_length": 64, "stride": 8, **sizes})
         logits = []
         for inside in inputs:
             with torch.no_grad():
                 out = model(**{name: torch.tensor([ids]) for name, ids in inside.items()})
             logits.append(torch.stack([out.start_logits[0], out.end_logits[0]], -1).numpy())
-        answers += qa.find_answers(logits, windows, [row["context"]])
+        answers += find_answers(logits, windows, [row["context"]])
     return answers
 
 
@@ -174,20 +177,19 @@ def test_windows_hold_every_token_and_the_answer_stands_where_it_is(name, stride
     tokenizer, model = build_tokenizer(), build(name)
     rows = questions(12, 5, length=40)
     asked = [
-        qa.Question(row["question"], row["context"], tuple(row["answers"]["text"]), row["answers"]["answer_start"][0])
+        Question(row["question"], row["context"], tuple(row["answers"]["text"]), row["answers"]["answer_start"][0])
         for row in rows
     ]
-    inputs, windows = qa.encode_questions(tokenizer, model, asked, 24, stride)
-    qa.add_labels(inputs, windows, asked)
+    inputs, windows = encode_questions(tokenizer, model, asked, 24, stride)
+    labels = span_columns(inputs, windows, asked)
     assert len(windows) > 24 and tokenizer.backend_tokenizer.truncation is None
     for number, question in enumerate(asked):
-        mine = [(row, window) for row, window in zip(inputs, windows) if window.question == number]
+        mine = [part for part in zip(inputs, windows, labels) if part[1].question == number]
         tokens = tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        assert {span for _, window in mine for span in window.spans} == set(tokens)
+        assert {span for _, window, _ in mine for span in window.spans} == set(tokens)
         found = 0
-        for row, window in mine:
+        for row, window, (start, end, length) in mine:
             assert len(row["input_ids"]) <= 24
-            start, end, length = row["labels"]
             assert length == len(row["input_ids"])
             if (start, end) == (window.null, window.null):
                 continue
@@ -208,10 +210,9 @@ def test_what_no_token_has_at_the_ends_of_a_context_may_be_of_an_answer(context,
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    asked = [qa.Question("who?", context, (answer,), context.index(answer))]
-    rows, [window] = qa.encode_questions(tokenizer, model, asked, 40, 4)
-    qa.add_labels(rows, [window], asked)
-    start, end, _ = rows[0]["labels"]
+    asked = [Question("who?", context, (answer,), context.index(answer))]
+    rows, [window] = encode_questions(tokenizer, model, asked, 40, 4)
+    [(start, end, _)] = span_columns(rows, [window], asked)
     assert start > window.null, "it is not said that there is none"
     assert context[window.spans[start - window.first][0] : window.spans[end - window.first][1]] == words
 
@@ -221,22 +222,20 @@ def test_saying_that_there_is_no_answer_is_no_answer():
     tokenizer, model = build_tokenizer(), build("TfmDecoderForQuestionAnswering")
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     context = "the cat sat on the mat and looked at the moon " * 3
-    asked = [qa.Question("who?", context, ("cat",), 4)]
-    rows, windows = qa.encode_questions(tokenizer, model, asked, 20, 4)
-    qa.add_labels(rows, windows, asked)
+    asked = [Question("who?", context, ("cat",), 4)]
+    rows, windows = encode_questions(tokenizer, model, asked, 20, 4)
+    labels = span_columns(rows, windows, asked)
     assert len(rows) > 3 and windows[1].null - windows[1].first == len(windows[1].spans) - 1
     logits = np.zeros((len(rows), 20, 2))
-    for row, surely in zip(
-        rows, [5.0, 9.0, 9.0, *[0.0] * len(rows)]
-    ):  # what is right, of some rows surer than of others
-        start, end, _ = row["labels"]
-        logits[rows.index(row), [start, end], [0, 1]] = surely
-    [answer] = qa.find_answers(logits, windows, [context])
+    # The right columns have the highest logits, in some rows higher than in others.
+    for row, (start, end, _), logit in zip(logits, labels, [5.0, 9.0, 9.0, *[0.0] * len(rows)]):
+        row[[start, end], [0, 1]] = logit
+    [answer] = find_answers(logits, windows, [context])
     assert answer.spans[0].text == "cat"
 
 
 def test_an_accent_that_the_tokenizer_drops_is_of_the_answer():
-    [answer] = qa.find_answers(np.zeros((1, 2, 2)), [qa.Window(0, 1, [(0, 4)], 0)], ["cafe\u0301 noir"])
+    [answer] = find_answers(np.zeros((1, 2, 2)), [ContextWindow(0, 1, [(0, 4)], 0)], ["cafe\u0301 noir"])
     assert answer.spans[0].text == "cafe\u0301"
 
 
@@ -262,9 +261,9 @@ def test_spans_are_the_best_of_all():
     draw = np.random.default_rng(0)
     context = " ".join(f"w{n:02d}" for n in range(45))
     spans = [(4 * n, 4 * n + 3) for n in range(45)]
-    windows = [qa.Window(0, 5, spans[:30], 0), qa.Window(0, 5, spans[15:], 0)]
+    windows = [ContextWindow(0, 5, spans[:30], 0), ContextWindow(0, 5, spans[15:], 0)]
     logits = draw.normal(size=(2, 40, 2)).astype(np.float32)
-    [answer] = qa.find_answers(logits, windows, [context], best=7)
+    [answer] = find_answers(logits, windows, [context], best=7)
     every = {}
     for row, window in zip(logits.astype(np.float64), windows):
         for i in range(30):
@@ -278,52 +277,56 @@ def test_spans_are_the_best_of_all():
     assert answer.text() == answer.spans[0].text and answer.text(answer.null - 1e-9) == ""
     shares = answer.probabilities()
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1
-    [nothing] = qa.find_answers(logits[:1], [qa.Window(0, 5, [], 0)], ["\u200b"])
+    [nothing] = find_answers(logits[:1], [ContextWindow(0, 5, [], 0)], ["\u200b"])
     assert nothing.spans == nothing.probabilities() == [] and nothing.text() == ""
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_threshold_is_the_best_there_is(seed):
     draw = random.Random(seed)
-    asked = [qa.Question("?", "x y", ("x",) if draw.random() < 0.5 else ()) for _ in range(20)]
-    answers = [qa.Answer([qa.Span(draw.choice("xy"), 0, 1, 0.0)], draw.gauss(0, 1)) for _ in asked]
+    asked = [Question("?", "x y", ("x",) if draw.random() < 0.5 else ()) for _ in range(20)]
+    answers = [SpanAnswer([Span(draw.choice("xy"), 0, 1, 0.0)], draw.gauss(0, 1)) for _ in asked]
 
     def f1_at(threshold) -> float:
-        return qa.score_answers([answer.text(threshold) for answer in answers], asked)[:, 0].mean()
+        return score_answers([answer.text(threshold) for answer in answers], asked)[:, 0].mean()
 
-    chosen = qa.choose_threshold(answers, asked)
+    chosen = choose_threshold(answers, asked)
     tried = [answer.null for answer in answers] + [-9.0, 9.0]
     assert f1_at(chosen) == pytest.approx(max(map(f1_at, tried)))
-    assert qa.choose_threshold(answers, [qa.Question("?", "a", ("a",))] * 20) is None
+    assert choose_threshold(answers, [Question("?", "a", ("a",))] * 20) is None
 
     # One asked twice with an answer and without is on one side of a threshold.
-    asked = [qa.Question("?", "x y", answers) for answers in (("x",), (), ())]
-    answers = [qa.Answer([qa.Span("x", 0, 1, 0.0)], 0.5)] * 3
-    assert f1_at(qa.choose_threshold(answers, asked)) == pytest.approx(2 / 3)
+    asked = [Question("?", "x y", answers) for answers in (("x",), (), ())]
+    answers = [SpanAnswer([Span("x", 0, 1, 0.0)], 0.5)] * 3
+    assert f1_at(choose_threshold(answers, asked)) == pytest.approx(2 / 3)
+
+
+def split(questions: list[Question]) -> Split:
+    return Split(Records([], [], ""), questions)
 
 
 def test_scores_are_the_squad_metrics():
     from hf_tfm.evaluate.metrics.squad.squad import Squad
 
-    asked = [qa.Question("?", "", answers) for answers in (("The cat.", "dog"), ("fox runs",), ("something",))]
+    asked = [Question("?", "", answers) for answers in (("The cat.", "dog"), ("fox runs",), ("something",))]
     given = ["cat", "a red fox", "nothing"]
     expected = Squad()._compute(
         [{"id": n, "prediction_text": text} for n, text in enumerate(given)],
         [{"id": n, "answers": {"text": list(question.answers)}} for n, question in enumerate(asked)],
     )
-    assert qa.figures(qa.score_answers(given, asked)) == pytest.approx(expected)
-    assert qa.score_answers(["", "x"], [qa.Question("?", "")] * 2).tolist() == [[1, 1], [0, 0]]
-    estimates = qa.estimates([*given, ""], [*asked, qa.Question("?", "")])
+    assert QuestionAnswering().figures(given, split(asked)) == pytest.approx(expected)
+    assert score_answers(["", "x"], [Question("?", "")] * 2).tolist() == [[1, 1], [0, 0]]
+    estimates = QuestionAnswering().estimates([*given, ""], split([*asked, Question("?", "")]))
     assert estimates["f1 of unanswerable"].value == 100 and estimates["f1 of answerable"].n == 3
 
 
 def test_baselines_answer_by_simple_rules():
     context = "Rain fell. Seven ships sailed to Norway in 1901. The cat slept."
-    asked = [qa.Question("Where did the ships sail?", context, ("Norway",), 33)]
-    guesses = qa.baselines(asked, asked)
+    asked = [Question("Where did the ships sail?", context, ("Norway",), 33)]
+    guesses = answer_by_rules(asked, asked)
     assert guesses["best sentence"] == ["Seven ships sailed to Norway in 1901."]
     assert guesses["best sentence's new words"] == ["Seven"] and guesses["random words"][0] in context
-    assert "no answer" not in guesses and qa.baselines(asked, [qa.Question("?", "a")])["no answer"] == [""]
+    assert "no answer" not in guesses and answer_by_rules(asked, [Question("?", "a")])["no answer"] == [""]
 
 
 def records_of(*answers) -> Records:
@@ -345,12 +348,12 @@ def test_answers_in_every_form():
         json.dumps({"text": ["cat"], "answer_start": [2]}),
     ]
     for form in forms:
-        _, [question] = qa.read_questions(records_of(form), FIELDS)
+        _, [question] = read_questions(records_of(form), FIELDS)
         assert question.answers[0] == "cat" and question.start == 2 and question.end == 5, form
     for form in ({"text": [], "answer_start": []}, [], "", {"text": None}):
-        _, [question] = qa.read_questions(records_of(form), FIELDS)
+        _, [question] = read_questions(records_of(form), FIELDS)
         assert question.answers == (), form
-    kept, asked = qa.read_questions(records_of("cat", "cow", "dog"), FIELDS, skip=True)
+    kept, asked = read_questions(records_of("cat", "cow", "dog"), FIELDS, skip=True)
     assert kept.places == ["f, line 1", "f, line 3"] and [q.answers for q in asked] == [("cat",), ("dog",)]
 
 
@@ -358,19 +361,18 @@ def test_squads_own_files_are_unfolded(tmp_path):
     asked = [{"id": "7", "question": "q", "answers": [{"text": "cat", "answer_start": 2}]}]
     asked += [{"id": "8", "question": "r", "answers": [], "is_impossible": True}]
     nested = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "a cat", "qas": asked}]}]}
-    flat = qa.unfold(Records([nested], ["f, line 1"], "f"))
+    flat = unfold(Records([nested], ["f, line 1"], "f"))
     assert flat.places == ["f, line 1, question 7", "f, line 1, question 8"]
-    _, questions = qa.read_questions(flat, FIELDS)
+    _, questions = read_questions(flat, FIELDS)
     assert [question.answers for question in questions] == [("cat",), ()]
     same = records_of("cat")
-    assert qa.unfold(same) is same
+    assert unfold(same) is same
 
     for indent in (None, 2):
         (tmp_path / "squad.json").write_text(json.dumps(nested, indent=indent))
-        assert qa.unfold(read_records(tmp_path / "squad.json")) == flat
-    measured = measure_answers(
-        build("TfmEncoderForQuestionAnswering"), build_tokenizer(), read_records(tmp_path), FIELDS
-    )
+        assert unfold(read_records(tmp_path / "squad.json")) == flat
+    model = build("TfmEncoderForQuestionAnswering")
+    measured = measure_head(model, build_tokenizer(), "AutoModelForQuestionAnswering", read_records(tmp_path))
     assert measured["f1"].n == 2
 
 
@@ -394,7 +396,7 @@ BAD_ANSWERS = {
 def test_bad_answers_stop_it_in_one_line(case):
     answer, complaint = BAD_ANSWERS[case]
     with pytest.raises(InputError) as error:
-        qa.read_questions(records_of("cat", answer), FIELDS)
+        read_questions(records_of("cat", answer), FIELDS)
     assert str(error.value).startswith("f, line 2: ") and complaint in str(error.value) and "\n" not in str(error.value)
 
 

@@ -28,6 +28,8 @@ from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.records import Records
 from hf_tfm.tasks import tagging
+from hf_tfm.tasks.tagging import TaggedWords
+from hf_tfm.tasks.task import Split
 from hf_tfm.train.adapters import merge_adapter
 from hf_tfm.train.finetune import FinetuningTrainer
 from hf_tfm.train.recipe import parse_recipe
@@ -184,18 +186,25 @@ def test_entities_are_what_seqeval_finds(seed):
         assert tagging.find_entities(other) == tagging.find_entities(tags)
 
 
+def tagging_task(names: list[str]) -> tagging.Tagging:
+    task = tagging.Tagging()
+    task.tags = tagging.Tags(names, {}, default=0)
+    return task
+
+
 def test_figures_of_tags_are_scikit_learns():
     import sklearn.metrics
 
     draw = random.Random(0)
-    task = tagging.TagTask(["a", "b", "c", "never"], "tags", {}, 0)
+    task = tagging_task(["a", "b", "c", "never"])
     actual = [draw.choices(range(3), k=draw.randint(1, 6)) for _ in range(20)]
     guess = [[tag if draw.random() < 0.6 else draw.randrange(3) for tag in tags] for tags in actual]
     flat = lambda rows: [tag for row in rows for tag in row]  # noqa: E731
-    figures = task.figures(task.count(guess, actual))
+    split = Split(Records([], [], ""), [tagging.TaggedWords([], tags) for tags in actual])
+    figures = task.figures(guess, split)
     assert figures["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(flat(actual), flat(guess)))
     assert figures["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(flat(actual), flat(guess), average="macro"))
-    estimates = task.estimates(guess, actual)
+    estimates = task.estimates(guess, split)
     assert "f1 of a" in estimates and "f1 of never" not in estimates
     assert estimates["accuracy"].low < estimates["accuracy"].value < estimates["accuracy"].high
 
@@ -206,7 +215,7 @@ def test_words_become_the_pieces_of_running_text_and_none_is_lost():
     rows, [window] = tagging.encode_words(tokenizer, 64, [words])
     assert rows[0]["input_ids"] == tokenizer(" ".join(words))["input_ids"]
     assert window.words == [0, 1, 2, 3, 4] and window.columns[0] == 1
-    tagging.add_labels(rows, [window], [[5, 6, 7, 8, 9]])
+    tagging.Tagging().add_labels(Split(Records([], [], ""), [TaggedWords(words, [5, 6, 7, 8, 9])], rows, [window]))
     assert [label for label in rows[0]["labels"] if label != -100] == [5, 6, 7, 8, 9]
     assert all(rows[0]["labels"][column] != -100 for column in window.columns)
 
@@ -214,7 +223,7 @@ def test_words_become_the_pieces_of_running_text_and_none_is_lost():
     rows, windows = tagging.encode_words(tokenizer, 16, [words, long, ["q" * 99, "cat"]])
     assert all(len(row["input_ids"]) <= 16 for row in rows) and len(windows) > 5
     assert [word for window in windows if window.record == 1 for word in window.words] == list(range(len(long)))
-    said = tagging.tags_of_words(np.arange(16)[None].repeat(len(rows), 0), windows, [words, long, ["q", "cat"]], -1)
+    said = tagging.values_of_words(np.arange(16)[None].repeat(len(rows), 0), windows, [words, long, ["q", "cat"]], -1)
     assert said[2] == [1, 1] and -1 not in said[1], "a word longer than a row keeps its first pieces"
     assert tokenizer.backend_tokenizer.truncation is None
 
@@ -226,16 +235,16 @@ def test_words_become_the_pieces_of_running_text_and_none_is_lost():
 
 
 def test_words_without_pieces_get_the_default():
-    said = tagging.tags_of_words(np.array([[7, 8, 9]]), [tagging.Window(1, [0, 2], [1, 2])], [["a"], ["b", "", "c"]], 0)
+    said = tagging.values_of_words(
+        np.array([[7, 8, 9]]), [tagging.WordWindow(1, [0, 2], [1, 2])], [["a"], ["b", "", "c"]], 0
+    )
     assert said == [[0], [8, 0, 9]]
 
 
 def test_dictionary_knows_words_and_guesses_by_their_case():
     words = [["The", "cat", "sat"], ["the", "cat", "Tom"], ["a", "cat", "Ann", "dog"]]
     tags = [[0, 1, 2], [0, 1, 3], [0, 2, 3, 1]]
-    tagger = tagging.dictionary_tagger(words, tags)
-    assert tagger([["cat", "Bob", "The"]]) == [[1, 3, 0]]
-    assert tagger([["sat"], []]) == [[2], []]
+    assert tagging.dictionary_tags(words, tags, [["cat", "Bob", "The"], ["sat"], []]) == [[1, 3, 0], [2], []]
 
 
 def test_words_in_every_form():
@@ -252,17 +261,17 @@ def test_words_in_every_form():
 
 
 def test_tags_in_every_form(tmp_path):
-    def task_of(*tags):
+    def tags_of(*tags):
         records = Records(
             [{"t": tag, "w": ["x"] * len(tag)} for tag in tags], ["line"] * len(tags), str(tmp_path / "f")
         )
-        return tagging.read_task(records, [["x"] * len(tag) for tag in tags], "t")
+        return tagging.read_tags(records, "t")
 
-    assert task_of(["B-a", "O"], ["I-a"]).names == ["O", "B-a", "I-a"]
-    assert task_of(["N", "V", "V"]).default == 1 and not task_of(["N", "V"]).entities
-    assert task_of([0, 1], [1]).ids == {"0": 0, "1": 1}
+    assert tags_of(["B-a", "O"], ["I-a"]).names == ["O", "B-a", "I-a"]
+    assert tags_of(["N", "V", "V"]).default == 1 and not tags_of(["N", "V"]).mark_entities
+    assert tags_of([0, 1], [1]).ids == {"0": 0, "1": 1}
     (tmp_path / "labels.json").write_text('{"t": ["O", "B-a", "B-rare"]}')
-    task = task_of(["B-a", "O"], [1])
+    task = tags_of(["B-a", "O"], [1])
     assert task.names == ["O", "B-a", "B-rare"] and task.ids["2"] == task.ids["B-rare"] == 2
 
 

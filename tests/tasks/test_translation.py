@@ -23,6 +23,7 @@ import hf_tfm
 from hf_tfm import InputError
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.tasks import translation
+from hf_tfm.tasks.losses import token_loss
 
 
 # In the toy language the verb comes last and every word has a name of its own.
@@ -215,7 +216,7 @@ def test_labels_are_what_follows_the_start_token():
 def test_the_loss_is_the_mean_over_all_tokens():
     logits, labels = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
     labels[1, 2:] = -100
-    loss = translation.token_loss(0.1)
+    loss = token_loss(0.1)
     expected = F.cross_entropy(logits.view(-1, 7), labels.view(-1), label_smoothing=0.1)
     torch.testing.assert_close(loss({"logits": logits}, labels), expected)
     torch.testing.assert_close(loss({"logits": logits}, labels, 24), expected * 12 / 24)
@@ -225,7 +226,7 @@ def test_figures_are_sacrebleus():
     found, expected = ["le chat voit la lune", "une poule aime"], ["le chat trouve la lune", "une poule aime un chat"]
     bleu, chrf = sacrebleu.corpus_bleu(found, [expected]).score, sacrebleu.corpus_chrf(found, [expected]).score
     assert translation.scores(found, expected) == pytest.approx({"bleu": bleu, "chrf": chrf})
-    figures = translation.estimates(found, expected, resamples=100)
+    figures = translation.estimate_scores(found, expected, resamples=100)
     assert (figures["bleu"].value, figures["chrf"].value) == pytest.approx((bleu, chrf))
     assert figures["chrf"].low < figures["chrf"].high and figures["chrf"].n == 2
 

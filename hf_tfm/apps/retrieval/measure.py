@@ -14,7 +14,7 @@ from ...core.statistics import Estimate, proportion
 from ...evaluate.predict import Predictor
 from ...evaluate.result_store import ResultStore
 from ...tasks.generation import generate_replies
-from ...tasks.question_answering import Question
+from ...tasks.squad import Question
 from .grounding import encode_question, holds
 from .retrieval import Index
 

@@ -1,0 +1,141 @@
+"""Fine-tuning on any task: one function from a recipe to a folder with a model, its card and its figures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EvalPrediction, TrainingArguments, set_seed
+
+from ..core.limits import refuse_diverged
+from ..data.batches import in_order
+from ..data.records import read_records
+from ..train import finetune, report
+from ..train.adapters import add_adapter
+from ..train.finetune import FinetuningTrainer
+from ..train.recipe import FinetuningRecipe
+from ..train.report import print_line
+from .task import Split, Task
+
+
+@dataclass
+class TaskRecipe(FinetuningRecipe):
+    """What a recipe says about any task."""
+
+    baselines: bool = field(default=True, metadata={"help": "Measure simple baselines at the end."})
+
+
+def fine_tune(task: Task[Any], recipe: TaskRecipe, args: TrainingArguments, job: str) -> int:
+    """
+    Fine-tune a model on a task: read, encode, train, measure, and write the folder of the finished model.
+
+    The best checkpoint is chosen on the validation set. The test set (without one, the validation set) is measured once
+    at the end, beside the baselines. A stopped run goes on from its newest checkpoint.
+
+    Args:
+        job: name of the script, for the run record.
+
+    Returns: the exit code of the script.
+
+    Raises:
+        InputError: the arguments, the model or the records cannot be used.
+    """
+    finetune.check_finetuning(args, recipe)
+    set_seed(args.seed)
+    splits = read_splits(task, recipe, args.seed)
+    train, validation = splits["train"], splits["validation"]
+
+    tokenizer = finetune.load_tokenizer(recipe)
+    model, new_weights = finetune.load_model(task.model_class, recipe, tokenizer, **task.config_fields())
+    max_length = finetune.resolve_max_length(recipe, model, tokenizer)
+    finetune.choose_attention(args, model, max_length)
+    task.prepare(tokenizer, max_length)
+    for split in splits.values():
+        task.encode(split, model, tokenizer, max_length)
+        task.add_labels(split)
+    if recipe.lora:
+        model = add_adapter(model, recipe, task.adapter_type, new_weights)
+
+    record = report.begin_record(job, recipe, args, model, {name: split.records for name, split in splits.items()})
+    for name, value in {"max_length": max_length, **task.record_fields()}.items():
+        record[name] = value
+    args.label_names = ["labels"]
+    finetune.resolve_arguments(args, recipe, model, task.metrics)
+    loss = task.loss(train, args.label_smoothing_factor)
+
+    report.report_model(model, recipe, new_weights)
+    if line := task.describe():
+        print_line("task", line)
+    for name, split in splits.items():
+        print_line(name, task.describe_split(split))
+        for note in task.notes(name, split):
+            print_line("note", note)
+    report.report_steps(args, train.rows, max_length)
+    print_line("example", task.describe_example(tokenizer, train))
+    record["overlap_with_train"] = report.report_overlap({name: task.keys(split) for name, split in splits.items()})
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        outputs = in_order(prediction.predictions, validation.rows)
+        task.calibrate(outputs, validation)
+        return task.figures(task.decide(outputs, validation), validation)
+
+    trainer = FinetuningTrainer(
+        model=model,
+        args=args,
+        train_dataset=train.rows,
+        eval_dataset=validation.rows,
+        processing_class=tokenizer,
+        data_collator=task.collator(tokenizer),
+        compute_loss_func=loss,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=lambda outputs, labels: _select(task, outputs),
+        record=record,
+    )
+    report.report_time_estimate(trainer)
+    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
+    if trainer.stopped:
+        return report.report_stopped(trainer)
+
+    measured = "test" if "test" in splits else "validation"
+    names = ["validation", measured] if task.calibrates else [measured]
+    outputs = {name: trainer.predict_in_order(splits[name].rows) for name in dict.fromkeys(names)}
+    model = trainer.finished_model()
+    if not trainer.is_world_process_zero():
+        return 0
+    if task.calibrates:
+        task.calibrate(outputs["validation"], validation)
+    split = splits[measured]
+    results = task.estimates(task.decide(outputs[measured], split), split)
+    baselines = task.baselines(train, split, args.seed) if recipe.baselines else {}
+    report.report_results(record, measured, results, baselines)
+    for line in task.add_details(record, measured, outputs[measured], split, Path(str(args.output_dir))):
+        print_line("sample", line)
+    report.write_finished_model(trainer, model)
+    return 0
+
+
+def read_splits(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[str, Split[Any]]:
+    """
+    Read the splits that there are; the validation set is carved out of the training records if it has no file.
+
+    Raises:
+        InputError: a file cannot be read, or its records do not fit the task.
+    """
+    records = read_records(recipe.train_file)
+    task.learn_labels(records)
+    everything = task.read(records)
+    train_records, validation_records = finetune.carve_validation(
+        recipe, everything.records, seed, task.carving_keys(everything), task.strata(everything)
+    )
+    splits = {"train": task.read(train_records), "validation": task.read(validation_records)}
+    splits["train"].skipped += everything.skipped
+    if recipe.test_file:
+        splits["test"] = task.read(read_records(recipe.test_file, "test"))
+    return splits
+
+
+def _select(task: Task[Any], outputs: Any) -> torch.Tensor:
+    """What the task keeps of a batch's outputs, which Trainer hands over as a tensor if there is only one."""
+    selected = task.select(outputs if isinstance(outputs, tuple) else (outputs,))
+    refuse_diverged(selected)
+    return selected
