@@ -9,7 +9,7 @@ from ..core.quiet import quiet
 from ..core.statistics import proportion
 from ..data.chat import ChatEncoder, Encoded, Message, encode_conversations, read_conversations
 from ..data.records import Records
-from ..train.finetune import FinetuningTrainer
+from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.measured import MeasuredEvaluation
 from ..train.report import print_line
 from .chat_run import Measurement

@@ -12,7 +12,7 @@ from ..data.batches import in_order
 from ..data.records import read_records
 from ..train import finetune, report
 from ..train.adapters import add_adapter
-from ..train.finetune import FinetuningTrainer
+from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.recipe import FinetuningRecipe
 from ..train.report import print_line
 from .task import Split, Task

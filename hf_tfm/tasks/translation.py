@@ -15,7 +15,7 @@ from ..data.records import Records
 from ..data.tokenizer import train_tokenizer
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
-from ..train.finetune import FinetuningMixin
+from ..train.finetuning_trainer import FinetuningMixin
 from ..train.initialization import zero_init_output_projections
 from ..train.optim import build_optimizer
 from ..train.schedule import build_scheduler

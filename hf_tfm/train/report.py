@@ -1,4 +1,4 @@
-"""What a person sees of a fine-tuning run before, at and after its training, and what its record keeps of it."""
+"""Reports of a fine-tuning run: printed lines before and after the training, and entries of the run record."""
 
 import dataclasses
 import math
@@ -25,12 +25,12 @@ from .recipe import FinetuningRecipe
 def begin_record(
     job: str, recipe: FinetuningRecipe, args: TrainingArguments, model: PreTrainedModel, splits: Mapping[str, Records]
 ) -> RunRecord:
-    """The run's record with what is known before the training: base model, data, adapter."""
+    """Return the run record with what is known before the training: base model, data, adapter."""
     record = RunRecord(job, args.seed)
     record["loss_name"] = "loss"
     record["license"] = recipe.license
     record["base_model"] = recipe.base_model or base_model_name(recipe.model)
-    # Where the records have what; prediction looks there again.
+    # Predictions read the same fields.
     record["fields"] = {
         name: value
         for name, value in dataclasses.asdict(recipe).items()
@@ -52,25 +52,25 @@ def begin_record(
 
 
 def print_line(name: str, text: Any) -> None:
-    """A line of the run's report, from the first process only."""
+    """Print a line of the report, from the first process only."""
     PartialState().print(f"{name:<10} {text}", flush=True)
 
 
-def report_model(model: PreTrainedModel, recipe: FinetuningRecipe, new: Sequence[str]) -> None:
-    """Class, size, how many weights are trained, and which are new."""
+def report_model(model: PreTrainedModel, recipe: FinetuningRecipe, new_weights: Sequence[str]) -> None:
+    """Print the model's class and size, how many parameters are trained, and which modules are new."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    how = f", {recipe.lora_variant} of rank {recipe.lora_rank}" if recipe.lora else ""
+    adapter = f", {recipe.lora_variant} of rank {recipe.lora_rank}" if recipe.lora else ""
     base = unwrap_adapter(model)
     print_line(
-        "model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{how})"
+        "model", f"{type(base).__name__}, {total:,} parameters, {trained:,} trained ({trained / total:.2%}{adapter})"
     )
-    if new:
-        print_line("new", ", ".join(sorted({name.rpartition(".")[0] for name in new})))
+    if new_weights:
+        print_line("new", ", ".join(sorted({name.rpartition(".")[0] for name in new_weights})))
 
 
 def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
-    """Steps of the run, and of an epoch."""
+    """Return the number of steps of the run and of an epoch."""
     batches = math.ceil(records / (args.train_batch_size * args.world_size))
     per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
     return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
@@ -82,7 +82,12 @@ def report_steps(
     max_length: int,
     packed: list[dict[str, Any]] | None = None,
 ) -> None:
-    """Steps, and how long the records are in tokens; `packed` are rows with several of them, if they are trained so."""
+    """
+    Print the number of steps, and the lengths of the records in tokens.
+
+    Args:
+        packed: rows with several records each, if these are trained.
+    """
     total, per_epoch = count_steps(args, len(records if packed is None else packed))
     size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     unit = "records" if packed is None else "packed rows"
@@ -91,11 +96,9 @@ def report_steps(
         "steps", f"{total:,} of {size} {unit}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}, {precision}"
     )
     lengths = [length_of(record) for record in records]
-    cut = sum(length >= max_length for length in lengths)
-    reach = f", {cut:,} of them cut or just fitting" if cut else ""
-    print_line(
-        "lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{reach}"
-    )
+    full = sum(length >= max_length for length in lengths)
+    cut = f", {full:,} of them cut or just fitting" if full else ""
+    print_line("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{cut}")
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], limit: int = 64) -> str:
@@ -109,9 +112,9 @@ def report_example(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]
 
 
 def report_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
-    """How many records of the other splits have a text that train has too; returned for the run record."""
-    seen = set(keys["train"])
-    overlap = {name: sum(key in seen for key in several) for name, several in keys.items() if name != "train"}
+    """Print, and return for the run record, how many records of other splits have a text that train has too."""
+    train_keys = set(keys["train"])
+    overlap = {name: sum(key in train_keys for key in split) for name, split in keys.items() if name != "train"}
     for name, count in overlap.items():
         if count:
             print_line("note", f"{count:,} of {len(keys[name]):,} {name} records have a text that train has too")
@@ -119,13 +122,13 @@ def report_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
 
 
 def report_time_estimate(trainer: Trainer) -> None:
-    """How long the training will take, measured on its `median_batch()`; nothing is changed by it."""
-    if trainer.is_fsdp_enabled:  # a model that is not sharded yet may fit on no device
+    """Print how long the training will take, measured on two steps that change nothing."""
+    if trainer.is_fsdp_enabled:  # a model that is not sharded yet may not fit on a device
         return
     args, model, random_state = trainer.args, trainer.model, torch.get_rng_state()
     inputs = trainer._prepare_inputs(trainer.median_batch())
     model.train()
-    for _ in range(2):  # the first pays for allocations
+    for _ in range(2):  # the first step allocates memory
         started = time.time()
         with trainer.accelerator.autocast():
             trainer.compute_loss(model, dict(inputs)).backward()
@@ -137,7 +140,7 @@ def report_time_estimate(trainer: Trainer) -> None:
 
 
 def report_stopped(trainer: Trainer) -> int:
-    """What a person reads when a signal ended the run; returns the exit code."""
+    """Print that a signal stopped the run, and return the exit code."""
     print_line(
         "stopped", f"at step {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on there"
     )
@@ -147,7 +150,7 @@ def report_stopped(trainer: Trainer) -> int:
 def report_results(
     record: RunRecord, split: str, results: Mapping[str, Estimate], baselines: Mapping[str, Mapping[str, Estimate]]
 ) -> None:
-    """Figures with 95 % intervals, this model's and the baselines' beside them: shown as a table, and kept."""
+    """Print the figures and the baselines' as a table, with 95 % intervals, and put them into the record."""
     record["measured_on"], record["results"] = split, _as_dicts(results)
     record["baselines"] = {name: _as_dicts(figures) for name, figures in baselines.items()}
     columns = {"this model": results, **baselines}
@@ -165,7 +168,7 @@ def report_results(
 
 
 def write_finished_model(trainer: Trainer, model: PreTrainedModel) -> None:
-    """Write the folder of the finished model, with card and record, and say how to load it."""
+    """Write the folder of the finished model, with card and record, and print how to load it."""
     folder, record = Path(trainer.args.output_dir), trainer.record
     record.add_model(model)
     record.add_training(trainer.state)
@@ -183,5 +186,5 @@ def write_finished_model(trainer: Trainer, model: PreTrainedModel) -> None:
 
 
 def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
-    """Figures as the run record keeps them."""
+    """Figures in the form of the run record."""
     return {name: estimate.as_dict() for name, estimate in estimates.items()}

@@ -32,8 +32,8 @@ from transformers import (
 
 import hf_tfm
 from hf_tfm.artifacts.open import open_model
-from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
+from hf_tfm.core.files import complete_checkpoints
 from hf_tfm.core.limits import longest_input
 from hf_tfm.data.records import Records, carve, read_records
 from hf_tfm.evaluate.predict import open_predictor
@@ -41,7 +41,8 @@ from hf_tfm.tasks.classification import Classification, plot_confusion, predict_
 from hf_tfm.tasks.labels import read_labels
 from hf_tfm.train.adapters import merge_adapter
 from hf_tfm.train.callbacks import ProgressLine
-from hf_tfm.train.finetune import FinetuningTrainer, ensure_pad_token, load_model
+from hf_tfm.train.finetune import ensure_pad_token, load_model
+from hf_tfm.train.finetuning_trainer import FinetuningTrainer
 from hf_tfm.train.recipe import FinetuningRecipe
 
 

@@ -31,7 +31,7 @@ from hf_tfm.tasks import tagging
 from hf_tfm.tasks.tagging import TaggedWords
 from hf_tfm.tasks.task import Split
 from hf_tfm.train.adapters import merge_adapter
-from hf_tfm.train.finetune import FinetuningTrainer
+from hf_tfm.train.finetuning_trainer import FinetuningTrainer
 from hf_tfm.train.recipe import parse_recipe
 
 
