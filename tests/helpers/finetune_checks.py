@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from hf_tfm.train.callbacks import ProgressLine
 
@@ -72,16 +74,18 @@ def check_resumption(
     assert record["results"] == resumed["results"] and record["best"] == resumed["best"]
 
 
-def check_equal_training(
-    script: ModuleType, runs: dict[str, list[str]], tmp_path: Path, weights: str = "model.safetensors"
-) -> None:
-    """Checks that equivalent runs (accumulated batches, the other padding side) end with the same weights."""
-    loaded = []
-    for name, argv in runs.items():
+def check_equal_training(script: ModuleType, model: Path, train: Path, tmp_path: Path, **fields) -> None:
+    """Checks that neither accumulated batches nor the tokenizer's padding side change the weights that are trained."""
+    weights = []
+    for side, accumulated in (("left", 4), ("right", 1)):
+        folder = tmp_path / f"model-{side}"
+        shutil.copytree(model, folder)
+        AutoTokenizer.from_pretrained(folder, padding_side=side).save_pretrained(folder)
+        argv = arguments(folder, train, tmp_path / side, **few_steps(16, accumulated=accumulated), **fields)
         assert script.main(argv) == 0
-        loaded.append(load_file(tmp_path / name / weights))
-    for name, tensor in loaded[0].items():
-        torch.testing.assert_close(loaded[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+        weights.append(load_file(tmp_path / side / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def few_steps(rows: int, accumulated: int = 1) -> dict:

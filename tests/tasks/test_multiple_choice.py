@@ -1,8 +1,7 @@
-"""Fine-tuning for multiple choice from the outside: options in every form and number, answers to mistakes."""
+"""Fine-tuning for multiple choice: options in every form and number, errors for wrong input."""
 
 import csv
 import random
-import shutil
 from pathlib import Path
 
 import finetune_multiple_choice
@@ -16,7 +15,6 @@ from finetune_checks import (
     check_refusal,
     check_resumption,
     check_whole_folder,
-    few_steps,
     record_of,
     write,
 )
@@ -58,7 +56,7 @@ def files(tmp_path_factory):
 
 
 def accuracy_one_by_one(folder: Path, rows: list[dict], model=None) -> float:
-    """The folder's model on each record alone, without padding beyond the record's own options."""
+    """The accuracy of the folder's model on single records, padded only within each record's options."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = (model or AutoModelForMultipleChoice.from_pretrained(folder)).eval()
     hits = 0
@@ -71,7 +69,7 @@ def accuracy_one_by_one(folder: Path, rows: list[dict], model=None) -> float:
 
 
 @pytest.mark.parametrize("base", ["encoder", "bert"])
-def test_options_of_different_number(models, files, tmp_path, base, capsys):  # noqa: F811
+def test_records_with_different_numbers_of_options(models, files, tmp_path, base, capsys):
     out = tmp_path / "run"
     argv = arguments(
         models / base, files / "train.jsonl", out, test_file=files / "test.jsonl", baselines="true", num_train_epochs=3,
@@ -90,7 +88,7 @@ def test_options_of_different_number(models, files, tmp_path, base, capsys):  # 
         check_whole_folder(folder)
 
 
-def test_options_in_columns_of_csv(models, tmp_path):  # noqa: F811
+def test_options_in_columns_of_csv(models, tmp_path):
     rows = [row for row in choices(400, 1) if len(row["options"]) == 3][:60]
     with open(tmp_path / "train.csv", "w", newline="") as file:
         table = csv.writer(file)
@@ -104,7 +102,7 @@ def test_options_in_columns_of_csv(models, tmp_path):  # noqa: F811
     assert accuracy_one_by_one(out, rows) > 0.6
 
 
-def test_adapters_leave_the_head_whole(models, files, tmp_path):  # noqa: F811
+def test_adapters_are_saved_with_the_whole_head(models, files, tmp_path):
     out = tmp_path / "run"
     argv = arguments(
         models / "encoder", files / "train.jsonl", out, test_file=files / "test.jsonl", lora="true", lora_rank=4,
@@ -125,29 +123,19 @@ def test_adapters_leave_the_head_whole(models, files, tmp_path):  # noqa: F811
     assert np.mean(hits) == pytest.approx(right)
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": "true", "lora_dropout": 0.1}])
-def test_stopped_and_resumed_equals_straight_through(models, files, tmp_path, monkeypatch, capsys, changes):  # noqa: F811
+def test_stopped_and_resumed_run_equals_one_without_a_stop(models, files, tmp_path, monkeypatch, capsys):
     def run(out: Path, **more) -> list[str]:
         return arguments(models / "encoder", files / "train.jsonl", out, validation_file=files / "test.jsonl", **more)
 
-    check_resumption(finetune_multiple_choice, run, tmp_path, monkeypatch, capsys, **changes)
+    check_resumption(finetune_multiple_choice, run, tmp_path, monkeypatch, capsys)
 
 
-def test_accumulated_batches_and_the_side_of_padding_change_nothing(models, files, tmp_path):  # noqa: F811
-    train = files / "train.jsonl"
-    runs = {str(n): arguments(models / "bert", train, tmp_path / str(n), **few_steps(16, n)) for n in (1, 4)}
-    check_equal_training(finetune_multiple_choice, runs, tmp_path)
-    runs = {}
-    for side in ("left", "right"):
-        folder = tmp_path / f"model-{side}"
-        shutil.copytree(models / "bert", folder)
-        AutoTokenizer.from_pretrained(folder, padding_side=side).save_pretrained(folder)
-        runs[side] = arguments(folder, train, tmp_path / side, **few_steps(16))
-    check_equal_training(finetune_multiple_choice, runs, tmp_path)
+def test_accumulated_batches_and_the_padding_side_change_nothing(models, files, tmp_path):
+    check_equal_training(finetune_multiple_choice, models / "bert", files / "train.jsonl", tmp_path)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_loss_is_the_mean_over_records_and_sees_no_missing_option(smoothing):
+def test_loss_is_the_mean_over_records_and_ignores_missing_options(smoothing):
     torch.manual_seed(0)
     logits = torch.randn(3, 4, requires_grad=True)
     labels = torch.tensor([[2, 4], [1, 2], [0, 3]])
@@ -179,7 +167,7 @@ def test_batches_have_options_as_a_dimension(tokenizer):
     assert mc.MultipleChoice().decide(np.array([[0.0, 1.0, 9.0]] * 2), split(several)).tolist() == [1, 2]
 
 
-def test_a_long_context_is_cut_and_question_and_option_are_kept(tokenizer):
+def test_a_long_context_is_cut_but_not_question_and_option(tokenizer):
     [row] = mc.encode_choices(tokenizer, [mc.ChoiceQuestion("who", "the cat " * 30, ("moon", "rain"))], 24)
     for ids, option in zip(row["input_ids"], ("moon", "rain")):
         assert len(ids) == 24 and tokenizer.decode(ids, skip_special_tokens=True).endswith(f"who {option}")
@@ -192,7 +180,7 @@ def records_of(*rows) -> Records:
     )
 
 
-def test_answers_in_every_form():
+def test_every_form_of_answers_is_read():
     for options, answer, number in (
         (["x", "y", "z"], 2, 2),
         (["x", "y", "z"], 2.0, 2),
@@ -216,7 +204,7 @@ def test_answers_in_every_form():
     assert [choice.context for choice in read] == ["c", ""]
 
 
-def test_simple_rules():
+def test_baselines_follow_simple_rules():
     several = [
         mc.ChoiceQuestion("the cat sat", "", ("a dog ran far", "the cat"), 1),
         mc.ChoiceQuestion("rain", "it fell", ("fell", "something long", "x"), 1),
@@ -252,7 +240,7 @@ def test_bad_records_are_named(case):
     assert str(error.value).startswith(f"f, line 2: {complaint}") and "\n" not in str(error.value)
 
 
-def test_mistakes_stop_it_in_one_line(models, files, tmp_path, capsys):  # noqa: F811
+def test_wrong_input_ends_in_one_line(models, files, tmp_path, capsys):
     out = tmp_path / "out"
     same = write(tmp_path / "same.jsonl", [{**row, "answer": 0} for row in choices(20, 1)])
     for base, changes, complaint in (
@@ -270,7 +258,7 @@ def test_mistakes_stop_it_in_one_line(models, files, tmp_path, capsys):  # noqa:
         check_refusal(finetune_multiple_choice, argv, complaint, out, capsys)
 
 
-def test_recipe_names_fields_that_there_are():
+def test_recipe_has_known_fields():
     path = Path(__file__).parents[2] / "training" / "recipes" / "finetune_multiple_choice.yaml"
     script = finetune_multiple_choice
     recipe, args = parse_recipe([str(path)], script.ChoiceRecipe, script.FinetuningArguments)

@@ -1,8 +1,7 @@
-"""Fine-tuning for extractive question answering from the outside: windows, spans, no answer, answers to mistakes."""
+"""Fine-tuning for extractive question answering: windows, spans, no answer, errors for wrong input."""
 
 import json
 import random
-import shutil
 from pathlib import Path
 
 import finetune_qa
@@ -16,7 +15,6 @@ from finetune_checks import (
     check_refusal,
     check_resumption,
     check_whole_folder,
-    few_steps,
     record_of,
     write,
 )
@@ -43,7 +41,7 @@ FILLERS = ["the", "and", "a", "on", "of", "what", "small", "them"]
 
 
 def questions(count: int, seed: int, length: int = 6, unanswerable: float = 0.0) -> list[dict]:
-    """The answer is the word behind "ships"; where there are no ships there is none."""
+    """The answer is the word behind "ships"; without ships there is no answer."""
     draw = random.Random(seed)
     rows = []
     for number in range(count):
@@ -69,7 +67,7 @@ def files(tmp_path_factory):
 
 
 def answers_one_by_one(folder: Path, rows: list[dict], model=None, **sizes) -> list[SpanAnswer]:
-    """What the folder's model says of each record alone, without padding."""
+    """The answers to each record by the folder's model, without padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = (model or AutoModelForQuestionAnswering.from_pretrained(folder)).eval()
     answers = []
@@ -85,7 +83,7 @@ def answers_one_by_one(folder: Path, rows: list[dict], model=None, **sizes) -> l
     return answers
 
 
-def test_answers_and_no_answers_with_an_encoder(models, files, tmp_path, capsys):  # noqa: F811
+def test_answers_and_no_answers_with_an_encoder(models, files, tmp_path, capsys):
     out = tmp_path / "run"
     argv = arguments(
         models / "encoder", files / "train.jsonl", out, validation_file=files / "more.jsonl",
@@ -112,7 +110,7 @@ def test_answers_and_no_answers_with_an_encoder(models, files, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("base", ["decoder", "llama"])
-def test_decoders_find_answers_too(models, files, tmp_path, base):  # noqa: F811
+def test_decoders_find_answers(models, files, tmp_path, base):
     out = tmp_path / "run"
     argv = arguments(
         models / base, files / "train.jsonl", out, test_file=files / "train.jsonl", num_train_epochs=4, bf16="true",
@@ -127,7 +125,7 @@ def test_decoders_find_answers_too(models, files, tmp_path, base):  # noqa: F811
 
 
 @pytest.mark.parametrize(("variant", "base"), [("lora", "encoder"), ("rslora", "decoder")])
-def test_adapters_leave_the_head_whole(models, files, tmp_path, variant, base):  # noqa: F811
+def test_adapters_are_saved_with_the_whole_head(models, files, tmp_path, variant, base):
     out = tmp_path / "run"
     argv = arguments(
         models / base, files / "train.jsonl", out, test_file=files / "test.jsonl", lora="true", lora_variant=variant,
@@ -143,37 +141,22 @@ def test_adapters_leave_the_head_whole(models, files, tmp_path, variant, base): 
     assert [answer.text() for answer in answers_one_by_one(out, rows, merge_adapter(auto))] == texts
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": "true", "lora_dropout": 0.1}])
-def test_stopped_and_resumed_equals_straight_through(models, files, tmp_path, monkeypatch, capsys, changes):  # noqa: F811
+def test_stopped_and_resumed_run_equals_one_without_a_stop(models, files, tmp_path, monkeypatch, capsys):
     def run(out: Path, **more) -> list[str]:
-        validation = files / "test.jsonl"
-        return arguments(
-            models / "encoder", files / "train.jsonl", out, validation_file=validation, stride=8, **more
-        )  # fmt: skip
+        files_ = dict(train=files / "train.jsonl", validation_file=files / "test.jsonl")
+        return arguments(models / "encoder", out=out, stride=8, **files_, **more)
 
-    check_resumption(finetune_qa, run, tmp_path, monkeypatch, capsys, **changes)
+    check_resumption(finetune_qa, run, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("base", ["bert", "decoder"])
-def test_accumulated_batches_and_the_side_of_padding_change_nothing(models, files, tmp_path, base):  # noqa: F811
-    train = files / "more.jsonl"
-    runs = {
-        str(n): arguments(models / base, train, tmp_path / str(n), stride=8, **few_steps(16, accumulated=n))
-        for n in (1, 4)
-    }
-    check_equal_training(finetune_qa, runs, tmp_path)
-    runs = {}
-    for side in ("left", "right"):
-        folder = tmp_path / f"model-{side}"
-        shutil.copytree(models / base, folder)
-        AutoTokenizer.from_pretrained(folder, padding_side=side).save_pretrained(folder)
-        runs[side] = arguments(folder, train, tmp_path / side, stride=8, **few_steps(16))
-    check_equal_training(finetune_qa, runs, tmp_path)
+def test_accumulated_batches_and_the_padding_side_change_nothing(models, files, tmp_path, base):
+    check_equal_training(finetune_qa, models / base, files / "more.jsonl", tmp_path, stride=8)
 
 
 @pytest.mark.parametrize("name", ["TfmEncoderForQuestionAnswering", "TfmDecoderForQuestionAnswering"])
 @pytest.mark.parametrize("stride", [0, 5])
-def test_windows_hold_every_token_and_the_answer_stands_where_it_is(name, stride):
+def test_windows_have_every_token_and_labels_mark_the_answer(name, stride):
     tokenizer, model = build_tokenizer(), build(name)
     rows = questions(12, 5, length=40)
     asked = [
@@ -204,7 +187,7 @@ def test_windows_hold_every_token_and_the_answer_stands_where_it_is(name, stride
     ("context", "answer", "words"),
     [(" the cat sat", " the cat", "the cat"), ("a cat ", "cat ", "cat"), ("\ufffda cat", "\ufffda", "a")],
 )
-def test_what_no_token_has_at_the_ends_of_a_context_may_be_of_an_answer(context, answer, words):
+def test_answers_may_have_characters_without_a_token_at_the_ends_of_a_context(context, answer, words):
     tokenizer, model = build_tokenizer(), build("TfmEncoderForQuestionAnswering")
     tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -213,12 +196,12 @@ def test_what_no_token_has_at_the_ends_of_a_context_may_be_of_an_answer(context,
     asked = [Question("who?", context, (answer,), context.index(answer))]
     rows, [window] = encode_questions(tokenizer, model, asked, 40, 4)
     [(start, end, _)] = span_columns(rows, [window], asked)
-    assert start > window.null, "it is not said that there is none"
+    assert start > window.null, "the label is not that of no answer"
     assert context[window.spans[start - window.first][0] : window.spans[end - window.first][1]] == words
 
 
-def test_saying_that_there_is_no_answer_is_no_answer():
-    """A causal model says so at the last token of a row, which may be one of the context."""
+def test_the_token_for_no_answer_is_no_span():
+    """In a causal model this is the last token of a row, which may belong to the context."""
     tokenizer, model = build_tokenizer(), build("TfmDecoderForQuestionAnswering")
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     context = "the cat sat on the mat and looked at the moon " * 3
@@ -234,13 +217,13 @@ def test_saying_that_there_is_no_answer_is_no_answer():
     assert answer.spans[0].text == "cat"
 
 
-def test_an_accent_that_the_tokenizer_drops_is_of_the_answer():
+def test_answers_keep_an_accent_that_the_tokenizer_drops():
     [answer] = find_answers(np.zeros((1, 2, 2)), [ContextWindow(0, 1, [(0, 4)], 0)], ["cafe\u0301 noir"])
     assert answer.spans[0].text == "cafe\u0301"
 
 
-def test_a_head_by_another_name_is_saved_with_the_adapter(tmp_path):
-    """PEFT knows `qa_outputs` alone; ModernBERT's is called `classifier`."""
+def test_a_head_of_another_name_is_saved_with_the_adapter(tmp_path):
+    """PEFT knows only `qa_outputs`; ModernBERT's head is called `classifier`."""
     size = dict(vocab_size=320, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     config = ModernBertConfig(**size, pad_token_id=0, bos_token_id=4, eos_token_id=5, cls_token_id=4, sep_token_id=5)
     ModernBertForMaskedLM(config).save_pretrained(tmp_path / "base")
@@ -257,7 +240,7 @@ def test_a_head_by_another_name_is_saved_with_the_adapter(tmp_path):
     torch.testing.assert_close(again(input_ids=ids).start_logits, adapted.eval()(input_ids=ids).start_logits)
 
 
-def test_spans_are_the_best_of_all():
+def test_spans_are_the_best_of_all_possible_ones():
     draw = np.random.default_rng(0)
     context = " ".join(f"w{n:02d}" for n in range(45))
     spans = [(4 * n, 4 * n + 3) for n in range(45)]
@@ -282,7 +265,7 @@ def test_spans_are_the_best_of_all():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_threshold_is_the_best_there_is(seed):
+def test_threshold_has_the_highest_f1(seed):
     draw = random.Random(seed)
     asked = [Question("?", "x y", ("x",) if draw.random() < 0.5 else ()) for _ in range(20)]
     answers = [SpanAnswer([Span(draw.choice("xy"), 0, 1, 0.0)], draw.gauss(0, 1)) for _ in asked]
@@ -295,7 +278,7 @@ def test_threshold_is_the_best_there_is(seed):
     assert f1_at(chosen) == pytest.approx(max(map(f1_at, tried)))
     assert choose_threshold(answers, [Question("?", "a", ("a",))] * 20) is None
 
-    # One asked twice with an answer and without is on one side of a threshold.
+    # A question asked twice, with and without an answer, is on one side of any threshold.
     asked = [Question("?", "x y", answers) for answers in (("x",), (), ())]
     answers = [SpanAnswer([Span("x", 0, 1, 0.0)], 0.5)] * 3
     assert f1_at(choose_threshold(answers, asked)) == pytest.approx(2 / 3)
@@ -320,7 +303,7 @@ def test_scores_are_the_squad_metrics():
     assert estimates["f1 of unanswerable"].value == 100 and estimates["f1 of answerable"].n == 3
 
 
-def test_baselines_answer_by_simple_rules():
+def test_baselines_answer_by_rules():
     context = "Rain fell. Seven ships sailed to Norway in 1901. The cat slept."
     asked = [Question("Where did the ships sail?", context, ("Norway",), 33)]
     guesses = answer_by_rules(asked, asked)
@@ -337,7 +320,7 @@ def records_of(*answers) -> Records:
 FIELDS = ("question", "context", "answers")
 
 
-def test_answers_in_every_form():
+def test_every_form_of_answers_is_read():
     forms = [
         {"text": ["cat", "a dog"], "answer_start": [2, 7]},
         {"text": ["cat"], "answer_start": []},
@@ -357,7 +340,7 @@ def test_answers_in_every_form():
     assert kept.places == ["f, line 1", "f, line 3"] and [q.answers for q in asked] == [("cat",), ("dog",)]
 
 
-def test_squads_own_files_are_unfolded(tmp_path):
+def test_files_of_squad_itself_are_unfolded(tmp_path):
     asked = [{"id": "7", "question": "q", "answers": [{"text": "cat", "answer_start": 2}]}]
     asked += [{"id": "8", "question": "r", "answers": [], "is_impossible": True}]
     nested = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "a cat", "qas": asked}]}]}
@@ -393,14 +376,14 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("case", BAD_ANSWERS)
-def test_bad_answers_stop_it_in_one_line(case):
+def test_bad_answers_end_in_one_line(case):
     answer, complaint = BAD_ANSWERS[case]
     with pytest.raises(InputError) as error:
         read_questions(records_of("cat", answer), FIELDS)
     assert str(error.value).startswith("f, line 2: ") and complaint in str(error.value) and "\n" not in str(error.value)
 
 
-def test_mistakes_stop_it_in_one_line_or_are_skipped(models, files, tmp_path, capsys):  # noqa: F811
+def test_wrong_input_ends_in_one_line_and_bad_answers_can_be_skipped(models, files, tmp_path, capsys):
     out, rows = tmp_path / "out", questions(30, 1)
     rows[4]["answers"]["text"] = ["elephant"]
     spoiled = write(tmp_path / "spoiled.jsonl", rows)
@@ -427,19 +410,19 @@ def test_mistakes_stop_it_in_one_line_or_are_skipped(models, files, tmp_path, ca
 
 
 @pytest.mark.parametrize("name", ["finetune_fairytaleqa", "finetune_qamr"])
-def test_recipes_name_fields_that_there_are(name):
+def test_recipes_have_known_fields(name):
     path = Path(__file__).parents[2] / "training" / "recipes" / f"{name}.yaml"
     recipe, args = parse_recipe([str(path)], finetune_qa.QuestionRecipe, finetune_qa.FinetuningArguments)
     assert recipe.test_file and isinstance(recipe.train_file, list) and args.output_dir
 
 
-def test_no_test_file_takes_back_a_recipes():
+def test_an_empty_test_file_takes_back_that_of_the_recipe():
     recipe = finetune_qa.QuestionRecipe(model="m", train_file=["a"], validation_file=["b", ""], test_file=[""])
     assert recipe.test_file is None and recipe.validation_file == ["b"]
 
 
-def test_adapters_that_nobody_could_load_are_refused(models, files, tmp_path, capsys):  # noqa: F811
-    """transformers' LlamaForQuestionAnswering does not find the weights of a LlamaForCausalLM."""
+def test_adapters_that_cannot_be_loaded_again_are_refused(models, files, tmp_path, capsys):
+    """LlamaForQuestionAnswering of transformers does not find the weights of a LlamaForCausalLM."""
     out = tmp_path / "out"
     argv = arguments(models / "llama", files / "train.jsonl", out, lora="true", stride=8)
     check_refusal(finetune_qa, argv, "train without --lora", out, capsys)
