@@ -1,15 +1,15 @@
 """
-Fine-tunes a model to embed texts: what means the same lies close together.
+Fine-tunes a model to embed texts, so that texts of similar meaning have similar embeddings.
 
     python training/finetune_embeddings.py training/recipes/finetune_embeddings.yaml
 
     python training/finetune_embeddings.py --model my-encoder --train_file pairs.jsonl --text_field question \\
         --text_pair_field answer --output_dir runs/search
 
-Takes any encoder or decoder of the Auto classes, or a SentenceTransformer. With scores (--score_field) the cosine of a
-pair is trained to be its score; without, pairs belong together and all other texts of a batch are strangers. The best
-checkpoint is chosen on the validation records, the test records are measured once, before and after. The folder opens
-as a SentenceTransformer and with AutoModel. The same command goes on where a run was stopped.
+Takes any encoder or decoder of the Auto classes, or a SentenceTransformer. With scores (--score_field), the cosine of a
+pair is trained to be its score. Without scores, pairs are positives and the other texts of a batch are negatives. The
+best checkpoint is chosen on the validation set; the test set is measured before and after the training. The folder
+opens as a SentenceTransformer and with AutoModel. The same command resumes a stopped run.
 
 Needs sentence-transformers: pip install hf-tfm[embed]
 """
@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError, needs_extra
-from hf_tfm.data.records import Records, read_records
+from hf_tfm.data.records import Records
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter, merge_inside
 from hf_tfm.train.finetune import FinetuningArguments
@@ -29,33 +29,35 @@ from transformers import AutoModel, set_seed
 
 
 with needs_extra("embed"):
-    from hf_tfm.tasks.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, forget_lengths, read_scores
+    from hf_tfm.tasks.embeddings import LOSSES, EmbeddingTrainer, Pairs, build_embedder, read_scores, reset_lengths
 
     from sentence_transformers import SentenceTransformerTrainingArguments
 
 
 @dataclass
 class EmbeddingArguments(FinetuningArguments, SentenceTransformerTrainingArguments):
-    """Both libraries' arguments, with defaults for fine-tuning."""
+    """Arguments of transformers and sentence-transformers with defaults for fine-tuning."""
 
-    include_num_input_tokens_seen: str | bool = False  # sentence-transformers' batches hide them
-    prediction_loss_only: bool = True  # and its evaluations are their own
+    include_num_input_tokens_seen: str | bool = False  # sentence-transformers' batches do not show them
+    prediction_loss_only: bool = True  # sentence-transformers has its own evaluations
 
 
 @dataclass
 class EmbeddingRecipe(FinetuningRecipe):
-    text_field: str = field(default="sentence1", metadata={"help": "Where a record has its first text."})
-    text_pair_field: str = field(default="sentence2", metadata={"help": "Where it has its second text."})
+    text_field: str = field(default="sentence1", metadata={"help": "Field of a record that has the first text."})
+    text_pair_field: str = field(default="sentence2", metadata={"help": "Field of the second text."})
     negative_field: str | None = field(
-        default=None, metadata={"help": "Where it has a text that does not belong to the first (contrastive loss)."}
+        default=None, metadata={"help": "Field of a negative for the first text (contrastive loss)."}
     )
-    score_field: str | None = field(default=None, metadata={"help": "Where it has the similarity of the two."})
+    score_field: str | None = field(default=None, metadata={"help": "Field of the similarity of the two texts."})
     score_range: list[float] = field(default_factory=lambda: [0.0, 5.0], metadata={"help": "Lowest and highest score."})
     positive_score: float | None = field(
-        default=None, metadata={"help": "Contrastive loss on scored records: pairs from this score on belong together."}
+        default=None,
+        metadata={"help": "Contrastive loss on scored records: pairs of at least this score are positives."},
     )
     loss: str | None = field(
-        default=None, metadata={"help": "contrastive, cosine or cosent; by default cosine with scores, else the first."}
+        default=None,
+        metadata={"help": "contrastive, cosine or cosent; by default cosine with scores, else contrastive."},
     )
     pooling: str | None = field(default=None, metadata={"help": "mean, cls, max, lasttoken …; by default the model's."})
 
@@ -75,7 +77,7 @@ class EmbeddingRecipe(FinetuningRecipe):
 
 
 def read_pairs(records: Records, recipe: EmbeddingRecipe, train: bool = False) -> Pairs:
-    """The records as pairs; what the contrastive loss is trained on has no scores."""
+    """Return the records as pairs, without scores for the contrastive loss."""
     columns = [records.texts(recipe.text_field, "text_field"), records.texts(recipe.text_pair_field, "text_pair_field")]
     if recipe.negative_field and train:
         columns.append(records.texts(recipe.negative_field, "negative_field"))
@@ -84,17 +86,14 @@ def read_pairs(records: Records, recipe: EmbeddingRecipe, train: bool = False) -
 
 
 def read_splits(recipe: EmbeddingRecipe, seed: int) -> dict[str, Records]:
-    """The splits that there are, validation always among them."""
-    train = read_records(recipe.train_file)
-    train, validation = finetune.carve_validation(recipe, train, seed, read_pairs(train, recipe).keys())
+    """Return the splits that there are; for the contrastive loss, train has the positive pairs only."""
+    splits = finetune.read_splits(recipe, seed, lambda records: read_pairs(records, recipe).keys())
+    train = splits["train"]
     if recipe.loss == "contrastive" and recipe.score_field:
         scores = train.values(recipe.score_field, "score_field")
-        train = train.subset(number for number, score in enumerate(scores) if float(score) >= recipe.positive_score)
-        if not len(train):
+        splits["train"] = train.subset(n for n, score in enumerate(scores) if float(score) >= recipe.positive_score)
+        if not len(splits["train"]):
             raise InputError(f"{train.path}: no pair has a score of {recipe.positive_score:g} or more")
-    splits = {"train": train, "validation": validation}
-    if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file, "test")
     return splits
 
 
@@ -124,17 +123,17 @@ def main(argv: list[str] | None = None) -> int:
 
     report.report_model(model, recipe, new)
     print_line("task", f"{recipe.loss} loss, {getattr(embedder[1], 'pooling_mode', 'no')} pooling")
-    for name, several in pairs.items():
-        print_line(name, f"{len(splits[name]):,} pairs{'' if several.scores is None else ' with scores'}")
-    encoded = [finetune.encode_texts(tokenizer, max_length, texts) for texts in pairs["train"].columns]
-    longest = [max(texts, key=finetune.length_of) for texts in zip(*encoded)]
+    for name, split in pairs.items():
+        print_line(name, f"{len(splits[name]):,} pairs{'' if split.scores is None else ' with scores'}")
+    columns = [finetune.encode_texts(tokenizer, max_length, texts) for texts in pairs["train"].columns]
+    longest = [max(texts, key=finetune.length_of) for texts in zip(*columns)]
     report.report_steps(args, longest, max_length)
-    report.report_example(tokenizer, encoded[0][0], pairs["train"].columns[1][0])
-    keys = {name: [key[:2] for key in several.keys()] for name, several in pairs.items()}
+    report.report_example(tokenizer, columns[0][0], pairs["train"].columns[1][0])
+    keys = {name: [key[:2] for key in split.keys()] for name, split in pairs.items()}
     record["overlap_with_train"] = report.report_overlap(keys)
 
     split = "test" if "test" in pairs else "validation"
-    before = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
+    untrained = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
     trainer = EmbeddingTrainer(
         model=embedder,
         args=args,
@@ -155,8 +154,8 @@ def main(argv: list[str] | None = None) -> int:
         merge_inside(model)
         record["adapter"]["merged"] = True
     results = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
-    report.report_results(record, split, results, {"before training": before})
-    forget_lengths(tokenizer)
+    report.report_results(record, split, results, {"before training": untrained})
+    reset_lengths(tokenizer)
     report.write_finished_model(trainer, embedder)
     return 0
 

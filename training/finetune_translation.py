@@ -1,15 +1,15 @@
 """
-Trains a model to translate: a new one with an encoder, a decoder and a tokenizer of its own, or one that there is.
+Trains a model to translate: a new encoder-decoder with its own tokenizer, or an existing model.
 
     python training/finetune_translation.py training/recipes/finetune_translation.yaml
 
     python training/finetune_translation.py --model tiny --train_file pairs.jsonl --source_field en --target_field de \\
         --output_dir runs/translator
 
---model is a size of a new model (nano, tiny, small …), a look-alike at a size (vaswani2017/tiny), or a folder to go on
-from, of any kind that AutoModelForSeq2SeqLM opens. The best checkpoint is the one with the highest BLEU on validation
-records, whose translations are shown as they get better; the test records are translated once, with beam search. The
-same command goes on where a run was stopped.
+--model is the size of a new model (nano, tiny, small …), a paper's architecture and a size (vaswani2017/tiny), or the
+folder of any model that AutoModelForSeq2SeqLM opens. The best checkpoint has the highest BLEU on the validation set,
+some translations of which are printed at each evaluation; the test set is translated once, with beam search. The same
+command resumes a stopped run.
 
 Needs sacrebleu: pip install hf-tfm[metrics]
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data.batches import PAD_TO_MULTIPLE_OF, in_order
-from hf_tfm.data.records import Records, read_records
+from hf_tfm.data.records import Records
 from hf_tfm.tasks import translation
 from hf_tfm.tasks.losses import token_loss
 from hf_tfm.train import finetune, report
@@ -39,10 +39,10 @@ from transformers import (
 
 
 with needs_extra("metrics"):
-    import sacrebleu  # noqa: F401, which measures the validation records in the middle of the run
+    import sacrebleu  # noqa: F401, needed only at the first evaluation
 
 
-SHOWN = 3  # translations at each evaluation
+PRINTED_SAMPLES = 3  # translations at each evaluation
 _IGNORED = {
     **OWN_OPTIMIZER,
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler_kwargs"), "give --warmup_steps and --decay"),
@@ -51,29 +51,35 @@ _IGNORED = {
 
 @dataclass
 class TranslationArguments(FinetuningArguments, Seq2SeqTrainingArguments):
-    """transformers' arguments for sequence to sequence, with defaults for a new model."""
+    """transformers' Seq2SeqTrainingArguments with defaults for a new model."""
 
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Highest learning rate; by default optimizer's."}
+        default=None, metadata={"help": "Highest learning rate; by default the optimizer's."}
     )
     num_train_epochs: float = 5.0
     per_device_train_batch_size: int = 64
     label_smoothing_factor: float = 0.1
-    weight_decay: float | None = field(default=None, metadata={"help": "By default optimizer's."})
+    weight_decay: float | None = field(default=None, metadata={"help": "By default the optimizer's."})
     max_grad_norm: float = 1.0
     predict_with_generate: bool = True
 
 
 @dataclass
 class TranslationRecipe(FinetuningRecipe):
-    source_field: str = field(default="translation.en", metadata={"help": "Where a record has the text to translate."})
-    target_field: str = field(default="translation.fr", metadata={"help": "Where it has the translation."})
-    vocab_size: int = field(default=6144, metadata={"help": "Tokens for both languages, of a new model."})
-    model_overrides: str = field(default="{}", metadata={"help": "Fields of a new model's two configurations as JSON."})
+    source_field: str = field(
+        default="translation.en", metadata={"help": "Field of a record that has the text to translate."}
+    )
+    target_field: str = field(default="translation.fr", metadata={"help": "Field of the translation."})
+    vocab_size: int = field(default=6144, metadata={"help": "Vocabulary of a new model, for both languages."})
+    model_overrides: str = field(
+        default="{}", metadata={"help": "Fields of both configurations of a new model, as JSON."}
+    )
     optimizer: str = field(
         default="muon", metadata={"help": "muon (AdamW for embeddings and norms), normuon (for longer runs) or adamw."}
     )
-    decay: float = field(default=0.5, metadata={"help": "Share of the run at its end over which the rate decays."})
+    decay: float = field(
+        default=0.5, metadata={"help": "Share of the steps, at the end, over which the learning rate decays."}
+    )
     beams: int = field(default=4, metadata={"help": "Beams of the search for the final translations."})
     watched: int = field(default=400, metadata={"help": "Validation records that are translated at each evaluation."})
 
@@ -89,7 +95,7 @@ class TranslationRecipe(FinetuningRecipe):
 
 
 def read_pairs(records: Records, recipe: TranslationRecipe) -> tuple[list[str], list[str]]:
-    """Sources and targets."""
+    """Return sources and targets."""
     return (
         translation.read_texts(records, recipe.source_field, "source_field"),
         translation.read_texts(records, recipe.target_field, "target_field"),
@@ -97,7 +103,7 @@ def read_pairs(records: Records, recipe: TranslationRecipe) -> tuple[list[str], 
 
 
 def prepare_model(recipe: TranslationRecipe, texts: list[str]):
-    """Model and tokenizer, new ones or those of a folder; and the length that texts are cut to."""
+    """Return a model and its tokenizer, new ones or those of a folder, and the length that texts are cut to."""
     if not translation.is_preset(recipe.model):
         tokenizer = finetune.load_tokenizer(recipe)
         model, _ = finetune.load_model(AutoModelForSeq2SeqLM, recipe, tokenizer)
@@ -117,11 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     finetune.check_finetuning(args, recipe, _IGNORED)
     set_seed(args.seed)
 
-    train = read_records(recipe.train_file)
-    train, validation = finetune.carve_validation(recipe, train, args.seed, read_pairs(train, recipe)[0])
-    splits = {"train": train, "validation": validation.subset(range(min(recipe.watched, len(validation))))}
-    if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file, "test")
+    splits = finetune.read_splits(recipe, args.seed, lambda records: read_pairs(records, recipe)[0])
+    splits["validation"] = splits["validation"].subset(range(min(recipe.watched, len(splits["validation"]))))
     pairs = {name: read_pairs(records, recipe) for name, records in splits.items()}
 
     model, tokenizer, max_length = prepare_model(recipe, [*pairs["train"][0], *pairs["train"][1]])
@@ -146,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         translations = translation.decode(tokenizer, in_order(prediction.predictions, data["validation"]))
-        for source, found in list(zip(pairs["validation"][0], translations))[:SHOWN]:
-            print_line("sample", f"{source} → {found}")
+        for source, translated in list(zip(pairs["validation"][0], translations))[:PRINTED_SAMPLES]:
+            print_line("sample", f"{source} → {translated}")
         return translation.scores(translations, pairs["validation"][1])
 
     trainer = translation.TranslationTrainer(
@@ -169,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         return report.report_stopped(trainer)
 
     split = "test" if "test" in splits else "validation"
-    # Whoever opens the folder and calls generate gets what is measured here.
+    # The saved folder generates with the settings that are measured here.
     model.generation_config.num_beams = args.generation_num_beams = recipe.beams
     model.generation_config.max_length = max_length
     translations = translation.decode(tokenizer, trainer.predict_in_order(data[split]))
@@ -178,8 +181,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     sources, references = pairs[split]
     results = translation.estimate_scores(translations, references)
-    copied = {"source copied": translation.estimate_scores(sources, references)}
-    report.report_results(record, split, results, copied)
+    baselines = {"source copied": translation.estimate_scores(sources, references)}
+    report.report_results(record, split, results, baselines)
     record["samples"] = [f"{s} → {t} (reference: {r})" for s, t, r in list(zip(sources, translations, references))[:8]]
     print("\n".join(record["samples"]))
     report.write_finished_model(trainer, model)

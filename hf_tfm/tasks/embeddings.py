@@ -1,7 +1,8 @@
 """
-Sentence embeddings: pairs of texts as a task with its figures, an encoder as a SentenceTransformer, and its Trainer.
+Sentence embeddings: pairs of texts and their figures, a model as a SentenceTransformer, and its Trainer.
 
-This module alone needs sentence-transformers (`pip install hf-tfm[embed]`).
+sentence-transformers has its own losses, batches and evaluations, so this is not a [`Task`]. Only this module needs
+sentence-transformers (`pip install hf-tfm[embed]`).
 """
 
 import copy
@@ -24,17 +25,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..core.errors import InputError
 from ..core.limits import refuse_diverged
 from ..core.quiet import quiet
-from ..core.statistics import Estimate, bootstrap
+from ..core.statistics import Estimate, bootstrap, correlations
 from ..data.batches import SeededLengthGroups
 from ..data.records import Records
 from ..train.adapters import load_inside, merge_inside, save_inside
 from ..train.trainer import RunMixin
+from .task import text_key
 
 
 LOSSES = {
     "contrastive": losses.MultipleNegativesRankingLoss,  # Henderson et al. 2017; van den Oord et al. 2018 (InfoNCE)
     "cosine": losses.CosineSimilarityLoss,  # Reimers & Gurevych 2019
-    "cosent": losses.CoSENTLoss,  # Su 2022: only the order of the scores counts
+    "cosent": losses.CoSENTLoss,  # Su 2022: depends only on the order of the scores
 }
 METRICS = {True: ("spearman", "pearson"), False: ("mrr", "accuracy_at_1", "recall_at_10")}
 
@@ -42,11 +44,11 @@ METRICS = {True: ("spearman", "pearson"), False: ("mrr", "accuracy_at_1", "recal
 @dataclass(frozen=True)
 class Pairs:
     """
-    Pairs of texts that belong together, or that have a score each.
+    Pairs of texts that are positives, or have a score each.
 
     Attributes:
-        columns: first texts, second texts, and for the contrastive loss perhaps texts that belong to neither.
-        scores: between 0 and 1, None where pairs belong together.
+        columns: first texts, second texts, and for the contrastive loss perhaps negatives.
+        scores: numbers between 0 and 1; None if all pairs are positives.
     """
 
     columns: list[list[str]]
@@ -54,47 +56,45 @@ class Pairs:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the figures; by the first one the best checkpoint is chosen."""
+        """Names of the figures; the first one chooses the best checkpoint."""
         return METRICS[self.scores is not None]
 
     def keys(self) -> list[tuple[str, ...]]:
-        """What two records have in common that say the same."""
-        return [tuple(" ".join(text.casefold().split()) for text in texts) for texts in zip(*self.columns)]
+        """Return a key for each pair; pairs of the same texts have equal keys."""
+        return [text_key(*texts) for texts in zip(*self.columns)]
 
     def outcomes(self, embedder: SentenceTransformer, batch_size: int) -> tuple[np.ndarray, ...]:
         """
-        What the figures are computed from, an entry a pair: cosines and scores, or the rank of each first text's own
-        second text among all second texts, from 1.
+        Return the inputs of [`figures`], an entry for each pair: cosines and scores, or the rank (from 1) of each first
+        text's own second text among all second texts.
         """
         first, second = (
             embedder.encode(texts, batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True)
             for texts in self.columns[:2]
         )
         refuse_diverged(np.concatenate([first, second]))
-        own = (first * second).sum(1)
+        cosines = (first * second).sum(1)
         if self.scores is not None:
-            return own, np.asarray(self.scores)
-        # What is nearer by no more than rounding is the same text again.
+            return cosines, np.asarray(self.scores)
+        # A text that is nearer by no more than rounding is the same text again.
         chunks = range(0, len(first), 1024)
-        ranks = [((first[i : i + 1024] @ second.T) > own[i : i + 1024, None] + 1e-5).sum(1) + 1 for i in chunks]
+        ranks = [((first[i : i + 1024] @ second.T) > cosines[i : i + 1024, None] + 1e-5).sum(1) + 1 for i in chunks]
         return (np.concatenate(ranks),)
 
     def figures(self, *outcomes: np.ndarray) -> dict[str, float]:
-        """The metrics of [`outcomes`]."""
+        """Return the metrics of [`outcomes`]."""
         if self.scores is None:
             (ranks,) = outcomes
             return dict(zip(self.metrics, map(float, ((1 / ranks).mean(), (ranks == 1).mean(), (ranks <= 10).mean()))))
-        from scipy.stats import pearsonr, spearmanr
-
-        return {"spearman": float(spearmanr(*outcomes)[0]), "pearson": float(pearsonr(*outcomes)[0])}
+        return correlations(*outcomes)
 
     def estimates(self, embedder: SentenceTransformer, batch_size: int) -> dict[str, Estimate]:
-        """The metrics with bootstrapped 95 % intervals."""
+        """Return the metrics with bootstrapped 95 % intervals."""
         return bootstrap(self.figures, *self.outcomes(embedder, batch_size))
 
 
 def read_scores(records: Records, field: str, lowest: float, highest: float) -> list[float]:
-    """A field of numbers, brought from `lowest` … `highest` to 0 … 1. Raises `InputError` for what is no such one."""
+    """Return a field of numbers, scaled from `lowest` … `highest` to 0 … 1. Raises `InputError` for other values."""
     scores = []
     for value, place in zip(records.values(field, "score_field"), records.places):
         try:
@@ -118,13 +118,13 @@ def build_embedder(
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """
-    A SentenceTransformer around a model that is loaded already.
+    Build a SentenceTransformer around a loaded model.
 
     Args:
-        folder: where the model is from; a SentenceTransformer's folder gives its modules, another one mean pooling
-            (after a causal model: of the last token).
+        folder: the model's folder; a SentenceTransformer's folder gives its modules, another one mean pooling (for a
+            causal model, of the last token).
         max_length: of a text, in tokens.
-        pooling: `mean`, `cls`, `max` or `lasttoken`, to have another one.
+        pooling: `mean`, `cls`, `max` or `lasttoken`, instead of the folder's.
 
     Raises:
         InputError: the pooling is none of these.
@@ -135,7 +135,7 @@ def build_embedder(
         if not isinstance(embedder[0], Transformer):
             raise InputError(f"{folder}: its first module is a {type(embedder[0]).__name__}, not a Transformer")
         if not is_sentence_transformer_model(folder):
-            # A tokenizer with a chat template would have every text taken for what a user says, here and nowhere else.
+            # With a chat template, sentence-transformers would take every text for a user's message.
             embedder[0].modality_config.pop("message", None)
         embedder[0].model = model
         embedder[0].processor = tokenizer
@@ -146,13 +146,13 @@ def build_embedder(
             pooler = Pooling(embedder[0].get_embedding_dimension(), pooling)
             embedder = SentenceTransformer(modules=[embedder[0], pooler, *after], **options)
     embedder.max_seq_length = max_length
-    # The run record makes the card; this one would embed sentences at every save.
+    # The card comes from the run record; sentence-transformers' card embeds sentences at every save.
     embedder._create_model_card = lambda *args, **kwargs: None
     return embedder
 
 
-def forget_lengths(tokenizer: PreTrainedTokenizerBase) -> None:
-    """What the last batch was cut and padded to must not be saved as the tokenizer's own."""
+def reset_lengths(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Remove truncation and padding of the last batch from the tokenizer, so that they are not saved."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -162,8 +162,8 @@ class PairBatches(DefaultBatchSampler):
     """
     Batches of similar length, a function of seed and epoch alone, so that a resumed run draws them again.
 
-    With `keys` no batch holds a text twice: its own copy would stand among what the contrastive loss takes for
-    strangers. Records that fit into no batch of an epoch wait for the next one.
+    With `keys` no batch has a text twice, which the contrastive loss would take for its own negative. Records that fit
+    into no batch of an epoch wait for the next one.
     """
 
     def __init__(self, dataset: Any, lengths: list[int], keys: list[tuple[str, ...]] | None = None, **options: Any):
@@ -177,14 +177,14 @@ class PairBatches(DefaultBatchSampler):
         waiting = deque(order)
         for _ in range(len(self)):
             batch: list[int] = []
-            taken: set[str] = set()
+            batch_texts: set[str] = set()
             passed_over = []
             while waiting and len(batch) < self.batch_size:
                 number = waiting.popleft()
                 texts = () if self.keys is None else self.keys[number]
-                if taken.isdisjoint(texts):
+                if batch_texts.isdisjoint(texts):
                     batch.append(number)
-                    taken.update(texts)
+                    batch_texts.update(texts)
                 else:
                     passed_over.append(number)
             waiting.extendleft(reversed(passed_over))
@@ -193,7 +193,7 @@ class PairBatches(DefaultBatchSampler):
 
 
 class _Validation(BaseEvaluator):
-    """The task's figures, as sentence-transformers' Trainer asks for them."""
+    """The figures of the validation set, for sentence-transformers' Trainer."""
 
     def __init__(self, pairs: Pairs, batch_size: int):
         super().__init__()
@@ -202,16 +202,16 @@ class _Validation(BaseEvaluator):
 
     def __call__(self, model: SentenceTransformer, output_path: str | None = None, **_: Any) -> dict[str, float]:
         if output_path is not None:
-            Path(output_path).rmdir()  # made for files of figures, which the run record has
+            Path(output_path).rmdir()  # for files of figures, which the run record has
         return self.pairs.figures(*self.pairs.outcomes(model, self.batch_size))
 
 
 class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
     """
-    sentence-transformers' Trainer with what [`RunMixin`] adds, batches of similar length, and the task's figures.
+    sentence-transformers' Trainer with [`RunMixin`], batches of similar length, and the figures of [`Pairs`].
 
     Args:
-        pairs: train and validation.
+        pairs: training and validation set.
         lengths: tokens of each training record.
     """
 
@@ -233,11 +233,11 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
         return PairBatches(dataset, self.lengths, self.keys, **options)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """There is a card already, from the run record."""
+        """Do nothing: the card comes from the run record."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """With an adapter inside, the whole model has it merged; the adapter is saved beside, to resume from."""
-        forget_lengths(self.processing_class)
+        """Save the model with its adapter merged, and the adapter beside it, to resume from."""
+        reset_lengths(self.processing_class)
         if not hasattr(self.model.transformers_model, "peft_config"):
             return super()._save(output_dir, state_dict)
         adapted, self.model = self.model, copy.deepcopy(self.model)
@@ -254,7 +254,7 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
         load_inside(self.model.transformers_model, checkpoint_path)
 
     def median_batch(self) -> dict[str, torch.Tensor]:
-        """A batch of texts of middling length, to measure the time of a step on."""
+        """Return a batch of records of about the median length, to measure the time of a step."""
         order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__)
         start = max(0, (len(order) - self.args.train_batch_size) // 2)
         return self.data_collator([self.train_dataset[i] for i in order[start : start + self.args.train_batch_size]])
