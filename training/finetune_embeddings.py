@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError, needs_extra
+from hf_tfm.data.batches import length_of
 from hf_tfm.data.records import Records
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter, merge_inside
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, split in pairs.items():
         print_line(name, f"{len(splits[name]):,} pairs{'' if split.scores is None else ' with scores'}")
     columns = [finetune.encode_texts(tokenizer, max_length, texts) for texts in pairs["train"].columns]
-    longest = [max(texts, key=finetune.length_of) for texts in zip(*columns)]
+    longest = [max(texts, key=length_of) for texts in zip(*columns)]
     report.report_steps(args, longest, max_length)
     report.report_example(tokenizer, columns[0][0], pairs["train"].columns[1][0])
     keys = {name: [key[:2] for key in split.keys()] for name, split in pairs.items()}
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         processing_class=tokenizer,
         loss=LOSSES[recipe.loss](embedder),
         pairs=pairs,
-        lengths=[finetune.length_of(texts) for texts in longest],
+        lengths=[length_of(texts) for texts in longest],
         record=record,
     )
     report.report_time_estimate(trainer)
