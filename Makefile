@@ -25,7 +25,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 quickstart: $(VENV)/installed
-	$(BIN)/python training/quickstart.py
+	$(BIN)/hf-tfm quickstart
 
 test: $(VENV)/installed-dev
 	$(PYTEST) -n 2 --dist loadfile -q

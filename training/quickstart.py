@@ -1,28 +1,23 @@
 """
 From text to models in one go: tokenizers, a causal LM, an encoder, a classifier on the encoder, native exports.
 
-    python training/quickstart.py [--output_dir runs/quickstart]
+    hf-tfm quickstart [--output_dir runs/quickstart]
 
-Uses the data in `training/data` and nothing else; each step is one of the scripts beside this file, with the command
-shown. Run it again after an interruption: what is finished stays, the rest goes on.
+It uses the data of `training/data` alone. Each step is a command of `hf-tfm`, which is shown. After an interruption the
+same command goes on with the steps that are not finished.
 """
 
 import argparse
-import os
+import shlex
 import sys
 import time
 from pathlib import Path
 
-import finetune_classification
-import pretrain_clm
-import pretrain_mlm
-import train_tokenizer
-from hf_tfm.apps.cli import main as cli
+from hf_tfm.apps.cli import main as hf_tfm
 from hf_tfm.artifacts.record import RECORD_FILE
 from hf_tfm.core.errors import OneLineParser
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT = "training/data/text/train.jsonl.gz"
 
 
@@ -40,50 +35,45 @@ Try them:
 """
 
 
-def steps(out: str) -> list[tuple[str, object, list[str], str]]:
-    """What is run, in order: title, function, arguments, and the file that says it is finished."""
-    tokenizer = ["--data", TEXT, "--vocab-size", "4096"]
-    recipes = {job: [f"training/recipes/quickstart_{job}.yaml"] for job in ("clm", "mlm", "classifier")}
+def steps(out: str) -> list[tuple[str, list[str], str]]:
+    """Title of each step, arguments of its `hf-tfm` command, and the file that exists when it is finished."""
+    tokenizer = ["train", "tokenizer", "--data", TEXT, "--vocab-size", "4096"]
     return [
         (
             "A tokenizer for the causal LM",
-            train_tokenizer.main,
             [*tokenizer, "--output", f"{out}/tokenizer-decoder"],
             f"{out}/tokenizer-decoder/tokenizer.json",
         ),
         (
             "The causal LM",
-            pretrain_clm.main,
-            [*recipes["clm"], "--tokenizer", f"{out}/tokenizer-decoder", "--output_dir", f"{out}/decoder"],
+            ["train", "clm", "quickstart_clm.yaml", "--tokenizer", f"{out}/tokenizer-decoder",
+             "--output_dir", f"{out}/decoder"],
             f"{out}/decoder/{RECORD_FILE}",
         ),
         (
             "A tokenizer for the encoder",
-            train_tokenizer.main,
             [*tokenizer, "--style", "encoder", "--output", f"{out}/tokenizer-encoder"],
             f"{out}/tokenizer-encoder/tokenizer.json",
         ),
         (
             "The encoder",
-            pretrain_mlm.main,
-            [*recipes["mlm"], "--tokenizer", f"{out}/tokenizer-encoder", "--output_dir", f"{out}/encoder"],
+            ["train", "mlm", "quickstart_mlm.yaml", "--tokenizer", f"{out}/tokenizer-encoder",
+             "--output_dir", f"{out}/encoder"],
             f"{out}/encoder/{RECORD_FILE}",
         ),
         (
             "A classifier on the encoder: which of 77 questions does a bank's customer ask?",
-            finetune_classification.main,
-            [*recipes["classifier"], "--model", f"{out}/encoder", "--output_dir", f"{out}/classifier"],
+            ["train", "classification", "quickstart_classifier.yaml", "--model", f"{out}/encoder",
+             "--output_dir", f"{out}/classifier"],
             f"{out}/classifier/{RECORD_FILE}",
         ),
         (
-            "The causal LM as a Qwen3 folder, which needs no code of ours",
-            cli,
+            "The causal LM as a Qwen3 folder, which needs no code of this package",
             ["export", f"{out}/decoder", f"{out}/decoder-qwen3", "--to", "qwen3"],
             f"{out}/decoder-qwen3/config.json",
         ),
         (
             "The encoder as a ModernBERT folder",
-            cli,
             ["export", f"{out}/encoder", f"{out}/encoder-modernbert", "--to", "modernbert"],
             f"{out}/encoder-modernbert/config.json",
         ),
@@ -92,18 +82,15 @@ def steps(out: str) -> list[tuple[str, object, list[str], str]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="runs/quickstart", help="where the folders are written")
-    folder = Path(parser.parse_args(argv).output_dir).absolute()  # before the steps' own paths begin at the repository
-    out = str(folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder)
-    os.chdir(REPOSITORY)
+    parser.add_argument("--output_dir", default="runs/quickstart", help="folder to write the models to")
+    out = parser.parse_args(argv).output_dir
     started = time.time()
-    for number, (title, function, arguments, finished) in enumerate(steps(out), 1):
-        name = "hf-tfm" if function is cli else f"python training/{function.__module__}.py"
-        print(f"\n=== {number}. {title}\n$ {name} {' '.join(arguments)}", flush=True)
+    for number, (title, arguments, finished) in enumerate(steps(out), 1):
+        print(f"\n=== {number}. {title}\n$ hf-tfm {shlex.join(arguments)}", flush=True)
         if Path(finished).exists():
             print("finished before")
             continue
-        if code := function(arguments):
+        if code := hf_tfm(arguments):
             return code
         if not Path(finished).exists():  # stopped by a signal
             return 0

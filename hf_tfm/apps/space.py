@@ -84,7 +84,9 @@ def write_space(path: str, target: str, base: str | None = None, trust_remote_co
             for copied in ("model", "base"):
                 check_files(files_to_push(space / copied))
         package = Path(hf_tfm.__file__).parent
-        shutil.copytree(package, space / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        shutil.copytree(
+            package, space / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "training")
+        )
         title = folder.resolve().name if folder.is_dir() else path
         app = _APP.format(path=where, base=base_where, trust=trust_remote_code, title=title)
         (space / "app.py").write_text(app, encoding="utf-8")

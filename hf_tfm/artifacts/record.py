@@ -186,7 +186,9 @@ def public_command(argv: list[str]) -> str:
             value = str(path.relative_to(here)) if path.is_relative_to(here) else path.name
         return flag + equals + value
 
-    return shlex.join(["python", *(public(argument) for argument in words)])
+    program = [] if words[0].startswith("hf-tfm ") else ["python"]
+    words[:1] = words[0].split() if not program else words[:1]
+    return shlex.join([*program, *(public(argument) for argument in words)])
 
 
 def _commit() -> str | None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..core.errors import InputError
+from ..core.packaged import find_packaged
 
 
 # A text file may be one document of any size. Past this many characters it is cut at a line end; sooner where some of
@@ -202,7 +203,7 @@ def left_out(source: Source) -> dict[str, list[Path]]:
 
 def _every_file(source: Source, kinds: Collection[str]) -> Iterator[tuple[TextFile, bool]]:
     """All files of a source but hidden ones, sorted by path, and whether they are of its split."""
-    location = os.path.expanduser(source.location)
+    location = find_packaged(os.path.expanduser(source.location))
     in_folder = os.path.isdir(location)
     if in_folder:
         found = sorted(Path(location).rglob("*"))

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..core.checkpoints import last_checkpoint
 from ..core.errors import InputError
+from ..core.packaged import find_packaged
 from ..core.quiet import quiet_command
 
 
@@ -99,7 +100,7 @@ def parse_recipe(
 def _recipe_arguments(path: Path, fields: set[str]) -> list[str]:
     """A YAML mapping as command-line arguments, so that both are read and checked the same way."""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(Path(find_packaged(str(path))).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such recipe") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import zipfile
+from pathlib import Path
 
 import pretrain_clm
 import pretrain_mlm
@@ -55,7 +56,7 @@ from hf_tfm.train.trainer import RunMixin
 RECIPES = [
     path
     for pattern in ("pretrain_*.yaml", "quickstart_?lm.yaml", "released_??coder.yaml")
-    for path in sorted((quickstart.REPOSITORY / "training" / "recipes").glob(pattern))
+    for path in sorted((Path(quickstart.__file__).parent / "recipes").glob(pattern))
 ]
 
 
@@ -729,14 +730,20 @@ def test_what_is_there_is_not_written_over(files, tmp_path, capsys):
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
 
 
-def test_the_quickstart_writes_where_it_is_told(tmp_path, monkeypatch):
-    """Relative to where one stands, though its steps begin at the repository."""
-    seen = []
-    monkeypatch.setattr(quickstart, "steps", lambda out: seen.append(out) or [])
-    for here, given in ((tmp_path, ["--output_dir", "mine"]), (quickstart.REPOSITORY, [])):
-        monkeypatch.chdir(here)
-        assert quickstart.main(given) == 0
-    assert seen == [str(tmp_path / "mine"), "runs/quickstart"]
+def test_the_quickstart_writes_relative_to_the_working_directory(tmp_path, monkeypatch):
+    commands, finished = [], [file for *_, file in quickstart.steps("mine")]
+    monkeypatch.chdir(tmp_path)
+
+    def run(arguments):
+        file = Path(finished[len(commands)])
+        commands.append(" ".join(arguments))
+        file.parent.mkdir(parents=True)
+        file.touch()
+
+    monkeypatch.setattr(quickstart, "hf_tfm", run)
+    assert quickstart.main(["--output_dir", "mine"]) == 0
+    assert len(commands) == len(finished) == 7 and all("mine/" in command for command in commands)
+    assert quickstart.main(["--output_dir", "mine"]) == 0 and len(commands) == 7, "what is finished stays"
 
 
 @pytest.mark.parametrize(
