@@ -30,7 +30,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(PYTEST) -n 2 --dist loadfile -q
 
-# At most 90 seconds on two cores; every package has tests among these (tests/conftest.py: QUICK).
+# Files marked `quick`: some of every package, at most 90 seconds on two cores.
 test-quick: $(VENV)/installed-dev
 	$(PYTEST) -n 2 --dist load -q --quick
 

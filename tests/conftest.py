@@ -21,17 +21,14 @@ from transformers import PreTrainedTokenizerFast, set_seed  # noqa: E402
 
 torch.set_num_threads(1)
 
-# `make test-quick`: some tests of every package, 90 seconds on two cores together.
-QUICK: tuple[str, ...] = ()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="run the quick tests of every package (tests/conftest.py)")
+    parser.addoption("--quick", action="store_true", help="import and run only files marked `quick`")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     if config.getoption("--quick") and collection_path.suffix == ".py":
-        return collection_path.relative_to(Path(__file__).parent).as_posix() not in QUICK
+        return "\npytestmark = pytest.mark.quick\n" not in collection_path.read_text(encoding="utf-8")
     return None
 
 
