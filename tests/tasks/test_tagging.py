@@ -28,6 +28,7 @@ from hf_tfm.data.records import Records
 from hf_tfm.tasks import tagging
 from hf_tfm.tasks.tagging import TaggedWords
 from hf_tfm.tasks.task import Split
+from hf_tfm.tasks.words import WordWindow, encode_words, read_words, values_of_words
 from hf_tfm.train.adapters import merge_adapter
 from hf_tfm.train.finetuning_trainer import FinetuningTrainer
 from hf_tfm.train.recipe import parse_recipe
@@ -78,7 +79,7 @@ def tags_one_by_one(folder: Path, rows: list[dict], model=None) -> list[list[str
     """The tags of each record by the folder's model, without padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = (model or AutoModelForTokenClassification.from_pretrained(folder)).eval()
-    inputs, windows = tagging.encode_words(tokenizer, 64, [row["tokens"] for row in rows])
+    inputs, windows = encode_words(tokenizer, 64, [row["tokens"] for row in rows])
     assert [window.record for window in windows] == list(range(len(rows))), "every record fits in one row"
     predicted = []
     for row, window in zip(inputs, windows):
@@ -202,7 +203,7 @@ def test_figures_of_tags_are_scikit_learns():
 def test_words_have_the_tokens_of_running_text_and_none_is_lost():
     tokenizer = build_tokenizer()
     words = ["ships", "sailed", "zzz", "\u200bquestion", "unbelievable"]
-    rows, [window] = tagging.encode_words(tokenizer, 64, [words])
+    rows, [window] = encode_words(tokenizer, 64, [words])
     assert rows[0]["input_ids"] == tokenizer(" ".join(words))["input_ids"]
     assert window.words == [0, 1, 2, 3, 4] and window.columns[0] == 1
     tagging.Tagging().add_labels(Split(Records([], [], ""), [TaggedWords(words, [5, 6, 7, 8, 9])], rows, [window]))
@@ -210,24 +211,22 @@ def test_words_have_the_tokens_of_running_text_and_none_is_lost():
     assert all(rows[0]["labels"][column] != -100 for column in window.columns)
 
     long = [f"{word}{n}" for n in range(40) for word in ("cat", "q" * (n % 7))]
-    rows, windows = tagging.encode_words(tokenizer, 16, [words, long, ["q" * 99, "cat"]])
+    rows, windows = encode_words(tokenizer, 16, [words, long, ["q" * 99, "cat"]])
     assert all(len(row["input_ids"]) <= 16 for row in rows) and len(windows) > 5
     assert [word for window in windows if window.record == 1 for word in window.words] == list(range(len(long)))
-    values = tagging.values_of_words(np.arange(16)[None].repeat(len(rows), 0), windows, [words, long, ["q", "cat"]], -1)
+    values = values_of_words(np.arange(16)[None].repeat(len(rows), 0), windows, [words, long, ["q", "cat"]], -1)
     assert values[2] == [1, 1] and -1 not in values[1], "a word longer than a row keeps its first tokens"
     assert tokenizer.backend_tokenizer.truncation is None
 
     # The first word of a row that continues a sentence has as many tokens as in the sentence.
     vocabulary = "cat mat moon small learns last page first rain roof kettle ships sailed south answer book".split()
     several = [random.Random(seed).choices(vocabulary, k=30) for seed in range(20)]
-    _, windows = tagging.encode_words(tokenizer, 12, several)
+    _, windows = encode_words(tokenizer, 12, several)
     assert sum(len(window.words) for window in windows) == 600
 
 
 def test_words_without_tokens_get_the_default():
-    values = tagging.values_of_words(
-        np.array([[7, 8, 9]]), [tagging.WordWindow(1, [0, 2], [1, 2])], [["a"], ["b", "", "c"]], 0
-    )
+    values = values_of_words(np.array([[7, 8, 9]]), [WordWindow(1, [0, 2], [1, 2])], [["a"], ["b", "", "c"]], 0)
     assert values == [[0], [8, 0, 9]]
 
 
@@ -245,9 +244,9 @@ def test_every_form_of_words_is_read():
         ("[ a ]", ["[", "a", "]"]),
         ("['a', \"it's\"]", ["a", "it's"]),
     ):
-        assert tagging.read_words(Records([{"w": value}], ["here"], "f"), "w") == [words]
+        assert read_words(Records([{"w": value}], ["here"], "f"), "w") == [words]
     with pytest.raises(InputError, match="no list of words"):  # NumPy writes lists like this
-        tagging.read_words(Records([{"w": "['EU' 'rejects']"}], ["here"], "f"), "w")
+        read_words(Records([{"w": "['EU' 'rejects']"}], ["here"], "f"), "w")
 
 
 def test_every_form_of_tags_is_read(tmp_path):
@@ -314,7 +313,7 @@ def test_wrong_fields_and_tags_end_in_one_line(models, files, tmp_path, capsys):
         is_fast = False
 
     with pytest.raises(InputError, match="Slow cannot tell words apart"):
-        tagging.encode_words(Slow(), 64, [["a"]])
+        encode_words(Slow(), 64, [["a"]])
 
 
 @pytest.mark.parametrize("name", ["finetune_wnut17", "finetune_ewt"])

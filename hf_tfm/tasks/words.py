@@ -1,0 +1,129 @@
+"""Words of a sentence: read from records, encoded as rows of a model, and their outputs out of those of tokens."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from ..core.errors import InputError
+from ..data.records import Records, split_list
+from .task import Outputs
+
+
+_WORDS_AND_MARKS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_JOINERS = "\u200c\u200d"  # stand inside Persian and Indic words
+
+
+class WordWindow(NamedTuple):
+    """
+    A row of a model's input.
+
+    Attributes:
+        record: number of the record that it belongs to.
+        words: numbers of the record's words in it.
+        columns: column of each word's first token.
+    """
+
+    record: int
+    words: list[int]
+    columns: list[int]
+
+
+def read_words(records: Records, field: str, option: str = "words_field") -> list[list[str]]:
+    """
+    Return the words of all records: a list each, or a text (CSV) as [`split_list`] reads it.
+
+    Raises:
+        InputError: the field is missing, or has something else or no word.
+    """
+    sentences = []
+    for value, place in zip(records.values(field, option), records.places):
+        words = split_list(value)
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+            raise InputError(f"{place}: field {field!r} is no list of words, or an empty one; mend or drop this record")
+        sentences.append(words)
+    return sentences
+
+
+def split_words(text: str) -> list[str]:
+    """Split text into words and single punctuation marks; accents, vowel signs and joiners stay in their word."""
+    words: list[str] = []
+    end, continues = -1, False
+    for match in _WORDS_AND_MARKS.finditer(text):
+        is_sign = unicodedata.category(match[0][0]).startswith("M") or match[0] in _JOINERS
+        if words and match.start() == end and (is_sign or (continues and match[0][0].isalnum())):
+            words[-1] += match[0]
+        else:
+            words.append(match[0])
+        end, continues = match.end(), is_sign and words[-1][0].isalnum()
+    return words
+
+
+def encode_words(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, sentences: Sequence[Sequence[str]]
+) -> tuple[list[dict[str, Any]], list[WordWindow]]:
+    """
+    Encode words as rows of a model's inputs, in the tokens that they have in running text.
+
+    A sentence longer than `max_length` tokens becomes several rows, so that no word is lost. Words that the tokenizer
+    drops (control characters) are in no window.
+
+    Raises:
+        InputError: the tokenizer does not show which token belongs to which word.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} cannot tell words apart: a fast tokenizer (tokenizer.json) is needed"
+        )
+    blank = _blank_before_words(tokenizer)
+    room = max_length - tokenizer.num_special_tokens_to_add()
+    # So the first word of a row that continues a sentence has the same tokens as within the sentence.
+    sentences = [[(blank if n else "") + word for n, word in enumerate(words)] for words in sentences]
+    counted = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
+    spans = []
+    for record, words in enumerate(sentences):
+        tokens = Counter(counted.word_ids(record))
+        spans += [(record, part) for part in _parts([tokens[word] for word in range(len(words))], room)]
+    texts = [[sentences[record][word] for word in part] for record, part in spans]
+    inputs = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=max_length, verbose=False)
+    # Truncation set by this call must not be saved as the tokenizer's own.
+    tokenizer.backend_tokenizer.no_truncation()
+    windows = []
+    for number, (record, part) in enumerate(spans):
+        first: dict[int, int] = {}
+        for column, word in enumerate(inputs.word_ids(number)):
+            if word is not None:
+                first.setdefault(part[word], column)
+        windows.append(WordWindow(record, list(first), list(first.values())))
+    return [dict(zip(inputs, row)) for row in zip(*inputs.values())], windows
+
+
+def values_of_words(
+    outputs: Outputs, windows: Sequence[WordWindow], sentences: Sequence[Sequence[str]], default: Any
+) -> list[list[Any]]:
+    """Return a value for each word, its first token's out of values `(rows, length, …)`; `default` without a token."""
+    values = [[default] * len(words) for words in sentences]
+    for row, window in zip(outputs, windows):
+        for word, column in zip(window.words, window.columns):
+            values[window.record][word] = row[column]
+    return values
+
+
+def _blank_before_words(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a blank for tokenizers that make it part of the next word's token, as byte-level ones do; else nothing."""
+    running_text = tokenizer("of the")["input_ids"]
+    return "" if running_text == tokenizer(["of", "the"], is_split_into_words=True)["input_ids"] else " "
+
+
+def _parts(tokens: Sequence[int], room: int) -> Iterator[range]:
+    """Yield runs of words that fit in `room` tokens; a word that is longer stands alone."""
+    start = used = 0
+    for word, count in enumerate(tokens):
+        if word > start and used + count > room:
+            yield range(start, word)
+            start, used = word, 0
+        used += count
+    yield range(start, len(tokens))
