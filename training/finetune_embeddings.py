@@ -22,6 +22,7 @@ from hf_tfm.data.batches import length_of
 from hf_tfm.data.records import Records
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter, merge_inside
+from hf_tfm.train.base_model import load_base_model, load_base_tokenizer
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
 from hf_tfm.train.report import print_line
@@ -111,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     splits = read_splits(recipe, args.seed)
     pairs = {name: read_pairs(records, recipe, name == "train") for name, records in splits.items()}
 
-    tokenizer = finetune.load_tokenizer(recipe)
-    model, new = finetune.load_model(AutoModel, recipe, tokenizer)
+    tokenizer = load_base_tokenizer(recipe)
+    model, new = load_base_model(AutoModel, recipe, tokenizer)
     max_length = finetune.resolve_max_length(recipe, model, tokenizer)
     finetune.choose_attention(args, model, max_length)
     embedder = build_embedder(model, tokenizer, recipe.model, max_length, recipe.pooling, recipe.trust_remote_code)
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     keys = {name: [key[:2] for key in split.keys()] for name, split in pairs.items()}
     record["overlap_with_train"] = report.report_overlap(keys)
 
-    split = "test" if "test" in pairs else "validation"
+    split = finetune.measured_split(splits)
     untrained = pairs[split].estimates(embedder, args.per_device_eval_batch_size)
     trainer = EmbeddingTrainer(
         model=embedder,

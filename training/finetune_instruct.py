@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     args.remove_unused_columns = False  # the collator chooses the columns
     set_seed(args.seed)
 
-    splits = chat_run.read_splits(recipe, args.seed, instruct.conversation_keys)
+    splits = finetune.read_splits(recipe, args.seed, instruct.conversation_keys)
     conversations = {name: chat.read_conversations(records) for name, records in splits.items()}
     loaded = chat_run.load_chat_model(recipe, AutoModelForCausalLM, recipe.new_tokens)
     model, tokenizer, encoder, length = loaded.model, loaded.tokenizer, loaded.encoder, loaded.max_length
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         chat.check_packing(trainer.model, train)
     report.report_time_estimate(trainer)
 
-    split = chat_run.measured_split(splits)
+    split = finetune.measured_split(splits)
     measured = encoded[split]
     prompts = [
         chat.up_to_answer(conversations[split][number][:turns])

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(args.seed)
     reward = recipe.mode == "reward"
 
-    splits = chat_run.read_splits(recipe, args.seed, pair_keys)
+    splits = finetune.read_splits(recipe, args.seed, pair_keys)
     pairs = {name: read_pairs(records) for name, records in splits.items()}
     if reward:
         loaded = chat_run.load_chat_model(recipe, AutoModelForSequenceClassification, num_labels=1)
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         processing_class=tokenizer,
         record=record,
     )
-    split = chat_run.measured_split(splits)
+    split = finetune.measured_split(splits)
 
     def measure(model, before):
         return measure_pairs(model, tokenizer, encoded[split], before, reward)

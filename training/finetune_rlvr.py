@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     finetune.check_finetuning(args, recipe, IGNORED_ARGUMENTS)
     set_seed(args.seed)
 
-    splits = chat_run.read_splits(recipe, args.seed, prompt_keys)
+    splits = finetune.read_splits(recipe, args.seed, prompt_keys)
     loaded = chat_run.load_chat_model(recipe, AutoModelForCausalLM)
     model, tokenizer, encoder = loaded.model, loaded.tokenizer, loaded.encoder
     room = loaded.max_length - recipe.max_new_tokens
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         encoder=encoder,
         max_new_tokens=recipe.max_new_tokens,
     )
-    split = chat_run.measured_split(splits)
+    split = finetune.measured_split(splits)
 
     def measure(model, before):
         return verifiable[split].estimate(model, tokenizer, recipe.max_new_tokens)

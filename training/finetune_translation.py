@@ -23,6 +23,7 @@ from hf_tfm.data.records import Records
 from hf_tfm.tasks import translation
 from hf_tfm.tasks.losses import token_loss
 from hf_tfm.train import finetune, report
+from hf_tfm.train.base_model import load_base_model, load_base_tokenizer
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.optim import DEFAULTS
 from hf_tfm.train.pretrain import OWN_OPTIMIZER
@@ -105,12 +106,12 @@ def read_pairs(records: Records, recipe: TranslationRecipe) -> tuple[list[str], 
 def prepare_model(recipe: TranslationRecipe, texts: list[str]):
     """Return a model and its tokenizer, new ones or those of a folder, and the length that texts are cut to."""
     if not translation.is_preset(recipe.model):
-        tokenizer = finetune.load_tokenizer(recipe)
-        model, _ = finetune.load_model(AutoModelForSeq2SeqLM, recipe, tokenizer)
+        tokenizer = load_base_tokenizer(recipe)
+        model, _ = load_base_model(AutoModelForSeq2SeqLM, recipe, tokenizer)
         return model, tokenizer, finetune.resolve_max_length(recipe, model, tokenizer)
     max_length = recipe.max_length or 128
     if recipe.tokenizer:
-        tokenizer = finetune.load_tokenizer(recipe)
+        tokenizer = load_base_tokenizer(recipe)
     else:
         tokenizer = translation.train_shared_tokenizer(texts, recipe.vocab_size, max_length)
     overrides = read_mapping(recipe.model_overrides, "model_overrides")
@@ -171,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     if trainer.stopped:
         return report.report_stopped(trainer)
 
-    split = "test" if "test" in splits else "validation"
+    split = finetune.measured_split(splits)
     # The saved folder generates with the settings that are measured here.
     model.generation_config.num_beams = args.generation_num_beams = recipe.beams
     model.generation_config.max_length = max_length

@@ -1,5 +1,5 @@
 """
-What is learned, one file a task: how records are read, encoded, trained on, decided and measured.
+Tasks, one file each: how records are read, encoded, trained on, decided and measured.
 
-Read `classification.py` first.
+Read `task.py` first, the protocol, then `tagging.py`, one task, and `run.py`, which trains any of them.
 """

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.statistics import Estimate
 from ..data.chat import ChatEncoder, Message, add_tokens, ensure_chat_template
-from ..data.records import Records, read_records
 from ..train import finetune, report
+from ..train.base_model import load_base_model, load_base_tokenizer
 from ..train.recipe import FinetuningRecipe
 from .generation import Reply
 
@@ -27,29 +27,6 @@ class ChatRecipe(FinetuningRecipe):
         default=None,
         metadata={"help": "File with a chat template; by default the tokenizer's own, or one that fits its tokens."},
     )
-
-
-def read_splits(
-    recipe: FinetuningRecipe, seed: int, read_keys: Callable[[Records], Sequence[Any]]
-) -> dict[str, Records]:
-    """
-    Read the records of train and validation, and of test if the recipe names a file.
-
-    Args:
-        read_keys: returns a key of each record; records with equal keys stay together when a validation set is split
-            off the training records.
-    """
-    train = read_records(recipe.train_file)
-    train, validation = finetune.carve_validation(recipe, train, seed, read_keys(train))
-    splits = {"train": train, "validation": validation}
-    if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file, "test")
-    return splits
-
-
-def measured_split(splits: Mapping[str, Any]) -> str:
-    """Return the name of the split that is measured once at the end."""
-    return "test" if "test" in splits else "validation"
 
 
 class ChatModel(NamedTuple):
@@ -84,8 +61,8 @@ def load_chat_model(
     Raises:
         InputError: model, tokenizer or template cannot be read, or do not fit each other.
     """
-    tokenizer = finetune.load_tokenizer(recipe)
-    model, new_weights = finetune.load_model(auto_class, recipe, tokenizer, **config_fields)
+    tokenizer = load_base_tokenizer(recipe)
+    model, new_weights = load_base_model(auto_class, recipe, tokenizer, **config_fields)
     new_ids = add_tokens(tokenizer, model, new_tokens, recipe.lora) if new_tokens else []
     ensure_chat_template(tokenizer, recipe.chat_template)
     max_length = finetune.resolve_max_length(recipe, model, tokenizer)

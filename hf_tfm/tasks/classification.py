@@ -21,7 +21,8 @@ from ..artifacts.record import RunRecord
 from ..core.errors import InputError
 from ..core.statistics import Estimate
 from ..data.records import Records
-from ..train.finetune import encode_texts, separate_pairs
+from ..train.base_model import separate_pairs
+from ..train.finetune import encode_texts
 from ..train.report import token_text
 from .labels import (
     MULTI_LABEL,

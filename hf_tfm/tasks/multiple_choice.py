@@ -14,7 +14,7 @@ from transformers import AutoModelForMultipleChoice, PreTrainedModel, PreTrained
 from ..core.errors import InputError
 from ..core.statistics import Estimate, proportion
 from ..data.records import Records, split_list
-from ..train.finetune import separate_pairs
+from ..train.base_model import separate_pairs
 from ..train.report import token_text
 from .losses import LossFunction
 from .task import Outputs, Split, Task

@@ -16,7 +16,7 @@ from ..artifacts.tokenizer_files import trim_offsets
 from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records
-from ..train.finetune import separate_pairs
+from ..train.base_model import separate_pairs
 from .losses import LossFunction
 from .spans import SpanAnswer, encode_questions, find_answers, span_columns, span_loss
 from .squad import Question, exact_match, normalize, read_questions, token_f1, unfold

@@ -12,6 +12,7 @@ from ..data.batches import in_order
 from ..data.records import read_records
 from ..train import finetune, report
 from ..train.adapters import add_adapter
+from ..train.base_model import load_base_model, load_base_tokenizer
 from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.recipe import FinetuningRecipe
 from ..train.report import print_line
@@ -42,11 +43,11 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: TrainingArguments, job:
     """
     finetune.check_finetuning(args, recipe)
     set_seed(args.seed)
-    splits = read_splits(task, recipe, args.seed)
+    splits = read_examples(task, recipe, args.seed)
     train, validation = splits["train"], splits["validation"]
 
-    tokenizer = finetune.load_tokenizer(recipe)
-    model, new_weights = finetune.load_model(task.model_class, recipe, tokenizer, **task.config_fields())
+    tokenizer = load_base_tokenizer(recipe)
+    model, new_weights = load_base_model(task.model_class, recipe, tokenizer, **task.config_fields())
     max_length = finetune.resolve_max_length(recipe, model, tokenizer)
     finetune.choose_attention(args, model, max_length)
     task.prepare(tokenizer, max_length)
@@ -96,7 +97,7 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: TrainingArguments, job:
     if trainer.stopped:
         return report.report_stopped(trainer)
 
-    measured = "test" if "test" in splits else "validation"
+    measured = finetune.measured_split(splits)
     names = ["validation", measured] if task.calibrates else [measured]
     outputs = {name: trainer.predict_in_order(splits[name].rows) for name in dict.fromkeys(names)}
     model = trainer.finished_model()
@@ -114,7 +115,7 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: TrainingArguments, job:
     return 0
 
 
-def read_splits(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[str, Split[Any]]:
+def read_examples(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[str, Split[Any]]:
     """
     Read the splits that there are; the validation set is carved out of the training records if it has no file.
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, pipeline
 from hf_tfm import InputError
 from hf_tfm.artifacts.tokenizer_files import tokenizer_fingerprint, trim_offsets
 from hf_tfm.data.tokenizer import GGUF_PRE_TOKENIZER, encode_chat, encode_text, train_tokenizer
-from hf_tfm.train.finetune import separate_pairs
+from hf_tfm.train.base_model import separate_pairs
 from training import train_tokenizer as script
 
 

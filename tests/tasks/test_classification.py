@@ -39,7 +39,7 @@ from hf_tfm.evaluate.predict import open_predictor
 from hf_tfm.tasks.classification import Classification, plot_confusion, predict_baselines
 from hf_tfm.tasks.labels import read_labels
 from hf_tfm.train.adapters import merge_adapter
-from hf_tfm.train.finetune import ensure_pad_token, load_model
+from hf_tfm.train.base_model import ensure_pad_token, load_base_model
 from hf_tfm.train.finetuning_trainer import FinetuningTrainer
 from hf_tfm.train.recipe import FinetuningRecipe
 
@@ -559,8 +559,8 @@ def test_pad_tokens():
 def test_pooling_replaces_a_pooler(tmp_path):
     build("TfmEncoderForMaskedLM", "bert").save_pretrained(tmp_path)
     recipe, fields = FinetuningRecipe(model=str(tmp_path), train_file=""), {"num_labels": 2}
-    plain, _ = load_model(AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields)
-    pooled, _ = load_model(
+    plain, _ = load_base_model(AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields)
+    pooled, _ = load_base_model(
         AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields, classifier_pooling="mean"
     )
     assert plain.config.use_pooler and not pooled.config.use_pooler
@@ -639,9 +639,11 @@ def test_predictions_and_later_measurements_cut_texts_as_in_training(models, fil
 @pytest.mark.parametrize("base", ["encoder", "bert", "decoder"])
 def test_keeping_the_first_layers(models, base):
     path, fields = str(models / base), {"num_labels": 2}
-    whole, _ = load_model(AutoModelForSequenceClassification, FinetuningRecipe(path, ""), build_tokenizer(), **fields)
+    whole, _ = load_base_model(
+        AutoModelForSequenceClassification, FinetuningRecipe(path, ""), build_tokenizer(), **fields
+    )
     recipe = FinetuningRecipe(path, "", keep_layers=1)
-    cut, new = load_model(AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields)
+    cut, new = load_base_model(AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields)
     body, parts = cut.base_model.state_dict(), whole.base_model.state_dict()
     # Neither the pooler, which BERT's folder has, nor anything below the second block is new.
     assert not [name for name in new if name in {f"{cut.base_model_prefix}.{part}" for part in body}]
@@ -650,7 +652,9 @@ def test_keeping_the_first_layers(models, base):
     if base != "bert":
         assert whole.config.num_hidden_layers == len(whole.config.layer_types) > len(cut.config.layer_types) == 1
     with pytest.raises(InputError, match="keep_layers 9: this .* has 2 blocks"):
-        load_model(AutoModelForSequenceClassification, FinetuningRecipe(path, "", keep_layers=9), build_tokenizer())
+        load_base_model(
+            AutoModelForSequenceClassification, FinetuningRecipe(path, "", keep_layers=9), build_tokenizer()
+        )
 
 
 def _drop(name):

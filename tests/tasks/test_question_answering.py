@@ -32,7 +32,7 @@ from hf_tfm.tasks.spans import ContextWindow, Span, SpanAnswer, encode_questions
 from hf_tfm.tasks.squad import Question, read_questions, unfold
 from hf_tfm.tasks.task import Split
 from hf_tfm.train.adapters import add_adapter, merge_adapter
-from hf_tfm.train.finetune import load_model
+from hf_tfm.train.base_model import load_base_model
 from hf_tfm.train.recipe import FinetuningRecipe, parse_recipe
 
 
@@ -228,7 +228,7 @@ def test_a_head_of_another_name_is_saved_with_the_adapter(tmp_path):
     config = ModernBertConfig(**size, pad_token_id=0, bos_token_id=4, eos_token_id=5, cls_token_id=4, sep_token_id=5)
     ModernBertForMaskedLM(config).save_pretrained(tmp_path / "base")
     recipe = FinetuningRecipe(model=str(tmp_path / "base"), train_file="", lora=True)
-    model, new = load_model(AutoModelForQuestionAnswering, recipe, build_tokenizer())
+    model, new = load_base_model(AutoModelForQuestionAnswering, recipe, build_tokenizer())
     adapted = add_adapter(model, recipe, "QUESTION_ANS", new)
     with torch.no_grad():
         for parameter in adapted.parameters():
