@@ -374,6 +374,14 @@ def test_links_lead_to_files():
             assert link.startswith("https://") or (REPOSITORY / page).parent.joinpath(link).exists(), f"{page}: {link}"
 
 
+def test_the_table_of_jobs_names_every_script_and_recipe():
+    text = read_page("training/README.md")
+    scripts = {path.name for path in (REPOSITORY / "training").glob("*.py")}
+    recipes = {path.name for path in (REPOSITORY / "training/recipes").glob("*.yaml")}
+    assert {name for name in scripts if f"training/{name}" not in text} == set()
+    assert set(re.findall(r"`(\w+\.yaml)`", text)) - {"recipe.yaml"} == recipes
+
+
 def test_the_file_map_names_modules():
     rows = dict(re.findall(r"^\| `(\w+)/` \| (.*) \|$", read_page("CONTRIBUTING.md"), re.MULTILINE))
     packages = [path.parent for path in (REPOSITORY / "hf_tfm").glob("*/__init__.py")]
