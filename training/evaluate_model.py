@@ -1,14 +1,14 @@
 """
-Measure a model on what is given to it, and put the figures into its card.
+Measures a model on files of text, minimal pairs, labelled records or prompts, and puts the figures into its card.
 
     python training/evaluate_model.py --model runs/decoder --text held_out.jsonl.gz --minimal_pairs blimp.jsonl.gz
     python training/evaluate_model.py --model runs/decoder --test_file test.jsonl --train_file train.jsonl \\
         --template "Review: {text}\\nSentiment: {label}" --examples 4
     python training/evaluate_model.py --model runs/classifier --test_file sst2.jsonl --hub_dataset stanfordnlp/sst2
 
-Takes any model folder of ours or a native one, a name on the Hub, or an adapter. Each figure has its 95 % interval and
-the number of records; what the Hub shows beside a model, figures on a --hub_dataset, goes into `.eval_results/` there.
-Stopped and started again with the same --output_dir it goes on behind what is finished.
+Takes any model folder, of this package or native, a name on the Hub, or an adapter. Each figure has its 95 % interval
+and the number of records. Figures on a --hub_dataset, which the Hub shows beside a model, go into `.eval_results/` of
+its folder. The same command resumes a stopped evaluation.
 """
 
 import sys
@@ -34,41 +34,55 @@ import torch
 
 @dataclass
 class EvaluationRecipe:
-    """What to measure: what is not given is not measured."""
+    """What is measured: only the parts for which there is data."""
 
-    model: str = field(metadata={"help": "folder or Hub name of a model, or folder of an adapter"})
-    base_model: str | None = field(default=None, metadata={"help": "an adapter's base, if not where the adapter says"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model's folder carries"})
-    output_dir: str | None = field(default=None, metadata={"help": "of results; by default runs/evaluation/MODEL"})
-    card: bool = field(default=True, metadata={"help": "put the figures into the card of the model's own folder"})
-    bf16: bool = field(default=False, metadata={"help": "compute in bf16: faster, with three digits"})
-    batch_tokens: int = field(default=2048, metadata={"help": "tokens computed at once; changes the speed alone"})
-    seed: int = field(default=0, metadata={"help": "of examples and samples"})
-    text: list[str] = field(default_factory=list, metadata={"help": "files of text: bits per byte and perplexity"})
-    text_field: str = field(default="text", metadata={"help": "where a record has its text"})
-    source_field: str | None = field(default=None, metadata={"help": "where a record says which source it is of"})
-    window: int | None = field(default=None, metadata={"help": "tokens read at once; as in training, or 1024"})
-    stride: int | None = field(default=None, metadata={"help": "tokens between windows; half a window"})
-    max_documents: int | None = field(default=None, metadata={"help": "read only so many of each file"})
-    minimal_pairs: str | None = field(default=None, metadata={"help": "records of a good and a bad sentence, as BLiMP"})
-    good_field: str = field(default="sentence_good", metadata={"help": "where a pair has the good sentence"})
-    bad_field: str = field(default="sentence_bad", metadata={"help": "and the bad one"})
-    group_field: str | None = field(default=None, metadata={"help": "what to group pairs by: UID in BLiMP"})
-    pairs_per_group: int | None = field(default=None, metadata={"help": "take only so many of each group"})
-    by_word: bool = field(default=False, metadata={"help": "masked LMs: PLL-word-l2r instead of PLL"})
-    test_file: str | None = field(default=None, metadata={"help": "labelled records, by head or by prompt"})
-    train_file: str | None = field(default=None, metadata={"help": "labelled records to draw examples from"})
-    text_pair_field: str | None = field(default=None, metadata={"help": "where a record has the second text"})
-    label_field: str | None = field(default=None, metadata={"help": "where it has its label (answers, tags)"})
-    hub_dataset: str | None = field(default=None, metadata={"help": "test_file on the Hub: NAME[:CONFIG[:SPLIT]]"})
-    hub_task: str | None = field(default=None, metadata={"help": "in its eval.yaml; by default CONFIG, or default"})
-    template: str | None = field(default=None, metadata={"help": "prompt: fields in braces, {label} at its end"})
-    label_words: list[str] = field(default_factory=list, metadata={"help": "words for labels: 0=bad 1=good"})
-    instruction: str = field(default="", metadata={"help": "stands in front of the prompt"})
-    examples: int = field(default=0, metadata={"help": "how many labelled examples the prompt shows"})
-    prompts: list[str] = field(default_factory=list, metadata={"help": "texts to continue"})
-    max_new_tokens: int = field(default=80, metadata={"help": "of each continuation"})
-    temperature: float = field(default=0.8, metadata={"help": "of the continuations; 0 takes the likeliest token"})
+    model: str = field(metadata={"help": "Folder or Hub name of a model, or folder of an adapter."})
+    base_model: str | None = field(
+        default=None, metadata={"help": "Base of an adapter, if it is not where the adapter's configuration says."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the model's folder."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the results; by default runs/evaluation/MODEL."}
+    )
+    card: bool = field(default=True, metadata={"help": "Put the figures into the card in the model's folder."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bf16: faster, exact to about three digits."})
+    batch_tokens: int = field(default=2048, metadata={"help": "Tokens computed together; changes only the speed."})
+    seed: int = field(default=0, metadata={"help": "Seed of examples and samples."})
+    text: list[str] = field(default_factory=list, metadata={"help": "Files of text: bits per byte and perplexity."})
+    text_field: str = field(default="text", metadata={"help": "Field of a record that has its text."})
+    source_field: str | None = field(default=None, metadata={"help": "Field of the source that a text comes from."})
+    window: int | None = field(
+        default=None, metadata={"help": "Tokens read together; by default as in training, or 1024."}
+    )
+    stride: int | None = field(default=None, metadata={"help": "Tokens between windows; by default half a window."})
+    max_documents: int | None = field(default=None, metadata={"help": "Documents to read of each file."})
+    minimal_pairs: str | None = field(
+        default=None, metadata={"help": "Records of a good and a bad sentence, such as BLiMP."}
+    )
+    good_field: str = field(default="sentence_good", metadata={"help": "Field of the good sentence."})
+    bad_field: str = field(default="sentence_bad", metadata={"help": "Field of the bad sentence."})
+    group_field: str | None = field(default=None, metadata={"help": "Field by which pairs are grouped: UID in BLiMP."})
+    pairs_per_group: int | None = field(default=None, metadata={"help": "Pairs to take of each group."})
+    by_word: bool = field(default=False, metadata={"help": "Masked LMs: PLL-word-l2r instead of PLL."})
+    test_file: str | None = field(default=None, metadata={"help": "Labelled records, measured by head or by prompt."})
+    train_file: str | None = field(default=None, metadata={"help": "Labelled records from which examples are drawn."})
+    text_pair_field: str | None = field(default=None, metadata={"help": "Field of the second text."})
+    label_field: str | None = field(default=None, metadata={"help": "Field of the label, the answers or the tags."})
+    hub_dataset: str | None = field(
+        default=None, metadata={"help": "Name of the test_file on the Hub: NAME[:CONFIG[:SPLIT]]."}
+    )
+    hub_task: str | None = field(
+        default=None, metadata={"help": "Its task in eval.yaml; by default CONFIG, or default."}
+    )
+    template: str | None = field(default=None, metadata={"help": "Prompt: fields in braces, and {label} at the end."})
+    label_words: list[str] = field(default_factory=list, metadata={"help": "Words for labels: 0=bad 1=good."})
+    instruction: str = field(default="", metadata={"help": "Text in front of the prompt."})
+    examples: int = field(default=0, metadata={"help": "Labelled examples in the prompt."})
+    prompts: list[str] = field(default_factory=list, metadata={"help": "Texts to continue."})
+    max_new_tokens: int = field(default=80, metadata={"help": "Tokens of each continuation."})
+    temperature: float = field(
+        default=0.8, metadata={"help": "Temperature of the continuations; 0 takes the likeliest token."}
+    )
 
     def __post_init__(self):
         refuse_below(self, max_documents=1, pairs_per_group=1, examples=0, max_new_tokens=1, temperature=0.0)
@@ -77,7 +91,7 @@ class EvaluationRecipe:
             raise InputError("--hub_dataset tells what the --test_file is on the Hub, and --hub_task its task there")
 
     def hub(self) -> HubData | None:
-        """What the test file is on the Hub."""
+        """Return the name of the test file on the Hub."""
         return HubData.read(self.hub_dataset, self.hub_task, split="test") if self.hub_dataset else None
 
 
@@ -85,12 +99,12 @@ class EvaluationRecipe:
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, EvaluationRecipe, None, __doc__)
     tasks = {"text": text, "minimal_pairs": pairs, "test_file": prompted, "prompts": samples}
-    asked = [name for name in tasks if getattr(recipe, name)]
-    if not asked:
+    chosen = [name for name in tasks if getattr(recipe, name)]
+    if not chosen:
         raise InputError(f"nothing to measure: give one of --{', --'.join(tasks)}")
     auto_class = auto_class_of(recipe.model, recipe.trust_remote_code)
     language_model = auto_class in LANGUAGE_MODELS
-    if not language_model and asked != ["test_file"]:
+    if not language_model and chosen != ["test_file"]:
         raise InputError(f"{recipe.model} is no language model: it can be measured on a --test_file alone")
     if language_model and recipe.test_file and recipe.template is None:
         raise InputError("a language model labels by prompt: write one as --template")
@@ -103,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"model      {name}, {type(model).__name__}, {model.num_parameters():,} parameters", flush=True)
     if language_model:
         lm = LanguageModel(model, tokenizer, auto_class == LANGUAGE_MODELS[0], recipe.batch_tokens, recipe.bf16)
-        for task in asked:
+        for task in chosen:
             tasks[task](lm, recipe, results)
     else:
         head(model, tokenizer, auto_class, recipe, results)
@@ -173,14 +187,15 @@ def prompted(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) 
 
 
 def head(model, tokenizer, auto_class: str, recipe: EvaluationRecipe, results: ResultStore) -> None:
-    """Labelled records by the model's own head."""
+    """Measure a model on labelled records by its head."""
     records, threshold = read_records(recipe.test_file, "test"), recorded(recipe.model, "no_answer_threshold")
     fields = [recipe.text_field, *([recipe.text_pair_field] if recipe.text_pair_field else [])]
     settings = {"task": auto_class.removeprefix("AutoModelFor"), "fields": fields, "label_field": recipe.label_field}
-    cut = {n: told for n in ("max_length", "stride") if (told := recorded(recipe.model, n)) is not None}  # as trained
-    batching = {**cut, "batch_tokens": recipe.batch_tokens, "bf16": recipe.bf16}
+    lengths = {name: recorded(recipe.model, name) for name in ("max_length", "stride")}
+    lengths = {name: value for name, value in lengths.items() if value is not None}  # as in training
+    batching = {**lengths, "batch_tokens": recipe.batch_tokens, "bf16": recipe.bf16}
     figures = results.compute_once(
-        {**settings, **cut, "data": content_hash(recipe.test_file, "test"), "threshold": threshold},
+        {**settings, **lengths, "data": content_hash(recipe.test_file, "test"), "threshold": threshold},
         partial(measure_head, model, tokenizer, auto_class, records, fields, recipe.label_field, threshold, **batching),
     )
     results.add_task(settings["task"], recipe.test_file, settings, figures, recipe.hub())

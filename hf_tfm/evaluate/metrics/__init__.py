@@ -1,8 +1,8 @@
 """
 Metrics for the `evaluate` library that need no network.
 
-`hf_tfm.evaluate.metrics.load("f1")`, or `evaluate.load` with the path of a folder beside this file, gives a metric with
-the inputs and outputs of the metric of that name on the Hub, computed by scikit-learn, scipy, seqeval or sacrebleu.
+`hf_tfm.evaluate.metrics.load("f1")`, or `evaluate.load` with the path of a folder beside this file, loads a metric with
+the inputs and outputs of the Hub's metric of that name, computed by scikit-learn, scipy, seqeval or sacrebleu.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAMES = sorted(path.parent.name for path in Path(__file__).parent.glob("*/*.py")
 
 
 def load(name: str) -> EvaluationModule:
-    """One of the metrics in `NAMES`, from this folder. Raises `InputError` for another name."""
+    """Load one of the metrics in `NAMES` from this folder. Raises `InputError` for another name."""
     import evaluate
 
     if name not in NAMES:

@@ -1,4 +1,4 @@
-"""The share of predictions that equal their references, by scikit-learn."""
+"""The share of predictions that equal their reference, by scikit-learn."""
 
 import datasets
 import evaluate

@@ -1,4 +1,4 @@
-"""The harmonic mean of precision and recall, by scikit-learn; `average` as there."""
+"""The harmonic mean of precision and recall, by scikit-learn; `average` as in scikit-learn."""
 
 import datasets
 import evaluate

@@ -11,7 +11,7 @@ class Sacrebleu(evaluate.Metric):
         return evaluate.MetricInfo(
             description=__doc__,
             citation="",
-            inputs_description="A text for each segment, and a list of reference texts for each, as many for all.",
+            inputs_description="A text for each segment, and lists of references, all of one length.",
             features=[
                 datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
                 datasets.Features({"predictions": text, "references": text}),
@@ -21,7 +21,7 @@ class Sacrebleu(evaluate.Metric):
     def _compute(self, predictions, references, **options):
         if isinstance(references[0], str):
             references = [[reference] for reference in references]
-        if len({len(several) for several in references}) > 1:
+        if len({len(texts) for texts in references}) > 1:
             raise ValueError("sacrebleu needs the same number of references for every segment")
         score = sacrebleu.corpus_bleu(predictions, list(zip(*references)), **options)
         return {

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of named entities, each counted whole, by seqeval."""
+"""Precision, recall and F1 of whole named entities, by seqeval."""
 
 import importlib
 from typing import Any
