@@ -1,4 +1,4 @@
-"""The local `evaluate` metrics equal the libraries behind them, and intervals are what statistics says they are."""
+"""The local `evaluate` metrics equal those of their libraries, and intervals equal their formulas."""
 
 import datasets
 import evaluate
@@ -17,19 +17,19 @@ from hf_tfm.tasks.labels import Labels
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    """`evaluate` writes what it is given to files while it counts."""
+    """`evaluate` writes its inputs to files."""
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "metrics")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
 def classes(labels: int = 4, n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """References, and predictions that equal them half of the time; the last label occurs in neither."""
+    """Predictions that equal their references half of the time; the last label occurs in neither."""
     draw = np.random.default_rng(seed)
     references = draw.integers(labels - 1, size=n)
     return np.where(draw.random(n) < 0.5, references, draw.integers(labels - 1, size=n)), references
 
 
-def test_there_is_a_metric_for_every_kind_of_task():
+def test_every_kind_of_task_has_a_metric():
     assert metrics.NAMES == [
         "accuracy", "chrf", "f1", "matthews_correlation", "pearsonr", "sacrebleu", "seqeval", "spearmanr", "squad",
     ]  # fmt: skip
@@ -53,7 +53,7 @@ def test_classification_metrics_are_scikit_learns():
     assert f1.compute(predictions=[0, 1, 1], references=[0, 1, 0]) == {"f1": pytest.approx(2 / 3)}
 
 
-def test_several_labels_have_their_configuration():
+def test_multiple_labels_have_their_configuration():
     from pathlib import Path
 
     rows = {"predictions": [[1, 0], [1, 1]], "references": [[1, 1], [1, 1]]}
@@ -90,10 +90,10 @@ def test_entities_are_seqevals():
     assert strict["overall_f1"] == 0
 
 
-def test_answers_are_counted_as_squad_counts_them():
+def test_answers_are_scored_as_in_squad():
     answers = {
         "a": ("The cat.", ["cat", "dog"]),  # article and punctuation do not count
-        "b": ("a red fox", ["fox runs"]),  # one word in common of two each
+        "b": ("a red fox", ["fox runs"]),  # one common word of two each
         "c": ("nothing", ["something"]),
         "d": (None, ["never answered"]),
     }
@@ -103,7 +103,7 @@ def test_answers_are_counted_as_squad_counts_them():
     ]
     scores = metrics.load("squad").compute(predictions=given, references=gold[:3])
     assert scores == {"exact_match": pytest.approx(100 / 3), "f1": pytest.approx(100 * 1.5 / 3)}
-    # Predictions and references of different number do not pass evaluate's own checks, so the class is called.
+    # evaluate refuses predictions and references of different number, so the method is called.
     scores = metrics.load("squad")._compute(given, gold)
     assert scores == {"exact_match": 25.0, "f1": 37.5}
 
@@ -143,11 +143,11 @@ def test_figures_of_single_labels(labels, seed):
     assert figures["matthews"] == sklearn.metrics.matthews_corrcoef(references, constant) == 0
 
 
-def test_figures_of_several_labels_and_of_numbers():
+def test_figures_of_multiple_labels_and_of_numbers():
     draw = np.random.default_rng(0)
     references = draw.integers(2, size=(50, 3))
     predictions = np.where(draw.random((50, 3)) < 0.7, references, 1 - references)
-    predictions[:, 2] = references[:, 2] = 0  # a label that nobody gives
+    predictions[:, 2] = references[:, 2] = 0  # a label that does not occur
     figures = task("multi_label_classification", ["a", "b", "c"]).figures(predictions, references)
     options = dict(zero_division=0)
     assert figures == {
@@ -190,7 +190,7 @@ def test_bootstrapped_interval_of_a_mean_is_the_normal_one():
     )
 
 
-def test_estimates_of_a_task_hold_their_figures():
+def test_estimates_have_the_figures_of_their_task():
     predictions, references = classes(n=200)
     labels = task("single_label_classification", ["a", "b", "c", "d"])
     estimates, figures = labels.estimates(predictions, references), labels.figures(predictions, references)

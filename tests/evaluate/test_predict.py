@@ -1,4 +1,4 @@
-"""`hf-tfm predict`: every head, files in and out, adapters, chunks; equal to the model on each record alone."""
+"""`hf-tfm predict`: every head, files, adapters, chunks; predictions equal those for single records."""
 
 import csv
 import gzip
@@ -58,14 +58,14 @@ def folders(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, records: list[dict], tmp_path: Path, *options: str, out: str = "out.jsonl") -> list[dict]:
-    """What the command writes for some records."""
+    """The output of the command for some records."""
     source = write(tmp_path / "in.jsonl", records)
     assert main(["predict", str(folder), str(source), "--out", str(tmp_path / out), *options]) == 0
     return [json.loads(line) for line in (tmp_path / out).read_text().splitlines()]
 
 
 def outputs_alone(folder: Path, *texts: str):
-    """The model's outputs on one record, without padding."""
+    """The model's outputs for a single record, without padding."""
     predictor = open_predictor(str(folder))
     with torch.no_grad():
         return predictor.model(**predictor.tokenizer(*texts, return_tensors="pt"))
@@ -83,7 +83,7 @@ def test_one_label(folders, tmp_path, name):
         assert list(row["predicted_scores"].values()) == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-def test_several_labels_numbers_and_pairs(tmp_path):
+def test_multiple_labels_numbers_and_pairs(tmp_path):
     pairs = [{"first": text, "second": TEXTS[0]} for text in TEXTS]
     switches = ("--text-field", "first", "--text-pair-field", "second")
     for problem_type, labels in (("multi_label_classification", 4), ("regression", 1)):
@@ -116,7 +116,7 @@ def test_tags_of_words_and_of_running_text(folders, tmp_path):
         predictor = open_predictor(str(folder))
         encoded = predictor.tokenizer(text)
         logits = outputs_alone(folder, text).logits[0]
-        # A word's first piece is the one that begins where the word (or the blank before it) begins.
+        # A word's first token begins where the word (or the blank in front of it) begins.
         starts = [encoded.char_to_token(i) for i in range(len(text)) if i == 0 or text[i] == " "]
         assert row["predicted_tags"] == [
             predictor.model.config.id2label[int(logits[column].argmax())] for column in starts
@@ -134,13 +134,13 @@ def test_tags_of_words_and_of_running_text(folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["TfmEncoderForQuestionAnswering", "TfmDecoderForQuestionAnswering"])
-def test_answers_with_their_places(folders, tmp_path, name):
-    asked = [{"question": "what", "context": " and ".join(TEXTS[: n + 1])} for n in range(4)]
-    rows = run(folders / name, asked, tmp_path, "--top", "4", "--max-length", "32")
+def test_answers_with_their_positions(folders, tmp_path, name):
+    questions = [{"question": "what", "context": " and ".join(TEXTS[: n + 1])} for n in range(4)]
+    rows = run(folders / name, questions, tmp_path, "--top", "4", "--max-length", "32")
     predictor = open_predictor(str(folders / name))
-    for row, question in zip(rows, asked, strict=True):
-        one = [Question(**question)]
-        inputs, windows = encode_questions(predictor.tokenizer, predictor.model, one, 32, 8)
+    for row, question in zip(rows, questions, strict=True):
+        examples = [Question(**question)]
+        inputs, windows = encode_questions(predictor.tokenizer, predictor.model, examples, 32, 8)
         logits = []
         for inside in inputs:
             with torch.no_grad():
@@ -152,14 +152,14 @@ def test_answers_with_their_places(folders, tmp_path, name):
         assert [(span["start"], span["end"]) for span in listed] == [(s.start, s.end) for s in answer.spans[:4]]
         assert all(question["context"][span["start"] : span["end"]] == span["text"] for span in listed)
         assert listed[0]["score"] == row["predicted_score"] == pytest.approx(answer.probabilities()[0], abs=1e-4)
-    refused = run(folders / name, asked, tmp_path, "--threshold", "-99999")
+    refused = run(folders / name, questions, tmp_path, "--threshold", "-99999")
     assert all(row["predicted_answer"] == "" for row in refused)
 
 
 def test_options(folders, tmp_path):
     folder = folders / "TfmEncoderForMultipleChoice"
-    asked = [{"question": "who", "options": TEXTS[: n + 2]} for n in range(3)]
-    for row, choice in zip(run(folder, asked, tmp_path), asked, strict=True):
+    questions = [{"question": "who", "options": TEXTS[: n + 2]} for n in range(3)]
+    for row, choice in zip(run(folder, questions, tmp_path), questions, strict=True):
         predictor = open_predictor(str(folder))
         pairs = predictor.tokenizer(
             ["who"] * len(choice["options"]), choice["options"], padding=True, return_tensors="pt"
@@ -194,7 +194,7 @@ def test_likelihoods(folders, tmp_path):
         assert row["log_likelihood"] == pytest.approx(nats, rel=1e-4)
 
 
-def test_embeddings_in_every_pooling(folders, tmp_path):
+def test_embeddings_of_every_pooling(folders, tmp_path):
     records = [{"text": text} for text in TEXTS]
     for name, default in (("TfmEncoderModel", "mean"), ("TfmDecoderModel", "last")):
         for pooling in ("mean", "max", "cls", "last", None):
@@ -208,7 +208,7 @@ def test_embeddings_in_every_pooling(folders, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["cls", "max"])
-def test_embeddings_as_sentence_transformers_makes_them(mode, folders, tmp_path):
+def test_embeddings_are_sentence_transformers(mode, folders, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = tmp_path / "embedder"
     shutil.copytree(folders / "TfmEncoderModel", tmp_path / "base")
@@ -231,7 +231,7 @@ def test_embeddings_as_sentence_transformers_makes_them(mode, folders, tmp_path)
         ({"pooling_mode_mean_tokens": True}, "models.Dense", "go through Dense"),
     ],
 )
-def test_embeddings_that_are_made_otherwise_are_refused(pooling, module, message, folders, tmp_path):
+def test_embeddings_that_need_sentence_transformers_are_refused(pooling, module, message, folders, tmp_path):
     folder = shutil.copytree(folders / "TfmEncoderModel", tmp_path / "embedder")
     (folder / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.{module}"}]))
     (folder / "1_Pooling").mkdir()
@@ -278,7 +278,7 @@ def test_a_native_model_and_an_adapter_on_it(tmp_path):
     assert run(tmp_path / "adapter", [{"text": "rain"}], tmp_path, "--base", str(tmp_path / "moved"))
 
 
-def test_csv_in_and_out_and_lines_on_the_screen(folders, tmp_path, capsys):
+def test_csv_files_and_lines_on_the_screen(folders, tmp_path, capsys):
     folder = str(folders / "TfmEncoderForSequenceClassification")
     with open(tmp_path / "in.csv", "w", newline="") as file:
         csv.writer(file).writerows([["id", "text"], ["1", 'a "cat", and\nrain'], ["2", "moon"]])
@@ -293,12 +293,12 @@ def test_csv_in_and_out_and_lines_on_the_screen(folders, tmp_path, capsys):
         ]
         assert max(json.loads(rows[0]["predicted_scores"]).values()) == float(rows[0]["predicted_score"])
     assert main(["predict", folder, str(tmp_path / "in.csv")]) == 0
-    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["predicted_label"] for row in shown] == [row["predicted_label"] for row in rows]
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["predicted_label"] for row in printed] == [row["predicted_label"] for row in rows]
     assert not list(tmp_path.rglob(".*partial"))
 
 
-def test_long_files_are_read_in_chunks_and_come_out_the_same(folders, tmp_path, monkeypatch):
+def test_chunks_of_long_files_do_not_change_predictions(folders, tmp_path, monkeypatch):
     folder = folders / "TfmEncoderForSequenceClassification"
     records = [{"text": " ".join(TEXTS[n % 5].split()[: 1 + n % 7])} for n in range(50)]
     at_once = run(folder, records, tmp_path)
@@ -315,11 +315,11 @@ def test_long_files_are_read_in_chunks_and_come_out_the_same(folders, tmp_path, 
 
     monkeypatch.setattr(Predictor, "__call__", watched)
     assert predict_file(predictor, str(tmp_path / "in.jsonl"), str(tmp_path / "again.jsonl")) == 50
-    assert seen == [(8, 8 * n) for n in range(1, 7)] + [(2, 50)], "no more is read than is being predicted"
+    assert seen == [(8, 8 * n) for n in range(1, 7)] + [(2, 50)], "no more is read than is predicted"
     again = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
     assert [row["predicted_label"] for row in again] == [row["predicted_label"] for row in at_once]
-    for one, other in zip(at_once, again, strict=True):
-        assert one["predicted_score"] == pytest.approx(other["predicted_score"], abs=1e-5)
+    for row, row_again in zip(at_once, again, strict=True):
+        assert row["predicted_score"] == pytest.approx(row_again["predicted_score"], abs=1e-5)
 
 
 WRONG = {
@@ -341,7 +341,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_line_and_writes_nothing(folders, tmp_path, capsys, case):
+def test_wrong_input_ends_in_one_line_and_writes_nothing(folders, tmp_path, capsys, case):
     command, complaint = WRONG[case]
     files = {
         "file": [{"text": "rain"}],

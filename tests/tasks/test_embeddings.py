@@ -1,4 +1,4 @@
-"""Fine-tuning sentence embeddings from the outside: both losses, adapters, resumption, folders that open anywhere."""
+"""Fine-tuning sentence embeddings: losses, adapters, resumption, folders that open without this package."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def sentence(draw: random.Random, subjects: list[str]) -> str:
 
 
 def scored(count: int, seed: int) -> list[dict]:
-    """Pairs of sentences about two things each; the score is how many they share."""
+    """Pairs of sentences about two subjects each; the score is the number of common subjects."""
     draw, records = random.Random(seed), []
     for _ in range(count):
         shared, subjects = draw.randrange(3), draw.sample(SUBJECTS, 4)
@@ -51,7 +51,7 @@ def scored(count: int, seed: int) -> list[dict]:
 
 
 def related(count: int, seed: int) -> list[dict]:
-    """Pairs that are about the same two things, and a text about others."""
+    """Pairs about the same two subjects, and a negative about others."""
     draw, records = random.Random(seed), []
     for _ in range(count):
         subjects = draw.sample(SUBJECTS, 4)
@@ -97,7 +97,7 @@ def arguments(root: Path, out: Path, model: str = "encoder", kind: str = "scored
 
 
 def embed_alone(folder: Path, texts: list[str], pooling: str = "mean") -> np.ndarray:
-    """What the folder gives through the Auto classes, text by text, without sentence-transformers."""
+    """Embeddings of single texts through the Auto classes, without sentence-transformers."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts]
@@ -112,17 +112,17 @@ def test_scores(root, tmp_path, capsys, model, loss):
         learning_rate=1e-3 if model == "bert" else 3e-3,
     )  # fmt: skip
     assert finetune_embeddings.main(argv) == 0
-    shown = capsys.readouterr().out
-    assert "before training" in shown and f"{loss} loss" in shown
+    printed = capsys.readouterr().out
+    assert "before training" in printed and f"{loss} loss" in printed
 
     records = [json.loads(line) for line in (root / "scored_test.jsonl").read_text().splitlines()]
     embedder = sentence_transformers.SentenceTransformer(str(out), device="cpu")
     first, second = (embedder.encode([r[name] for r in records]) for name in ("sentence1", "sentence2"))
     cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-    found = spearmanr(cosines, [r["score"] for r in records])[0]
+    expected = spearmanr(cosines, [r["score"] for r in records])[0]
     record = record_of(out)
-    assert record["results"]["spearman"]["value"] == pytest.approx(found, abs=1e-4)
-    assert found > record["baselines"]["before training"]["spearman"]["value"] + 0.1 and found > 0.6
+    assert record["results"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert expected > record["baselines"]["before training"]["spearman"]["value"] + 0.1 and expected > 0.6
     alone = embed_alone(out, [r["sentence1"] for r in records], "max" if model == "bert" else "mean")
     np.testing.assert_allclose(first, alone, atol=1e-5)
 
@@ -133,19 +133,21 @@ def test_scores(root, tmp_path, capsys, model, loss):
         assert files <= there and "eval" not in there, folder.name
         sentence_transformers.SentenceTransformer(str(folder))
     card = (out / "README.md").read_text()
-    assert "sentence-similarity" in card and "library_name: sentence-transformers" in card and f"{found:.3f} [" in card
-    shown = {}
-    exec(card.split("```python\n")[1].split("```")[0].replace('path = "."', f"path = {str(out)!r}"), shown)
-    assert shown["embeddings"].shape == (2, 32)
+    assert (
+        "sentence-similarity" in card and "library_name: sentence-transformers" in card and f"{expected:.3f} [" in card
+    )
+    variables = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace('path = "."', f"path = {str(out)!r}"), variables)
+    assert variables["embeddings"].shape == (2, 32)
     for name in ("README.md", "run_record.json", "config.json", "modules.json"):
-        assert str(tmp_path) not in (out / name).read_text(), f"{name} names folders of this machine"
+        assert str(tmp_path) not in (out / name).read_text(), f"{name} has paths of this machine"
     best = max(record["evaluations"], key=lambda entry: entry["eval_spearman"])
     assert record["best"] == {"step": best["step"], "spearman": best["eval_spearman"]}
     assert finetune_embeddings.main(argv) == 2
 
 
 @pytest.mark.parametrize("model", ["encoder", "decoder"])
-def test_pairs_that_belong_together(root, tmp_path, model):
+def test_positive_pairs(root, tmp_path, model):
     out = tmp_path / "run"
     argv = arguments(
         root, out, model, "related", negative_field="other", num_train_epochs=4,
@@ -158,8 +160,8 @@ def test_pairs_that_belong_together(root, tmp_path, model):
     assert record["best"]["mrr"] == max(entry["eval_mrr"] for entry in record["evaluations"])
 
 
-def test_texts_are_no_chats(root, tmp_path):
-    """sentence-transformers puts texts into a chat template where there is one; the Auto classes do not."""
+def test_texts_do_not_go_through_a_chat_template(root, tmp_path):
+    """sentence-transformers applies a chat template to texts; the Auto classes do not."""
     model, tokenizer = AutoModel.from_pretrained(root / "decoder"), build_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}[BOS]{{ message['content'] }}[EOS]{% endfor %}"
     model.save_pretrained(tmp_path / "base")
@@ -168,8 +170,8 @@ def test_texts_are_no_chats(root, tmp_path):
     texts = ["rain fell on the roof", "seven ships"]
     embedder = sentence_transformers.SentenceTransformer(str(tmp_path / "embedder"), device="cpu")
     records = Records([{"text": text} for text in texts], ["here"] * 2, "texts")
-    said = [row["embedding"] for row in open_predictor(str(tmp_path / "embedder"))(records)]
-    np.testing.assert_allclose(embedder.encode(texts), said, atol=1e-5)
+    embeddings = [row["embedding"] for row in open_predictor(str(tmp_path / "embedder"))(records)]
+    np.testing.assert_allclose(embedder.encode(texts), embeddings, atol=1e-5)
 
     sentence_transformers.SentenceTransformer(str(tmp_path / "base"), device="cpu").save(str(tmp_path / "chats"))
     with pytest.raises(InputError, match="texts go through its chat template"):
@@ -181,9 +183,9 @@ def test_scored_pairs_for_the_contrastive_loss(root, tmp_path, capsys):
     argv = arguments(root, out, positive_score=4, num_train_epochs=1)
     assert finetune_embeddings.main(argv) == 0
     good = sum(json.loads(line)["score"] >= 4 for line in (root / "scored_train.jsonl").read_text().splitlines())
-    shown = capsys.readouterr().out
-    trained = int(shown.split("\ntrain      ")[1].split(" pairs")[0])
-    assert "contrastive loss" in shown and 0.8 * good < trained <= good, "some of them are for validation"
+    printed = capsys.readouterr().out
+    trained = int(printed.split("\ntrain      ")[1].split(" pairs")[0])
+    assert "contrastive loss" in printed and 0.8 * good < trained <= good, "some of them are for validation"
     assert "spearman" in record_of(out)["results"]
 
 
@@ -205,12 +207,12 @@ def test_adapters_are_merged(root, tmp_path):
     records = [json.loads(line) for line in (root / "scored_test.jsonl").read_text().splitlines()]
     first, second = (embed_alone(out, [r[name] for r in records]) for name in ("sentence1", "sentence2"))
     cosines = torch.cosine_similarity(first, second).numpy()
-    found = spearmanr(cosines, [r["score"] for r in records])[0]
-    assert record["results"]["spearman"]["value"] == pytest.approx(found, abs=1e-3)
+    expected = spearmanr(cosines, [r["score"] for r in records])[0]
+    assert record["results"]["spearman"]["value"] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "adapter"), [("scored", {}), ("related", {}), ("scored", {"lora": "true"})])
-def test_stopped_and_resumed_equals_straight_through(root, tmp_path, monkeypatch, capsys, kind, adapter):
+@pytest.mark.parametrize(("kind", "adapter"), [("related", {}), ("scored", {"lora": "true"})])
+def test_stopped_and_resumed_run_equals_one_without_a_stop(root, tmp_path, monkeypatch, capsys, kind, adapter):
     def run(out: Path, **changes) -> list[str]:
         return arguments(root, out, kind=kind, per_device_train_batch_size=15, **changes)  # 10 steps an epoch
 
@@ -233,7 +235,7 @@ assert not any(name.partition(".")[0] == "hf_tfm" for name in sys.modules)
 """
 
 
-def test_the_folder_opens_where_this_package_is_not(root, tmp_path):
+def test_the_folder_opens_without_this_package(root, tmp_path):
     out = tmp_path / "run"
     assert finetune_embeddings.main(arguments(root, out, num_train_epochs=1)) == 0
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
@@ -247,7 +249,7 @@ def test_the_folder_opens_where_this_package_is_not(root, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), expected, atol=1e-5)
 
 
-def test_no_batch_of_strangers_holds_a_text_twice():
+def test_no_batch_of_positive_pairs_has_a_text_twice():
     texts = [f"text {number // 3}" for number in range(30)]
     pairs = Pairs([texts, [f"other {number}" for number in range(30)]], None)
     lengths = [number % 7 + 1 for number in range(30)]
@@ -279,7 +281,7 @@ def test_ranks_are_among_all_second_texts():
     assert pairs.figures(ranks) == {"mrr": 0.875, "accuracy_at_1": 0.75, "recall_at_10": 1.0}
 
 
-def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
+def test_wrong_input_ends_in_one_line(root, tmp_path, capsys):
     good = scored(20, 1)
 
     def spoiled(name, **changes):
@@ -307,7 +309,7 @@ def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
         check_refusal(finetune_embeddings, argv, complaint, tmp_path / "out", capsys)
 
 
-def test_the_recipe_names_fields_that_there_are():
+def test_the_recipe_has_known_fields():
     from hf_tfm.train.recipe import parse_recipe
 
     path = Path(__file__).parents[2] / "training" / "recipes" / "finetune_embeddings.yaml"

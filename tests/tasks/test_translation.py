@@ -1,4 +1,4 @@
-"""Translation from the outside: a new model learns a toy language, goes on where it was, and opens anywhere."""
+"""Translation: a new model learns a toy language, resumes, and opens without this package."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from hf_tfm.tasks import translation
 from hf_tfm.tasks.losses import token_loss
 
 
-# In the toy language the verb comes last and every word has a name of its own.
+# In the toy language the verb comes last, and every word has its own translation.
 SUBJECTS = {"the cat": "le chat", "a hen": "une poule", "the moon": "la lune", "a ship": "un bateau"}
 VERBS = {"sees": "voit", "likes": "aime", "finds": "trouve"}
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
@@ -35,8 +35,8 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 def sentences(count: int, seed: int) -> list[dict]:
     draw, records = random.Random(seed), []
     for _ in range(count):
-        one, verb, other = draw.choice(list(SUBJECTS)), draw.choice(list(VERBS)), draw.choice(list(SUBJECTS))
-        english, french = f"{one} {verb} {other}", f"{SUBJECTS[one]} {SUBJECTS[other]} {VERBS[verb]}"
+        subject, verb, target = draw.choice(list(SUBJECTS)), draw.choice(list(VERBS)), draw.choice(list(SUBJECTS))
+        english, french = f"{subject} {verb} {target}", f"{SUBJECTS[subject]} {SUBJECTS[target]} {VERBS[verb]}"
         records.append({"translation": {"en": english, "fr": french}})
     return records
 
@@ -86,16 +86,16 @@ def test_a_new_model_learns_to_translate(root, learned):
     records = sentences(30, len("test"))
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(learned).eval(), AutoTokenizer.from_pretrained(learned)
     assert model.generation_config.num_beams == 2
-    found = []
+    translations = []
     for pair in records:
         ids = model.generate(**tokenizer(pair["translation"]["en"], return_tensors="pt"))
-        found.append(tokenizer.decode(ids[0], skip_special_tokens=True))
-    bleu = sacrebleu.corpus_bleu(found, [[pair["translation"]["fr"] for pair in records]]).score
+        translations.append(tokenizer.decode(ids[0], skip_special_tokens=True))
+    bleu = sacrebleu.corpus_bleu(translations, [[pair["translation"]["fr"] for pair in records]]).score
     assert record["results"]["bleu"]["value"] == pytest.approx(bleu, abs=1e-6)
-    assert found[0] in record["samples"][0]
+    assert translations[0] in record["samples"][0]
 
 
-def test_folders_are_whole(learned, tmp_path):
+def test_folders_are_complete(learned, tmp_path):
     code = {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py", "modeling_tfm_encoder.py"}
     files = code | {"modeling_tfm_encoder_decoder.py", "config.json", "generation_config.json"}
     for folder in (learned, *complete_checkpoints(learned)):
@@ -103,9 +103,9 @@ def test_folders_are_whole(learned, tmp_path):
         assert files <= {path.name for path in folder.iterdir()}, folder.name
     card = (learned / "README.md").read_text()
     assert "pipeline_tag: translation" in card and "AutoModelForSeq2SeqLM" in card and "base_model" not in card
-    shown = {}
-    exec(card.split("```python\n")[1].split("```")[0].replace('path = "."', f"path = {str(learned)!r}"), shown)
-    assert type(shown["model"]) is hf_tfm.TfmEncoderDecoderModel
+    variables = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace('path = "."', f"path = {str(learned)!r}"), variables)
+    assert type(variables["model"]) is hf_tfm.TfmEncoderDecoderModel
     for name in ("README.md", "run_record.json", "config.json", "tokenizer_config.json"):
         assert str(learned.parent) not in (learned / name).read_text(), f"{name} names folders of this machine"
     config = json.loads((learned / "config.json").read_text())
@@ -130,7 +130,7 @@ assert not any(name.partition(".")[0] == "hf_tfm" for name in sys.modules)
 """
 
 
-def test_the_folder_opens_where_this_package_is_not(learned, tmp_path):
+def test_the_folder_opens_without_this_package(learned, tmp_path):
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     run = subprocess.run(
         [sys.executable, "-c", OUTSIDER, learned, Path(__file__).parents[1] / "helpers"],
@@ -144,7 +144,7 @@ def test_the_folder_opens_where_this_package_is_not(learned, tmp_path):
     assert run.stdout.splitlines() == [here, here]
 
 
-def test_a_folder_goes_on_and_flat_fields_do_as_well(learned, tmp_path):
+def test_a_folder_is_trained_further_with_flat_fields_too(learned, tmp_path):
     flat = [pair["translation"] for pair in sentences(60, 3)]
     train = write(tmp_path / "flat.jsonl", flat)
     argv = arguments(
@@ -170,7 +170,7 @@ def test_other_models_and_adamw(root, tmp_path):
     assert type(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")) is T5ForConditionalGeneration
 
 
-def test_weight_decay_is_the_arguments_or_the_optimizers(root, tmp_path, monkeypatch):
+def test_weight_decay_comes_from_the_arguments_or_the_optimizer(root, tmp_path, monkeypatch):
     given = []
 
     def build(*args, **rates):
@@ -184,14 +184,14 @@ def test_weight_decay_is_the_arguments_or_the_optimizers(root, tmp_path, monkeyp
     assert [rates["weight_decay"] for rates in given] == [None, 0.3]
 
 
-def test_stopped_and_resumed_equals_straight_through(root, tmp_path, monkeypatch, capsys):
+def test_stopped_and_resumed_run_equals_one_without_a_stop(root, tmp_path, monkeypatch, capsys):
     def run(out: Path, **changes) -> list[str]:
         return arguments(root, out, watched=8, per_device_train_batch_size=18, **changes)  # 10 steps an epoch
 
     check_resumption(finetune_translation, run, tmp_path, monkeypatch, capsys)
 
 
-def test_what_is_set_for_attention_reaches_every_layer():
+def test_the_attention_implementation_reaches_every_layer():
     tokenizer = translation.train_shared_tokenizer(["the cat", "le chat"], 300, 16)
     model = translation.build_translator("vaswani2017/nano", tokenizer, 16, {"num_hidden_layers": 1}).eval()
     model.set_attn_implementation("eager")
@@ -204,7 +204,7 @@ def test_what_is_set_for_attention_reaches_every_layer():
     assert halves.config.to_dict()["decoder"] == model.config.to_dict()["decoder"]
 
 
-def test_labels_are_what_follows_the_start_token():
+def test_labels_follow_the_start_token():
     tokenizer = translation.train_shared_tokenizer(["the cat", "le chat"], 300, 16)
     (row,) = translation.encode_pairs(tokenizer, 16, tokenizer.bos_token_id, ["the cat"], ["le chat"])
     assert (
@@ -223,15 +223,21 @@ def test_the_loss_is_the_mean_over_all_tokens():
 
 
 def test_figures_are_sacrebleus():
-    found, expected = ["le chat voit la lune", "une poule aime"], ["le chat trouve la lune", "une poule aime un chat"]
-    bleu, chrf = sacrebleu.corpus_bleu(found, [expected]).score, sacrebleu.corpus_chrf(found, [expected]).score
-    assert translation.scores(found, expected) == pytest.approx({"bleu": bleu, "chrf": chrf})
-    figures = translation.estimate_scores(found, expected, resamples=100)
+    translations, references = (
+        ["le chat voit la lune", "une poule aime"],
+        ["le chat trouve la lune", "une poule aime un chat"],
+    )
+    bleu, chrf = (
+        sacrebleu.corpus_bleu(translations, [references]).score,
+        sacrebleu.corpus_chrf(translations, [references]).score,
+    )
+    assert translation.scores(translations, references) == pytest.approx({"bleu": bleu, "chrf": chrf})
+    figures = translation.estimate_scores(translations, references, resamples=100)
     assert (figures["bleu"].value, figures["chrf"].value) == pytest.approx((bleu, chrf))
     assert figures["chrf"].low < figures["chrf"].high and figures["chrf"].n == 2
 
 
-def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
+def test_wrong_input_ends_in_one_line(root, tmp_path, capsys):
     good = sentences(20, 1)
 
     def spoiled(name, pair):
@@ -262,7 +268,7 @@ def test_bad_input_stops_it_in_one_line(root, tmp_path, capsys):
         check_refusal(finetune_translation, argv, complaint, tmp_path / "out", capsys)
 
 
-def test_the_recipe_names_fields_that_there_are():
+def test_the_recipe_has_known_fields():
     from hf_tfm.train.recipe import parse_recipe
 
     path = Path(__file__).parents[2] / "training" / "recipes" / "finetune_translation.yaml"
