@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     model, tokenizer, max_length = prepare_model(recipe, [*pairs["train"][0], *pairs["train"][1]])
     finetune.choose_attention(args, model, max_length)
     start = model.config.decoder_start_token_id
-    data = {name: translation.encode_pairs(tokenizer, max_length, start, *both) for name, both in pairs.items()}
+    data = {name: translation.encode_translations(tokenizer, max_length, start, *both) for name, both in pairs.items()}
     record = report.begin_record("finetune_translation", recipe, args, model, splits)
     if translation.is_preset(recipe.model):
         record["base_model"] = None

@@ -23,7 +23,7 @@ from ..core.statistics import Estimate
 from ..data.records import Records
 from ..train.base_model import separate_pairs
 from ..train.finetune import encode_texts
-from ..train.report import token_text
+from ..train.report import input_text
 from .labels import (
     MULTI_LABEL,
     REGRESSION,
@@ -210,7 +210,7 @@ class Classification(Task[LabelledText]):
 
     def describe_example(self, tokenizer: PreTrainedTokenizerBase, train: Split[LabelledText]) -> str:
         label = self.labels.name_of(train.examples[0].label)
-        return f"{token_text(tokenizer, train.rows[0]['input_ids'])} → {label}"
+        return f"{input_text(tokenizer, train.rows[0]['input_ids'])} → {label}"
 
     def record_fields(self) -> dict[str, Any]:
         return {"pooling": self.pooling} if self.pooling else {}

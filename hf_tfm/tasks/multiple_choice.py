@@ -15,7 +15,7 @@ from ..core.errors import InputError
 from ..core.statistics import Estimate, proportion
 from ..data.records import Records, split_list
 from ..train.base_model import separate_pairs
-from ..train.report import token_text
+from ..train.report import input_text
 from .losses import LossFunction
 from .task import Outputs, Split, Task
 
@@ -165,7 +165,7 @@ class MultipleChoice(Task[ChoiceQuestion]):
     def describe_example(self, tokenizer: PreTrainedTokenizerBase, train: Split[ChoiceQuestion]) -> str:
         example = train.examples[0]
         ids = train.rows[0]["input_ids"][example.answer]
-        return f"{token_text(tokenizer, ids)} → right, of {len(example.options)} options"
+        return f"{input_text(tokenizer, ids)} → right, of {len(example.options)} options"
 
 
 def _read_contexts(records: Records, field: str) -> list[str]:

@@ -113,7 +113,7 @@ def _parts(record: dict[str, Any], field: str) -> list[dict[str, Any]]:
 
 
 def _read_answers(value: Any, field: str, place: str) -> tuple[list[str], list[int | None]]:
-    """Texts and starts of one record's answers, which may be written in several ways."""
+    """Texts and starts of the answers of one record, in any of the forms that data sets have."""
     if isinstance(value, str):
         if value.lstrip().startswith("{"):
             try:
@@ -122,18 +122,15 @@ def _read_answers(value: Any, field: str, place: str) -> tuple[list[str], list[i
                 raise InputError(f"{place}: field {field!r} is broken JSON ({error}); mend or drop it") from None
         else:
             value = {"text": [value] if value.strip() else []}
-    if isinstance(value, list):  # SQuAD's own files: a list of answers, each with its start
+    if isinstance(value, list):  # as in SQuAD's own files, an answer an entry
         if not all(isinstance(answer, str | dict) for answer in value):
             raise InputError(f"{place}: field {field!r} must hold answers' texts; mend or drop this record")
-        several = [answer if isinstance(answer, dict) else {"text": answer} for answer in value]
-        value = {name: [answer.get(name) for answer in several] for name in ("text", "answer_start")}
+        answers = [answer if isinstance(answer, dict) else {"text": answer} for answer in value]
+        value = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
     if not isinstance(value, dict) or "text" not in value:
         raise InputError(f"{place}: field {field!r} has no 'text'; it must be {{'text': […], 'answer_start': […]}}")
-    texts, starts = (
-        several if isinstance(several, list) else [] if several is None else [several]
-        for several in (value["text"], value.get("answer_start"))
-    )
-    starts = starts or [None] * len(texts)
+    texts = _as_list(value["text"])
+    starts = _as_list(value.get("answer_start")) or [None] * len(texts)
     if len(texts) != len(starts):
         raise InputError(f"{place}: {len(texts)} answers but {len(starts)} starts in field {field!r}")
     for text, start in zip(texts, starts):
@@ -144,6 +141,10 @@ def _read_answers(value: Any, field: str, place: str) -> tuple[list[str], list[i
                 f"{place}: answer_start {start!r} in field {field!r} is no place in a text; mend or drop it"
             )
     return texts, starts
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def normalize(answer: str) -> list[str]:

@@ -95,7 +95,7 @@ def build_translator(
     return model
 
 
-def encode_pairs(
+def encode_translations(
     tokenizer: PreTrainedTokenizerBase, max_length: int, start: int, sources: list[str], targets: list[str]
 ) -> list[dict[str, list[int]]]:
     """Return rows with sources as inputs and targets as labels, without the decoder's start token, its first input."""

@@ -101,14 +101,14 @@ def report_steps(
     print_line("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{cut}")
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], limit: int = 64) -> str:
+def input_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], limit: int = 64) -> str:
     """Return the first tokens of a model's input as text, special tokens included."""
     return f"{tokenizer.decode(ids[:limit])}{' …' if len(ids) > limit else ''}"
 
 
 def report_example(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], label: str) -> None:
     """Print a record as the model gets it, and its label."""
-    print_line("example", f"{token_text(tokenizer, record['input_ids'])} → {label}")
+    print_line("example", f"{input_text(tokenizer, record['input_ids'])} → {label}")
 
 
 def report_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:

@@ -206,7 +206,7 @@ def test_the_attention_implementation_reaches_every_layer():
 
 def test_labels_follow_the_start_token():
     tokenizer = translation.train_shared_tokenizer(["the cat", "le chat"], 300, 16)
-    (row,) = translation.encode_pairs(tokenizer, 16, tokenizer.bos_token_id, ["the cat"], ["le chat"])
+    (row,) = translation.encode_translations(tokenizer, 16, tokenizer.bos_token_id, ["the cat"], ["le chat"])
     assert (
         tokenizer.decode(row["labels"]) == "le chat[SEP]" and tokenizer.decode(row["input_ids"]) == "[CLS]the cat[SEP]"
     )
