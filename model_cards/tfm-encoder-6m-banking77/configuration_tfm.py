@@ -1,8 +1,9 @@
-"""Configurations of the two models: one set of switches for the block, then what only the decoder or encoder has.
+"""
+Configurations of both models: fields of the Transformer block, then of the decoder or encoder.
 
-Most switches are there because one of the native families (GPT-2, Llama, Qwen3, Mistral, BERT, ModernBERT) or the 2017
-Transformer needs them, the others because models train better with them. The defaults are Qwen3's shape (decoder) and
-ModernBERT's (encoder), so that models trained with them go to those native classes without loss.
+Most fields exist because a native family (GPT-2, Llama, Qwen3, Mistral, BERT, ModernBERT) or the Transformer of 2017
+needs them, the others because models train better with them. The defaults are the architectures of Qwen3 (decoder) and
+ModernBERT (encoder), so that models trained with them convert to those native classes without loss.
 """
 
 import copy
@@ -17,10 +18,10 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 
-# Activations without weights of their own: those with some (prelu, xielu) would start from uninitialised memory.
+# Activations without weights: those with weights (prelu, xielu) would start from uninitialised memory.
 ACTIVATIONS = sorted(set(ACT2FN) - {"prelu", "xielu"})
 
-# Depth and width; the feed-forward width follows from `gated_mlp`, and heads are 64 wide, which fast kernels like.
+# Depth and width. The feed-forward width follows from `gated_mlp`; heads are 64 wide, which suits fast kernels.
 SIZES = {
     "nano": dict(num_hidden_layers=4, hidden_size=128, num_attention_heads=2),
     "tiny": dict(num_hidden_layers=6, hidden_size=256, num_attention_heads=4),
@@ -29,10 +30,10 @@ SIZES = {
     "large": dict(num_hidden_layers=24, hidden_size=1024, num_attention_heads=16),
 }
 
-# What transformers takes beside the fields and keeps under other names.
+# Arguments that transformers accepts beside the fields and stores under other names.
 _CONVERTED_FIELDS = ("rope_theta", "partial_rotary_factor", "attn_implementation")
 
-# Switches shared by everything after the 2017 Transformer and before RMSNorm and RoPE.
+# Fields shared by the architectures from the Transformer of 2017 until RMSNorm and RoPE.
 _LAYERNORM = dict(norm_type="layernorm", norm_bias=True, qk_norm=False, attention_bias=True, mlp_bias=True)
 
 _VASWANI = dict(
@@ -54,7 +55,7 @@ _VASWANI = dict(
 
 
 def _one_line_errors(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """Raise mistakes as one-line ValueErrors: `strict` wraps them into two lines of an exception that is none."""
+    """Raise validation errors as one-line `ValueError`: `strict` wraps them into exceptions of two lines."""
     init = config_class.__init__
 
     @wraps(init)
@@ -71,79 +72,86 @@ def _one_line_errors(config_class: type[PreTrainedConfig]) -> type[PreTrainedCon
 @strict
 class TfmConfig(PreTrainedConfig):
     r"""
-    The switches that the decoder and the encoder share. Use [`TfmDecoderConfig`] or [`TfmEncoderConfig`].
+    Fields shared by the decoder and the encoder. Use [`TfmDecoderConfig`] or [`TfmEncoderConfig`].
 
     Args:
-        vocab_size (`int`): Tokens in the vocabulary.
-        hidden_size (`int`): Width of the residual stream.
+        vocab_size (`int`, defaults to 8192): Number of tokens in the vocabulary.
+        hidden_size (`int`, defaults to 512): Width of the residual stream.
         intermediate_size (`int`, *optional*):
-            Width of the feed-forward layer. By default 8/3 of `hidden_size` rounded up to 64 when gated (Shazeer 2020,
-            https://huggingface.co/papers/2002.05202), else 4 times `hidden_size`.
-        num_hidden_layers (`int`): Blocks.
-        num_attention_heads (`int`): Query heads.
+            Width of the feed-forward layer. Defaults to 8/3 of `hidden_size`, rounded up to a multiple of 64, if gated
+            (Shazeer 2020, https://huggingface.co/papers/2002.05202), else to 4 times `hidden_size`.
+        num_hidden_layers (`int`, defaults to 8): Number of blocks.
+        num_attention_heads (`int`, defaults to 8): Number of query heads.
         num_key_value_heads (`int`, *optional*):
-            Key and value heads: as many as query heads (multi-head, the default), fewer (grouped-query, Ainslie et al.
-            2023, https://huggingface.co/papers/2305.13245) or one (multi-query, Shazeer 2019,
-            https://huggingface.co/papers/1911.02150).
+            Number of key and value heads. Defaults to `num_attention_heads` (multi-head attention); fewer are
+            grouped-query (Ainslie et al. 2023, https://huggingface.co/papers/2305.13245), one is multi-query attention
+            (Shazeer 2019, https://huggingface.co/papers/1911.02150).
 
-                    heads 4, key/value heads 4     heads 4, key/value heads 2     heads 4, key/value heads 1
-                          q q q q                        q q q q                        q q q q
-                          | | | |                        \ / \ /                        \ | | /
-                          k k k k                         k   k                            k
-        head_dim (`int`, *optional*): Width of a head, `hidden_size / num_attention_heads` by default.
-        hidden_act (`str`): Activation of the feed-forward layer: `silu`, `gelu`, `gelu_new`, `relu`, `relu2`, …
-        gated_mlp (`bool`): `down(act(gate(x)) * up(x))` (SwiGLU, GeGLU) instead of `down(act(up(x)))`.
-        mlp_bias (`bool`): Biases in the feed-forward layer.
-        attention_bias (`bool`): Biases in the query, key, value and output projections.
-        qk_norm (`bool`):
-            Normalise queries and keys per head before the positions are applied (Dehghani et al. 2023,
+                      multi-head (4)              grouped-query (2)             multi-query (1)
+                         q q q q                       q q q q                       q q q q
+                         | | | |                       \ / \ /                       \ | | /
+                         k k k k                        k   k                           k
+        head_dim (`int`, *optional*): Width of a head. Defaults to `hidden_size / num_attention_heads`.
+        hidden_act (`str`, defaults to `"silu"`, encoder `"gelu"`): Activation of the feed-forward layer.
+        gated_mlp (`bool`, defaults to `True`): `down(act(gate(x)) * up(x))` (SwiGLU, GeGLU), else `down(act(up(x)))`.
+        mlp_bias (`bool`, defaults to `False`): Biases in the feed-forward layer.
+        attention_bias (`bool`, defaults to `False`): Biases in the query, key, value and output projections.
+        qk_norm (`bool`, defaults to `False`, decoder `True`):
+            Normalise queries and keys per head before positions are applied (Dehghani et al. 2023,
             https://huggingface.co/papers/2302.05442).
-        attention_gate (`bool`):
-            Multiply what each head gives by `2 * sigmoid(w @ x)` of the states `x` that the layer reads, so that a head
-            can leave a token alone (Qiu et al. 2025, https://huggingface.co/papers/2505.06708). No native family here
-            has it.
-        value_residual (`bool`):
-            Add values made of the embeddings, by one matrix for all layers, to those of each layer, times a number that
-            it learns, so that a token's own meaning stays at hand (after Zhou et al. 2024,
-            https://huggingface.co/papers/2410.17897, who add the first layer's). No native family here has it.
-        norm_type (`str`):
-            `rmsnorm` (Zhang & Sennrich 2019, https://huggingface.co/papers/1910.07467) or `layernorm`.
-        norm_position (`str`):
-            `pre`: each sublayer reads a normalised copy and a last norm ends the stack; `post`: each sum is normalised,
-            as in 2017 (Xiong et al. 2020 compare them, https://huggingface.co/papers/2002.04745).
-        norm_bias (`bool`): Biases in layer norms.
-        norm_eps (`float`): Added to the variance in every norm.
-        embedding_norm (`bool`):
-            Normalise the embeddings. With `norm_position="pre"` it takes the place of the first attention norm.
-        position_embedding_type (`str`):
+        attention_gate (`bool`, defaults to `False`):
+            Multiply the output of each head by `2 * sigmoid(w @ x)`, where `x` is the input of the layer, so that a
+            head can ignore a token (Qiu et al. 2025, https://huggingface.co/papers/2505.06708). No native family
+            supported here has it.
+        value_residual (`bool`, defaults to `False`):
+            Add values computed from the embeddings, by one matrix for all layers, to those of each layer, times a
+            learned number per layer (after Zhou et al. 2024, https://huggingface.co/papers/2410.17897, who add the
+            values of the first layer). No native family supported here has it.
+        norm_type (`str`, defaults to `"rmsnorm"`, encoder `"layernorm"`):
+            `rmsnorm` (Zhang & Sennrich 2019, https://huggingface.co/papers/1910.07467) or `layernorm` (Ba et al. 2016,
+            https://huggingface.co/papers/1607.06450).
+        norm_position (`str`, defaults to `"pre"`):
+            `pre`: each sublayer receives a normalised copy, and a final norm follows the last block. `post`: each sum
+            is normalised, as in 2017. Xiong et al. 2020 compare both (https://huggingface.co/papers/2002.04745).
+        norm_bias (`bool`, defaults to `False`): Biases in layer norms.
+        norm_eps (`float`, defaults to 1e-06, encoder 1e-05): Added to the variance in every norm.
+        embedding_norm (`bool`, defaults to `False`, encoder `True`):
+            Normalise the embeddings. With `norm_position="pre"` this replaces the first attention norm.
+        position_embedding_type (`str`, defaults to `"rope"`):
             `rope` (Su et al. 2021, https://huggingface.co/papers/2104.09864), `learned`, `sinusoidal` (Vaswani et al.
             2017, https://huggingface.co/papers/1706.03762) or `none`.
-        max_position_embeddings (`int`): Longest sequence the model is meant for, in tokens.
+        max_position_embeddings (`int`, defaults to 2048): Longest sequence the model is intended for, in tokens.
         rope_parameters (`dict`, *optional*):
-            All of transformers' RoPE parameters (`rope_theta`, `rope_type`, …), one dict for all layers or one for each
-            of the layer types: `{"full_attention": {...}, "sliding_attention": {...}}`.
+            transformers' RoPE parameters (`rope_theta`, `rope_type`, …): one dict for all layers, or one for each layer
+            type, `{"full_attention": {...}, "sliding_attention": {...}}`. Defaults to plain RoPE with a base of 10,000.
         layer_types (`list[str]`, *optional*):
-            `full_attention` or `sliding_attention` for each layer. By default all sliding if there is a
-            `sliding_window`, else all full.
+            `full_attention` or `sliding_attention` for each layer. Defaults to sliding layers if there is a
+            `sliding_window`, else to full ones.
         sliding_window (`int`, *optional*):
-            Decoder: tokens that a sliding layer sees, itself included, so two or more. Encoder: tokens that it sees on
-            each side. Without a sliding layer it has no effect.
-        type_vocab_size (`int`): Number of segment embeddings (`token_type_ids`), 0 for none.
-        scale_embeddings (`bool`): Multiply the token embeddings by the root of `hidden_size`, as in 2017.
-        hidden_dropout (`float`): Dropout after each sublayer.
-        attention_dropout (`float`): Dropout of attention probabilities.
-        embedding_dropout (`float`): Dropout after the embeddings.
-        classifier_dropout (`float`): Dropout before a classification head.
-        initializer_range (`float`):
-            Standard deviation of the weights at the start; projections back into the residual stream have it divided
-            by the root of twice the number of layers (Radford et al. 2019).
-        tie_word_embeddings (`bool`): One matrix for the token embeddings and the output projection.
+            Decoder: number of tokens a sliding layer sees, the token itself included, at least 2. Encoder: number of
+            tokens it sees on each side. Without sliding layers it has no effect.
+        type_vocab_size (`int`, defaults to 0): Number of segment embeddings (`token_type_ids`), 0 for none.
+        scale_embeddings (`bool`, defaults to `False`): Multiply token embeddings by `sqrt(hidden_size)`, as in 2017.
+        hidden_dropout (`float`, defaults to 0.0): Dropout after each sublayer.
+        attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities.
+        embedding_dropout (`float`, defaults to 0.0): Dropout after the embeddings.
+        classifier_dropout (`float`, defaults to 0.0): Dropout before a classification head.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the initial weights; projections into the residual stream have it divided by
+            `sqrt(2 * num_hidden_layers)` (GPT-2, Radford et al. 2019).
+        tie_word_embeddings (`bool`, defaults to `True`): Share the token embeddings with the output projection.
+        pad_token_id (`int`, *optional*): Padding token, whose embedding is zero and is not trained.
+        bos_token_id (`int`, *optional*): Token that begins a text.
+        eos_token_id (`int` or `list[int]`, *optional*): Token or tokens that end a text; generation stops there.
+        problem_type (`str`, *optional*):
+            Loss of a sequence classification head: `regression`, `single_label_classification` or
+            `multi_label_classification`. Defaults to the kind that fits `num_labels` and the first labels.
 
     Raises:
-        ValueError: when the switches contradict one another; the message names the fields.
+        ValueError: fields contradict one another; the message names them.
     """
 
-    # Filled by the two families: look-alike name -> switches. `layer_types` there is a pattern that repeats with depth.
+    # Fields of each look-alike by name, set by the subclasses. `layer_types` is a pattern that repeats with depth.
     lookalikes: ClassVar[dict[str, dict]] = {}
 
     vocab_size: int = 8192
@@ -181,13 +189,13 @@ class TfmConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
-    # As in the base class, which does not check it: a misspelt one would train with another loss.
+    # Declared as in the base class, which does not validate it: a misspelt value would train with another loss.
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        # Left to `validate_architecture` when it does not divide: derived values must not hide the mistake.
+        # If it does not divide, `validate_architecture` reports it: a derived value would hide the mistake.
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.intermediate_size is None:
@@ -207,7 +215,7 @@ class TfmConfig(PreTrainedConfig):
         return kwargs
 
     def validate_architecture(self) -> None:
-        """Cross-field checks; each message names the fields and what would mend them."""
+        """Check fields against one another; each message names the fields and a remedy."""
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                  "head_dim", "intermediate_size", "max_position_embeddings")  # fmt: skip
         for field in sizes:
@@ -240,7 +248,7 @@ class TfmConfig(PreTrainedConfig):
             raise ValueError(f"position_embedding_type='sinusoidal' needs an even hidden_size, not {self.hidden_size}")
 
     def validate_token_ids(self) -> None:
-        """Special tokens must be in the vocabulary; transformers only warns."""
+        """Check that special tokens are in the vocabulary; transformers only warns."""
         for name, value in vars(self).items():
             if name.endswith("_token_id") and value is not None:
                 outside = [i for i in (value if isinstance(value, list) else [value]) if not 0 <= i < self.vocab_size]
@@ -248,7 +256,7 @@ class TfmConfig(PreTrainedConfig):
                     raise ValueError(f"{name} {outside[0]} is not in the vocabulary: vocab_size is {self.vocab_size}")
 
     def validate_rope(self) -> None:
-        """Every layer needs parameters of a known RoPE type."""
+        """Check that each layer type has parameters of a known RoPE type."""
         if not self.rope_parameters:
             return
         parameters = {"all layers": self.rope_parameters}
@@ -265,7 +273,7 @@ class TfmConfig(PreTrainedConfig):
             raise ValueError(error.args[0]) from None
 
     def validate_layer_type(self) -> None:
-        """One known type for each layer; sliding layers need a window. A window that no layer uses has no effect."""
+        """Check that each layer has a known type, and sliding layers a window."""
         unknown = sorted(set(self.layer_types) - {"full_attention", "sliding_attention"})
         if unknown:
             raise ValueError(f"layer_types knows 'full_attention' and 'sliding_attention', not {unknown[0]!r}")
@@ -278,17 +286,17 @@ class TfmConfig(PreTrainedConfig):
     @classmethod
     def preset(cls, name: str, size: str | None = None, **overrides: Any) -> "TfmConfig":
         """
-        A configuration by name.
+        Return a configuration by name.
 
         Args:
-            name: a size (`nano`, `tiny`, `small`, `base`, `large`) of the default shape, or a look-alike (decoder:
-                `vaswani2017`, `gpt2`, `llama`, `qwen3`, `mistral`; encoder: `vaswani2017`, `bert`, `modernbert`) at the
-                size of the smallest published model of that family.
-            size: with a look-alike, one of the sizes instead of the published one.
-            overrides: any fields, which win over the preset's.
+            name: a size (`nano`, `tiny`, `small`, `base`, `large`) of the default architecture, or a look-alike
+                (decoder: `vaswani2017`, `gpt2`, `llama`, `qwen3`, `mistral`; encoder: `vaswani2017`, `bert`,
+                `modernbert`) in the size of the smallest published model of that family.
+            size: for a look-alike, one of the sizes instead of the published one.
+            overrides: any fields; they take precedence over the preset.
 
         Raises:
-            ValueError: when the name, the size or a field is unknown, or the switches contradict one another.
+            ValueError: the name, the size or a field is unknown, or fields contradict one another.
 
         Example: `TfmDecoderConfig.preset("gpt2", size="tiny", vocab_size=8192)`.
         """
@@ -297,7 +305,7 @@ class TfmConfig(PreTrainedConfig):
         if size is not None and size not in SIZES:
             raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
         for field in overrides:
-            # A configuration takes any field, for files written by other versions; what is typed here is meant.
+            # Configurations accept unknown fields, for files of other versions; here an unknown field is a mistake.
             if not hasattr(cls, field) and field not in _CONVERTED_FIELDS:
                 similar = difflib.get_close_matches(field, cls.__dataclass_fields__, n=1)
                 raise ValueError(f"unknown field {field!r}" + (f": did you mean {similar[0]!r}?" if similar else ""))
@@ -308,7 +316,7 @@ class TfmConfig(PreTrainedConfig):
         else:
             fields = copy.deepcopy(cls.lookalikes[name])
             if size is not None:
-                # What depends on the published size goes; the switches stay.
+                # Drop the fields that depend on the published size.
                 for field in ("intermediate_size", "num_key_value_heads", "head_dim"):
                     fields.pop(field, None)
                 fields.update(SIZES[size])
@@ -326,15 +334,18 @@ class TfmConfig(PreTrainedConfig):
 @strict
 class TfmDecoderConfig(TfmConfig):
     r"""
-    Configuration of the causal LM. The default is the shape of Qwen3 (RMSNorm, RoPE, QK-norm, SwiGLU, no biases);
-    presets group queries, too. See [`TfmConfig`] for the switches of the block.
+    Configuration of the causal LM; [`TfmConfig`] documents the fields of the block.
+
+    The default is the architecture of Qwen3: RMSNorm, RoPE, QK-norm, SwiGLU, no biases. Presets have grouped-query
+    attention as well.
 
     Args:
         final_logit_softcapping (`float`, *optional*):
             Squash the logits smoothly into ± this value (Gemma 2, https://huggingface.co/papers/2408.00118).
-        use_cache (`bool`): Return the key/value cache.
-        is_decoder, add_cross_attention (`bool`):
-            Cross-attention to an encoder's states in every block, as transformers' `EncoderDecoderModel` asks for.
+        use_cache (`bool`, defaults to `True`): Return the key/value cache.
+        is_decoder (`bool`, defaults to `False`): Set by `EncoderDecoderModel` together with `add_cross_attention`.
+        add_cross_attention (`bool`, defaults to `False`): Cross-attention to an encoder's states in every block.
+        auto_map (`dict`, *optional*): Classes that the Auto classes of transformers load; set by the configuration.
     """
 
     model_type = "tfm_decoder"
@@ -405,7 +416,7 @@ class TfmDecoderConfig(TfmConfig):
     auto_map: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Always this package's own names: the entries must hold in whatever folder the model is saved to.
+        # Always the names of this package's files: the entries must be right in any folder the model is saved to.
         self.auto_map = {
             "AutoConfig": "configuration_tfm.TfmDecoderConfig",
             "AutoModel": "modeling_tfm_decoder.TfmDecoderModel",
@@ -418,19 +429,19 @@ class TfmDecoderConfig(TfmConfig):
         super().__post_init__(**kwargs)
 
     def validate_layer_type(self) -> None:
-        """As for all, and a window that caches can hold."""
+        """Check the window too: transformers' caches need one of at least two tokens."""
         super().validate_layer_type()
         if self.sliding_window == 1:
             raise ValueError("sliding_window must be at least 2: for one token transformers' caches keep all others")
 
     def validate_logits(self) -> None:
-        """A cap of 0 would divide by it."""
+        """Check the logit cap, which is a divisor."""
         if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
             raise ValueError(f"final_logit_softcapping must be above 0 or None, not {self.final_logit_softcapping}")
 
     @classmethod
     def _size_defaults(cls, size: str) -> dict:
-        # Grouped queries: two query heads to a key/value head, three or four once the cache is worth saving.
+        # Grouped-query attention: two query heads to a key/value head, three or four in the larger sizes.
         heads = SIZES[size]["num_attention_heads"]
         return {"num_key_value_heads": 4 if heads >= 12 else heads // 2}
 
@@ -439,19 +450,24 @@ class TfmDecoderConfig(TfmConfig):
 @strict
 class TfmEncoderConfig(TfmConfig):
     r"""
-    Configuration of the encoder. The default is the shape of ModernBERT (LayerNorm without bias, RoPE, GeGLU, embedding
-    norm, a dense prediction head). See [`TfmConfig`] for the switches of the block.
+    Configuration of the encoder; [`TfmConfig`] documents the fields of the block.
+
+    The default is the architecture of ModernBERT: LayerNorm without bias, RoPE, GeGLU, embedding norm, dense prediction
+    head.
 
     Args:
-        use_pooler (`bool`):
-            BERT's pooler: a dense tanh layer over the first token, which the sentence heads read. Without it they read
-            the pooled states through the prediction head, as ModernBERT's do.
-        classifier_pooling (`str`):
-            Without a pooler: `cls` (first token) or `mean` (over the tokens that are not padding).
-        head_act (`str`, *optional*): Activation of the prediction head, `hidden_act` by default.
-        head_bias (`bool`): Bias of the prediction head's dense layer.
-        decoder_bias (`bool`): Bias of the projection to the vocabulary.
-        cls_token_id, sep_token_id, mask_token_id (`int`, *optional*): Special tokens of the tokenizer.
+        use_pooler (`bool`, defaults to `False`):
+            BERT's pooler, a dense tanh layer over the first token, is the input of sentence heads. Without it they
+            apply the prediction head to the pooled states, as in ModernBERT.
+        classifier_pooling (`str`, defaults to `"mean"`):
+            Pooling without a pooler: `cls` (first token) or `mean` (all tokens without padding).
+        head_act (`str`, *optional*): Activation of the prediction head. Defaults to `hidden_act`.
+        head_bias (`bool`, defaults to `False`): Bias of the prediction head's dense layer.
+        decoder_bias (`bool`, defaults to `True`): Bias of the projection to the vocabulary.
+        cls_token_id (`int`, *optional*): Token that begins a text.
+        sep_token_id (`int`, *optional*): Token that ends a text and each segment.
+        mask_token_id (`int`, *optional*): Token that stands for a masked token.
+        auto_map (`dict`, *optional*): Classes that the Auto classes of transformers load; set by the configuration.
     """
 
     model_type = "tfm_encoder"
@@ -525,13 +541,13 @@ class TfmEncoderConfig(TfmConfig):
         super().__post_init__(**kwargs)
 
     def validate_head(self) -> None:
-        """The prediction head's activation must exist."""
+        """Check that the prediction head's activation exists."""
         if self.head_act not in ACTIVATIONS:
             raise ValueError(f"head_act {self.head_act!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
 
 
 def _tensor_parallel_plan(config: TfmConfig) -> dict[str, str]:
-    """Which weights are split over devices, for the modules that this configuration has."""
+    """Return how weights are split over devices, for the modules of this configuration."""
     plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",

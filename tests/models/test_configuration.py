@@ -1,13 +1,14 @@
 """Configurations: every preset builds and survives saving; every mistake is one line that names its fields."""
 
 import json
+import re
 
 import pytest
 import torch
 from tiny import DECODER_SHAPES, ENCODER_SHAPES, decoder_config, encoder_config
 from transformers import AutoConfig, AutoModel, BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, Qwen3Config
 
-from hf_tfm import SIZES, TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
 
 
 FAMILIES = [TfmDecoderConfig, TfmEncoderConfig]
@@ -113,6 +114,25 @@ def test_derived_widths():
     assert TfmDecoderConfig(sliding_window=8, num_hidden_layers=2).layer_types == ["sliding_attention"] * 2
     assert TfmDecoderConfig(rope_theta=5e5).rope_parameters == {"rope_type": "default", "rope_theta": 5e5}
     assert TfmDecoderConfig(position_embedding_type="learned").rope_parameters is None
+
+
+def documented(config_class) -> dict[str, str]:
+    """Fields of a configuration's docstring, with the text of their types and defaults."""
+    return dict(re.findall(r"^        (\w+) \((`.*?)\):", config_class.__doc__, re.MULTILINE))
+
+
+@pytest.mark.parametrize("config_class, other", [(TfmDecoderConfig, "decoder"), (TfmEncoderConfig, "encoder")])
+def test_the_docstrings_list_every_field_with_its_default(config_class, other):
+    shared, special = documented(TfmConfig), documented(config_class)
+    own_fields = {field for each in (TfmConfig, config_class) for field in vars(each).get("__annotations__", {})}
+    assert shared.keys() | special.keys() == own_fields - {"lookalikes"}
+    for field, text in {**shared, **special}.items():
+        default = getattr(config_class, field)
+        if default is None:
+            assert text.endswith("*optional*"), field
+        else:
+            written = re.search(rf"{other} `?([^`,]+)", text) or re.search(r"defaults to `?([^`,]+)", text)
+            assert eval(written[1]) == default, field
 
 
 MISTAKES = {
