@@ -26,11 +26,12 @@ from transformers.utils import generic, output_capturing
 
 import hf_tfm
 from hf_tfm.models import modeling_tfm
-from hf_tfm.models.modeling_tfm import CACHE_NAME
+from hf_tfm.models.modeling_tfm_compat import CACHE_NAME
 
 
-FOLDER = Path(hf_tfm.__file__).parent
+FOLDER = Path(hf_tfm.__file__).parent / "models"
 TRAVELLING = sorted([*FOLDER.glob("modeling_tfm*.py"), *FOLDER.glob("configuration_tfm.py")])
+HELPERS = Path(__file__).parent / "helpers"
 MASK_ARGUMENTS = {"config", "inputs_embeds", "attention_mask", "and_mask_function"}
 
 # Callable, and the names of the arguments that the travelling files pass: all are known, and no others are required.
@@ -161,9 +162,7 @@ print([text for text in told if "deprecat" in text or "ignor" in text or "will b
 
 
 def test_nothing_that_the_models_do_is_deprecated():
-    run = subprocess.run(
-        [sys.executable, "-c", QUIET_USE], capture_output=True, text=True, cwd=Path(__file__).parent / "helpers"
-    )
+    run = subprocess.run([sys.executable, "-c", QUIET_USE], capture_output=True, text=True, cwd=HELPERS)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr[-2000:]
 
 

@@ -24,9 +24,13 @@ PIPELINES = [
     ("token-classification", "TfmEncoderForTokenClassification", dict()),
     ("feature-extraction", "TfmEncoderModel", dict()),
 ]
+SHARED_CODE = {
+    "configuration_tfm.py",
+    *(f"modeling_tfm{part}.py" for part in ("", "_compat", "_loss", "_masks")),
+}
 CODE = {
-    "Decoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py"},
-    "Encoder": {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_encoder.py", "modeling_tfm_infilling.py"},
+    "Decoder": {*SHARED_CODE, "modeling_tfm_decoder.py"},
+    "Encoder": {*SHARED_CODE, "modeling_tfm_encoder.py", "modeling_tfm_infilling.py"},
 }
 
 
@@ -68,7 +72,7 @@ def test_every_folder_carries_its_code_and_the_full_auto_map(folder, name):
         "AutoConfig": f"configuration_tfm.Tfm{family}Config",
         **{auto: f"modeling_tfm_{family.lower()}.{other}" for other, auto in MODELS.items() if family in other},
     }
-    package = Path(hf_tfm.__file__).parent
+    package = Path(hf_tfm.__file__).parent / "models"
     files = {path.name for path in (folder / name).glob("*.py")}
     assert files == CODE[family]
     for file in files:

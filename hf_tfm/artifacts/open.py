@@ -10,9 +10,9 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError, explain
+from ..core.memory import keep_freed_memory
 from ..core.model_files import read_config
 from ..core.quiet import quiet
-from ..cpu.compile import keep_freed_memory
 from .card import task_of
 from .record import RECORD_FILE, read_record
 from .tokenizer_files import tokenizer_fingerprint
@@ -59,7 +59,7 @@ def open_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     A model in evaluation mode, all of whose weights come from the checkpoint, and its tokenizer. Where there is no
-    accelerator, the process keeps its memory from then on: see [`speed.keep_freed_memory`].
+    accelerator, the process keeps its memory from then on: see [`keep_freed_memory`].
 
     Args:
         path: folder or Hub name of a model, or folder of an adapter.

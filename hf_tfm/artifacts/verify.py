@@ -24,7 +24,7 @@ from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..core.errors import InputError
 from ..core.quiet import quiet
 from ..models.configuration_tfm import TfmConfig
-from ..models.modeling_tfm import CACHE_NAME
+from ..models.modeling_tfm_compat import CACHE_NAME
 from .compare import outputs_of
 from .foreign import PackedRows, loss_adds_up, sentence_label
 from .open import ADAPTER_FILE, auto_class_of, open_model, recorded

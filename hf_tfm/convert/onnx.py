@@ -21,7 +21,7 @@ from ..artifacts.compare import Weights, outputs_of
 from ..core.errors import InputError, explain
 from ..core.files import atomic_directory, require_empty
 from ..core.quiet import quiet
-from ..models.modeling_tfm import CACHE_NAME
+from ..models.modeling_tfm_compat import CACHE_NAME
 from .check import Report, Rows, as_rows, batch_of, compare, report_on, rows_for, write_usage
 from .native import carry_over, load_tfm
 

@@ -1,4 +1,9 @@
-"""What makes this package fast on CPUs, attached from outside the models. Read `generation.py` first."""
+"""
+Speed on CPUs: attention for training, encoding without padding, generation, compiling.
+
+Models are used from outside: by attention implementations registered with transformers, and by `generate(model, …)`.
+Read `generation.py` first.
+"""
 
 from .generation import generate
 

@@ -1,16 +1,17 @@
 """
-Attention for training on a processor, for any model that takes its attention from transformers' interface.
+Attention for training on a CPU, for any model that uses transformers' attention interface.
 
-torch's `scaled_dot_product_attention` has a fast forward pass on a CPU and a slow backward pass. At the lengths that
-small models are trained at, both are matrix products over blocks that fit into the cache; and where a layer has a
-narrow window, most of the products are with tokens that it does not see. `training/LOG.md` has the figures.
-`use_blockwise_attention(model)` turns it on.
+The forward pass of torch's `scaled_dot_product_attention` is fast on a CPU, its backward pass is slow. At the lengths
+of small models both are matrix products over blocks that fit into the cache; and if a layer has a narrow window, most
+products with tokens outside the window can be skipped. `training/LOG.md` has the figures.
 
-Attention is also what makes layers differ for a compiler, by window, mask and length. `lay_rows_end_to_end` leaves it
-out of what is compiled.
+`enable_blockwise_attention(model)` turns it on. `enable_unpadded_training(model)` moreover flattens the rows of a batch
+for everything but attention, which is the part of a block that differs by window, mask and row length: so a block is
+compiled once. Both are attention implementations registered with transformers (`AttentionInterface`,
+`AttentionMaskInterface`).
 """
 
-from types import MethodType
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,75 +21,84 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..core.inference import unwrap_adapter
+from ..models.modeling_tfm import TfmAttention, TfmModel
 
 
-NAME = "blockwise"
+# Names of the attention implementations.
+BLOCKWISE, BLOCKWISE_UNPADDED = "blockwise", "blockwise_unpadded"
 
-# Beyond this length the probabilities, which are kept for the backward pass, take too much memory.
+# For longer rows the probabilities, which the backward pass needs, take too much memory.
 MAX_LENGTH = 1024
 
-# Queries in a block, and attention scores worked on together: 2 MB of them in bf16.
+# Queries in a block, and attention scores computed together: 2 MB of them in bf16.
 BLOCK = 128
 SCORES = 2**20
 
-# Queries in a block of a layer with a window are as many as this, or a multiple that is no smaller than the window.
+# The block of a layer with a window is the smallest multiple of this that is no smaller than the window.
 NARROW_BLOCK = 32
 
 
 class BlockwiseAttention(torch.autograd.Function):
     """
-    Softmax attention in bf16, block of queries after block of queries, causal blocks above the diagonal left out.
+    Softmax attention in bf16 by blocks of queries, without the causal blocks above the diagonal.
 
-    Inputs `(batch, heads, length, head_dim)` and a boolean mask `(batch or 1, heads or 1, length, length)`, True where
-    a query may look, or None; `is_causal` says that nothing above the diagonal is seen, with a mask or without.
-    Returns `(batch, heads, length, head_dim)`.
+    Inputs are `(batch, heads, length, head_dim)` and a boolean mask `(batch or 1, heads or 1, length, length)`, True
+    for keys that a query may attend to, or None. `is_causal` tells that nothing above the diagonal is visible, with or
+    without a mask. Returns `(batch, heads, length, head_dim)`.
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, mask, is_causal, scaling):
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        is_causal: bool,
+        scaling: float,
+    ) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             batch, heads, length, width = query.shape
             query, key, value = (x.to(torch.bfloat16).reshape(-1, length, width) for x in (query, key, value))
-            query = query * scaling  # rather than the scores, which are more
+            query = query * scaling  # cheaper than scaling the scores, which are more numbers
             output = torch.empty_like(query)
             probabilities = []
             above = query.new_full((BLOCK, BLOCK), float("-inf")).triu(1) if is_causal and mask is None else None
             hidden = None if mask is None else ~mask.expand(batch, -1, -1, -1)
-            for rows, start, end, seen in _blocks(batch, heads, length, is_causal):
-                some = slice(rows.start * heads, rows.stop * heads)
-                scores = torch.bmm(query[some, start:end], key[some, :seen].mT)
+            for rows, start, end, keys in _blocks(batch, heads, length, is_causal):
+                matrices = slice(rows.start * heads, rows.stop * heads)
+                scores = torch.bmm(query[matrices, start:end], key[matrices, :keys].mT)
                 if hidden is not None:
-                    # The lowest number instead of -inf: a row that sees nothing (padding) stays a number.
+                    # The lowest number instead of -inf, so that a query without visible keys (padding) stays finite.
                     lowest = torch.finfo(scores.dtype).min
-                    by_row = scores.view(-1, heads, end - start, seen)
-                    by_row.masked_fill_(hidden[rows, :, start:end, :seen], lowest)
+                    by_row = scores.view(-1, heads, end - start, keys)
+                    by_row.masked_fill_(hidden[rows, :, start:end, :keys], lowest)
                 elif above is not None:
                     scores[:, :, start:] += above[: end - start, : end - start]
-                weights = F.softmax(scores, dim=-1)
-                output[some, start:end] = torch.bmm(weights, value[some, :seen])
-                probabilities.append(weights)
+                probabilities.append(F.softmax(scores, dim=-1))
+                output[matrices, start:end] = torch.bmm(probabilities[-1], value[matrices, :keys])
         ctx.save_for_backward(query, key, value, output, *probabilities)
         ctx.settings = (batch, heads, length, is_causal, scaling)
         return output.view(batch, heads, length, width)
 
     @staticmethod
-    def backward(ctx, output_grad):
+    def backward(ctx: Any, output_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, *probabilities = ctx.saved_tensors
         batch, heads, length, is_causal, scaling = ctx.settings
         output_grad = output_grad.to(output.dtype).reshape(output.shape)
         mean_grad = (output_grad.float() * output).sum(-1, keepdim=True).to(output.dtype)
         query_grad, key_grad, value_grad = (torch.empty_like(x) for x in (query, key, value))
         blocks = zip(_blocks(batch, heads, length, is_causal), probabilities, strict=True)
-        # Backwards, so that the last block, which sees all keys, writes their gradients, and the others add to them.
-        for (rows, start, end, seen), weights in reversed(list(blocks)):
-            some = slice(rows.start * heads, rows.stop * heads)
-            gradient = output_grad[some, start:end]
-            scores_grad = torch.bmm(gradient, value[some, :seen].mT).sub_(mean_grad[some, start:end])
+        # In reverse order: the last block sees all keys and writes their gradients, the other blocks add to them.
+        for (rows, start, end, keys), weights in reversed(list(blocks)):
+            matrices = slice(rows.start * heads, rows.stop * heads)
+            gradient = output_grad[matrices, start:end]
+            scores_grad = torch.bmm(gradient, value[matrices, :keys].mT).sub_(mean_grad[matrices, start:end])
             scores_grad.mul_(weights)
-            query_grad[some, start:end] = torch.bmm(scores_grad, key[some, :seen]).mul_(scaling)
+            query_grad[matrices, start:end] = torch.bmm(scores_grad, key[matrices, :keys]).mul_(scaling)
             for total, part in (
-                (value_grad[some, :seen], torch.bmm(weights.mT, gradient)),
-                (key_grad[some, :seen], torch.bmm(scores_grad.mT, query[some, start:end])),
+                (value_grad[matrices, :keys], torch.bmm(weights.mT, gradient)),
+                (key_grad[matrices, :keys], torch.bmm(scores_grad.mT, query[matrices, start:end])),
             ):
                 total.copy_(part) if end == length else total.add_(part)
         shape = (batch, heads, length, -1)
@@ -97,67 +107,110 @@ class BlockwiseAttention(torch.autograd.Function):
 
 class WindowedAttention(torch.autograd.Function):
     """
-    Softmax attention to the tokens near by: blocks of queries, each with the keys of its own block and of those that
-    reach into it, all blocks at once. The work grows with the window in place of the length.
+    Softmax attention within a window: all blocks of queries at once, each with the keys it can see.
 
-    Inputs `(batch, heads, length, head_dim)`, in whose dtype it is computed; a boolean mask `(batch or 1, heads or 1,
-    length, length)`, True where a query may look, which is nowhere further than `window` tokens away; `is_causal` says
-    that nothing above the diagonal is seen. `length` is a multiple of `block`, and `block` no smaller than `window`.
-    Returns `(batch, heads, length, head_dim)`.
+    The work grows with the window instead of the length. Inputs are `(batch, heads, length, head_dim)`, whose dtype is
+    used, and a boolean mask `(batch or 1, heads or 1, length, length)`, True for keys that a query may attend to: at
+    most `window` tokens away. `is_causal` tells that nothing above the diagonal is visible. `length` is a multiple of
+    `block`, and `block` is no smaller than `window`. Returns `(batch, heads, length, head_dim)`.
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, mask, is_causal, scaling, window, block):
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor,
+        is_causal: bool,
+        scaling: float,
+        window: int,
+        block: int,
+    ) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             batch, heads, length, width = query.shape
-            before, behind = window, 0 if is_causal else window
-            seen = before + block + behind  # keys of a block of queries
-            hidden = F.pad(~mask, (before, behind), value=True)
-            # Of rows in blocks and all places where a block's keys can begin, those that belong together.
-            hidden = hidden.unflatten(2, (-1, block)).unfold(-1, seen, block).diagonal(dim1=2, dim2=4).movedim(-1, 2)
+            left, right = window, 0 if is_causal else window
+            keys = left + block + right  # for a block of queries
+            hidden = F.pad(~mask, (left, right), value=True)
+            # The diagonal pairs each block of queries with the range of keys that belongs to it.
+            hidden = hidden.unflatten(2, (-1, block)).unfold(-1, keys, block).diagonal(dim1=2, dim2=4).movedim(-1, 2)
             query = query.reshape(-1, block, width) * scaling
             key, value = (
-                F.pad(x, (0, 0, before, behind)).unfold(2, seen, block).mT.reshape(-1, seen, width)
-                for x in (key, value)
+                F.pad(x, (0, 0, left, right)).unfold(2, keys, block).mT.reshape(-1, keys, width) for x in (key, value)
             )
             scores = torch.bmm(query, key.mT)
-            scores.view(batch, heads, -1, block, seen).masked_fill_(hidden, torch.finfo(scores.dtype).min)
+            scores.view(batch, heads, -1, block, keys).masked_fill_(hidden, torch.finfo(scores.dtype).min)
             weights = F.softmax(scores, dim=-1)
             output = torch.bmm(weights, value)
         ctx.save_for_backward(query, key, value, output, weights)
-        ctx.settings = (batch, heads, length, before, behind, scaling)
+        ctx.settings = (batch, heads, length, left, right, scaling)
         return output.view(batch, heads, length, width)
 
     @staticmethod
-    def backward(ctx, output_grad):
+    def backward(ctx: Any, output_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, weights = ctx.saved_tensors
-        batch, heads, length, before, behind, scaling = ctx.settings
+        batch, heads, length, left, right, scaling = ctx.settings
         block = query.shape[1]
         output_grad = output_grad.to(output.dtype).reshape(output.shape)
         mean_grad = (output_grad.float() * output).sum(-1, keepdim=True).to(output.dtype)
         scores_grad = torch.bmm(output_grad, value.mT).sub_(mean_grad).mul_(weights)
 
-        def in_line(parts: torch.Tensor) -> torch.Tensor:
-            """The gradients of each block's keys, those of a key that several blocks see added up."""
+        def merge(parts: torch.Tensor) -> torch.Tensor:
+            """Return the gradients of all keys, summed over the blocks that see a key."""
             parts = parts.unflatten(0, (batch * heads, -1))
-            total = parts[:, :, before : before + block].clone()
-            total[:, :-1, block - before :] += parts[:, 1:, :before]
-            if behind:
-                total[:, 1:, :behind] += parts[:, :-1, before + block :]
+            total = parts[:, :, left : left + block].clone()
+            total[:, :-1, block - left :] += parts[:, 1:, :left]
+            if right:
+                total[:, 1:, :right] += parts[:, :-1, left + block :]
             return total.view(batch, heads, length, -1)
 
         query_grad = torch.bmm(scores_grad, key).mul_(scaling).view(batch, heads, length, -1)
-        key_grad, value_grad = in_line(torch.bmm(scores_grad.mT, query)), in_line(torch.bmm(weights.mT, output_grad))
+        key_grad, value_grad = merge(torch.bmm(scores_grad.mT, query)), merge(torch.bmm(weights.mT, output_grad))
         return query_grad, key_grad, value_grad, None, None, None, None, None
 
 
-def _blocks(batch: int, heads: int, length: int, is_causal: bool):
-    """Rows of the batch, first and last query, and number of keys these see; for each row the last queries last."""
-    together = max(1, SCORES // (heads * min(BLOCK, length) * length))
-    for first in range(0, batch, together):
+def _blocks(batch: int, heads: int, length: int, is_causal: bool) -> Iterator[tuple[slice, int, int, int]]:
+    """Yield rows of the batch, first and last query, and number of visible keys; in order within a row."""
+    rows = max(1, SCORES // (heads * min(BLOCK, length) * length))
+    for first in range(0, batch, rows):
         for start in range(0, length, BLOCK):
             end = min(start + BLOCK, length)
-            yield slice(first, min(first + together, batch)), start, end, end if is_causal else length
+            yield slice(first, min(first + rows, batch)), start, end, end if is_causal else length
+
+
+class FlattenedRows:
+    """
+    Row layout and mask of a training batch: all rows as one sequence, attention within each row.
+
+    `TfmModel.run_blocks` calls `flatten_rows` and `unflatten_rows`. Padding tokens stay: the number of tokens does not
+    depend on them, and a compiled block is compiled for a number of tokens.
+
+    Args:
+        shape: `(batch, length)`.
+        mask: attention mask of the batch, `(batch or 1, 1, length, length)`, or None.
+    """
+
+    def __init__(self, shape: tuple[int, int], mask: torch.Tensor | None):
+        self.shape, self.mask = shape, mask
+
+    def flatten_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, length, …)` to `(1, batch * length, …)`."""
+        return x.reshape(1, -1, *x.shape[2:])
+
+    def unflatten_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """`(1, batch * length, …)` to `(batch, length, …)`."""
+        return x.view(*self.shape, *x.shape[2:])
+
+    @torch.compiler.disable
+    def attend(
+        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        """Attention of `(1, heads, batch * length, head_dim)`, or of the batch itself if it was not flattened."""
+        if query.shape[0] == self.shape[0]:
+            return blockwise_attention_forward(module, query, key, value, self.mask, **kwargs)
+        query, key, value = (x[0].unflatten(1, self.shape).transpose(0, 1) for x in (query, key, value))
+        output, _ = blockwise_attention_forward(module, query, key, value, self.mask, **kwargs)
+        return output.flatten(0, 1).unsqueeze(0), None
 
 
 def blockwise_attention_forward(
@@ -165,30 +218,33 @@ def blockwise_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: "torch.Tensor | EndToEnd | None",
+    attention_mask: torch.Tensor | FlattenedRows | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """
-    transformers' attention interface: in training on a CPU, for whole sequences of at most `MAX_LENGTH` tokens and
-    without dropout, `WindowedAttention` where a layer of this package has a narrow `sliding_window`, and
-    `BlockwiseAttention` in bf16; else `scaled_dot_product_attention`.
+    transformers' attention interface: blockwise attention in training on a CPU.
+
+    It serves whole sequences of at most `MAX_LENGTH` tokens without dropout: by `WindowedAttention` if a layer of this
+    package has a narrow `sliding_window`, by `BlockwiseAttention` in bf16. Other calls use SDPA
+    (`scaled_dot_product_attention`).
 
     Returns the states `(batch, length, heads, head_dim)`.
     """
-    if isinstance(attention_mask, EndToEnd):
+    if isinstance(attention_mask, FlattenedRows):
         options = dict(scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs)
-        return attention_mask.attend_by_row(module, query, key, value, **options)
+        return attention_mask.attend(module, query, key, value, **options)
     length = query.shape[2]
     in_bf16 = query.dtype == torch.bfloat16 or (
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
-    window = kwargs.get("sliding_window") if getattr(module, "keeps_to_window", False) else None
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    block = 0 if window is None or attention_mask is None else _narrow_block(length, window, bool(is_causal))
-    serves = (
+    # Layers of this package pass their window only if the mask hides everything outside it.
+    window = kwargs.get("sliding_window") if isinstance(module, TfmAttention) else None
+    is_causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    block = 0 if window is None or attention_mask is None else _narrow_block(length, window, is_causal)
+    is_served = (
         (in_bf16 or block)
         and query.device.type == "cpu"
         and torch.is_grad_enabled()
@@ -199,7 +255,7 @@ def blockwise_attention_forward(
         and length <= MAX_LENGTH
         and (attention_mask is None or attention_mask.dtype == torch.bool)
     )
-    if not serves:
+    if not is_served:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
@@ -209,16 +265,24 @@ def blockwise_attention_forward(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if block:
         query, key, value = (x.to(torch.bfloat16 if in_bf16 else x.dtype) for x in (query, key, value))
-        output = WindowedAttention.apply(query, key, value, attention_mask, bool(is_causal), scaling, window, block)
-        return output.transpose(1, 2), None
-    output = BlockwiseAttention.apply(query, key, value, attention_mask, bool(is_causal), scaling)
+        output = WindowedAttention.apply(query, key, value, attention_mask, is_causal, scaling, window, block)
+    else:
+        output = BlockwiseAttention.apply(query, key, value, attention_mask, is_causal, scaling)
     return output.transpose(1, 2), None
+
+
+def _narrow_block(length: int, window: int, is_causal: bool) -> int:
+    """Return the block size of `WindowedAttention`, or 0 if it would not save half of the keys."""
+    block = -(-window // NARROW_BLOCK) * NARROW_BLOCK
+    keys = block + window * (1 if is_causal else 2)
+    return block if length % block == 0 and 2 * keys <= length else 0
 
 
 def blockwise_mask(batch_size: int, q_length: int, *args: Any, **kwargs: Any) -> torch.Tensor | None:
     """
-    transformers' mask interface: `sdpa_mask`, and in training a mask of its own for every row. A batch without padding
-    or packed rows needs none, but to a compiled model it would be one of another kind, for which it is compiled again.
+    transformers' mask interface: `sdpa_mask`, in training with a mask for every batch.
+
+    A batch without padding and packed rows needs no mask, but a compiled model would be compiled again for it.
     """
     if not torch.is_grad_enabled() or q_length > MAX_LENGTH:
         return sdpa_mask(batch_size, q_length, *args, **kwargs)
@@ -226,112 +290,70 @@ def blockwise_mask(batch_size: int, q_length: int, *args: Any, **kwargs: Any) ->
     return sdpa_mask(batch_size, q_length, *args, **kwargs).contiguous()
 
 
-def _narrow_block(length: int, window: int, is_causal: bool) -> int:
-    """Queries in a block of `WindowedAttention`, or 0 where it would not save half of the keys."""
-    block = -(-window // NARROW_BLOCK) * NARROW_BLOCK
-    seen = block + window * (1 if is_causal else 2)
-    return block if length % block == 0 and 2 * seen <= length else 0
+def unpadded_blockwise_mask(
+    batch_size: int, q_length: int, kv_length: int, **kwargs: Any
+) -> torch.Tensor | FlattenedRows | None:
+    """transformers' mask interface: `blockwise_mask`, in training as `FlattenedRows`."""
+    mask = blockwise_mask(batch_size, q_length, kv_length, **kwargs)
+    return FlattenedRows((batch_size, q_length), mask) if torch.is_grad_enabled() and q_length == kv_length else mask
 
 
-AttentionInterface.register(NAME, blockwise_attention_forward)
-AttentionMaskInterface.register(NAME, blockwise_mask)
+AttentionInterface.register(BLOCKWISE, blockwise_attention_forward)
+AttentionMaskInterface.register(BLOCKWISE, blockwise_mask)
+AttentionInterface.register(BLOCKWISE_UNPADDED, blockwise_attention_forward)
+AttentionMaskInterface.register(BLOCKWISE_UNPADDED, unpadded_blockwise_mask)
 
 
-class EndToEnd:
+def enable_blockwise_attention(model: PreTrainedModel) -> bool:
     """
-    The rows of a batch laid end to end as one long row, and attention to each of them by itself.
+    Let a model (or the base model of a PEFT model) use blockwise attention in place of SDPA.
 
-    Args:
-        shape: of the batch, `(batch, length)`.
-        mask: of the batch, as attention takes it.
-    """
-
-    def __init__(self, shape: torch.Size, mask: torch.Tensor | None):
-        self.shape, self.mask = shape, mask
-
-    @torch.compiler.disable
-    def attend_by_row(
-        self, layer: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        """A layer's attention for `(1, heads, batch * length, head_dim)`: `(1, batch * length, heads, head_dim)`."""
-        query, key, value = (x[0].unflatten(1, self.shape).transpose(0, 1) for x in (query, key, value))
-        output, _ = blockwise_attention_forward(layer, query, key, value, self.mask, **kwargs)
-        return output.flatten(0, 1).unsqueeze(0), None
-
-
-def lay_rows_end_to_end(model: torch.nn.Module) -> bool:
-    """
-    Let a model of this package that attends blockwise compute everything else on the rows of a batch laid end to end.
-    So many tokens are the same to a compiler in long and in short rows, and so are layers with and without a window.
+    The setting is not saved with the model.
 
     Returns:
-        Whether it does now. Nothing of it is saved with the model; `lay_rows_side_by_side` takes it back.
-    """
-    parts = _parts_for_long_rows(model)
-    for part in parts:
-        part.run_blocks = MethodType(_run_blocks_end_to_end, part)  # a method: a copy of the model runs its own blocks
-    return bool(parts)
-
-
-def can_lay_rows_end_to_end(model: torch.nn.Module) -> bool:
-    """Whether `lay_rows_end_to_end` would do something."""
-    return bool(_parts_for_long_rows(model))
-
-
-def _parts_for_long_rows(model: torch.nn.Module) -> list[torch.nn.Module]:
-    return [part for part in model.modules() if hasattr(part, "run_blocks") and attends_blockwise(part)]
-
-
-def lay_rows_side_by_side(model: torch.nn.Module) -> None:
-    """Undo `lay_rows_end_to_end`."""
-    for part in model.modules():
-        if getattr(vars(part).get("run_blocks"), "__func__", None) is _run_blocks_end_to_end:
-            del part.run_blocks
-
-
-def _run_blocks_end_to_end(
-    self: torch.nn.Module,
-    hidden_states: torch.Tensor,
-    position_ids: torch.Tensor,
-    masks: dict[str, torch.Tensor | None],
-    encoder_hidden_states: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    config, run_blocks = self.config, type(self).run_blocks
-    # A layer that is computed again in the backward pass is compiled whole, or not at all.
-    checkpointed = any(getattr(block, "gradient_checkpointing", False) for block in self.layers)
-    as_they_are = (
-        not attends_blockwise(self)
-        or encoder_hidden_states is not None
-        or kwargs.get("cache") is not None
-        or any(mask is not None and mask.ndim != 4 for mask in masks.values())
-        or any(kwargs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
-        or checkpointed
-    )
-    if as_they_are:
-        return run_blocks(self, hidden_states, position_ids, masks, encoder_hidden_states, **kwargs)
-    shape = hidden_states.shape[:2]
-    in_line = {name: EndToEnd(shape, mask) for name, mask in masks.items()}
-    positions = position_ids.expand(shape).reshape(1, -1)
-    return run_blocks(self, hidden_states.reshape(1, -1, hidden_states.shape[2]), positions, in_line, **kwargs).view(
-        *shape, -1
-    )
-
-
-def attends_blockwise(model: torch.nn.Module) -> bool:
-    """Whether `use_blockwise_attention` holds for it."""
-    return model.config._attn_implementation == NAME
-
-
-def use_blockwise_attention(model: torch.nn.Module) -> bool:
-    """
-    Let a model (or the one inside a PEFT model) use it where it would use `scaled_dot_product_attention` on a CPU;
-    whether it does now. Nothing of it is saved with the model.
+        Whether it is enabled now: the model is on a CPU and looks its attention up in transformers' interface.
     """
     model = unwrap_adapter(model)
     if not isinstance(model, PreTrainedModel) or not model._supports_attention_backend:
         return False
-    if next(model.parameters()).device.type != "cpu" or model.config._attn_implementation not in ("sdpa", NAME):
+    if next(model.parameters()).device.type != "cpu":
         return False
-    model.set_attn_implementation(NAME)
-    return True
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(BLOCKWISE)
+    return uses_blockwise_attention(model)
+
+
+def uses_blockwise_attention(model: PreTrainedModel) -> bool:
+    """Return whether blockwise attention is enabled for a model."""
+    return model.config._attn_implementation in (BLOCKWISE, BLOCKWISE_UNPADDED)
+
+
+def enable_unpadded_training(model: torch.nn.Module) -> bool:
+    """
+    Flatten the rows of a batch for everything but attention, in a model with blockwise attention.
+
+    A compiler then sees the same number of tokens in long and in short rows, and the same code in layers with and
+    without a window. It applies in training, without a cache, cross-attention, gradient checkpointing or recorded
+    hidden states. The setting is not saved with the model; `disable_unpadded_training` reverts it.
+
+    Returns:
+        Whether it is enabled now: the model belongs to this package and uses blockwise attention.
+    """
+    return _switch(model, BLOCKWISE_UNPADDED)
+
+
+def disable_unpadded_training(model: torch.nn.Module) -> None:
+    """Revert `enable_unpadded_training`."""
+    _switch(model, BLOCKWISE)
+
+
+def supports_unpadded_training(model: torch.nn.Module) -> bool:
+    """Return whether `enable_unpadded_training` would have an effect."""
+    return any(isinstance(module, TfmModel) and uses_blockwise_attention(module) for module in model.modules())
+
+
+def _switch(model: torch.nn.Module, implementation: str) -> bool:
+    bases = [module for module in model.modules() if isinstance(module, TfmModel) and uses_blockwise_attention(module)]
+    for base in bases:
+        base.set_attn_implementation(implementation)
+    return bool(bases)

@@ -1,13 +1,15 @@
 """
-Encoding texts on a processor without their padding.
+Encoding texts on a CPU without computing on padding.
 
-A batch of texts is filled up to its longest, and an encoder computes on what it was filled with. Here the blocks get
-the real tokens of all rows in one row; attention alone sees rows again, as products over blocks that fit into the
-cache, which for short rows are twice as fast as `scaled_dot_product_attention`. `training/LOG.md` has the figures.
+A batch is padded to its longest row, and an encoder spends time on the padding. With `enable_unpadded_encoding(model)`
+the blocks receive the tokens of all rows as one row without padding. Only attention restores the rows, as matrix
+products over blocks that fit into the cache; for short rows they are twice as fast as `scaled_dot_product_attention`.
+`training/LOG.md` has the figures.
+
+The attention implementation is registered with transformers (`AttentionInterface`, `AttentionMaskInterface`). Its mask
+brings the row layout, which `TfmModel.run_blocks` applies.
 """
 
-from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -21,75 +23,77 @@ from transformers.utils.import_utils import is_tracing
 from ..core.inference import unwrap_adapter
 
 
-NAME = "unpadded"
+UNPADDED = "unpadded"
 
-# Attention scores worked on together: 2 MB of them in bf16.
+# Attention scores computed together: 2 MB of them in bf16.
 SCORES = 2**20
 
 
-class Rows:
+class UnpaddedRows:
     """
-    Where the real tokens of a batch stand, and the attention among them.
+    Row layout and attention mask of a padded batch: the tokens of all rows as one row, without padding.
 
     Args:
-        mask: `(batch, length)`, 0 at padding.
+        attention_mask: `(batch, length)`, False at padding.
+        visible: True for keys that a query may attend to, `(batch, 1, 1 or length, length)`.
     """
 
-    def __init__(self, mask: torch.Tensor):
-        self.shape = mask.shape
-        self.row, self.column = mask.nonzero(as_tuple=True)
-        self.is_padding = mask == 0
+    def __init__(self, attention_mask: torch.Tensor, visible: torch.Tensor):
+        self.shape = attention_mask.shape
+        self.visible = visible
+        self._row, self._column = attention_mask.nonzero(as_tuple=True)
         self._buffers: list[torch.Tensor] = []
-        self._biases: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
+        self._bias: torch.Tensor | None = None
 
-    def flatten(self, x: torch.Tensor) -> torch.Tensor:
-        """`(batch, length, …)` to the real tokens `(1, tokens, …)`."""
-        return x[self.row, self.column].unsqueeze(0)
+    def is_flattened(self, query: torch.Tensor) -> bool:
+        """Return whether queries are in the flat layout; a single row without padding is in both."""
+        return query.shape[0] == 1 and query.shape[2] == len(self._row)
 
-    def unflatten(self, x: torch.Tensor) -> torch.Tensor:
-        """The opposite; zeros where there is padding."""
+    def flatten_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, length, …)` to the tokens without padding, `(1, tokens, …)`."""
+        return x[self._row, self._column].unsqueeze(0)
+
+    def unflatten_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """`(1, tokens, …)` to `(batch, length, …)`, with zeros at padding."""
         padded = x.new_zeros(*self.shape, *x.shape[2:])
-        padded[self.row, self.column] = x[0]
+        padded[self._row, self._column] = x[0]
         return padded
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, dropout: float
     ) -> torch.Tensor:
-        """Softmax attention of `(1, heads, tokens, head_dim)`, each row for itself: `(1, tokens, heads, head_dim)`."""
-        if not self._buffers:  # written over by every layer, so that padding stays zero
+        """Softmax attention within each row, `(1, heads, tokens, head_dim)` to `(1, tokens, heads, head_dim)`."""
+        if not self._buffers:  # every layer overwrites the tokens, so padding stays zero
             batch, length = self.shape
             self._buffers = [query.new_zeros(batch, query.shape[1], length, query.shape[3]) for _ in range(3)]
         for buffer, states in zip(self._buffers, (query, key, value)):
-            buffer[self.row, :, self.column] = states[0].transpose(0, 1)
+            buffer[self._row, :, self._column] = states[0].transpose(0, 1)
+        if self._bias is None or self._bias.dtype != query.dtype:
+            lowest = torch.finfo(query.dtype).min / 2  # a score plus this must not become -inf
+            self._bias = torch.zeros(self.visible.shape, dtype=query.dtype).masked_fill_(~self.visible, lowest)
         queries, keys, values = self._buffers
-        output = attend(queries, keys, values, scaling, self._bias(window, query.dtype))
-        return output[self.row, :, self.column].unsqueeze(0)
-
-    def _bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Added to the scores: the lowest number where a query may not look, `(batch, 1, 1 or length, length)`."""
-        if (window, dtype) not in self._biases:
-            hidden = self.is_padding[:, None, None, :]
-            if window is not None:
-                places = torch.arange(self.shape[1])
-                hidden = hidden | ((places[:, None] - places).abs() >= window)
-            lowest = torch.finfo(dtype).min / 2  # added to a score it must not become -inf
-            self._biases[window, dtype] = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, lowest)
-        return self._biases[window, dtype]
+        output = attend(queries, keys, values, scaling, self._bias, dropout)
+        return output[self._row, :, self._column].unsqueeze(0)
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, bias: torch.Tensor
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    bias: torch.Tensor,
+    dropout: float,
 ) -> torch.Tensor:
-    """Softmax attention of `(batch, heads, length, head_dim)`, as many rows at a time as fit into the cache."""
+    """Softmax attention of `(batch, heads, length, head_dim)`, by groups of rows that fit into the cache."""
     batch, heads, length, width = query.shape
     output = torch.empty_like(query)
-    together = max(1, SCORES // (heads * length * length))
-    for start in range(0, batch, together):
-        q, k, v = (x[start : start + together].reshape(-1, length, width) for x in (query, key, value))
+    rows = max(1, SCORES // (heads * length * length))
+    for start in range(0, batch, rows):
+        q, k, v = (x[start : start + rows].reshape(-1, length, width) for x in (query, key, value))
         scores = torch.bmm(q, k.mT).mul_(scaling).view(-1, heads, length, length)
-        scores += bias[start : start + together]
-        weights = F.softmax(scores, dim=-1).view(-1, length, length)
-        output[start : start + together] = torch.bmm(weights, v).view(-1, heads, length, width)
+        scores += bias[start : start + rows]
+        probabilities = F.dropout(F.softmax(scores, dim=-1), dropout, training=dropout > 0).view(-1, length, length)
+        output[start : start + rows] = torch.bmm(probabilities, v).view(-1, heads, length, width)
     return output
 
 
@@ -98,80 +102,68 @@ def unpadded_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | Rows | None,
+    attention_mask: torch.Tensor | UnpaddedRows | None,
     scaling: float | None = None,
-    call_arguments: dict[str, Any] | None = None,
+    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: attention within `UnpaddedRows`, else SDPA."""
+    if isinstance(attention_mask, UnpaddedRows) and attention_mask.is_flattened(query):
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attention_mask.attend(query, key, value, scaling, dropout), None
+    if isinstance(attention_mask, UnpaddedRows):
+        attention_mask = attention_mask.visible
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+
+
+def unpadded_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_bidirectional_skip: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor | UnpaddedRows | None:
+    """transformers' mask interface: `UnpaddedRows` for a padded batch without gradients, else `sdpa_mask`."""
+    arguments = dict(kwargs, attention_mask=attention_mask, local_size=local_size)
+    if (
+        attention_mask is None
+        or attention_mask.shape != (batch_size, q_length)
+        or q_length != kv_length
+        or attention_mask.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or is_tracing(attention_mask)
+        or not attention_mask.any()
+    ):
+        arguments["allow_is_bidirectional_skip"] = allow_is_bidirectional_skip
+        return sdpa_mask(batch_size, q_length, kv_length, **arguments)
+    if allow_is_bidirectional_skip and local_size is None:  # only padding is hidden
+        return UnpaddedRows(attention_mask, attention_mask[:, None, None, :])
+    return UnpaddedRows(attention_mask, sdpa_mask(batch_size, q_length, kv_length, **arguments))
+
+
+AttentionInterface.register(UNPADDED, unpadded_attention_forward)
+AttentionMaskInterface.register(UNPADDED, unpadded_mask)
+
+
+def enable_unpadded_encoding(model: PreTrainedModel) -> bool:
     """
-    transformers' attention interface: among `Rows`, else `scaled_dot_product_attention`. By naming `call_arguments`,
-    which `_hand_on` adds to a call, it makes the model accept them.
-    """
-    if not isinstance(attention_mask, Rows):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attention_mask.attend(query, key, value, scaling, getattr(module, "sliding_window", None)), None
+    Let a `TfmEncoder` model with any head encode without padding where it uses SDPA on a CPU.
 
+    Outputs are the same up to rounding, with zeros at padding. It applies to batches with an attention mask, without
+    gradients and without recorded hidden states or attentions. The setting is not saved with the model.
 
-AttentionInterface.register(NAME, unpadded_attention_forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def use_unpadded_encoding(model: nn.Module) -> bool:
-    """
-    Let a `TfmEncoder` model, with any head, encode without padding where it would use `scaled_dot_product_attention`
-    on a CPU; whether it does now. The same outputs up to rounding, zeros at padding. It serves where there are no
-    gradients; packed rows, hidden states and attentions are computed as before. Nothing of it is saved with the model.
+    Returns:
+        Whether it is enabled now.
     """
     model = unwrap_adapter(model)
     if not isinstance(model, PreTrainedModel) or model.config.model_type != "tfm_encoder":
         return False
-    if next(model.parameters()).device.type != "cpu" or model.config._attn_implementation not in ("sdpa", NAME):
+    if next(model.parameters()).device.type != "cpu" or model.config._attn_implementation not in ("sdpa", UNPADDED):
         return False
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(NAME)
-        base = model.base_model
-        base.register_forward_pre_hook(_hand_on, with_kwargs=True)
-        base.run_blocks = MethodType(_run_blocks, base)  # a method, so that a copy of the model runs its own blocks
+    model.set_attn_implementation(UNPADDED)
     return True
-
-
-def _hand_on(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a call, by name, as one more argument, which goes on to `run_blocks`."""
-    if module.config._attn_implementation != NAME:  # changed since
-        return args, kwargs
-    named = dict(zip(("input_ids", "attention_mask", "token_type_ids", "position_ids"), args), **kwargs)
-    return args, {**kwargs, "call_arguments": named}
-
-
-def _run_blocks(
-    self: nn.Module,
-    hidden_states: torch.Tensor,
-    position_ids: torch.Tensor,
-    masks: dict,
-    call_arguments: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    run_blocks = partial(type(self).run_blocks, self)
-    rows = None
-    if call_arguments is not None and not self.training:
-        rows = rows_of(call_arguments, hidden_states, self.config)
-    if rows is None:
-        return run_blocks(hidden_states, position_ids, masks, **kwargs)
-    states, position_ids = rows.flatten(hidden_states), rows.flatten(position_ids.expand(rows.shape))
-    return rows.unflatten(run_blocks(states, position_ids, dict.fromkeys(masks, rows), **kwargs))
-
-
-def rows_of(call_arguments: dict[str, Any], hidden_states: torch.Tensor, config: Any) -> Rows | None:
-    """The rows of a call with these arguments, or None where it is to be computed as it stands."""
-    mask = call_arguments.get("attention_mask")
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or call_arguments.get("position_ids") is not None:
-        return None
-    if not mask.any() or torch.is_grad_enabled() or hidden_states.device.type != "cpu" or is_tracing(hidden_states):
-        return None
-    if any(call_arguments.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions")):
-        return None
-    return Rows(mask)

@@ -1,13 +1,15 @@
 """
 Greedy search and sampling on a CPU with few operations per token.
 
-`generate(model, …)` stands beside `model.generate(…)` and takes the same arguments. A plain `TfmDecoderForCausalLM`
-runs the loop of this file, which gives the tokens that transformers gives, up to rounding; any other model, and any
-option that this loop does not have, goes to `model.generate`. Nothing is attached to the model.
+`generate(model, …)` takes the same arguments as `model.generate(…)`. A plain `TfmDecoderForCausalLM` runs the decoding
+loop of this file, which returns the tokens of transformers' loop up to rounding. Any other model, and any option that
+this loop lacks, goes to `model.generate`. The model itself is not changed.
 
-Of torch this file uses private operators, each behind `_can_pack`: `torch.ops.mkldnn._reorder_linear_weight`,
-`torch.ops.mkldnn._linear_pointwise`, `torch.ops.mkldnn._is_mkldnn_bf16_supported`. Where one of them is missing the
-products are `torch.nn.functional.linear`; `test_packed_products_are_those_of_torch` fails when one changes.
+Private names of torch used here, and the tests that fail if they change:
+- `torch.ops.mkldnn._reorder_linear_weight`, `_linear_pointwise` and `_is_mkldnn_bf16_supported` for packed matrix
+  products; without them the products are `torch.nn.functional.linear` (`test_packed_products_equal_torchs`);
+- `_forward_hooks`, `_forward_pre_hooks` and `_compiled_call_impl` of a module, by which modified models are recognised
+  and left to transformers (`test_hooks_and_adapters_see_every_token`).
 """
 
 import copy
@@ -17,20 +19,22 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMode
 
-from ..models.modeling_tfm import CACHE_NAME, TfmAttention, TfmMLP, gated_heads
+from ..models.modeling_tfm import TfmAttention, TfmMLP, gated_heads
+from ..models.modeling_tfm_compat import CACHE_NAME
 from ..models.modeling_tfm_decoder import TfmDecoderForCausalLM
-from ..models.modeling_tfm_loss import soft_capped
+from ..models.modeling_tfm_loss import cap_logits
+from .attention import BLOCKWISE, BLOCKWISE_UNPADDED
 
 
-# Fused weights are a copy; above this size they gain little, since the products dominate.
+# Fused weights are a copy. Above this size they gain little, because the products dominate.
 LARGEST_FUSED_BYTES = 2**29
 
-# The modules that this loop replaces by its own operations. A module of another type under one of these names
-# (quantized, wrapped by an adapter) sends the model to `model.generate`.
+# Modules that this loop replaces by operations of its own. If a module under one of these names has another type
+# (quantized, wrapped by an adapter), the model goes to `model.generate`.
 _REPLACED = {
     "self_attn": TfmAttention,
     "mlp": TfmMLP,
@@ -38,7 +42,7 @@ _REPLACED = {
         ("q_proj", "k_proj", "v_proj", "head_gate", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"), nn.Linear
     ),
 }
-# Modules from elsewhere, a user's subclasses among them, may compute something else.
+# Modules defined elsewhere, such as a user's subclasses, may compute something else.
 _KNOWN_SOURCES = (
     TfmAttention.__module__,
     TfmDecoderForCausalLM.__module__,
@@ -46,22 +50,22 @@ _KNOWN_SOURCES = (
     "transformers.activations",
 )
 
-# Arguments of `generate` that are options of the loop below, or that its first forward pass handles.
+# Arguments of `generate` that the loop below supports, or that the first forward pass handles.
 _SUPPORTED = {"attention_mask", "position_ids", "prefix_mask", "logits_processor", "stopping_criteria", "streamer"}
 
 
-def generate(model: nn.Module, input_ids: torch.Tensor, **options: Any) -> Any:
+def generate(model: PreTrainedModel, input_ids: torch.Tensor, **options: Any) -> Any:
     """
-    `model.generate(input_ids, **options)`, faster where it can be: up to twice on two cores (`training/LOG.md`).
+    Return `model.generate(input_ids, **options)`, up to twice as fast on two cores (`training/LOG.md`).
 
     Args:
-        model: any model that generates.
+        model: any model with a `generate` method.
         input_ids: `(batch, length)`.
-        options: those of transformers' `generate`.
+        options: options of transformers' `generate`.
 
     Returns:
-        What `model.generate` returns. Tokens are the same up to rounding: in bf16, where this loop keeps keys and
-        values in fp32, two tokens of nearly equal probability can change places.
+        The output of `model.generate`. Tokens are the same up to rounding: this loop keeps keys and values in fp32, so
+        in bf16 two tokens of nearly equal probability can change places.
     """
     if not _is_supported(model, options):
         return model.generate(input_ids=input_ids, **options)
@@ -80,15 +84,15 @@ def generate(model: nn.Module, input_ids: torch.Tensor, **options: Any) -> Any:
     return model.generate(input_ids=input_ids, custom_generate=decode, **options)
 
 
-def _is_supported(model: nn.Module, options: dict[str, Any]) -> bool:
-    """Whether the loop below gives what these options ask for, with every operation of this model."""
+def _is_supported(model: Any, options: dict[str, Any]) -> bool:
+    """Return whether the loop below supports these options and every operation of this model."""
     if type(model) is not TfmDecoderForCausalLM:
         return False
-    settings, others = copy.deepcopy(model.generation_config), dict(options)
-    if (given := others.pop("generation_config", None)) is not None:
-        settings.update(**{name: value for name, value in given.to_dict().items() if value is not None})
-    others = settings.update(**others)
-    if any(value is not None for name, value in others.items() if name not in _SUPPORTED):
+    settings, arguments = copy.deepcopy(model.generation_config), dict(options)
+    if (generation_config := arguments.pop("generation_config", None)) is not None:
+        settings.update(**{name: value for name, value in generation_config.to_dict().items() if value is not None})
+    arguments = settings.update(**arguments)  # what remains is no setting
+    if any(value is not None for name, value in arguments.items() if name not in _SUPPORTED):
         return False
     return (
         settings.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -104,30 +108,35 @@ def _is_supported(model: nn.Module, options: dict[str, Any]) -> bool:
     )
 
 
-def _has_supported_shape(model: TfmDecoderForCausalLM) -> bool:
+def _has_supported_shape(model: Any) -> bool:
+    """Return whether the loop below computes what this model does in its present state."""
     config, rotary = model.config, model.model.rotary_emb
     weights = list(model.parameters())
     return (
         not model.training
-        and config._attn_implementation in ("sdpa", "blockwise")
+        and config._attn_implementation in ("sdpa", BLOCKWISE, BLOCKWISE_UNPADDED)
         and config.use_cache is not False
         and not config.add_cross_attention
         and not (config.qk_norm and config.norm_type != "rmsnorm")
-        # Rotation of a part of the head's width is not written below.
+        # The loop has no rotation of a part of a head.
         and all(
             getattr(rotary, f"{rotary.prefix(name)}inv_freq").shape[0] * 2 == config.head_dim
             for name in (rotary.layer_types if rotary is not None else [])
         )
-        # Layers that were moved, removed or repeated share or skip places in the cache.
-        and [block.self_attn.layer_idx for block in model.model.used_layers()] == list(range(config.num_hidden_layers))
+        # Layers that were moved, removed or repeated share or skip entries of the cache.
+        and [block.self_attn.layer_idx for block in _used_blocks(model)] == list(range(config.num_hidden_layers))
         and all(p.device.type == "cpu" and type(p.data) is torch.Tensor for p in weights)
         and sum(p.nbytes for p in weights) <= LARGEST_FUSED_BYTES
         and not torch.is_autocast_enabled("cpu")
     )
 
 
+def _used_blocks(model: Any) -> Any:
+    return model.model.layers[: model.config.num_hidden_layers]
+
+
 def _is_modified(name: str, module: nn.Module) -> bool:
-    """Whether a module does more or other than the loop below: hooks, another forward, a subclass, an adapter."""
+    """Return whether a module has hooks, a replaced forward, another class than expected, or an adapter."""
     kind, last = type(module), name.rpartition(".")[2]
     return bool(
         module._forward_hooks
@@ -149,14 +158,14 @@ def _decode(
     streamer: Any,
     model_kwargs: dict[str, Any],
 ) -> torch.Tensor:
-    """The decoding loop: transformers' `generate` prepares these arguments and calls it by `custom_generate`."""
+    """Run the decoding loop; `generate` of transformers calls it as `custom_generate`."""
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
     outputs = model(**inputs, return_dict=True)
     cache = outputs[CACHE_NAME]
     if type(cache) is not DynamicCache:
-        raise RuntimeError(f"generate prepared a {type(cache).__name__}; hf_tfm.cpu knows transformers' DynamicCache")
+        raise RuntimeError(f"generate prepared a {type(cache).__name__}; hf_tfm.cpu supports DynamicCache only")
     logits = outputs.logits[:, -1]
-    blocks = [DecodingBlock(b, x.keys, x.values) for b, x in zip(model.model.used_layers(), cache.layers)]
+    blocks = [DecodingBlock(b, x.keys, x.values) for b, x in zip(_used_blocks(model), cache.layers)]
     head = FusedLinear(model.lm_head, rows=len(input_ids))
     del outputs, cache
     positions = inputs["position_ids"][:, -1:] + 1
@@ -165,10 +174,10 @@ def _decode(
     attention_mask = model_kwargs.get("attention_mask")
     padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask == 0
 
-    ids, length = F.pad(input_ids, (0, DecodingBlock.first_room)), input_ids.shape[1]
+    ids, length = F.pad(input_ids, (0, DecodingBlock.initial_capacity)), input_ids.shape[1]
     unfinished = torch.ones(len(ids), dtype=torch.long)
-    ends = any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
-    pad_token_id = _pad_token_id(generation_config) if ends else None
+    stops_at_token = any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
+    pad_token_id = _pad_token_id(generation_config) if stops_at_token else None
     while True:
         scores = logits_processor(ids[:, :length], logits.to(torch.float32, copy=True))
         if generation_config.do_sample:
@@ -189,7 +198,7 @@ def _decode(
         if padding is not None and padding.shape[1] < length:
             padding = F.pad(padding, (0, length))
         logits = head(_next_states(model, tokens, positions, blocks, length, padding))
-        logits = soft_capped(logits, model.config.final_logit_softcapping)
+        logits = cap_logits(logits, model.config.final_logit_softcapping)
         positions = positions + 1
     if streamer is not None:
         streamer.end()
@@ -197,58 +206,59 @@ def _decode(
 
 
 def _pad_token_id(settings: GenerationConfig) -> int | None:
-    """What follows the end of a finished row: the padding token, or else the first end token, as in transformers."""
+    """Return the token that fills finished rows: padding, else the first end token, as in transformers."""
     if settings.pad_token_id is not None:
         return settings.pad_token_id
-    end = settings.eos_token_id
-    return end[0] if isinstance(end, list) else end
+    eos_token_id = settings.eos_token_id
+    return eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
 
 
 def _next_states(
-    causal_lm: TfmDecoderForCausalLM,
+    causal_lm: Any,
     tokens: torch.Tensor,
     positions: torch.Tensor,
     blocks: "list[DecodingBlock]",
     length: int,
     padding: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Hidden states `(batch, hidden)` of one more token per row: `tokens` `(batch,)`, `positions` `(batch or 1, 1)`."""
-    model, rotations, hidden = causal_lm.model, {}, {}
+    """Return hidden states `(batch, hidden)` of a new token per row, at `positions` `(batch or 1, 1)`."""
+    model = causal_lm.model
     embeds = model.embed_tokens(tokens.unsqueeze(1))
-    positions = model.positions(positions, embeds, None, past_length=length - 1)
+    positions = model.build_position_ids(positions, embeds, None, past_length=length - 1)
     states = model.embed(embeds, positions, None)
-    for layer_type, block in zip(model.config.layer_types, blocks):
-        if layer_type in hidden:
-            continue
-        hidden[layer_type] = None
-        if padding is not None:
-            hidden[layer_type] = padding[:, None, None, length - block.seen() : length]
-        rotations[layer_type] = None
-        if model.rotary_emb is not None:
-            named = (layer_type,) if model.rotary_emb.layer_types != [None] else ()
-            rotations[layer_type] = model.rotary_emb(states, positions, *named)
+    rotations = model.position_embeddings(states, positions)
+    layer_types = model.config.layer_types
+    hidden: dict[str, torch.Tensor | None] = dict.fromkeys(layer_types)
+    if padding is not None:
+        for layer_type, block in zip(layer_types, blocks):
+            if hidden[layer_type] is None:
+                hidden[layer_type] = padding[:, None, None, length - block.visible_tokens() : length]
     states = states[:, 0]
     embedding_values = model.embedding_values(states)
-    for layer_type, block in zip(model.config.layer_types, blocks):
+    for layer_type, block in zip(layer_types, blocks):
         states = block.step(states, rotations[layer_type], hidden[layer_type], embedding_values)
     return model.norm(states)
 
 
 class FusedLinear:
     """
-    Linear layers with the same input as one matrix product, whose weights are laid out for a batch of `rows`: reading
-    weights is the cost of a token. oneDNN packs them for its kernels; one fp32 row is fastest with the inputs first.
+    Linear layers with the same input as one matrix product.
+
+    Reading weights is most of the work for a token, so they are stored in the layout that suits a batch of `rows`:
+    packed for oneDNN's kernels, or transposed for one fp32 row.
     """
 
     def __init__(self, *layers: nn.Linear, rows: int):
-        weight = torch.cat([layer.weight for layer in layers])
-        biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
-        self.bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
-        self.product = F.linear
+        weight: torch.Tensor = torch.cat([layer.weight for layer in layers])
+        self.bias: torch.Tensor | None = None
+        if any(layer.bias is not None for layer in layers):
+            zeros = (weight.new_zeros(layer.out_features) for layer in layers)
+            self.bias = torch.cat([z if layer.bias is None else layer.bias for z, layer in zip(zeros, layers)])
+        self.product: Callable[..., torch.Tensor] = F.linear
         if rows == 1 and weight.dtype == torch.float32:
-            weight, self.product = weight.T.contiguous(), _product_inputs_first
+            weight, self.product = weight.T.contiguous(), _transposed_product
         elif _can_pack(weight.dtype):
-            weight, self.product = torch.ops.mkldnn._reorder_linear_weight(weight, rows), _product_packed
+            weight, self.product = torch.ops.mkldnn._reorder_linear_weight(weight, rows), _packed_product
         self.weight = weight
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
@@ -256,61 +266,65 @@ class FusedLinear:
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN has packed matrix products for a dtype on this CPU."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
-    # A CPU without bf16 instructions refuses it.
+    # oneDNN raises an error for bf16 on a CPU without bf16 instructions.
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _product_packed(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _packed_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
-def _product_inputs_first(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _transposed_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return states @ weight if bias is None else torch.addmm(bias, states, weight)
 
 
 class DecodingBlock:
     """
-    A block for one new token per row, with few operations: one product for all layers with the same input, and keys and
-    values in buffers with room for later tokens, where transformers' `DynamicCache` copies them for each new one.
+    A Transformer block for one new token per row, with few operations.
+
+    Layers with the same input are one product. Keys and values have buffers with space for later tokens; transformers'
+    `DynamicCache` copies them for each new token.
     """
 
-    first_room = 256
+    initial_capacity = 256
 
-    def __init__(self, block: nn.Module, keys: torch.Tensor, values: torch.Tensor):
+    def __init__(self, block: Any, keys: torch.Tensor, values: torch.Tensor):
         attention, mlp, rows = block.self_attn, block.mlp, len(keys)
-        self.block, self.head_dim, self.scaling = block, attention.head_dim, attention.scaling
-        self.window = attention.sliding_window
+        config = attention.config
+        self.is_pre_norm = config.norm_position == "pre"
+        self.head_dim, self.scaling, self.window = attention.head_dim, attention.scaling, attention.sliding_window
         self.key_value_heads, self.groups = keys.shape[1], attention.num_key_value_groups
         self.query_heads = self.key_value_heads * self.groups
-        joined = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.value_mix, self.head_gate = attention.value_mix, attention.head_gate is not None
-        self.qkv = FusedLinear(*joined, *([attention.head_gate] if self.head_gate else []), rows=rows)
+        self.value_mix, self.has_head_gate = attention.value_mix, config.attention_gate
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv = FusedLinear(*projections, *([attention.head_gate] if self.has_head_gate else []), rows=rows)
         self.out = FusedLinear(attention.o_proj, rows=rows)
-        self.up = FusedLinear(*([mlp.gate_proj] if mlp.gated else []), mlp.up_proj, rows=rows)
+        self.is_gated, self.act_fn = config.gated_mlp, mlp.act_fn
+        self.up = FusedLinear(*([mlp.gate_proj] if self.is_gated else []), mlp.up_proj, rows=rows)
         self.down = FusedLinear(mlp.down_proj, rows=rows)
-        self.gated, self.act_fn = mlp.gated, mlp.act_fn
         self.attention_norm, self.mlp_norm = _norm(block.input_layernorm), _norm(block.post_attention_layernorm)
         self.query_key_norm = None
         if not isinstance(attention.q_norm, nn.Identity):
             repeats = torch.tensor([self.query_heads, self.key_value_heads])
             weights = torch.stack([attention.q_norm.weight, attention.k_norm.weight])
             self.query_key_norm = _rms_norm(weights.repeat_interleave(repeats, dim=0), attention.q_norm.eps)
-        # In fp32, whose small products are faster, the keys with their positions last: so they are read in order.
-        exact = torch.promote_types(keys.dtype, torch.float32)
-        self.stored, self.keys, self.values = keys.shape[2], keys.mT.to(exact), values.to(exact)
-        self._make_room(self.stored, self.first_room)
+        # In fp32, whose small products are faster; keys with their positions last, so that they are read in order.
+        dtype = torch.promote_types(keys.dtype, torch.float32)
+        self.stored, self.keys, self.values = keys.shape[2], keys.mT.to(dtype), values.to(dtype)
+        self._grow_buffers(self.stored, self.initial_capacity)
 
-    def _make_room(self, kept: int, room: int) -> None:
-        """Keep the last `kept` tokens, with space behind them."""
-        first = self.stored - kept
-        self.keys = F.pad(self.keys[..., first : self.stored], (0, room)).contiguous()
-        self.values = F.pad(self.values[:, :, first : self.stored], (0, 0, 0, room)).contiguous()
-        self.stored = kept
+    def _grow_buffers(self, tokens: int, capacity: int) -> None:
+        """Keep the last `tokens` tokens, followed by space for `capacity` more."""
+        first = self.stored - tokens
+        self.keys = F.pad(self.keys[..., first : self.stored], (0, capacity)).contiguous()
+        self.values = F.pad(self.values[:, :, first : self.stored], (0, 0, 0, capacity)).contiguous()
+        self.stored = tokens
 
-    def seen(self) -> int:
-        """The number of tokens that the next token attends to, itself included."""
+    def visible_tokens(self) -> int:
+        """Return the number of tokens that the next token attends to, itself included."""
         return self.stored + 1 if self.window is None else min(self.stored + 1, self.window)
 
     def step(
@@ -321,14 +335,14 @@ class DecodingBlock:
         embedding_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        The block's output for the new tokens' states, both `(batch, hidden)`.
+        Return the block's output for the states of the new tokens, both `(batch, hidden)`.
 
         Args:
             rotation: cosines and sines `(batch or 1, 1, head_dim)`.
-            padding: True where a token attended to is padding, `(batch, 1, 1, seen)`.
-            embedding_values: added in part to the block's values, `(batch, key/value width)`.
+            padding: True for visible tokens that are padding, `(batch, 1, 1, visible)`.
+            embedding_values: values of `value_residual`, `(batch, key/value width)`.
         """
-        if self.block.pre_norm:
+        if self.is_pre_norm:
             states = states + self._attend(self.attention_norm(states), rotation, padding, embedding_values)
             return states + self._feed_forward(self.mlp_norm(states))
         states = self.attention_norm(states + self._attend(states, rotation, padding, embedding_values))
@@ -341,14 +355,14 @@ class DecodingBlock:
         padding: torch.Tensor | None,
         embedding_values: torch.Tensor | None,
     ) -> torch.Tensor:
-        batch, seen = states.shape[0], self.seen()
+        batch, visible = states.shape[0], self.visible_tokens()
         rotated_heads = self.query_heads + self.key_value_heads
-        joined = self.qkv(states)
-        if self.head_gate:
-            joined, gate = joined[:, : -self.query_heads], joined[:, -self.query_heads :]
-        heads = joined.view(batch, -1, self.head_dim)
+        projected = self.qkv(states)
+        if self.has_head_gate:
+            projected, gate = projected[:, : -self.query_heads], projected[:, -self.query_heads :]
+        heads = projected.view(batch, -1, self.head_dim)
         query_key, value = heads[:, :rotated_heads], heads[:, rotated_heads:]
-        if self.value_mix is not None:
+        if self.value_mix is not None and embedding_values is not None:
             value = value + self.value_mix * embedding_values.view(value.shape)
         if self.query_key_norm is not None:
             query_key = self.query_key_norm(query_key)
@@ -357,40 +371,43 @@ class DecodingBlock:
             first, second = query_key.chunk(2, dim=-1)
             query_key = query_key * cos + torch.cat((-second, first), dim=-1) * sin
         if self.stored == self.keys.shape[-1]:
-            # For all tokens the room doubles; for a window it is as much again as there was at first.
-            self._make_room(*((self.stored, self.stored) if self.window is None else (seen - 1, self.first_room)))
+            # The buffer of all tokens doubles; that of a window drops earlier tokens.
+            if self.window is None:
+                self._grow_buffers(self.stored, self.stored)
+            else:
+                self._grow_buffers(visible - 1, self.initial_capacity)
         self.keys[..., self.stored] = query_key[:, self.query_heads :]
         self.values[:, :, self.stored] = value
         self.stored += 1
-        some = slice(self.stored - seen, self.stored)
+        window = slice(self.stored - visible, self.stored)
         query = query_key[:, : self.query_heads].view(batch, self.key_value_heads, self.groups, self.head_dim)
-        scores = torch.matmul(query.to(self.keys.dtype), self.keys[..., some]) * self.scaling
+        scores = torch.matmul(query.to(self.keys.dtype), self.keys[..., window]) * self.scaling
         if padding is not None:
             scores.masked_fill_(padding, float("-inf"))
-        output = torch.matmul(F.softmax(scores, dim=-1), self.values[:, :, some])
+        output = torch.matmul(F.softmax(scores, dim=-1), self.values[:, :, window])
         output = output.view(batch, -1).to(states.dtype)
-        return self.out(gated_heads(output, gate) if self.head_gate else output)
+        return self.out(gated_heads(output, gate) if self.has_head_gate else output)
 
     def _feed_forward(self, states: torch.Tensor) -> torch.Tensor:
         states = self.up(states)
-        if self.gated:
+        if self.is_gated:
             gate, up = states.chunk(2, dim=-1)
             return self.down(self.act_fn(gate) * up)
         return self.down(self.act_fn(states))
 
 
-def _norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return _rms_norm(module.weight, module.eps) if type(module).__name__ == "TfmRMSNorm" else module
 
 
 def _rms_norm(weight: torch.Tensor, eps: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`TfmRMSNorm` in half the operations that torch takes for it on a CPU."""
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    weight, eps, share = weight.to(exact), torch.tensor(eps, dtype=exact), 1 / weight.shape[-1]
+    """Return `TfmRMSNorm` as a function with half of torch's operations on a CPU."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    weight, epsilon, inverse_size = weight.to(dtype), torch.tensor(eps, dtype=dtype), 1 / weight.shape[-1]
 
     def norm(states: torch.Tensor) -> torch.Tensor:
-        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=exact)
-        scale = torch.addcmul(eps, length, length, value=share).rsqrt_()
+        norms = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=dtype)
+        scale = torch.addcmul(epsilon, norms, norms, value=inverse_size).rsqrt_()
         return (states * scale).mul_(weight).to(states.dtype)
 
     return norm

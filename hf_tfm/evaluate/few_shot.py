@@ -25,7 +25,7 @@ from ..core.statistics import Estimate
 from ..data.chat import IGNORED
 from ..data.records import Records
 from ..data.tokenizer import encode_text
-from ..models.modeling_tfm import CACHE_NAME
+from ..models.modeling_tfm_compat import CACHE_NAME
 from ..tasks.labels import Labels
 from ..tasks.likelihood import LanguageModel, logits_only_at
 

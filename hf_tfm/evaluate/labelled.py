@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.errors import InputError
 from ..core.limits import longest_input, refuse_unknown_tokens
 from ..core.statistics import Estimate
-from ..cpu.encoding import use_unpadded_encoding
+from ..cpu.encoding import enable_unpadded_encoding
 from ..data.batches import RightPadding, length_of
 from ..data.records import Records
 from ..tasks.classification import Classification
@@ -115,7 +115,7 @@ def predict_rows(
         per_token: whether this is `(batch, length, …)`; outputs of padding are then cut off.
         batch_tokens: tokens, padding included, that are computed together.
     """
-    use_unpadded_encoding(model)
+    enable_unpadded_encoding(model)
     results: list[np.ndarray] = [np.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda number: length_of(rows[number]))
     device, collate, start = next(model.parameters()).device, RightPadding(tokenizer), 0

@@ -1,4 +1,4 @@
-"""An encoder and a decoder of this package as one model for translation: transformers' `EncoderDecoderModel`."""
+"""Encoder and decoder as one sequence-to-sequence model: transformers' `EncoderDecoderModel`."""
 
 import inspect
 from typing import Any
@@ -10,7 +10,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from .configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
-from .modeling_tfm import CACHE_NAME, BothCacheNames, accepts_both_cache_names, refuse_unknown_arguments
+from .modeling_tfm_compat import CACHE_NAME, BothCacheNames, accepts_both_cache_names, refuse_unknown_arguments
 from .modeling_tfm_decoder import TfmDecoderForCausalLM
 from .modeling_tfm_encoder import TfmEncoderModel
 
@@ -20,13 +20,13 @@ class TfmEncoderDecoderConfig(EncoderDecoderConfig):
     r"""
     Configuration of [`TfmEncoderDecoderModel`]: an encoder's, and a decoder's with cross-attention.
 
-    transformers' own class finds the halves' classes through the Auto classes, which know this package only where it is
-    installed, and passes on nobody's trust in a folder's code. This one names them. It stands beside the model because
-    a folder's configuration and modeling files are loaded as separate modules, each with classes of its own.
+    The class of transformers finds the classes of both parts through the Auto classes. These know this package only if
+    it is installed, and do not pass on `trust_remote_code`. This class names them. It is in the file of the model
+    because transformers loads a folder's configuration and modeling files as separate modules, with separate classes.
     """
 
     model_type = "tfm_encoder_decoder"
-    # `__post_init__` sets the halves: transformers' defaults for them exist since 5.20, in a form that changed in 5.21.
+    # `__post_init__` sets both parts: transformers has defaults for them since 5.20, in a form that changed in 5.21.
     sub_configs_defaults = {}
     sub_configs = {"encoder": TfmEncoderConfig, "decoder": TfmDecoderConfig}
     has_no_defaults_at_init = False
@@ -45,21 +45,20 @@ class TfmEncoderDecoderConfig(EncoderDecoderConfig):
             "AutoConfig": "modeling_tfm_encoder_decoder.TfmEncoderDecoderConfig",
             "AutoModelForSeq2SeqLM": "modeling_tfm_encoder_decoder.TfmEncoderDecoderModel",
         }
-        # Not `super()`: before 5.20 it would look the halves up in transformers' own registry.
+        # Not `super()`: before 5.20 it would look both parts up in transformers' own registry.
         PreTrainedConfig.__post_init__(self, **kwargs)
 
 
 class TfmSeq2SeqLMOutput(BothCacheNames, Seq2SeqLMOutput):
-    """What [`TfmEncoderDecoderModel`] returns."""
+    """Outputs of [`TfmEncoderDecoderModel`]."""
 
 
 class TfmEncoderDecoderModel(EncoderDecoderModel):
     """
-    Reads a source with [`TfmEncoderModel`] and writes a target with [`TfmDecoderForCausalLM`], which looks at the
-    source by cross-attention in every block (Vaswani et al. 2017).
+    A [`TfmEncoderModel`], and a [`TfmDecoderForCausalLM`] with cross-attention in every block.
 
     Args:
-        config: of both halves, or both halves themselves.
+        config: configuration of both parts; or pass both parts themselves, as `encoder` and `decoder`.
     """
 
     config: TfmEncoderDecoderConfig
@@ -71,18 +70,18 @@ class TfmEncoderDecoderModel(EncoderDecoderModel):
         decoder: TfmDecoderForCausalLM | None = None,
     ):
         if config is None and encoder is not None and decoder is not None:
-            # The halves' own configurations, not copies: what is set in one later, both shall know.
+            # The configurations themselves, not copies: later changes must reach both.
             decoder.config.is_decoder = decoder.config.add_cross_attention = True
-            halves = {"encoder": encoder.config, "decoder": decoder.config}
-            # Not told, they would lose theirs, and with it their masks.
-            attention = {name: half._attn_implementation for name, half in halves.items()}
-            config = TfmEncoderDecoderConfig(**halves, attn_implementation=attention)
+            parts = {"encoder": encoder.config, "decoder": decoder.config}
+            # Without this both parts would lose their attention implementation, and with it their masks.
+            attention = {name: part._attn_implementation for name, part in parts.items()}
+            config = TfmEncoderDecoderConfig(**parts, attn_implementation=attention)
         if config is not None:
             encoder = encoder or TfmEncoderModel._from_config(config.encoder)
             decoder = decoder or TfmDecoderForCausalLM._from_config(config.decoder)
         super().__init__(config, encoder, decoder)
         if self.decoder.config.tie_word_embeddings:
-            # Not in a file of weights; Trainer ties it again after loading one.
+            # Tied weights are not saved; Trainer ties them again after loading.
             self._keys_to_ignore_on_save = {"decoder.lm_head.weight"}
 
     @accepts_both_cache_names
@@ -101,9 +100,9 @@ class TfmEncoderDecoderModel(EncoderDecoderModel):
         **kwargs: Any,
     ) -> TfmSeq2SeqLMOutput | tuple:
         """
-        Args as in [`TfmEncoderModel`] and, with `decoder_` in front, as in [`TfmDecoderForCausalLM`].
+        Args as in [`TfmEncoderModel`] and, with the prefix `decoder_`, as in [`TfmDecoderForCausalLM`].
 
-        Returns: logits `(batch, target length, vocab_size)`, and the mean cross-entropy in nats if there are labels.
+        Returns: logits `(batch, target length, vocab_size)`, and the mean cross-entropy in nats if labels are given.
         """
         known = inspect.signature(self.encoder.forward).parameters
         for_encoder = {name: value for name, value in kwargs.items() if not name.startswith("decoder_")}
@@ -126,8 +125,10 @@ class TfmEncoderDecoderModel(EncoderDecoderModel):
 
     def generate(self, *args: Any, labels: torch.LongTensor | None = None, **kwargs: Any) -> Any:
         """
-        As transformers' own. `Seq2SeqTrainer` passes whole batches: their labels have no use here, and the encoder, to
-        which transformers would hand them on, refuses what it does not know.
+        Generate as transformers does, without `labels`.
+
+        `Seq2SeqTrainer` passes whole batches, and transformers would forward their labels to the encoder, which raises
+        an error for unknown arguments.
         """
         return super().generate(*args, **kwargs)
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from ..core.errors import InputError, explain
 from ..core.limits import UNLIMITED, has_fast_bf16, longest_input
-from ..cpu.attention import use_blockwise_attention
+from ..cpu.attention import enable_blockwise_attention
 from ..data.records import Records, carve, read_records
 from .recipe import FinetuningRecipe, read_mapping
 from .trainer import check_arguments
@@ -105,7 +105,7 @@ def resolve_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokeniz
 
 def choose_attention(args: TrainingArguments, model: PreTrainedModel, max_length: int) -> None:
     """Choose the attention implementation for training on a CPU; the saved model does not have it."""
-    if args.device.type == "cpu" and not use_blockwise_attention(model) and max_length <= _MAX_EAGER_LENGTH:
+    if args.device.type == "cpu" and not enable_blockwise_attention(model) and max_length <= _MAX_EAGER_LENGTH:
         model.set_attn_implementation("eager")
 
 

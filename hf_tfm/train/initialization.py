@@ -38,7 +38,7 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
         if kind == "scalars" or (kind == "head" and not isinstance(module, (nn.Linear, Conv1D))):
             continue
         projection = name.removesuffix(".weight")
-        if getattr(module, "starts_at_zero", False):
+        if projection.endswith(".head_gate"):
             weight.zero_()
         elif kind != "matrices":
             weight.normal_(0.0, embedding_std)

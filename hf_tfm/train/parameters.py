@@ -105,7 +105,7 @@ def _is_layer_matrix(name: str, module: nn.Module, parameter: Tensor) -> bool:
     Return whether a weight maps hidden states to hidden states.
 
     Inside the numbered layers these are the weights of Linear and Conv1D modules, of experts and of routers; outside of
-    them square ones (poolers, the transform of a prediction head) and modules with the mark `is_layer_matrix`.
+    them square ones (poolers, the transform of a prediction head) and the matrix of `value_residual`.
     """
     # Routers too: Moonlight (https://arxiv.org/abs/2502.16982) gains most from Muon there (section 3.4), and GLM-4.5
     # (https://arxiv.org/abs/2508.06471) uses it for everything but word embeddings, biases and norms.
@@ -117,4 +117,4 @@ def _is_layer_matrix(name: str, module: nn.Module, parameter: Tensor) -> bool:
     if not isinstance(module, (nn.Linear, Conv1D)):
         return is_inside and name.endswith((".gate.weight", ".router.weight"))
     is_square = parameter.shape[0] == parameter.shape[1]
-    return is_inside or is_square or getattr(module, "is_layer_matrix", False)
+    return is_inside or is_square or name.endswith("embed_values.weight")

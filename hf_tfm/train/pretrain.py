@@ -33,8 +33,8 @@ from ..core.errors import InputError, explain, reason_of
 from ..core.inference import is_bidirectional
 from ..core.limits import has_fast_bf16
 from ..core.statistics import to_bits_per_byte
-from ..cpu.attention import can_lay_rows_end_to_end
-from ..cpu.compile import compile_blocks, compiler_found, eager_blocks, pays_to_compile
+from ..cpu.attention import supports_unpadded_training
+from ..cpu.compile import compile_blocks, has_compiler, is_worth_compiling
 from ..data.objectives import Masked, SentencePairs, causal, masked_next_token
 from ..data.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
 from ..data.sources import Source, left_out, list_files, parse_sources
@@ -598,7 +598,7 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         """
         script = self.script
         # Rows of all lengths make up as many tokens.
-        shapes = 1 if can_lay_rows_end_to_end(self.model) else len(script_lengths(script))
+        shapes = 1 if supports_unpadded_training(self.model) else len(script_lengths(script))
         if script.compile not in ("auto", "on", "off"):
             raise InputError(f"compile {script.compile!r}: choose auto, on or off")
         before = (recipe_before(self.args.output_dir) or {}).get("script", {}).get("compile")
@@ -606,7 +606,7 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         if script.compile == "auto" and before is not None:
             script.compile, reason = before, "as the run began"
         elif script.compile == "auto":
-            repaid, possible = seconds is not None and pays_to_compile(seconds, shapes), compiler_found()
+            repaid, possible = seconds is not None and is_worth_compiling(seconds, shapes), has_compiler()
             script.compile = "on" if repaid and possible else "off"
             reason = f"the run is {'long enough' if repaid else 'too short'} to repay it"
             if seconds is None:
@@ -644,7 +644,8 @@ class PretrainTrainer(AveragingMixin, RunTrainer):
         """Mean loss over the predicted tokens of all batches, and bits per byte where every token is predicted."""
         self.model.eval()
         started, nats, predicted, text_bytes, text_tokens = time.time(), 0.0, 0, 0, 0
-        with self.averaged(), eager_blocks(self.model):
+        # Evaluation is too short to repay compiling for it.
+        with self.averaged(), torch.compiler.set_stance("force_eager"):
             for batch in eval_dataset or self.data.evaluation:
                 inputs = {name: value for name, value in batch.items() if not name.startswith("num_")}
                 inputs = self._prepare_inputs(inputs)

@@ -22,8 +22,9 @@ from ..artifacts.tokenizer_files import mend_tokenizer_files
 from ..core.checkpoints import atomic_checkpoint, last_checkpoint, rotate_checkpoints
 from ..core.errors import InputError, cannot_write, explain
 from ..core.files import partial_path, write_atomically
-from ..cpu.attention import use_blockwise_attention
-from ..cpu.compile import keep_freed_memory, uncompile_blocks
+from ..core.memory import keep_freed_memory
+from ..cpu.attention import enable_blockwise_attention
+from ..cpu.compile import uncompile_blocks
 from ..hub.trainer import PushMixin
 from .callbacks import ProgressLine, RefuseDiverged, StopOnSignal
 from .recipe import refuse_below, refuse_ignored
@@ -113,7 +114,7 @@ class RunMixin(PushMixin):
         self.record = record
         if self.args.device.type == "cpu":
             keep_freed_memory()
-            use_blockwise_attention(self.model)
+            enable_blockwise_attention(self.model)
         for noisy in (ProgressCallback, PrinterCallback):
             self.remove_callback(noisy)
         self.stop_on_signal = StopOnSignal()

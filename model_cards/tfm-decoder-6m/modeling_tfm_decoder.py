@@ -1,6 +1,5 @@
-"""The causal LM and its heads for sequences, tokens and questions."""
+"""The causal LM, and heads for masked tokens, sequences, tokens and questions."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,12 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import (
-    create_bidirectional_mask,
-    create_bidirectional_sliding_window_mask,
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-)
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -28,31 +22,28 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tfm import TfmDecoderConfig
-from .modeling_tfm import (
-    CACHE_NAME,
-    BothCacheNames,
-    TfmModel,
-    TfmPreTrainedModel,
-    accepts_both_cache_names,
-    is_updated_by_attention,
-    marks_padding,
-    mask_is_ready,
+from .modeling_tfm import TfmModel, TfmPreTrainedModel
+from .modeling_tfm_compat import CACHE_NAME, BothCacheNames, accepts_both_cache_names, refuse_unknown_arguments
+from .modeling_tfm_loss import cap_logits, linear_cross_entropy, sequence_classification_loss
+from .modeling_tfm_masks import (
+    build_bidirectional_masks,
+    build_causal_masks,
+    is_padding_mask,
+    is_prepared_mask,
     packing_arguments,
-    refuse_unknown_arguments,
-    sequence_classification_loss,
 )
-from .modeling_tfm_loss import linear_cross_entropy, soft_capped
 
 
-def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+def select_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """
-    Some positions of `hidden_states` `(batch, length, hidden)`, so that no others are projected to the vocabulary.
+    Return the positions of `hidden_states` `(batch, length, hidden)` that need logits.
 
     Args:
-        logits_to_keep: how many of the last ones, 0 for all; or which ones, `(kept,)`, or for each row `(batch, kept)`;
-            or a boolean mask `(batch, length)`.
+        logits_to_keep: the number of last positions, 0 for all; or indices `(kept,)`, or indices for each row
+            `(batch, kept)`; or a boolean mask `(batch, length)`.
 
-    Returns: `(batch, kept, hidden)`; for a mask `(kept, hidden)`, rows in line.
+    Returns:
+        `(batch, kept, hidden)`; for a mask `(kept, hidden)`, row after row.
     """
     # transformers' own `slice_logits_to_keep` came after 5.19, which vLLM still uses.
     if isinstance(logits_to_keep, int):
@@ -64,35 +55,16 @@ def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tens
     return hidden_states.take_along_dim(logits_to_keep.unsqueeze(-1), dim=1)
 
 
-def bidirectional_prefix(prefix_mask: torch.Tensor, past_length: int | torch.Tensor, window: int | None) -> Callable:
-    """
-    What a prefix adds to a causal mask, for transformers' mask functions: its tokens see one another, those of a layer
-    with a window as far ahead as behind.
-
-    Args:
-        prefix_mask: `(batch, length)` of the new tokens, which stand behind `past_length` earlier ones.
-    """
-    prefix, last = prefix_mask.bool(), prefix_mask.shape[1] - 1
-
-    def both_in_prefix(batch_idx, head_idx, q_idx, kv_idx):
-        query, key = q_idx - past_length, kv_idx - past_length
-        # Earlier tokens are seen anyway; behind the last one a static cache has empty places.
-        seen = prefix[batch_idx, query] & (prefix[batch_idx, key.clamp(0, last)] & (key <= last))
-        return seen if window is None else seen & ((query - key).abs() < window)
-
-    return both_in_prefix
-
-
 class TfmDecoderOutput(BothCacheNames, BaseModelOutputWithPastAndCrossAttentions):
-    """What [`TfmDecoderModel`] returns."""
+    """Outputs of [`TfmDecoderModel`]."""
 
 
 class TfmCausalLMOutput(BothCacheNames, CausalLMOutputWithCrossAttentions):
-    """What [`TfmDecoderForCausalLM`] returns."""
+    """Outputs of [`TfmDecoderForCausalLM`]."""
 
 
 class TfmDecoderClassifierOutput(BothCacheNames, SequenceClassifierOutputWithPast):
-    """What [`TfmDecoderForSequenceClassification`] returns."""
+    """Outputs of [`TfmDecoderForSequenceClassification`]."""
 
 
 class TfmDecoderPreTrainedModel(TfmPreTrainedModel):
@@ -103,11 +75,11 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
     """
     Decoder without a head: token ids to hidden states.
 
-    Documents packed into one row are told apart by `position_ids` that start again; they never see one another, with
-    an attention mask or without, with `use_cache` or without.
+    Documents packed into one row are separated by `position_ids` that start again: they never see one another, with or
+    without an attention mask, with or without `use_cache`.
 
-    With `prefix_mask` it is a prefix LM (Raffel et al. 2020, https://huggingface.co/papers/1910.10683): the tokens of a
-    prefix are read as by an encoder, what follows is written as by a decoder.
+    With `prefix_mask` it is a prefix LM (Raffel et al. 2020, https://huggingface.co/papers/1910.10683): prefix tokens
+    see one another as in an encoder, later tokens are causal.
     """
 
     is_causal = True
@@ -137,121 +109,101 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         """
         Args:
             input_ids: `(batch, length)`; or `inputs_embeds` `(batch, length, hidden)`.
-            attention_mask: `(batch, past + length)`, 0 at padding; or a mask made ready, `(batch, 1, length, keys)`.
-            position_ids: `(batch, length)`, from 0 in every document.
+            attention_mask: `(batch, past + length)`, 0 at padding; or a prepared mask, `(batch, 1, length, keys)`.
+            position_ids: `(batch, length)`, from 0 in each document.
             cache: keys and values of earlier tokens; `past_key_values` is another name for it.
-            token_type_ids: `(batch, length)` segments, read if `type_vocab_size` is set.
+            token_type_ids: `(batch, length)` segments, used if `type_vocab_size` is set.
             encoder_hidden_states: `(batch, encoder length, hidden)` for cross-attention.
             encoder_attention_mask: `(batch, encoder length)`.
-            is_causal: False lets every token see the whole document, for masked-token prediction; without a cache.
-            prefix_mask: `(batch, length)`, true for tokens that see one another in both directions, within their
-                document and a layer's window. Later calls with the cache see the prefix as it was read.
+            is_causal: False lets each token see its whole document, for masked-token prediction; not with a cache.
+            prefix_mask: `(batch, length)`, True for tokens that see one another in both directions, within their
+                document and a layer's window. Later calls with the cache see the prefix as it was computed.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-
-        if encoder_hidden_states is not None and not self.config.add_cross_attention:
-            raise ValueError(
-                "encoder_hidden_states are given, but the model has no cross-attention: set add_cross_attention"
-            )
-
+        inputs_embeds = self.embed_ids(input_ids, inputs_embeds)
         refuse_unknown_arguments(self.config, kwargs, has_positions=position_ids is not None)
         is_causal = is_causal is None or is_causal
-        # Packing is looked for before there is a cache, which hides it from transformers' mask functions.
+        if not is_causal:  # every token sees all others
+            use_cache, prefix_mask = False, None
+        self._check_encoder_and_prefix(inputs_embeds, attention_mask, encoder_hidden_states, prefix_mask)
         packing, boundaries = {}, {}
-        if cache is None:
+        if cache is None:  # a new cache would hide packing from transformers' mask functions
             packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
-        if not is_causal:
-            if isinstance(cache, Cache):  # the paged cache of `generate_batch` comes with masks of its own
-                raise ValueError("is_causal=False reads a text as a whole: cache (past_key_values) must be None")
-            use_cache, kwargs["is_causal"] = False, False
-            prefix_mask = None  # all see all
-        if prefix_mask is not None:
-            if prefix_mask.shape != inputs_embeds.shape[:2]:
-                raise ValueError(
-                    f"prefix_mask must have the shape of the new tokens, {tuple(inputs_embeds.shape[:2])}, not "
-                    f"{tuple(prefix_mask.shape)}"
-                )
-            if attention_mask is not None and not marks_padding(attention_mask):
-                raise ValueError("an attention mask made ready and a prefix_mask: put the prefix into the first")
-            kwargs["is_causal"] = False  # kernels must not leave out what stands above the diagonal
-        cache = self._prepare_cache(cache, use_cache)
+        cache = self._prepare_cache(cache, use_cache, is_causal)
         past_length = cache.get_seq_length() if isinstance(cache, Cache) else 0
-        position_ids = self.positions(position_ids, inputs_embeds, attention_mask, past_length)
-        masks = attention_mask
-        if not isinstance(masks, dict):
-            masks = self._build_masks(
-                inputs_embeds, attention_mask, cache, past_length, is_causal, prefix_mask, packing
+        position_ids = self.build_position_ids(position_ids, inputs_embeds, attention_mask, past_length)
+        if is_causal:
+            masks = build_causal_masks(
+                self.config, inputs_embeds, attention_mask, packing, cache, past_length, prefix_mask
             )
-        if encoder_hidden_states is not None and encoder_attention_mask is not None:
-            encoder_attention_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-            )
+        else:
+            masks = build_bidirectional_masks(self.config, inputs_embeds, attention_mask, packing)
+        if not is_causal or prefix_mask is not None:
+            kwargs["is_causal"] = False  # kernels must not skip the part above the diagonal
 
         hidden_states = self.run_blocks(
             self.embed(inputs_embeds, position_ids, token_type_ids),
             position_ids,
             masks,
             encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
+            encoder_attention_mask=self._encoder_mask(inputs_embeds, encoder_hidden_states, encoder_attention_mask),
             cache=cache,
             use_cache=use_cache,
-            mask_is_ready=mask_is_ready(self.config, attention_mask),
+            has_prepared_mask=is_prepared_mask(self.config, attention_mask),
             **{**boundaries, **kwargs},
         )
         return TfmDecoderOutput(last_hidden_state=hidden_states, **{CACHE_NAME: cache if use_cache else None})
 
-    def _prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        """A new cache where one is wanted; with cross-attention one that keeps the encoder's keys and values too."""
+    def _check_encoder_and_prefix(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | None,
+        prefix_mask: torch.Tensor | None,
+    ) -> None:
+        if encoder_hidden_states is not None and not self.config.add_cross_attention:
+            raise ValueError(
+                "encoder_hidden_states are given, but the model has no cross-attention: set add_cross_attention"
+            )
+        if prefix_mask is not None:
+            if prefix_mask.shape != inputs_embeds.shape[:2]:
+                raise ValueError(
+                    f"prefix_mask must have the shape of the new tokens, {tuple(inputs_embeds.shape[:2])}, not "
+                    f"{tuple(prefix_mask.shape)}"
+                )
+            if attention_mask is not None and not is_padding_mask(attention_mask):
+                raise ValueError("a prepared attention mask and a prefix_mask: put the prefix into the first")
+
+    def _prepare_cache(self, cache: Cache | None, use_cache: bool | None, is_causal: bool) -> Cache | None:
+        """Return the cache to fill, if any; with cross-attention it keeps the encoder's keys and values too."""
+        if not is_causal:
+            if isinstance(cache, Cache):  # the paged cache of `generate_batch` comes with masks of its own
+                raise ValueError("is_causal=False reads a text as a whole: cache (past_key_values) must be None")
+            return cache
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         if cache is not None and self.config.add_cross_attention:
             if not isinstance(cache, EncoderDecoderCache):
                 return EncoderDecoderCache(cache, DynamicCache())
             if self.config.sliding_window is not None and not any(cache.is_updated.values()):
-                # `generate` cuts both of its caches to the window, which the encoder's states do not have.
+                # `generate` limits both of its caches to the window, which does not apply to the encoder's states.
                 cache.cross_attention_cache = DynamicCache()
         return cache
 
-    def _build_masks(
+    def _encoder_mask(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        cache: Cache | None,
-        past_length: int | torch.Tensor,
-        is_causal: bool,
-        prefix_mask: torch.Tensor | None,
-        packing: dict,
-    ) -> dict[str, torch.Tensor | None]:
-        """The attention mask for each type of layer; arguments as in [`forward`] and of [`packing_arguments`]."""
-        arguments = dict(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-        if is_causal:
-            arguments[CACHE_NAME] = None if is_updated_by_attention(cache) else cache
-            create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-        else:
-            create = {
-                "full_attention": create_bidirectional_mask,
-                "sliding_attention": create_bidirectional_sliding_window_mask,
-            }
-        arguments.update(packing)
-        masks = {}
-        for name in sorted(set(self.config.layer_types)):
-            if prefix_mask is not None:
-                window = self.config.sliding_window if name == "sliding_attention" else None
-                arguments["or_mask_function"] = bidirectional_prefix(prefix_mask, past_length, window)
-            masks[name] = create[name](**arguments)
-            # Flash attention and serving engines know padding at most.
-            if prefix_mask is not None and (masks[name] is None or len(masks[name].shape) != 4):
-                raise ValueError(
-                    f"attention by {self.config._attn_implementation!r} takes no prefix_mask: load the model with "
-                    "attn_implementation='sdpa'"
-                )
-        return masks
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Return the mask of cross-attention for the padding mask `(batch, encoder length)` of the source."""
+        if encoder_hidden_states is None or encoder_attention_mask is None:
+            return encoder_attention_mask
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
 
 
 class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
@@ -291,10 +243,10 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
         Args as in [`TfmDecoderModel`], and
 
             labels: `(batch, length)`, the input ids themselves: they are shifted here. -100 is not predicted.
-            logits_to_keep: where to compute logits, see [`kept_positions`].
-            skip_logits: return the loss alone, which takes less time and memory, see [`linear_cross_entropy`].
+            logits_to_keep: positions that need logits, see [`select_positions`].
+            skip_logits: return the loss only, which takes less time and memory, see [`linear_cross_entropy`].
 
-        Returns: logits `(batch, kept, vocab_size)`, and the mean cross-entropy in nats if there are labels.
+        Returns: logits `(batch, kept, vocab_size)`, and the mean cross-entropy in nats if labels are given.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -309,19 +261,20 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
             prefix_mask=prefix_mask,
             **kwargs,
         )
+        hidden_states = outputs.last_hidden_state
         logits, loss, softcap = None, None, self.config.final_logit_softcapping
         if skip_logits:
             if labels is None:
-                raise ValueError("skip_logits returns the loss alone, and needs labels")
-            following = kwargs.get("shift_labels")
-            if following is None:
-                following = F.pad(labels[:, 1:], (0, 1), value=-100)
+                raise ValueError("skip_logits returns the loss only, and needs labels")
+            shift_labels = kwargs.get("shift_labels")
+            if shift_labels is None:
+                shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
             items = kwargs.get("num_items_in_batch")
-            loss = linear_cross_entropy(outputs.last_hidden_state, self.lm_head, following, items, softcap)
+            loss = linear_cross_entropy(hidden_states, self.lm_head, shift_labels, items, softcap)
         else:
-            logits = soft_capped(self.lm_head(kept_positions(outputs.last_hidden_state, logits_to_keep)), softcap)
-        if labels is not None and not skip_logits:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            logits = cap_logits(self.lm_head(select_positions(hidden_states, logits_to_keep)), softcap)
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return TfmCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -343,7 +296,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
         prefix_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict:
-        """transformers' own, with the part of the prompt's `prefix_mask` `(batch, prompt)` that this step reads."""
+        """Prepare inputs as transformers does, with the part of `prefix_mask` `(batch, prompt)` they need."""
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -354,33 +307,36 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if "prepare_inputs_for_generation" in vars(self):
-            # PEFT puts a method of its own in place of this one while it generates. Its prompt and prefix tuning edit
-            # these inputs, and know the cache by its old name only.
+            # PEFT replaces this method by one of its own while it generates. Its prompt and prefix tuning edit these
+            # inputs, and know the cache by its old name only.
             inputs["past_key_values"] = inputs.pop(CACHE_NAME, None)
         if prefix_mask is None or (inputs_embeds is not None and not is_first_iteration):
             return inputs
-        read = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-        written = max(input_ids.shape[1] - prefix_mask.shape[1], 0) if read is inputs["input_ids"] else 0
-        first = prefix_mask.shape[1] + written - read.shape[1]
-        if read is inputs["input_ids"] and input_ids.shape[1] < prefix_mask.shape[1]:  # a chunk of the prompt, alone
-            first = int(cache.get_seq_length())
-        if first < prefix_mask.shape[1]:
-            first, end = max(first, 0), first + read.shape[1]
-            if first > 0 or end < prefix_mask.shape[1]:
-                before, now, behind = (part.any(1) for part in prefix_mask.bool().tensor_split((first, end), dim=1))
-                if bool((now & (before | behind)).any()):
+        uses_ids = inputs.get("inputs_embeds") is None
+        length = inputs["input_ids" if uses_ids else "inputs_embeds"].shape[1]
+        prompt_length = prefix_mask.shape[1]
+        generated = max(input_ids.shape[1] - prompt_length, 0) if uses_ids else 0
+        start = prompt_length + generated - length
+        if uses_ids and input_ids.shape[1] < prompt_length:  # a chunk of the prompt
+            start = int(cache.get_seq_length())
+        if start < prompt_length:
+            start, end = max(start, 0), start + length
+            if start > 0 or end < prompt_length:
+                earlier, current, later = (part.any(1) for part in prefix_mask.bool().tensor_split((start, end), dim=1))
+                if bool((current & (earlier | later)).any()):
                     raise ValueError("a prefix sees all of itself, so it is read at once: leave prefill_chunk_size out")
-            inputs["prefix_mask"] = F.pad(prefix_mask, (0, written))[:, first:end]
-            # For a static cache it was made into one without the prefix.
+            inputs["prefix_mask"] = F.pad(prefix_mask, (0, generated))[:, start:end]
+            # For a static cache transformers prepared a mask without the prefix.
             inputs["attention_mask"] = attention_mask
         return inputs
 
 
 class TfmDecoderForMaskedLM(TfmDecoderPreTrainedModel):
     """
-    The causal LM's weights as a masked LM: every token sees the whole text, and what a masked token was is predicted at
-    the token before it, as the causal LM predicts (GPT-BERT, https://huggingface.co/papers/2410.24159). For models
-    trained on both objectives, as `pretrain_clm.py --masked_share 0.5` does.
+    Masked LM with the weights of the causal LM, for models trained on both objectives.
+
+    Each token sees the whole text, and a masked token is predicted at the token before it, as the causal LM predicts
+    (GPT-BERT, https://huggingface.co/papers/2410.24159). `pretrain_clm.py --masked_share 0.5` trains such models.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -409,8 +365,8 @@ class TfmDecoderForMaskedLM(TfmDecoderPreTrainedModel):
 
             labels: `(batch, length)`, the tokens to predict, -100 elsewhere; not shifted.
 
-        Returns: logits `(batch, length, vocab_size)` of the token at each place, from the one before it (a document's
-        first token: from itself); and the mean cross-entropy in nats if there are labels.
+        Returns: logits `(batch, length, vocab_size)` of the token at each position, computed at the position before it
+        (for a document's first token: at its own), and the mean cross-entropy in nats if labels are given.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -422,14 +378,14 @@ class TfmDecoderForMaskedLM(TfmDecoderPreTrainedModel):
             **kwargs,
         )
         states = outputs.last_hidden_state
-        follows = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        follows[:, 0] = False
-        if marks_padding(attention_mask):
-            follows[:, 1:] &= attention_mask[:, :-1].bool()
+        has_previous = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        has_previous[:, 0] = False
+        if is_padding_mask(attention_mask):
+            has_previous[:, 1:] &= attention_mask[:, :-1].bool()
         if position_ids is not None:
-            follows &= position_ids != 0
-        logits = self.lm_head(torch.where(follows.unsqueeze(-1), states.roll(1, dims=1), states))
-        logits = soft_capped(logits, self.config.final_logit_softcapping)
+            has_previous &= position_ids != 0
+        logits = self.lm_head(torch.where(has_previous.unsqueeze(-1), states.roll(1, dims=1), states))
+        logits = cap_logits(logits, self.config.final_logit_softcapping)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -439,7 +395,7 @@ class TfmDecoderForMaskedLM(TfmDecoderPreTrainedModel):
 
 
 class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
-    """Decoder with a classification or regression head on each row's last token that is not padding."""
+    """Decoder with a classification or regression head on the last token of each row that is not padding."""
 
     def __init__(self, config: TfmDecoderConfig):
         super().__init__(config)
@@ -468,7 +424,7 @@ class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
 
             labels: classes `(batch,)`, numbers `(batch,)` for regression, or 0/1 `(batch, num_labels)`.
 
-        Returns: logits `(batch, num_labels)`. The last token is found by `attention_mask`, never by its id: without a
+        Returns: logits `(batch, num_labels)`. The last token is found by `attention_mask`, not by its id: without a
         mask it is the last column.
         """
         outputs = self.model(
@@ -482,12 +438,12 @@ class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        if not marks_padding(attention_mask):
+        if not is_padding_mask(attention_mask):
             pooled = hidden_states[:, -1]
         else:
-            real = attention_mask[:, -hidden_states.shape[1] :].to(hidden_states.device, torch.int32)
-            columns = torch.arange(real.shape[1], device=real.device, dtype=torch.int32)
-            pooled = hidden_states[torch.arange(real.shape[0], device=real.device), (columns * real).argmax(-1)]
+            mask = attention_mask[:, -hidden_states.shape[1] :].to(hidden_states.device, torch.int32)
+            columns = torch.arange(mask.shape[1], device=mask.device, dtype=torch.int32)
+            pooled = hidden_states[torch.arange(mask.shape[0], device=mask.device), (columns * mask).argmax(-1)]
         logits = self.score(self.dropout(pooled))
 
         loss = None
@@ -503,7 +459,7 @@ class TfmDecoderForSequenceClassification(TfmDecoderPreTrainedModel):
 
 
 class TfmDecoderForTokenClassification(TfmDecoderPreTrainedModel):
-    """Decoder with a label for each token."""
+    """Decoder with a classification head on each token."""
 
     def __init__(self, config: TfmDecoderConfig):
         super().__init__(config)
@@ -530,7 +486,7 @@ class TfmDecoderForTokenClassification(TfmDecoderPreTrainedModel):
         """
         Args as in [`TfmDecoderModel`], and
 
-            labels: `(batch, length)`, -100 where there is none.
+            labels: `(batch, length)`, -100 for tokens without a label.
 
         Returns: logits `(batch, length, num_labels)`.
         """
@@ -552,7 +508,7 @@ class TfmDecoderForTokenClassification(TfmDecoderPreTrainedModel):
 
 
 class TfmDecoderForQuestionAnswering(TfmDecoderPreTrainedModel):
-    """Decoder that marks where the answer starts and ends."""
+    """Decoder that predicts the start and the end of an answer in the text."""
 
     def __init__(self, config: TfmDecoderConfig):
         super().__init__(config)
@@ -577,8 +533,8 @@ class TfmDecoderForQuestionAnswering(TfmDecoderPreTrainedModel):
         """
         Args as in [`TfmDecoderModel`], and
 
-            start_positions, end_positions: columns of the answer's first and last token `(batch,)`; one beyond the row
-                is not counted.
+            start_positions, end_positions: columns of the answer's first and last token `(batch,)`; a column beyond
+                the row does not count.
 
         Returns: start and end logits `(batch, length)`.
         """

@@ -1,4 +1,4 @@
-"""The BERT-style encoder and its heads: masked tokens, next sentence, sequences, tokens, questions, multiple choice."""
+"""The BERT-style encoder, and heads for masked tokens, sentences, tokens, questions and choices."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.loss.loss_utils import fixed_cross_entropy
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
@@ -23,44 +22,50 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tfm import TfmEncoderConfig
-from .modeling_tfm import (
-    TfmModel,
-    TfmPreTrainedModel,
-    build_norm,
-    marks_padding,
-    mask_is_ready,
-    packing_arguments,
-    refuse_unknown_arguments,
-    sequence_classification_loss,
-)
+from .modeling_tfm import TfmModel, TfmPreTrainedModel, build_norm
+from .modeling_tfm_compat import refuse_unknown_arguments
 from .modeling_tfm_infilling import TfmInfilling
-from .modeling_tfm_loss import linear_cross_entropy
+from .modeling_tfm_loss import linear_cross_entropy, sequence_classification_loss
+from .modeling_tfm_masks import build_bidirectional_masks, is_padding_mask, is_prepared_mask, packing_arguments
 
 
 def first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """States of each row's first token that is not padding, `(batch, length, hidden)` to `(batch, hidden)`."""
-    if not marks_padding(attention_mask):
+    """Return the state `(batch, hidden)` of each row's first token that is not padding."""
+    if not is_padding_mask(attention_mask):
         return hidden_states[:, 0]
     columns = attention_mask.to(hidden_states.device, torch.int32).argmax(-1)
     return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), columns]
 
 
 def mean_of_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over each row's tokens that are not padding, `(batch, length, hidden)` to `(batch, hidden)`."""
-    if not marks_padding(attention_mask):
+    """Return the mean state `(batch, hidden)` of each row's tokens, without padding."""
+    if not is_padding_mask(attention_mask):
         return hidden_states.mean(1)
-    # In fp32: a sum in fp16 has an end at 65504, one of ones in bf16 at 256.
+    # In fp32: a sum in fp16 overflows at 65504, and a count in bf16 stops at 256.
     weights = attention_mask.to(hidden_states.device, torch.float32).unsqueeze(-1)
     return ((hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)).to(hidden_states.dtype)
 
 
-def at_positions(hidden_states: torch.Tensor, positions: torch.LongTensor | None) -> torch.Tensor:
-    """States `(batch, length, hidden)` at flat positions, `(positions, hidden)`; all as they are without positions."""
+def gather_positions(hidden_states: torch.Tensor, positions: torch.LongTensor | None) -> torch.Tensor:
+    """Return the states at flat positions, `(positions, hidden)`; without positions all of them."""
     return hidden_states if positions is None else hidden_states.flatten(0, 1)[positions]
 
 
+def pool_sequence(
+    config: TfmEncoderConfig,
+    outputs: BaseModelOutputWithPooling,
+    attention_mask: torch.Tensor | None,
+    head: nn.Module | None,
+) -> torch.Tensor:
+    """Return the vectors `(batch, hidden)` of the pooler, or of the `head` over the pooled states."""
+    if config.use_pooler:
+        return outputs.pooler_output
+    pool = first_token if config.classifier_pooling == "cls" else mean_of_tokens
+    return head(pool(outputs.last_hidden_state, attention_mask))
+
+
 class TfmPooler(nn.Module):
-    """BERT's summary of a sequence: a dense tanh layer over the first token."""
+    """BERT's pooler: a dense tanh layer over the first token."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__()
@@ -71,7 +76,7 @@ class TfmPooler(nn.Module):
 
 
 class TfmPredictionHead(nn.Module):
-    """Dense layer, activation and norm in front of an output projection."""
+    """Dense layer, activation and norm before an output projection."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__()
@@ -89,9 +94,9 @@ class TfmEncoderPreTrainedModel(TfmPreTrainedModel):
 
 class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
     """
-    Encoder without a head: token ids to hidden states, and to the pooler's summary where `use_pooler` is set.
+    Encoder without a head: token ids to hidden states, and to a pooler's output if configured.
 
-    Documents packed into one row are told apart by `position_ids` that start again; they never see one another.
+    Documents packed into one row are separated by `position_ids` that start again: they never see one another.
     """
 
     is_causal = False
@@ -115,33 +120,21 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         """
         Args:
             input_ids: `(batch, length)`; or `inputs_embeds` `(batch, length, hidden)`.
-            attention_mask: `(batch, length)`, 0 at padding; or a mask made ready, `(batch, 1, length, length)`.
-            token_type_ids: `(batch, length)` segments, read if `type_vocab_size` is set.
-            position_ids: `(batch, length)`, from 0 in every document.
+            attention_mask: `(batch, length)`, 0 at padding; or a prepared mask, `(batch, 1, length, length)`.
+            token_type_ids: `(batch, length)` segments, used if `type_vocab_size` is set.
+            position_ids: `(batch, length)`, from 0 in each document.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-
+        inputs_embeds = self.embed_ids(input_ids, inputs_embeds)
         refuse_unknown_arguments(self.config, kwargs, has_positions=position_ids is not None)
         packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
-        masks = attention_mask
-        if not isinstance(masks, dict):
-            mask_arguments = dict(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-            mask_arguments.update(packing)
-            create = {
-                "full_attention": create_bidirectional_mask,
-                "sliding_attention": create_bidirectional_sliding_window_mask,
-            }
-            masks = {name: create[name](**mask_arguments) for name in sorted(set(self.config.layer_types))}
-        position_ids = self.positions(position_ids, inputs_embeds, attention_mask)
+        masks = build_bidirectional_masks(self.config, inputs_embeds, attention_mask, packing)
+        position_ids = self.build_position_ids(position_ids, inputs_embeds, attention_mask)
 
         hidden_states = self.run_blocks(
             self.embed(inputs_embeds, position_ids, token_type_ids),
             position_ids,
             masks,
-            mask_is_ready=mask_is_ready(self.config, attention_mask),
+            has_prepared_mask=is_prepared_mask(self.config, attention_mask),
             **{**boundaries, **kwargs},
         )
         return BaseModelOutputWithPooling(
@@ -151,7 +144,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
 
 
 class TfmEncoderForMaskedLM(TfmInfilling, TfmEncoderPreTrainedModel):
-    """Encoder that predicts the masked tokens, and writes by filling them."""
+    """Encoder that predicts masked tokens, and generates text by filling them."""
 
     _tied_weights_keys = {"decoder.weight": "model.embed_tokens.weight"}
     _tp_plan = {"decoder": "colwise_gather_output"}
@@ -187,11 +180,12 @@ class TfmEncoderForMaskedLM(TfmInfilling, TfmEncoderPreTrainedModel):
         Args as in [`TfmEncoderModel`], and
 
             labels: `(batch, length)`, the tokens to predict, -100 elsewhere.
-            masked_positions: `(predicted,)`, where to predict, as `row * length + column`; labels and logits are then
-                `(predicted,)` and `(predicted, vocab_size)`. In training this saves most of the output layer's work.
-            skip_logits: return the loss alone, which takes less time and memory, see [`linear_cross_entropy`].
+            masked_positions: `(predicted,)`, positions to predict, as `row * length + column`; labels are then
+                `(predicted,)` and logits `(predicted, vocab_size)`. In training this saves most of the output layer's
+                work.
+            skip_logits: return the loss only, which takes less time and memory, see [`linear_cross_entropy`].
 
-        Returns: logits `(batch, length, vocab_size)`, and the mean cross-entropy in nats if there are labels.
+        Returns: logits `(batch, length, vocab_size)`, and the mean cross-entropy in nats if labels are given.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -201,26 +195,23 @@ class TfmEncoderForMaskedLM(TfmInfilling, TfmEncoderPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        states = self.head(at_positions(outputs.last_hidden_state, masked_positions))
+        states = self.head(gather_positions(outputs.last_hidden_state, masked_positions))
         logits, loss = None, None
         if skip_logits:
             if labels is None:
-                raise ValueError("skip_logits returns the loss alone, and needs labels")
+                raise ValueError("skip_logits returns the loss only, and needs labels")
             loss = linear_cross_entropy(states, self.decoder, labels, kwargs.get("num_items_in_batch"))
         else:
             logits = self.decoder(states)
-        if labels is not None and not skip_logits:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 
 class TfmSentenceHead(TfmEncoderPreTrainedModel):
-    """
-    What the heads over whole sequences share: one vector for a sequence, from the pooler, or by
-    `classifier_pooling` and the prediction head.
-    """
+    """Base of sentence heads: one vector for each sequence, from the pooler or the pooled prediction head."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__(config)
@@ -231,16 +222,14 @@ class TfmSentenceHead(TfmEncoderPreTrainedModel):
     def encode(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, **kwargs
     ) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
-        """The sequences' vectors `(batch, hidden)` after dropout, and the encoder's outputs."""
+        """Return the vector of each sequence, `(batch, hidden)`, after dropout, and the encoder's outputs."""
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        if self.head is None:
-            return self.dropout(outputs.pooler_output), outputs
-        pool = first_token if self.config.classifier_pooling == "cls" else mean_of_tokens
-        return self.dropout(self.head(pool(outputs.last_hidden_state, attention_mask))), outputs
+        pooled = pool_sequence(self.config, outputs, attention_mask, self.head)
+        return self.dropout(pooled), outputs
 
 
 class TfmEncoderForNextSentencePrediction(TfmSentenceHead):
-    """Encoder that tells whether the second segment follows the first (Devlin et al. 2019)."""
+    """Encoder that predicts whether the second segment follows the first (Devlin et al. 2019)."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__(config)
@@ -261,7 +250,7 @@ class TfmEncoderForNextSentencePrediction(TfmSentenceHead):
         """
         Args as in [`TfmEncoderModel`], and
 
-            labels: `(batch,)`, 0 where the second segment follows the first, 1 where it is from elsewhere.
+            labels: `(batch,)`, 0 if the second segment follows the first, 1 if it is from elsewhere.
 
         Returns: logits `(batch, 2)`.
         """
@@ -285,8 +274,10 @@ class TfmEncoderForNextSentencePrediction(TfmSentenceHead):
 @dataclass
 class TfmEncoderForPreTrainingOutput(ModelOutput):
     """
-    Outputs of [`TfmEncoderForPreTraining`]: the sum of both losses, `prediction_logits` `(batch, length, vocab_size)`
-    and `seq_relationship_logits` `(batch, 2)`.
+    Outputs of [`TfmEncoderForPreTraining`].
+
+    `loss` is the sum of both losses, `prediction_logits` `(batch, length, vocab_size)`, `seq_relationship_logits`
+    `(batch, 2)`.
     """
 
     loss: torch.Tensor | None = None
@@ -297,7 +288,7 @@ class TfmEncoderForPreTrainingOutput(ModelOutput):
 
 
 class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
-    """BERT's pretraining: masked tokens and next sentence at once."""
+    """BERT's heads for masked tokens and next sentences (https://huggingface.co/papers/1810.04805)."""
 
     _tied_weights_keys = {"decoder.weight": "model.embed_tokens.weight"}
     _tp_plan = {"decoder": "colwise_gather_output"}
@@ -336,11 +327,11 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
         Args as in [`TfmEncoderModel`], and
 
             labels, masked_positions, skip_logits: as in [`TfmEncoderForMaskedLM`].
-            next_sentence_label: `(batch,)`, 0 where the second segment follows the first, 1 where it is from elsewhere.
+            next_sentence_label: `(batch,)`, 0 if the second segment follows the first, 1 if it is from elsewhere.
             num_items_in_batch: tokens to predict over all accumulated batches.
 
-        Returns: [`TfmEncoderForPreTrainingOutput`]; there is a loss if both kinds of labels are given: the mean over
-        the tokens to predict, plus the mean over the pairs, each weighted by its number of tokens to predict.
+        Returns: [`TfmEncoderForPreTrainingOutput`]. The loss, if both kinds of labels are given, is the mean over the
+        tokens to predict plus the mean over the pairs, each pair weighted by its number of tokens to predict.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -350,14 +341,10 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        states = self.head(at_positions(outputs.last_hidden_state, masked_positions))
+        states = self.head(gather_positions(outputs.last_hidden_state, masked_positions))
         prediction_logits = None if skip_logits else self.decoder(states)
-        if self.config.use_pooler:
-            pooled = outputs.pooler_output
-        else:
-            # The sentence reads through the same head as the tokens, as the classifiers of this shape do.
-            pool = first_token if self.config.classifier_pooling == "cls" else mean_of_tokens
-            pooled = self.head(pool(outputs.last_hidden_state, attention_mask))
+        # Without a pooler the sentence uses the same prediction head as the tokens, as the classifiers do.
+        pooled = pool_sequence(self.config, outputs, attention_mask, self.head)
         seq_relationship_logits = self.seq_relationship(pooled)
 
         loss = None
@@ -371,7 +358,7 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
             sentence_losses = F.cross_entropy(
                 seq_relationship_logits.float(), next_sentence_label.view(-1), reduction="none"
             )
-            # A pair counts by its number of tokens to predict: the one weight that adds up however a batch is split.
+            # A pair is weighted by its number of tokens to predict, so that the losses of a split batch add up.
             if masked_positions is None:
                 weights = (labels != -100).sum(-1)
             else:
@@ -389,7 +376,7 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
 
 
 class TfmEncoderForSequenceClassification(TfmSentenceHead):
-    """Encoder with a classification or regression head over each sequence or pair of sequences."""
+    """Encoder with a classification or regression head on each sequence or pair of sequences."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__(config)
@@ -433,7 +420,7 @@ class TfmEncoderForSequenceClassification(TfmSentenceHead):
 
 
 class TfmEncoderForMultipleChoice(TfmSentenceHead):
-    """Encoder that scores each choice, a pair of the question and one answer."""
+    """Encoder that scores the choices of a question, each a pair of the question and one answer."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__(config)
@@ -454,7 +441,7 @@ class TfmEncoderForMultipleChoice(TfmSentenceHead):
         """
         Args as in [`TfmEncoderModel`], each with the choices as a second dimension, `(batch, choices, length)`, and
 
-            labels: number of the right choice `(batch,)`.
+            labels: index of the correct choice `(batch,)`.
 
         Returns: logits `(batch, choices)`.
         """
@@ -480,7 +467,7 @@ class TfmEncoderForMultipleChoice(TfmSentenceHead):
 
 
 class TfmTokenHead(TfmEncoderPreTrainedModel):
-    """What the heads over tokens share; without a pooler they read through the prediction head."""
+    """Base of token heads: the prediction head, unless the model has a pooler, and dropout."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__(config)
@@ -490,7 +477,7 @@ class TfmTokenHead(TfmEncoderPreTrainedModel):
 
 
 class TfmEncoderForTokenClassification(TfmTokenHead):
-    """Encoder with a label for each token."""
+    """Encoder with a classification head on each token."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__(config)
@@ -512,7 +499,7 @@ class TfmEncoderForTokenClassification(TfmTokenHead):
         """
         Args as in [`TfmEncoderModel`], and
 
-            labels: `(batch, length)`, -100 where there is none.
+            labels: `(batch, length)`, -100 for tokens without a label.
 
         Returns: logits `(batch, length, num_labels)`.
         """
@@ -532,7 +519,7 @@ class TfmEncoderForTokenClassification(TfmTokenHead):
 
 
 class TfmEncoderForQuestionAnswering(TfmTokenHead):
-    """Encoder that marks where the answer starts and ends."""
+    """Encoder that predicts the start and the end of an answer in the text."""
 
     def __init__(self, config: TfmEncoderConfig):
         super().__init__(config)
@@ -554,8 +541,8 @@ class TfmEncoderForQuestionAnswering(TfmTokenHead):
         """
         Args as in [`TfmEncoderModel`], and
 
-            start_positions, end_positions: columns of the answer's first and last token `(batch,)`; one beyond the row
-                is not counted.
+            start_positions, end_positions: columns of the answer's first and last token `(batch,)`; a column beyond
+                the row does not count.
 
         Returns: start and end logits `(batch, length)`.
         """

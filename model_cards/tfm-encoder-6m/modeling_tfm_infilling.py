@@ -1,4 +1,4 @@
-"""How a masked LM writes: it fills mask tokens step by step, the surest first, and takes back the least sure."""
+"""Generation by a masked LM: fill mask tokens in steps and mask the least probable ones again."""
 
 import inspect
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Settings of other models' `generate` that ask for what happens here, with these values or with any.
-_AS_IT_IS: dict[str, tuple] = {
+# Settings of other models' `generate` that change nothing here, with these values (an empty tuple: with any value).
+_NEUTRAL_SETTINGS: dict[str, tuple] = {
     "do_sample": (False, None),
     "num_beams": (1, None),
     **dict.fromkeys(("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"), ()),
@@ -23,8 +23,9 @@ _AS_IT_IS: dict[str, tuple] = {
 
 class WithMaskToken:
     """
-    A method that is not there if the model's config names no mask token: what has a `generate` is expected to write.
-    Another may be put in its place, as programs do that wrap models.
+    Descriptor of a method that exists only if the model's config has a `mask_token_id`.
+
+    Libraries take a model with a `generate` method for one that generates. An instance attribute may replace it.
     """
 
     def __init__(self, method: Callable[..., torch.Tensor]):
@@ -35,18 +36,18 @@ class WithMaskToken:
         if model is None:
             return self.method
         if model.config.mask_token_id is None:
-            raise AttributeError("the model's config names no mask_token_id, so there is nothing to fill")
+            raise AttributeError("the model's config has no mask_token_id, so there is nothing to fill")
         return MethodType(self.method, model)
 
 
 class TfmInfilling:
     """
-    Gives a masked LM a `generate` that fills several masks together, or writes at the end of a text.
+    Mixin with the `generate` method of a masked LM: fill several masks together or continue a text.
 
-    One pass over a text with several masks guesses each as if the others stayed unknown. Filling a few, looking again
-    and masking the least sure anew lets them agree with one another (Mask-Predict, Ghazvininejad et al. 2019,
-    https://huggingface.co/papers/1904.09324). Models whose masking rate in training was drawn over the whole range are
-    masked-diffusion models and write best this way (Nie et al. 2025, https://huggingface.co/papers/2502.09992).
+    A single forward pass predicts each mask as if the others stayed unknown. Filling a few masks, predicting again and
+    masking the least probable again makes them agree (Mask-Predict, Ghazvininejad et al. 2019,
+    https://huggingface.co/papers/1904.09324). Models trained with masking rates over the whole range are masked
+    diffusion models and generate best this way (Nie et al. 2025, https://huggingface.co/papers/2502.09992).
     """
 
     @WithMaskToken
@@ -61,22 +62,24 @@ class TfmInfilling:
         Args:
             input_ids: `(batch, length)`; its mask tokens are filled.
             attention_mask: `(batch, length)`, 0 at padding.
-            max_new_tokens: masks to set behind each row's text, in front of a closing separator, and to fill as well.
-            settings: as in [`fill_masks_together`]. Raises `ValueError` for others that would change nothing, such as
-                `num_beams=4`.
+            max_new_tokens: number of masks to append to each row's text, before a final separator, and to fill too.
+            settings: as in [`fill_masks_together`].
 
-        Returns: `(batch, length + max_new_tokens)` without masks; padding is on the right if masks were added.
+        Returns: `(batch, length + max_new_tokens)` without masks; padding is on the right if masks were appended.
+
+        Raises:
+            ValueError: `input_ids` are missing, or a setting is unknown or has no effect, such as `num_beams=4`.
         """
         if input_ids is None and (input_ids := settings.pop("inputs", None)) is None:
             raise ValueError("a masked LM fills the mask tokens of a text: input_ids are missing")
-        for name, values in _AS_IT_IS.items():
+        for name, values in _NEUTRAL_SETTINGS.items():
             if not values or settings.get(name) in values:
                 settings.pop(name, None)
         settings = {name: value for name, value in settings.items() if value is not None}
         known = {*inspect.signature(fill_masks_together).parameters, *inspect.signature(self.forward).parameters}
         known -= {"labels", "masked_positions", "inputs_embeds", "next_sentence_label"}
         if max_new_tokens and "position_ids" in settings:
-            raise ValueError("positions of added masks are counted: leave position_ids out, or put the masks in")
+            raise ValueError("max_new_tokens goes without position_ids: leave them out, or append the masks yourself")
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f"a masked LM's generate does not know {', '.join(unknown)}")
         if max_new_tokens < 0:
@@ -103,20 +106,23 @@ def fill_masks_together(
     **inputs: Any,
 ) -> torch.Tensor:
     """
-    Fill the mask tokens of each row. What a row becomes does not depend on the rows beside it, unless it is drawn.
+    Fill the mask tokens of each row; without sampling, rows do not influence one another.
 
     Args:
-        model: any masked LM whose config names its `mask_token_id`, in whatever mode; it is called `steps` times.
+        model: any masked LM whose config has a `mask_token_id`, in training or evaluation mode; called `steps` times.
         input_ids: `(batch, length)`.
         attention_mask: `(batch, length)`, 0 at padding.
-        steps: in which a row is filled, evenly; no more than its masks, which is also the default: one more a step.
-        remask: after a step the least sure of all fillings become masks again, not only those just made.
-        temperature: above 0 tokens are drawn, and what is kept is drawn by its sureness too; 0 takes the likeliest.
-        top_k: draw from so many of the likeliest tokens; 0 from all.
-        inputs: more of the model's inputs, as `token_type_ids`.
+        steps: number of steps, which fill equal shares; at most (and by default) a row's number of masks.
+        remask: after a step mask the least probable of all filled tokens again, not only of those just filled.
+        temperature: 0 takes the most probable tokens; above 0 tokens, and those to keep, are sampled.
+        top_k: sample from this many of the most probable tokens; 0 from all.
+        inputs: further inputs of the model, such as `token_type_ids`.
+
+    Returns:
+        `(batch, length)` without mask tokens.
 
     Raises:
-        ValueError: the model's config names no mask token, or a setting has a value that means nothing.
+        ValueError: the model's config has no mask token, or a setting is out of range.
     """
     mask_token_id = _mask_token_id(model.config)
     if steps is not None and steps < 1:
@@ -125,85 +131,85 @@ def fill_masks_together(
     if not (0 <= temperature < float("inf")) or top_k < 0:
         raise ValueError(f"temperature {temperature} and top_k {top_k}: must be 0 or above")
     ids = input_ids.clone()
-    wanted = ids == mask_token_id
+    fillable = ids == mask_token_id
     if attention_mask is not None:
-        wanted &= attention_mask.bool()
+        fillable &= attention_mask.bool()
         inputs["attention_mask"] = attention_mask
-    masks = wanted.sum(1)
+    masks = fillable.sum(1)
     row_steps = masks if steps is None else masks.clamp(max=steps)
-    never = [number for name, number in vars(model.config).items() if _is_special(name, number)]
-    sureness = torch.zeros(ids.shape, device=ids.device)
+    special_ids = [value for name, value in vars(model.config).items() if _is_special(name, value)]
+    confidence = torch.zeros(ids.shape, device=ids.device)
     for step in range(1, int(row_steps.max()) + 1 if len(ids) else 1):
-        open_places = wanted & (ids == mask_token_id)
-        logits = _logits_at(model, ids, open_places, inputs)
-        logits[:, never] = -torch.inf
-        ids[open_places], sureness[open_places] = _choose(logits, temperature, top_k, generator)
+        masked = fillable & (ids == mask_token_id)
+        logits = _logits_at(model, ids, masked, inputs)
+        logits[:, special_ids] = -torch.inf
+        ids[masked], confidence[masked] = _choose(logits, temperature, top_k, generator)
 
-        # What is still open after this step: masks fall evenly to none at the row's last one.
-        left = (masks * (row_steps - step)).clamp(min=0) // row_steps.clamp(min=1)
-        doubt = -sureness
-        if temperature > 0:  # the perturbed order of a draw without replacement (Gumbel-top-k), cooling down
-            noise = -torch.empty_like(sureness).exponential_(generator=generator).log()
-            heat = temperature * (1 - step / row_steps.clamp(min=1)).clamp(min=0)
-            doubt = -sureness.clamp(min=1e-9).log() - heat[:, None] * noise
-        doubt = doubt.masked_fill(~(wanted if remask else open_places), -torch.inf)
+        # The number of masks after this step decreases evenly, to none in the last step of a row.
+        remaining = (masks * (row_steps - step)).clamp(min=0) // row_steps.clamp(min=1)
+        doubt = -confidence
+        if temperature > 0:  # order of sampling without replacement (Gumbel-top-k), with a decreasing temperature
+            noise = -torch.empty_like(confidence).exponential_(generator=generator).log()
+            scale = temperature * (1 - step / row_steps.clamp(min=1)).clamp(min=0)
+            doubt = -confidence.clamp(min=1e-9).log() - scale[:, None] * noise
+        doubt = doubt.masked_fill(~(fillable if remask else masked), -torch.inf)
         rank = doubt.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        ids = torch.where(rank < left[:, None], mask_token_id, ids)
+        ids = torch.where(rank < remaining[:, None], mask_token_id, ids)
     return ids
 
 
 def add_masks(
     config: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, count: int, inputs: dict
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """`count` masks behind each row's text, in front of a closing separator; padding goes to the right."""
+    """Append `count` masks to each row's text, before a final separator, and move padding to the right."""
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     batch_size, length = input_ids.shape
-    closing = {config.sep_token_id, config.eos_token_id} - {None}
+    final_tokens = {config.sep_token_id, config.eos_token_id} - {None}
     ids = input_ids.new_full((batch_size, length + count), config.pad_token_id or 0)
     mask = torch.zeros_like(ids)
-    segments = inputs.get("token_type_ids")
-    new_segments = torch.zeros_like(ids)
+    token_type_ids = inputs.get("token_type_ids")
+    new_token_type_ids = torch.zeros_like(ids)
     for row in range(batch_size):
-        real = attention_mask[row].bool()
-        text = input_ids[row][real]
-        end = len(text) - int(len(text) > 0 and text[-1].item() in closing)
-        added = text.new_full((count,), _mask_token_id(config))
-        ids[row, : len(text) + count] = torch.cat([text[:end], added, text[end:]])
+        is_token = attention_mask[row].bool()
+        text = input_ids[row][is_token]
+        end = len(text) - int(len(text) > 0 and text[-1].item() in final_tokens)
+        masks = text.new_full((count,), _mask_token_id(config))
+        ids[row, : len(text) + count] = torch.cat([text[:end], masks, text[end:]])
         mask[row, : len(text) + count] = 1
-        if segments is not None:
-            kind = segments[row][real]
-            last = kind[-1:] if len(kind) else new_segments[row, :1]
-            new_segments[row, : len(text) + count] = torch.cat([kind, last.expand(count)])
-    return ids, mask, inputs if segments is None else {**inputs, "token_type_ids": new_segments}
+        if token_type_ids is not None:
+            types = token_type_ids[row][is_token]
+            last = types[-1:] if len(types) else new_token_type_ids[row, :1]
+            new_token_type_ids[row, : len(text) + count] = torch.cat([types, last.expand(count)])
+    return ids, mask, inputs if token_type_ids is None else {**inputs, "token_type_ids": new_token_type_ids}
 
 
 def _mask_token_id(config: Any) -> int:
     if getattr(config, "mask_token_id", None) is None:
-        raise ValueError("the model's config names no mask_token_id, so there is nothing to fill")
+        raise ValueError("the model's config has no mask_token_id, so there is nothing to fill")
     return config.mask_token_id
 
 
-def _is_special(name: str, number: Any) -> bool:
-    return name.endswith("_token_id") and isinstance(number, int)
+def _is_special(field: str, value: Any) -> bool:
+    return field.endswith("_token_id") and isinstance(value, int)
 
 
-def _logits_at(model: nn.Module, ids: torch.Tensor, places: torch.Tensor, inputs: dict) -> torch.Tensor:
-    """fp32 logits `(places, vocab_size)`; models that take `masked_positions` compute no others."""
+def _logits_at(model: nn.Module, ids: torch.Tensor, masked: torch.Tensor, inputs: dict) -> torch.Tensor:
+    """Return fp32 logits `(masked tokens, vocab_size)`; models with `masked_positions` compute no others."""
     if "masked_positions" in inspect.signature(model.forward).parameters:
-        return model(input_ids=ids, masked_positions=places.flatten().nonzero().flatten(), **inputs).logits.float()
-    return model(input_ids=ids, **inputs).logits[places].float()
+        return model(input_ids=ids, masked_positions=masked.flatten().nonzero().flatten(), **inputs).logits.float()
+    return model(input_ids=ids, **inputs).logits[masked].float()
 
 
 def _choose(
     logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token for each row of logits, and its probability under the model."""
+    """Return a token for each row of logits, and its probability under the model."""
     probabilities = logits.softmax(-1)
     if temperature > 1e-6:  # logits divided by less are infinite
         if top_k:
-            least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+            threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < threshold, -torch.inf)
         tokens = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
     else:
         tokens = probabilities.argmax(-1, keepdim=True)

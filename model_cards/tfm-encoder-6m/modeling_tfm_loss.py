@@ -1,31 +1,36 @@
-"""Cross-entropy over the vocabulary without holding the logits of a whole batch."""
+"""Losses: cross-entropy over the vocabulary without holding all logits, and sentence heads."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.loss.loss_utils import fixed_cross_entropy
+
+from .configuration_tfm import TfmConfig
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """What matrix products with `x` are computed in: autocast's type where it is on, else its own."""
+    """Return the dtype of matrix products with `x`: autocast's dtype if autocast is on, else that of `x`."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
-def soft_capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Logits bent to stay below `final_logit_softcapping` (Gemma 2, https://huggingface.co/papers/2408.00118)."""
+def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Squash logits smoothly into ± `softcap`, if set (Gemma 2, https://huggingface.co/papers/2408.00118)."""
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-# Numbers of a gradient with respect to logits that are held at most, beyond those of one step of rows.
-_WAITING_GRADIENTS = 1 << 24
+# Largest number of elements of the logits' gradient that are kept until they are added to the weights' gradient.
+_BUFFERED_GRADIENTS = 1 << 24
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """
-    Cross-entropy of `hidden_states @ weight.T + bias` without holding the logits: some rows at a time are projected,
-    and their gradient is taken while their logits are still in the processor's cache. It waits, in the products' type,
-    for that of some more rows, because adding to the weights' gradient costs as much for few rows as for many.
+    Cross-entropy of `hidden_states @ weight.T + bias` without the logits of all rows.
+
+    A chunk of rows is projected, and the gradient of its logits is computed while they are in the CPU's cache. The
+    gradients of several chunks are buffered, in the dtype of the products, before they are added to the gradient of
+    the weights, because that addition costs as much for few rows as for many.
     """
 
     @staticmethod
@@ -39,31 +44,31 @@ class LinearCrossEntropy(torch.autograd.Function):
             weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
             bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
             loss = torch.zeros((), dtype=torch.float32, device=states.device)
-            rows = 256 if device_type == "cpu" else 4096
-            waiting = rows * max(1, _WAITING_GRADIENTS // (rows * len(matrix)))
-            gradients = states.new_empty(min(waiting, len(states)), len(matrix)) if any(ctx.needs_input_grad) else None
-            for start in range(0, len(states), rows):
-                some = slice(start, start + rows)
-                logits = soft_capped(F.linear(states[some], matrix, offset), softcap)
-                targets = labels[some].unsqueeze(-1)
+            chunk_size = 256 if device_type == "cpu" else 4096
+            buffer_size = chunk_size * max(1, _BUFFERED_GRADIENTS // (chunk_size * len(matrix)))
+            buffer = states.new_empty(min(buffer_size, len(states)), len(matrix)) if any(ctx.needs_input_grad) else None
+            for start in range(0, len(states), chunk_size):
+                chunk = slice(start, start + chunk_size)
+                logits = cap_logits(F.linear(states[chunk], matrix, offset), softcap)
+                targets = labels[chunk].unsqueeze(-1)
                 probabilities = F.softmax(logits, dim=-1, dtype=torch.float32)
-                # log Σ exp(logits) by the likeliest token, whose probability is never too small for its logarithm
+                # log Σ exp(logits) from the likeliest token, whose probability is never too small for a logarithm
                 log_sums = logits.amax(-1).float() - probabilities.amax(-1).log()
                 loss += log_sums.sum() - logits.gather(-1, targets).float().sum()
-                if gradients is None:
+                if buffer is None:
                     continue
-                probabilities.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=torch.float32))
+                logits_grad = probabilities.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=torch.float32))
                 if softcap is not None:
-                    probabilities *= 1 - (logits / softcap).square()
+                    logits_grad *= 1 - (logits / softcap).square()
                 if needs_bias:
-                    bias_grad += probabilities.sum(0)
-                first = start // waiting * waiting
-                gradient = gradients[start - first : start - first + len(logits)].copy_(probabilities)
-                if needs_states:
-                    torch.mm(gradient, matrix, out=states_grad[some])
+                    bias_grad += logits_grad.sum(0)
+                first = start // buffer_size * buffer_size
                 end = start + len(logits)
-                if needs_weight and (end - first == waiting or end == len(states)):
-                    weight_grad += gradients[: end - first].T @ states[first:end]
+                buffered = buffer[start - first : end - first].copy_(logits_grad)
+                if needs_states:
+                    torch.mm(buffered, matrix, out=states_grad[chunk])
+                if needs_weight and (end - first == buffer_size or end == len(states)):
+                    weight_grad += buffer[: end - first].T @ states[first:end]
         ctx.gradients = states_grad, weight_grad, bias_grad
         ctx.dtypes = hidden_states.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(divisor)
@@ -90,20 +95,21 @@ def linear_cross_entropy(
     ignore_index: int = -100,
 ) -> torch.Tensor:
     """
-    Mean cross-entropy in nats of the output layer's logits, which never exist all at once: memory does not grow with
-    the vocabulary, and on a processor it is twice as fast. The same numbers as autocast's matrix products and a
-    softmax in fp32.
+    Return the mean cross-entropy in nats of the output layer's logits without holding all of them.
+
+    Memory does not grow with the vocabulary, and on a CPU it is twice as fast. The numbers are those of matrix products
+    under autocast and a softmax in fp32.
 
     Args:
         hidden_states: `(..., hidden)`.
-        labels: `(...)`, not shifted here.
-        num_items_in_batch: what the sum is divided by, the number of predicted tokens by default.
+        labels: `(...)`, not shifted here; `ignore_index` is not predicted.
+        num_items_in_batch: divisor of the sum, the number of predicted tokens by default.
         softcap: `final_logit_softcapping`.
     """
     hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()
     predicted = labels != ignore_index
     divisor = predicted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-    divisor = divisor.clamp(min=1)  # where nothing is predicted the loss is 0, and so are its gradients
+    divisor = divisor.clamp(min=1)  # if nothing is predicted, the loss and its gradients are 0
     rows = predicted.nonzero().flatten()
     if len(rows) < len(labels):
         hidden_states, labels = hidden_states[rows], labels[rows]
@@ -116,3 +122,35 @@ def linear_cross_entropy(
         softcap,
         compute_dtype(hidden_states),
     )
+
+
+def sequence_classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: TfmConfig,
+    num_items_in_batch: torch.Tensor | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """
+    Return the loss of a sentence head, whose `logits` are `(batch, num_labels)`.
+
+    `config.problem_type` decides; if it is None, the labels of the first call set it, as in transformers.
+    `num_items_in_batch` is the number of labels in all accumulated batches.
+    """
+    if config.problem_type is None:
+        if config.num_labels == 1:
+            config.problem_type = "regression"
+        elif labels.dtype in (torch.long, torch.int):
+            config.problem_type = "single_label_classification"
+        else:
+            config.problem_type = "multi_label_classification"
+    labels = labels.to(logits.device)
+    if config.problem_type == "single_label_classification":
+        return fixed_cross_entropy(
+            logits.view(-1, config.num_labels).float(), labels.view(-1), num_items_in_batch=num_items_in_batch
+        )
+    function = F.mse_loss if config.problem_type == "regression" else F.binary_cross_entropy_with_logits
+    logits = logits.float().view(labels.shape)
+    if num_items_in_batch is None:
+        return function(logits, labels.float())
+    return function(logits, labels.float(), reduction="sum") / num_items_in_batch

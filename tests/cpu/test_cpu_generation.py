@@ -10,7 +10,7 @@ from transformers import DynamicCache, GenerationConfig, TextStreamer
 
 from hf_tfm import TfmDecoderForCausalLM, cpu
 from hf_tfm.cpu import generation
-from hf_tfm.models.modeling_tfm import CACHE_NAME
+from hf_tfm.models.modeling_tfm_compat import CACHE_NAME
 
 
 LM = "TfmDecoderForCausalLM"
@@ -54,7 +54,7 @@ def test_same_tokens(shape, padded, how, taken):
 @pytest.mark.parametrize("shape", ["qwen3", "mistral"])
 def test_room_grows(shape, taken, monkeypatch):
     """More tokens than the buffers begin with, for layers that keep all of them and for layers with a window."""
-    monkeypatch.setattr(generation.DecodingBlock, "first_room", 3)
+    monkeypatch.setattr(generation.DecodingBlock, "initial_capacity", 3)
     own, stock = both_loops(build(LM, shape), random_ids(2, 5), max_new_tokens=30, do_sample=False)
     assert taken == [True] and torch.equal(own, stock)
 
@@ -184,13 +184,13 @@ def test_layers_that_were_moved_removed_or_repeated(order):
 
 
 @pytest.mark.skipif(not generation._can_pack(torch.float32), reason="torch without oneDNN")
-def test_packed_products_are_those_of_torch():
+def test_packed_products_equal_torchs():
     """The private operators of torch that the loop uses still mean what they meant."""
     for dtype in filter(generation._can_pack, (torch.float32, torch.bfloat16)):
         layers = [nn.Linear(48, 40, bias=bias, dtype=dtype) for bias in (True, False)]
         states = torch.randn(3, 48, dtype=dtype)
         packed = generation.FusedLinear(*layers, rows=3)
-        assert packed.product is generation._product_packed
+        assert packed.product is generation._packed_product
         expected = torch.cat([layer(states) for layer in layers], dim=-1)
         torch.testing.assert_close(packed(states), expected)
 

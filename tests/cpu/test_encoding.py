@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from hf_tfm.cpu.encoding import NAME, use_unpadded_encoding
+from hf_tfm.cpu.encoding import UNPADDED, enable_unpadded_encoding
 
 
 def batch(side: str) -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def test_states_are_those_of_the_padded_batch(shape, side):
     model = tiny.build("TfmEncoderModel", shape)
     with torch.no_grad():
         expected = model(**inputs)
-        assert use_unpadded_encoding(model) and use_unpadded_encoding(model)
+        assert enable_unpadded_encoding(model) and enable_unpadded_encoding(model)
         found = model(**inputs)
         by_position = model(inputs["input_ids"], inputs["attention_mask"])
     real = inputs["attention_mask"].bool()
@@ -46,7 +46,7 @@ def test_heads_say_the_same(head):
         inputs = {name: value.view(2, 2, -1) for name, value in inputs.items()}
     with torch.no_grad():
         expected = model(**inputs)
-        assert use_unpadded_encoding(model)
+        assert enable_unpadded_encoding(model)
         found = model(**inputs)
     for name, values in expected.items():
         theirs = found[name]
@@ -57,7 +57,7 @@ def test_heads_say_the_same(head):
 
 def test_long_rows_are_attended_some_at_a_time(monkeypatch):
     model, inputs = tiny.build("TfmEncoderModel", "modernbert"), batch("right")
-    assert use_unpadded_encoding(model)
+    assert enable_unpadded_encoding(model)
     with torch.no_grad():
         expected = model(**inputs).last_hidden_state
         monkeypatch.setattr("hf_tfm.cpu.encoding.SCORES", 1)
@@ -67,7 +67,7 @@ def test_long_rows_are_attended_some_at_a_time(monkeypatch):
 def test_what_it_does_not_serve_is_computed_as_before():
     inputs = batch("right")
     plain, model = (tiny.build("TfmEncoderForMaskedLM", "modernbert") for _ in range(2))
-    assert use_unpadded_encoding(model)
+    assert enable_unpadded_encoding(model)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     for each in (plain, model):
         each(**inputs, labels=labels).loss.backward()
@@ -86,15 +86,15 @@ def test_what_it_does_not_serve_is_computed_as_before():
 
 def test_nothing_of_it_is_saved(tmp_path):
     model = tiny.build("TfmEncoderModel")
-    use_unpadded_encoding(model)
+    enable_unpadded_encoding(model)
     model.save_pretrained(tmp_path)
-    assert NAME not in (tmp_path / "config.json").read_text()
-    assert not use_unpadded_encoding(tiny.build("TfmDecoderModel"))
+    assert UNPADDED not in (tmp_path / "config.json").read_text()
+    assert not enable_unpadded_encoding(tiny.build("TfmDecoderModel"))
 
 
 def test_a_copy_runs_its_own_weights():
     model, inputs = tiny.build("TfmEncoderModel"), batch("right")
-    use_unpadded_encoding(model)
+    enable_unpadded_encoding(model)
     copied = copy.deepcopy(model)
     plain = tiny.build("TfmEncoderModel")
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_a_copy_runs_its_own_weights():
 
 def test_threads_keep_their_rows_apart():
     model = tiny.build("TfmEncoderModel")
-    use_unpadded_encoding(model)
+    enable_unpadded_encoding(model)
     inputs = batch("right")
     alone = [{name: value[row : row + 1] for name, value in inputs.items()} for row in range(4)]
 
@@ -124,7 +124,7 @@ def test_threads_keep_their_rows_apart():
 
 def test_rows_of_padding_alone():
     model = tiny.build("TfmEncoderModel")
-    use_unpadded_encoding(model)
+    enable_unpadded_encoding(model)
     with torch.no_grad():
         found = model(torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long))
     assert found.last_hidden_state.isfinite().all()

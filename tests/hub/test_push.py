@@ -121,7 +121,7 @@ def test_code_that_gives_something_else_stops_the_push(decoder, capsys, monkeypa
     """The folder's code is what strangers run, whatever the installed package does."""
     code = decoder / "modeling_tfm_decoder.py"
     before = code.read_text()
-    code.write_text(before.replace("self.lm_head(kept_positions", "1.01 * self.lm_head(kept_positions"))
+    code.write_text(before.replace("self.lm_head(select_positions", "1.01 * self.lm_head(select_positions"))
     assert code.read_text() != before
     assert "in a clean process logits differ by" in refusal(decoder, capsys, monkeypatch)
     (decoder / "modeling_tfm.py").unlink()

@@ -18,8 +18,9 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, DynamicCache
 
 import hf_tfm
-from hf_tfm.models.modeling_tfm import CACHE_NAME, packed_documents
+from hf_tfm.models.modeling_tfm_compat import CACHE_NAME
 from hf_tfm.models.modeling_tfm_encoder import mean_of_tokens
+from hf_tfm.models.modeling_tfm_masks import packed_documents
 
 
 SHAPES_AND_BACKENDS = [
@@ -488,17 +489,6 @@ def test_the_mean_of_many_large_states_is_finite():
     states, mask = torch.full((2, 4000, 3), 20.0, dtype=torch.float16), torch.ones(2, 4000)
     mask[1, 100:] = 0
     assert mean_of_tokens(states, mask).eq(20).all()
-
-
-def test_the_loss_alone_takes_shifted_labels():
-    model, ids = build("TfmDecoderForCausalLM"), random_ids(2, 8)
-    shifted = random_ids(2, 8, seed=5)
-    with torch.no_grad():
-        whole, alone = (model(ids, labels=ids, shift_labels=shifted, skip_logits=skip).loss for skip in (False, True))
-    assert_close(alone, whole)
-    for name in ("TfmDecoderForCausalLM", "TfmEncoderForMaskedLM"):
-        with pytest.raises(ValueError, match="needs labels"):
-            build(name)(ids, skip_logits=True)
 
 
 def test_what_would_be_ignored_is_refused():

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
 
 from hf_tfm.cpu import generation
-from hf_tfm.cpu.attention import use_blockwise_attention
+from hf_tfm.cpu.attention import enable_blockwise_attention
 
 
 LM = "TfmDecoderForCausalLM"
@@ -215,7 +215,7 @@ def test_training_attention_reads_it_too(shape):
     positions = torch.stack([torch.arange(300), torch.cat([torch.arange(100), torch.arange(200)])])
     inputs = dict(input_ids=ids, position_ids=positions, prefix_mask=prefix, labels=ids.masked_fill(prefix, -100))
     plain, blockwise = copy.deepcopy(model), copy.deepcopy(model)
-    assert use_blockwise_attention(blockwise)
+    assert enable_blockwise_attention(blockwise)
     reference = {}
     for name in ("prefix", "no prefix"):
         model.zero_grad()
@@ -231,7 +231,7 @@ def test_what_cannot_be_is_refused(flash):
     prefix = torch.ones_like(ids, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"shape of the new tokens, \(2, 6\), not \(2, 5\)"):
         model(ids, prefix_mask=prefix[:, :5])
-    with pytest.raises(ValueError, match="made ready"):
+    with pytest.raises(ValueError, match="prepared attention mask"):
         model(ids, prefix_mask=prefix, attention_mask=torch.zeros(2, 1, 6, 6))
     for mask in (None, torch.ones_like(ids)):
         with pytest.raises(ValueError, match="'flash_attention_2' takes no prefix_mask"):

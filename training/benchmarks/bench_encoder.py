@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_tfm.core.limits import has_fast_bf16
-from hf_tfm.cpu.encoding import use_unpadded_encoding
+from hf_tfm.cpu.encoding import enable_unpadded_encoding
 from side_by_side import SHAPES, apart, fastest, interleaved, masked_configs, parameters, spread, write_result
 
 import numpy as np
@@ -61,7 +61,7 @@ def build(names: list[str], args: argparse.Namespace) -> tuple[dict[str, Callabl
             model = AutoModel.from_config(copy.deepcopy(configs[name])).eval().to(dtype)
             sizes[name] = parameters(model)
             if name == "hf_tfm":
-                use_unpadded_encoding(model)
+                enable_unpadded_encoding(model)
             functions[f"{name} {way}"] = encoder(model, batches, autocast)
     return functions, {"sizes": sizes, "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches)}
 

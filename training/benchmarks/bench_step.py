@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 
 from hf_tfm.core.limits import has_fast_bf16
-from hf_tfm.cpu.attention import use_blockwise_attention
+from hf_tfm.cpu.attention import enable_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.train.optim import build_optimizer
 from side_by_side import (
@@ -86,7 +86,7 @@ def build(names: list[str], kind: str, args: argparse.Namespace) -> tuple[dict[s
                 model.config.use_cache = False  # as transformers' Trainer has it
             sizes[name] = parameters(model)
             if name == "hf_tfm":
-                use_blockwise_attention(model)
+                enable_blockwise_attention(model)
             if way == "compiled":
                 if name == "hf_tfm":
                     compile_blocks(model)

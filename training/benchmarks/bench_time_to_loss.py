@@ -35,7 +35,7 @@ from pathlib import Path
 import hf_tfm
 from hf_tfm.artifacts.record import public_command
 from hf_tfm.core.limits import has_fast_bf16
-from hf_tfm.cpu.attention import use_blockwise_attention
+from hf_tfm.cpu.attention import enable_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.data.objectives import CausalFirst, Masked, RateSchedule, causal
 from hf_tfm.data.packing import LengthSchedule, PackedBlocks, StepBatches
@@ -163,7 +163,7 @@ class Contestant:
         text, settings = self.text, {"schedule": "wsd", **settings}
         rows = settings.get("rows", text.rows)
         zero_init_output_projections(self.model)
-        use_blockwise_attention(self.model)
+        enable_blockwise_attention(self.model)
         if way == "compiled":
             compile_blocks(self.model)
         names = ("lr", "embedding_lr", "momentum")
@@ -238,10 +238,9 @@ def code_hash(name: str) -> str:
     """Changes with the code that decides what a run ends with."""
     if name != "hf_tfm":
         return f"torch {torch.__version__}, transformers {transformers.__version__}"
-    files = ("optim", "objectives", "packing", "block_plan", "attention", "modeling_tfm", "modeling_tfm_decoder",
-             "modeling_tfm_encoder")  # fmt: skip
     folder = Path(hf_tfm.__file__).parent
-    return hashlib.sha256(b"".join((folder / f"{file}.py").read_bytes() for file in files)).hexdigest()[:12]
+    files = [file for package in ("models", "cpu", "data", "train") for file in sorted((folder / package).glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def build(

@@ -17,7 +17,7 @@ from typing import Any
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.core.limits import cpu_has_fast_bf16, has_fast_bf16
-from hf_tfm.cpu.compile import keep_freed_memory
+from hf_tfm.core.memory import keep_freed_memory
 
 import torch
 import transformers

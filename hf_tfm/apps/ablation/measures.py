@@ -15,7 +15,7 @@ from ...artifacts.open import LANGUAGE_MODELS, auto_class_of, open_model
 from ...core.errors import InputError
 from ...data.records import read_records
 from ...evaluate.language_model import bits_per_byte, read_text
-from ...models.modeling_tfm import CACHE_NAME
+from ...models.modeling_tfm_compat import CACHE_NAME
 from ...tasks.likelihood import LanguageModel
 from ..retrieval.retrieval import embed, open_encoder
 
