@@ -1,4 +1,4 @@
-"""What travelling files use of other packages is the table in `modeling_tfm.py`, and still has the signatures used."""
+"""The table in `modeling_tfm.py` lists all uses of other packages, and their signatures still fit."""
 
 import ast
 import importlib
@@ -92,15 +92,15 @@ def listed() -> set[tuple[str, str]]:
 
 
 def imported() -> set[tuple[str, str]]:
-    found = set()
+    names = set()
     for file in TRAVELLING:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 assert {alias.name for alias in node.names} <= {*sys.stdlib_module_names, "torch"}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 if node.module.partition(".")[0] in ("transformers", "huggingface_hub", "peft"):
-                    found |= {(node.module, alias.name) for alias in node.names}
-    return found
+                    names |= {(node.module, alias.name) for alias in node.names}
+    return names
 
 
 def test_the_table_lists_what_is_imported():
@@ -126,8 +126,8 @@ def test_each_output_has_its_fields(name, fields):
     assert fields <= getattr(modeling_outputs, name).__dataclass_fields__.keys()
 
 
-def test_checkpointing_takes_the_cache_away():
-    """transformers looks the cache up by its name; under another it would stay, and be filled twice."""
+def test_checkpointing_removes_the_cache():
+    """transformers removes the cache by its name; under another name it would be filled twice."""
     model, cache = build("TfmDecoderForCausalLM").train(), cache_utils.DynamicCache()
     model.gradient_checkpointing_enable()
     model(random_ids(1, 5), cache=cache)
@@ -140,9 +140,9 @@ import torch
 from tiny import build, inputs_for, random_ids
 from transformers import DynamicCache
 
-told = []
+messages = []
 handler = logging.Handler()
-handler.emit = lambda record: told.append(record.getMessage())
+handler.emit = lambda record: messages.append(record.getMessage())
 logging.getLogger("transformers").addHandler(handler)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -156,18 +156,18 @@ with warnings.catch_warnings(record=True) as caught:
         model.generate(ids, max_new_tokens=4, pad_token_id=0, attention_mask=torch.ones_like(ids), **options)
     outputs = model(ids, cache=DynamicCache(config=model.config), use_cache=True)
     model(ids, cache=outputs.cache)
-told += [str(each.message) for each in caught if "hf_tfm" in each.filename or "transformers" in each.filename]
-print([text for text in told if "deprecat" in text or "ignor" in text or "will be removed" in text])
+messages += [str(each.message) for each in caught if "hf_tfm" in each.filename or "transformers" in each.filename]
+print([text for text in messages if "deprecat" in text or "ignor" in text or "will be removed" in text])
 """
 
 
-def test_nothing_that_the_models_do_is_deprecated():
+def test_models_use_nothing_deprecated():
     run = subprocess.run([sys.executable, "-c", QUIET_USE], capture_output=True, text=True, cwd=HELPERS)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr[-2000:]
 
 
-def test_attention_is_looked_up_and_called_where_vllm_looks_for_it():
-    """vLLM reads the source of `forward`: one lookup in `ALL_ATTENTION_FUNCTIONS`, one call of what it gave."""
+def test_vllm_finds_the_attention_call():
+    """vLLM searches the source of `forward` for one lookup in `ALL_ATTENTION_FUNCTIONS` and one call."""
     source = inspect.getsource(inspect.unwrap(modeling_tfm.TfmAttention.forward))
     tree = ast.parse(textwrap.dedent(source))
     lookups = [

@@ -1,4 +1,4 @@
-"""A saved folder is whole: it opens, runs and is saved again where this package is not installed."""
+"""A saved folder is complete: without this package it opens, runs and can be saved again."""
 
 import json
 import os
@@ -36,7 +36,7 @@ CODE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
-    """A folder for each model, and what `outsider.py` is to do with them."""
+    """A folder with each model, and the tasks of `outsider.py`."""
     root = tmp_path_factory.mktemp("models")
     cases = {}
     for name, auto_class in MODELS.items():
@@ -51,20 +51,20 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder) -> dict:
+def results(folder) -> dict:
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
     script = Path(__file__).parent / "helpers" / "outsider.py"
     run = subprocess.run(
         [sys.executable, script, folder], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0 and (folder / "found.pt").exists(), run.stderr[-3000:]
-    found = torch.load(folder / "found.pt", weights_only=False)
-    assert found["imported"] == []
-    return found
+    results = torch.load(folder / "found.pt", weights_only=False)
+    assert results["imported"] == []
+    return results
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_folder_carries_its_code_and_the_full_auto_map(folder, name):
+def test_every_folder_has_its_code_and_the_full_auto_map(folder, name):
     family = "Decoder" if "Decoder" in name else "Encoder"
     config = json.loads((folder / name / "config.json").read_text())
     assert config["architectures"] == [name]
@@ -80,8 +80,8 @@ def test_every_folder_carries_its_code_and_the_full_auto_map(folder, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_opens_without_the_package(found, name):
-    result = found["models"][name]
+def test_a_folder_opens_without_the_package(results, name):
+    result = results["models"][name]
     assert result["class_name"] == name
     assert result["module"].startswith("transformers_modules.")
     # The last bit may differ: weights read from a file lie elsewhere in memory.
@@ -89,8 +89,8 @@ def test_it_opens_without_the_package(found, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_is_saved_whole_from_there(found, folder, name):
-    result = found["models"][name]
+def test_a_model_saves_its_whole_folder_without_the_package(results, folder, name):
+    result = results["models"][name]
     assert result["again_equal"]
     # Module names hold a hash of the code.
     assert result["again_module"] == result["module"]
@@ -99,15 +99,15 @@ def test_it_is_saved_whole_from_there(found, folder, name):
 
 
 @pytest.mark.parametrize("task, name, arguments", PIPELINES, ids=[task for task, *_ in PIPELINES])
-def test_pipelines_without_the_package(found, folder, tokenizer, task, name, arguments):
+def test_pipelines_without_the_package(results, folder, tokenizer, task, name, arguments):
     run = pipeline(task, model=build(name), tokenizer=tokenizer)
     texts = ["the cat sat on the mat", "rain fell"]
     expected = run([text + (" [MASK]" if task == "fill-mask" else "") for text in texts], **arguments)
-    assert repr_rounded(found["pipelines"][task]) == repr_rounded(expected)
+    assert repr_rounded(results["pipelines"][task]) == repr_rounded(expected)
 
 
 def repr_rounded(value):
-    """Pipeline outputs with their numbers rounded, to be compared."""
+    """Return pipeline outputs with rounded numbers, for comparison."""
     if isinstance(value, dict):
         return {key: repr_rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -115,15 +115,15 @@ def repr_rounded(value):
     return round(float(value), 3) if not isinstance(value, str) else value
 
 
-def test_heads_change_and_masks_are_filled_without_the_package(found):
+def test_heads_change_and_masks_are_filled_without_the_package(results):
     filled = build("TfmEncoderForMaskedLM").generate(torch.tensor(FILLING)).tolist()
     assert MASK not in filled[0]
-    assert found["heads"] == dict(labels=4, back=True, base=True, decoder="TfmDecoderModel", filled=filled)
+    assert results["heads"] == dict(labels=4, back=True, base=True, decoder="TfmDecoderModel", filled=filled)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_installed_package_wins(folder, name):
-    """With `hf_tfm` imported nothing is loaded from the folder, trusted or not."""
+    """With `hf_tfm` imported, no code is loaded from the folder, trusted or not."""
     for trust in (True, False):
         config = AutoConfig.from_pretrained(folder / name, trust_remote_code=trust)
         model = getattr(transformers, MODELS[name]).from_pretrained(folder / name, trust_remote_code=trust)
@@ -131,5 +131,5 @@ def test_the_installed_package_wins(folder, name):
         assert type(config).__module__ == "hf_tfm.models.configuration_tfm"
 
 
-def test_without_trust_the_error_says_what_to_do(found):
-    assert "trust_remote_code=True" in found["untrusted"]
+def test_without_trust_the_error_names_the_remedy(results):
+    assert "trust_remote_code=True" in results["untrusted"]

@@ -25,13 +25,7 @@ from .configuration_tfm import TfmDecoderConfig
 from .modeling_tfm import TfmModel, TfmPreTrainedModel
 from .modeling_tfm_compat import CACHE_NAME, BothCacheNames, accepts_both_cache_names, refuse_unknown_arguments
 from .modeling_tfm_loss import cap_logits, linear_cross_entropy, sequence_classification_loss
-from .modeling_tfm_masks import (
-    build_bidirectional_masks,
-    build_causal_masks,
-    is_padding_mask,
-    is_prepared_mask,
-    packing_arguments,
-)
+from .modeling_tfm_masks import build_masks, is_padding_mask, is_prepared_mask, packing_arguments
 
 
 def select_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -131,12 +125,9 @@ class TfmDecoderModel(TfmDecoderPreTrainedModel, TfmModel):
         cache = self._prepare_cache(cache, use_cache, is_causal)
         past_length = cache.get_seq_length() if isinstance(cache, Cache) else 0
         position_ids = self.build_position_ids(position_ids, inputs_embeds, attention_mask, past_length)
-        if is_causal:
-            masks = build_causal_masks(
-                self.config, inputs_embeds, attention_mask, packing, cache, past_length, prefix_mask
-            )
-        else:
-            masks = build_bidirectional_masks(self.config, inputs_embeds, attention_mask, packing)
+        masks = build_masks(
+            self.config, inputs_embeds, attention_mask, packing, is_causal, cache, past_length, prefix_mask
+        )
         if not is_causal or prefix_mask is not None:
             kwargs["is_causal"] = False  # kernels must not skip the part above the diagonal
 

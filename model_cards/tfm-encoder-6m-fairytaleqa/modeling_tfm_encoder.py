@@ -26,7 +26,7 @@ from .modeling_tfm import TfmModel, TfmPreTrainedModel, build_norm
 from .modeling_tfm_compat import refuse_unknown_arguments
 from .modeling_tfm_infilling import TfmInfilling
 from .modeling_tfm_loss import linear_cross_entropy, sequence_classification_loss
-from .modeling_tfm_masks import build_bidirectional_masks, is_padding_mask, is_prepared_mask, packing_arguments
+from .modeling_tfm_masks import build_masks, is_padding_mask, is_prepared_mask, packing_arguments
 
 
 def first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -127,7 +127,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         inputs_embeds = self.embed_ids(input_ids, inputs_embeds)
         refuse_unknown_arguments(self.config, kwargs, has_positions=position_ids is not None)
         packing, boundaries = packing_arguments(self.config, position_ids, attention_mask, inputs_embeds.shape[0])
-        masks = build_bidirectional_masks(self.config, inputs_embeds, attention_mask, packing)
+        masks = build_masks(self.config, inputs_embeds, attention_mask, packing, is_causal=False)
         position_ids = self.build_position_ids(position_ids, inputs_embeds, attention_mask)
 
         hidden_states = self.run_blocks(

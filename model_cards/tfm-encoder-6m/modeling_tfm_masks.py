@@ -31,17 +31,18 @@ def is_prepared_mask(config: TfmConfig, attention_mask: torch.Tensor | dict | No
     )
 
 
-def build_causal_masks(
+def build_masks(
     config: TfmConfig,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | dict | None,
     packing: dict,
+    is_causal: bool,
     cache: Cache | None = None,
     past_length: int | torch.Tensor = 0,
     prefix_mask: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor | None]:
     """
-    Build the attention mask of each layer type for a decoder.
+    Build the attention mask of each layer type.
 
     Args:
         inputs_embeds: `(batch, length, hidden)` of the new tokens.
@@ -56,9 +57,15 @@ def build_causal_masks(
     if isinstance(attention_mask, dict):
         return attention_mask
     arguments = dict(config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-    arguments[CACHE_NAME] = None if is_updated_by_attention(cache) else cache
+    if is_causal:
+        create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        arguments[CACHE_NAME] = None if is_updated_by_attention(cache) else cache
+    else:
+        create = {
+            "full_attention": create_bidirectional_mask,
+            "sliding_attention": create_bidirectional_sliding_window_mask,
+        }
     arguments.update(packing)
-    create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
     masks = {}
     for layer_type in sorted(set(config.layer_types)):
         if prefix_mask is not None:
@@ -72,24 +79,6 @@ def build_causal_masks(
                 "attn_implementation='sdpa'"
             )
     return masks
-
-
-def build_bidirectional_masks(
-    config: TfmConfig,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | dict | None,
-    packing: dict,
-) -> dict[str, torch.Tensor | None]:
-    """Build the attention mask of each layer type without causality, see [`build_causal_masks`]."""
-    if isinstance(attention_mask, dict):
-        return attention_mask
-    arguments = dict(config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-    arguments.update(packing)
-    create = {
-        "full_attention": create_bidirectional_mask,
-        "sliding_attention": create_bidirectional_sliding_window_mask,
-    }
-    return {layer_type: create[layer_type](**arguments) for layer_type in sorted(set(config.layer_types))}
 
 
 def bidirectional_prefix(prefix_mask: torch.Tensor, past_length: int | torch.Tensor, window: int | None) -> Callable:

@@ -200,7 +200,7 @@ def test_models_train_alike():
         assert relative_error(gradient, expected) < 0.05
 
 
-def test_documents_stay_apart():
+def test_packed_documents_stay_separate():
     """A change in one document of a packed row changes no gradient that comes from the other."""
     model = build("TfmDecoderForCausalLM").train()
     enable_blockwise_attention(model)
@@ -229,7 +229,7 @@ def test_unsupported_calls_use_torchs_attention():
         assert model(long, labels=long, use_cache=False).loss.isfinite()
 
 
-def test_it_is_not_saved(tmp_path):
+def test_the_setting_is_not_saved(tmp_path):
     model = build("TfmDecoderForCausalLM")
     enable_blockwise_attention(model)
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Encoding without padding: the same outputs as with it, whatever the head, the shape and the side."""
+"""Encoding without padding gives the same outputs as with padding, for all heads, shapes and sides."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -21,24 +21,24 @@ def batch(side: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("shape", tiny.ENCODER_SHAPES)
-def test_states_are_those_of_the_padded_batch(shape, side):
+def test_states_equal_the_padded_batch(shape, side):
     inputs = batch(side)
     model = tiny.build("TfmEncoderModel", shape)
     with torch.no_grad():
         expected = model(**inputs)
         assert enable_unpadded_encoding(model) and enable_unpadded_encoding(model)
-        found = model(**inputs)
+        unpadded = model(**inputs)
         by_position = model(inputs["input_ids"], inputs["attention_mask"])
     real = inputs["attention_mask"].bool()
-    torch.testing.assert_close(found.last_hidden_state[real], expected.last_hidden_state[real], rtol=1e-4, atol=1e-5)
-    assert not found.last_hidden_state[~real].any()
-    assert torch.equal(by_position.last_hidden_state, found.last_hidden_state)
+    torch.testing.assert_close(unpadded.last_hidden_state[real], expected.last_hidden_state[real], rtol=1e-4, atol=1e-5)
+    assert not unpadded.last_hidden_state[~real].any()
+    assert torch.equal(by_position.last_hidden_state, unpadded.last_hidden_state)
     if expected.pooler_output is not None:
-        torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(unpadded.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", tiny.ENCODER_HEADS)
-def test_heads_say_the_same(head):
+def test_heads_agree(head):
     inputs = batch("right")
     model = tiny.build(f"TfmEncoder{head}", "modernbert")
     real = inputs["attention_mask"].bool()
@@ -47,15 +47,15 @@ def test_heads_say_the_same(head):
     with torch.no_grad():
         expected = model(**inputs)
         assert enable_unpadded_encoding(model)
-        found = model(**inputs)
+        unpadded = model(**inputs)
     for name, values in expected.items():
-        theirs = found[name]
+        actual = unpadded[name]
         if values.shape[:2] == real.shape:
-            values, theirs = values[real], theirs[real]
-        torch.testing.assert_close(theirs, values, rtol=1e-4, atol=1e-5)
+            values, actual = values[real], actual[real]
+        torch.testing.assert_close(actual, values, rtol=1e-4, atol=1e-5)
 
 
-def test_long_rows_are_attended_some_at_a_time(monkeypatch):
+def test_long_rows_are_computed_in_groups(monkeypatch):
     model, inputs = tiny.build("TfmEncoderModel", "modernbert"), batch("right")
     assert enable_unpadded_encoding(model)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_long_rows_are_attended_some_at_a_time(monkeypatch):
         assert torch.allclose(model(**inputs).last_hidden_state, expected, atol=1e-6)
 
 
-def test_what_it_does_not_serve_is_computed_as_before():
+def test_unsupported_calls_are_unchanged():
     inputs = batch("right")
     plain, model = (tiny.build("TfmEncoderForMaskedLM", "modernbert") for _ in range(2))
     assert enable_unpadded_encoding(model)
@@ -84,7 +84,7 @@ def test_what_it_does_not_serve_is_computed_as_before():
         torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits)
 
 
-def test_nothing_of_it_is_saved(tmp_path):
+def test_the_setting_is_not_saved(tmp_path):
     model = tiny.build("TfmEncoderModel")
     enable_unpadded_encoding(model)
     model.save_pretrained(tmp_path)
@@ -92,7 +92,7 @@ def test_nothing_of_it_is_saved(tmp_path):
     assert not enable_unpadded_encoding(tiny.build("TfmDecoderModel"))
 
 
-def test_a_copy_runs_its_own_weights():
+def test_a_copy_uses_its_own_weights():
     model, inputs = tiny.build("TfmEncoderModel"), batch("right")
     enable_unpadded_encoding(model)
     copied = copy.deepcopy(model)
@@ -100,12 +100,12 @@ def test_a_copy_runs_its_own_weights():
     with torch.no_grad():
         for one in (copied, plain):
             one.layers[0].mlp.down_proj.weight.mul_(0.5)
-        found, expected = (one(**inputs).last_hidden_state for one in (copied, plain))
+        unpadded, expected = (one(**inputs).last_hidden_state for one in (copied, plain))
     real = inputs["attention_mask"].bool()
-    torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(unpadded[real], expected[real], rtol=1e-4, atol=1e-5)
 
 
-def test_threads_keep_their_rows_apart():
+def test_threads_do_not_share_rows():
     model = tiny.build("TfmEncoderModel")
     enable_unpadded_encoding(model)
     inputs = batch("right")
@@ -118,13 +118,13 @@ def test_threads_keep_their_rows_apart():
     expected = [states(one) for one in alone]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(20):
-            for found, right in zip(pool.map(states, alone), expected, strict=True):
-                torch.testing.assert_close(found, right)
+            for unpadded, right in zip(pool.map(states, alone), expected, strict=True):
+                torch.testing.assert_close(unpadded, right)
 
 
-def test_rows_of_padding_alone():
+def test_rows_without_tokens():
     model = tiny.build("TfmEncoderModel")
     enable_unpadded_encoding(model)
     with torch.no_grad():
-        found = model(torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long))
-    assert found.last_hidden_state.isfinite().all()
+        unpadded = model(torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long))
+    assert unpadded.last_hidden_state.isfinite().all()

@@ -1,4 +1,4 @@
-"""Encoder and decoder put together by transformers' `EncoderDecoderModel`, as for translation."""
+"""Encoder and decoder as one sequence-to-sequence model, `EncoderDecoderModel` of transformers."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_every_weight_of_both_halves_learns(translator):
 
 @pytest.mark.parametrize("translator", SHAPES, indirect=True)
 @torch.no_grad()
-def test_the_source_is_read_and_its_padding_is_not(translator):
+def test_the_source_matters_and_its_padding_does_not(translator):
     inputs, target = sentences(), random_ids(3, 5, seed=1)
     together = translator(**inputs, decoder_input_ids=target).logits
     for row, length in enumerate((9, 6, 2)):
@@ -80,7 +80,7 @@ def test_attention_backends_agree(translator):
 @pytest.mark.parametrize("translator", SHAPES, indirect=True)
 def test_generation_with_and_without_cache(translator, beams):
     inputs = sentences()
-    settings = dict(max_new_tokens=12, do_sample=False, num_beams=beams)
+    settings = dict(max_new_tokens=7, do_sample=False, num_beams=beams)
     cached = translator.generate(**inputs, **settings, use_cache=True)
     assert torch.equal(translator.generate(**inputs, **settings, use_cache=False), cached)
     for row, length in enumerate((9, 6, 2)):
@@ -120,8 +120,8 @@ def test_it_learns_to_copy_with_the_stock_trainer(translator, tmp_path):
     arguments = Seq2SeqTrainingArguments(
         output_dir=tmp_path / "run",
         per_device_train_batch_size=4,
-        max_steps=60,
-        learning_rate=1e-2,
+        max_steps=30,
+        learning_rate=2e-2,
         save_strategy="no",
         use_cpu=True,
         disable_tqdm=True,
@@ -144,15 +144,15 @@ def test_checkpointing_gives_the_same_gradients(translator, reentrant):
         assert_close(parameter.grad, expected[name], **CLOSE)
 
 
-def test_a_plain_cache_will_do(translator):
+def test_a_plain_cache_is_accepted(translator):
     states = translator.encoder(**sentences()).last_hidden_state
     ids = random_ids(3, 4)
     with torch.no_grad():
         expected = translator.decoder(ids, encoder_hidden_states=states).logits
-        found = translator.decoder(
+        logits = translator.decoder(
             ids, encoder_hidden_states=states, past_key_values=DynamicCache(), use_cache=False
         ).logits
-    assert_close(found, expected, **CLOSE)
+    assert_close(logits, expected, **CLOSE)
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """
-What flash attention would compute from the arguments it gets. Its kernels need a GPU; here its two functions are
-written out in PyTorch, by its documentation, and stand behind transformers' own code for it.
+Flash attention computes the right outputs from the arguments it receives.
+
+Its kernels need a GPU. Here its two functions are written in PyTorch after its documentation, and transformers calls
+them.
 """
 
 import pytest
@@ -31,7 +33,7 @@ def test_padding_and_windows(family, shape, flash):
                                         ([LENGTHS, LENGTHS[:2], LENGTHS[:1]], "right")])  # fmt: skip
 @pytest.mark.parametrize("family, shape", SHAPES)
 @torch.no_grad()
-def test_packed_documents_never_see_one_another(family, shape, rows, side, flash):
+def test_packed_documents_stay_separate(family, shape, rows, side, flash):
     """One row, several rows, several rows with padding; with a cache and without, with a mask and without."""
     model = build(f"Tfm{family}Model", shape)
     documents = {length: random_ids(length, seed=length) for length in LENGTHS}

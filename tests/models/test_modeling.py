@@ -1,4 +1,4 @@
-"""The models give the same numbers whatever the batch, the backend and the cache, and train in every precision."""
+"""Outputs do not depend on batch, padding, packing, attention backend or cache; saving and loading."""
 
 import math
 
@@ -39,7 +39,7 @@ SHAPES_AND_BACKENDS = [
 
 @pytest.mark.parametrize("family, shape, attention", SHAPES_AND_BACKENDS)
 @torch.no_grad()
-def test_packed_documents_never_see_one_another(family, shape, attention):
+def test_packed_documents_stay_separate(family, shape, attention):
     model = build(f"Tfm{family}Model", shape)
     documents = [random_ids(length, seed=length) for length in LENGTHS]
     alone = [model(input_ids=document[None]).last_hidden_state[0] for document in documents]
@@ -83,7 +83,7 @@ def test_packed_rows_with_padding(family, shape, attention, side):
 
 @pytest.mark.parametrize("family, shape", SHAPES)
 def test_a_document_may_have_gaps(family, shape):
-    """A token that is masked, and one that is left out, end no document: its positions go on rising."""
+    """A masked or missing token does not end a document: positions keep rising."""
     # A window counts the tokens that are there, masked or not: here it holds all of them.
     window = {} if (model := build(f"Tfm{family}Model", shape)).config.sliding_window is None else {"sliding_window": 9}
     model, ids = build(f"Tfm{family}Model", shape, **window), random_ids(2, 9)
@@ -101,7 +101,7 @@ def test_a_document_may_have_gaps(family, shape):
             assert_close(short[0], expected[row, kept], **CLOSE)
 
 
-def test_documents_begin_where_positions_do_not_rise():
+def test_a_document_begins_where_positions_do_not_rise():
     positions = torch.tensor([[0, 1, 5, 0, 1, 2, 2], [4, 5, 6, 7, 8, 9, 11], [0, 0, 1, 0, 1, 2, 3]])
     assert packed_documents(positions, None).tolist() == [[0, 0, 0, 1, 1, 1, 2], [0] * 7, [0, 1, 1, 2, 2, 2, 2]]
     assert packed_documents(positions[1:2], None) is None
@@ -156,7 +156,7 @@ def test_cache_continues_a_padded_batch():
 )
 @torch.no_grad()
 def test_padding_changes_nothing(name, shape):
-    """Left, right and no padding give the same outputs at the tokens, or for the row, in every head and shape."""
+    """Left, right and no padding give the same outputs, for each head and shape."""
     model = build(name, shape)
     lengths = (10, 7, 1)
     singles, rows = [], []
@@ -223,7 +223,7 @@ def test_the_last_token_is_found_by_mask_and_not_by_id(name):
 @pytest.mark.parametrize("window", [2, 3])
 @torch.no_grad()
 def test_the_window_is_as_wide_as_documented(window):
-    """A change of one token reaches exactly the tokens whose window holds it."""
+    """A changed token influences exactly the tokens whose window contains it."""
     ids = random_ids(1, 12)
     changed = ids.clone()
     changed[0, 6] = 8 if ids[0, 6] != 8 else 9
@@ -265,7 +265,7 @@ def test_hidden_states_and_attentions(name):
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_inputs_embeds_stand_for_input_ids(name):
+def test_inputs_embeds_replace_input_ids(name):
     model = build(name, "vaswani2017")
     inputs = inputs_for(name)
     embeds = model.get_input_embeddings()(inputs["input_ids"])
@@ -291,7 +291,7 @@ def test_logits_to_keep():
 
 
 @torch.no_grad()
-def test_a_gate_is_a_factor_for_each_head():
+def test_attention_gate_scales_each_head():
     gated, plain = (
         build("TfmDecoderForCausalLM", attention_gate=gate).model.layers[0].self_attn for gate in (True, False)
     )
@@ -307,16 +307,16 @@ def test_a_gate_is_a_factor_for_each_head():
 
 
 @torch.no_grad()
-def test_values_of_embeddings_are_added_in_every_layer():
+def test_value_residual_adds_embedding_values_in_each_layer():
     mixed, plain = (build("TfmDecoderForCausalLM", value_residual=mix) for mix in (True, False))
     plain.load_state_dict({name: weight for name, weight in mixed.state_dict().items() if "value" not in name})
     ids = random_ids(2, 8)
     embeddings = plain.model.embed_tokens(ids)
     normal = embeddings / (embeddings.square().mean(-1, keepdim=True) + mixed.config.norm_eps).sqrt()
     values = normal @ mixed.model.embed_values.weight.T
-    for number, (ours, native) in enumerate(zip(mixed.model.layers, plain.model.layers), start=1):
-        ours.self_attn.value_mix.fill_(0.4 * number)
-        native.self_attn.v_proj.register_forward_hook(lambda _, i, own, mix=0.4 * number: own + mix * values)
+    for number, (mixed_layer, plain_layer) in enumerate(zip(mixed.model.layers, plain.model.layers), start=1):
+        mixed_layer.self_attn.value_mix.fill_(0.4 * number)
+        plain_layer.self_attn.v_proj.register_forward_hook(lambda _, i, output, mix=0.4 * number: output + mix * values)
     assert_close(mixed(input_ids=ids).logits, plain(input_ids=ids).logits, **CLOSE)
 
 
@@ -327,14 +327,14 @@ def test_resizing_the_vocabulary_keeps_the_old_tokens(name, tied, tmp_path):
     model = build(name, tie_word_embeddings=tied)
     inputs = inputs_for(name)
     del inputs["labels"]
-    before = logits_of(model(**inputs))
+    old_logits = logits_of(model(**inputs))
     model.resize_token_embeddings(VOCAB_SIZE + 7)
-    after = logits_of(model(**inputs))
-    assert after.shape[-1] == model.config.vocab_size == VOCAB_SIZE + 7
-    assert_close(after[..., :VOCAB_SIZE], before)
+    new_logits = logits_of(model(**inputs))
+    assert new_logits.shape[-1] == model.config.vocab_size == VOCAB_SIZE + 7
+    assert_close(new_logits[..., :VOCAB_SIZE], old_logits)
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     model.save_pretrained(tmp_path)
-    assert_close(logits_of(type(model).from_pretrained(tmp_path)(**inputs)), after)
+    assert_close(logits_of(type(model).from_pretrained(tmp_path)(**inputs)), new_logits)
 
 
 def test_more_tokens_than_learned_positions_is_a_clear_error():
@@ -418,8 +418,8 @@ def test_save_and_load_are_inverse(name, tied, tmp_path):
     ids=str,
 )
 @torch.no_grad()
-def test_loading_leaves_no_buffer_behind(family, switches, tmp_path):
-    """Models are loaded on the meta device, where a buffer that nothing fills again holds whatever was in memory."""
+def test_loading_fills_every_buffer(family, switches, tmp_path):
+    """Models load on the meta device: a buffer that nothing fills has arbitrary contents."""
     model = build(f"Tfm{family}Model", **switches)
     model.save_pretrained(tmp_path)
     expected = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -437,8 +437,8 @@ def test_loading_leaves_no_buffer_behind(family, switches, tmp_path):
         assert loaded(ids).last_hidden_state.isfinite().all()
 
 
-def test_new_heads_start_by_the_initialisation_rule(tmp_path):
-    """What a checkpoint lacks is drawn anew, never left as memory was."""
+def test_new_heads_are_initialised(tmp_path):
+    """Weights that a checkpoint lacks are initialised, not left with arbitrary contents."""
     build("TfmEncoderModel").save_pretrained(tmp_path)
     for head in ("ForSequenceClassification", "ForMaskedLM", "ForPreTraining"):
         model = getattr(hf_tfm, f"TfmEncoder{head}").from_pretrained(tmp_path)
@@ -448,7 +448,7 @@ def test_new_heads_start_by_the_initialisation_rule(tmp_path):
 
 @pytest.mark.parametrize("family, shape", SHAPES)
 def test_initial_weights(family, shape):
-    """Matrices with `initializer_range`, those into the residual stream less, gains one, biases zero (Radford 2019)."""
+    """Matrices by `initializer_range`, smaller into the residual stream; gains 1, biases 0 (GPT-2)."""
     make = decoder_config if family == "Decoder" else encoder_config
     config = make(shape, hidden_size=64, intermediate_size=96, num_hidden_layers=2, initializer_range=0.02)
     torch.manual_seed(0)
@@ -467,7 +467,7 @@ def test_initial_weights(family, shape):
 
 @torch.no_grad()
 def test_base_and_heads_open_one_another(tmp_path):
-    """A pretrained folder opens under another head, which starts anew, and as a base model; and back."""
+    """A pretrained folder opens with another, new head and as a base model, and back."""
     masked = build("TfmEncoderForMaskedLM")
     masked.save_pretrained(tmp_path / "masked")
     classifier = hf_tfm.TfmEncoderForSequenceClassification.from_pretrained(tmp_path / "masked", num_labels=5)
@@ -491,7 +491,7 @@ def test_the_mean_of_many_large_states_is_finite():
     assert mean_of_tokens(states, mask).eq(20).all()
 
 
-def test_what_would_be_ignored_is_refused():
+def test_arguments_without_effect_are_refused():
     model, ids = build("TfmDecoderModel"), random_ids(2, 8)
     with pytest.raises(ValueError, match="no cross-attention"):
         model(ids, encoder_hidden_states=torch.zeros(2, 3, model.config.hidden_size))
@@ -509,7 +509,7 @@ def test_what_would_be_ignored_is_refused():
 
 @pytest.mark.parametrize("name", HEADS)
 def test_an_unknown_argument_is_an_error(name):
-    """A cache under a name of the future, a misspelt mask: `**kwargs` swallows nothing that asks for something."""
+    """`**kwargs` swallows no argument: neither a cache under another name nor a misspelt mask."""
     model, inputs = build(name), inputs_for(name)
     with torch.no_grad():
         expected = model(**inputs).loss
@@ -520,7 +520,7 @@ def test_an_unknown_argument_is_an_error(name):
 
 
 @torch.no_grad()
-def test_both_names_of_the_cache_mean_the_same():
+def test_both_cache_names_are_equivalent():
     model, ids = build("TfmDecoderForCausalLM"), random_ids(2, 8)
     whole = model(ids).logits[:, 5:]
     for name in ("cache", "past_key_values"):
@@ -536,7 +536,7 @@ def test_both_names_of_the_cache_mean_the_same():
 
 
 @pytest.mark.parametrize("name", ["TfmDecoderModel", "TfmEncoderModel"])
-def test_documents_by_flash_attentions_lengths_alone_are_refused(name):
+def test_document_lengths_without_positions_are_refused(name):
     model, ids, starts = build(name), random_ids(1, 8), torch.tensor([0, 5, 8], dtype=torch.int32)
     lengths = dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=5, max_length_k=5)
     with pytest.raises(ValueError, match="pass position_ids"):
@@ -545,8 +545,8 @@ def test_documents_by_flash_attentions_lengths_alone_are_refused(name):
     assert torch.equal(model(ids, position_ids=positions, **lengths)[0], model(ids, position_ids=positions)[0])
 
 
-def test_frequencies_stay_exact_in_bf16():
-    """Rounded to bf16, and kept so by `.float()`, they would misplace tokens far into a text."""
+def test_frequencies_stay_in_fp32():
+    """Rotary frequencies rounded to bf16 would misplace distant tokens."""
     for model in (build("TfmDecoderModel"), build("TfmDecoderModel", "mixed")):
         exact = {name: buffer.clone() for name, buffer in model.rotary_emb.named_buffers()}
         for moved in (model.to(torch.bfloat16), model.half(), model.float()):

@@ -1,4 +1,4 @@
-"""A prefix is read in both directions: exactly the definition's mask, whatever the batch, the backend and the cache."""
+"""Prefix tokens see one another: the mask is the definition's for all batches, backends and caches."""
 
 import copy
 
@@ -45,7 +45,7 @@ def packed_batch(side: str) -> dict[str, torch.Tensor]:
 
 
 def dense_masks(batch: dict[str, torch.Tensor], window: int | None) -> dict[str, torch.Tensor]:
-    """The definition, token by token, as additive masks made ready."""
+    """The definition, token by token, as prepared additive masks."""
     rows, width = batch["input_ids"].shape
     masks = {}
     for name, reach in (("full_attention", None), ("sliding_attention", window)):
@@ -79,7 +79,7 @@ def test_equals_the_dense_mask(shape, side, attention):
 
 
 @torch.no_grad()
-def test_an_empty_prefix_is_none():
+def test_an_empty_prefix_changes_nothing():
     model, batch = build(LM), packed_batch("right")
     del batch["documents"]
     real, nothing = batch["attention_mask"] > 0, torch.zeros_like(batch.pop("prefix_mask"), dtype=torch.bool)
@@ -92,7 +92,7 @@ def test_an_empty_prefix_is_none():
 @pytest.mark.parametrize("shape", DECODER_SHAPES)
 @torch.no_grad()
 def test_nothing_leaks(shape):
-    """What a change of one token changes: nothing in front of a target, nothing in another document."""
+    """A changed token changes no output before a target, and none of another document."""
     model = build(LM, shape)
     ids, prefix = random_ids(1, 16), torch.zeros(1, 16, dtype=torch.bool)
     prefix[0, :5] = prefix[0, 10:13] = True
@@ -121,7 +121,7 @@ def test_nothing_leaks(shape):
 @pytest.mark.parametrize("shape", DECODER_SHAPES)
 @torch.no_grad()
 def test_a_cache_changes_nothing(shape):
-    """The prefix read at once, the rest token by token or in pieces, behind padding of different widths."""
+    """The prefix in one call, the rest token by token or in chunks, after padding of different widths."""
     model, ids = build(LM, shape), random_ids(3, 18)
     attention_mask, prefix = torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     attention_mask[0, :4] = attention_mask[1, :2] = 0
@@ -142,7 +142,7 @@ def test_a_cache_changes_nothing(shape):
 @pytest.mark.parametrize("end", [11, 14])
 @torch.no_grad()
 def test_a_prefix_behind_cached_tokens(end):
-    """New tokens may be a prefix too: they see what is cached and one another, and no empty places of a cache."""
+    """New tokens may be a prefix too: they see cached tokens and one another, no empty cache entries."""
     model, ids = build(LM, "mixed"), random_ids(2, 14)
     prefix = torch.zeros_like(ids, dtype=torch.bool)
     prefix[:, 6:end] = True
@@ -154,7 +154,7 @@ def test_a_prefix_behind_cached_tokens(end):
 
 
 def greedy(model, ids, attention_mask, prefix, new: int) -> torch.Tensor:
-    """The likeliest tokens, each by a forward pass over all there is."""
+    """Return greedy tokens, each by a forward pass over the whole text."""
     for _ in range(new):
         logits = model(ids, attention_mask=attention_mask, prefix_mask=prefix).logits
         ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
@@ -175,10 +175,10 @@ def test_generate_by_every_loop(shape, monkeypatch):
     expected = greedy(model, ids, mask, prefix, 8)
     assert not torch.equal(greedy(model, ids, mask, torch.zeros_like(prefix), 8), expected), "it says nothing"
 
-    taken, decide = [], generation._is_supported
-    monkeypatch.setattr(generation, "_is_supported", lambda *args: taken.append(decide(*args)) or taken[-1])
+    fast_calls, decide = [], generation._is_supported
+    monkeypatch.setattr(generation, "_is_supported", lambda *args: fast_calls.append(decide(*args)) or fast_calls[-1])
     assert torch.equal(generation.generate(model, ids, **inputs), expected)
-    assert taken == [True]
+    assert fast_calls == [True]
     for settings in (
         {},
         dict(use_cache=False),
@@ -205,8 +205,8 @@ def test_generate_from_embeddings():
 
 
 @pytest.mark.parametrize("shape", ["qwen3", "mixed"])
-def test_training_attention_reads_it_too(shape):
-    """Over more than one of its blocks: those above the diagonal are left out for causal rows."""
+def test_blockwise_attention_supports_prefixes(shape):
+    """Over several blocks: causal rows skip those above the diagonal."""
     window = {"sliding_window": 150} if shape == "mixed" else {}
     model = build(LM, shape, max_position_embeddings=512, initializer_range=0.3, **window).train()
     prefix = torch.zeros(2, 300, dtype=torch.bool)
@@ -221,12 +221,12 @@ def test_training_attention_reads_it_too(shape):
         model.zero_grad()
         model(**inputs if name == "prefix" else {**inputs, "prefix_mask": None}).loss.backward()
         reference[name] = torch.cat([p.grad.flatten() for p in model.parameters()])
-    mine, torchs = (relative_error(step(m, inputs)[1], reference["prefix"]) for m in (blockwise, plain))
-    assert mine < 1.5 * torchs + 0.01
-    assert relative_error(reference["no prefix"], reference["prefix"]) > 5 * mine
+    blockwise_error, sdpa_error = (relative_error(step(m, inputs)[1], reference["prefix"]) for m in (blockwise, plain))
+    assert blockwise_error < 1.5 * sdpa_error + 0.01
+    assert relative_error(reference["no prefix"], reference["prefix"]) > 5 * blockwise_error
 
 
-def test_what_cannot_be_is_refused(flash):
+def test_contradictory_arguments_are_refused(flash):
     model, ids = build(LM), random_ids(2, 6)
     prefix = torch.ones_like(ids, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"shape of the new tokens, \(2, 6\), not \(2, 5\)"):
@@ -238,7 +238,7 @@ def test_what_cannot_be_is_refused(flash):
             flash(build(LM))(ids, prefix_mask=prefix, attention_mask=mask)
 
 
-def test_a_prefix_is_not_read_in_parts():
+def test_a_prefix_needs_a_single_forward_pass():
     model, ids = build(LM), random_ids(1, 12)
     prefix = torch.zeros_like(ids, dtype=torch.bool)
     prefix[:, 1:4] = True
@@ -252,7 +252,7 @@ def test_a_prefix_is_not_read_in_parts():
 
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
 @torch.no_grad()
-def test_other_heads_take_it(head):
+def test_other_heads_support_prefixes(head):
     model, ids = build(f"TfmDecoderFor{head}"), random_ids(2, 6)
     prefix = torch.ones_like(ids, dtype=torch.bool)
     assert not torch.allclose(model(ids, prefix_mask=prefix)[0], model(ids)[0])
