@@ -11,6 +11,8 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
+# The label of a token that is not predicted.
+IGNORED = -100
 # Tensor cores want lengths like this; a processor would compute a fifth more for short texts.
 PAD_TO_MULTIPLE_OF = 8 if torch.accelerator.is_available() else None
 
@@ -65,7 +67,7 @@ class RightPadding:
             labels = [record["labels"] for record in records]
             if isinstance(labels[0], list):
                 length = batch["input_ids"].shape[-1]
-                labels = [row + [-100] * (length - len(row)) for row in labels]
+                labels = [row + [IGNORED] * (length - len(row)) for row in labels]
             batch["labels"] = torch.tensor(labels)
         return batch
 

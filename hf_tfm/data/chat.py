@@ -22,13 +22,13 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from .batches import IGNORED
 from .block_plan import best_fit_decreasing
 from .records import Records
 from .tokenizer import CHAT_TEMPLATE, CHAT_TOKENS, encode_chat
 
 
 Message = dict[str, str]
-IGNORED = -100  # a label that is not predicted
 
 ROLES = ("system", "user", "assistant", "tool")
 

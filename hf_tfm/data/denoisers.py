@@ -25,7 +25,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from .. import cpu
 from ..core.errors import InputError
 from ..core.limits import longest_input
-from .objectives import IGNORED, causal, uniform
+from .batches import IGNORED
+from .objectives import causal, uniform
 from .tokenizer import encode_text
 from .tokens import document_ends
 

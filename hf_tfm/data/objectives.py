@@ -5,7 +5,6 @@ An objective turns a packed batch into a model's inputs and labels. Chance is dr
 alone, so a row is the same whenever it is made, by whichever process, and in whatever batch.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,23 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..core.errors import InputError
+from .batches import IGNORED
+from .text import begins_unspaced_word, ends_sentence, is_unspaced
 from .tokens import TokenStore
 
 
-IGNORED = -100
-
-# What ends a sentence in most scripts, and what may follow it.
-_ENDS = tuple(".!?。！？؟۔।॥")
-_CLOSING = "\"')”’»」』\n"
-# How the characters of scripts without spaces begin in UTF-8, or as much of one as a token holds. 0xE0, 0xE1, 0xEF and
-# 0xF0 alone begin those of many other scripts.
-_UNSPACED = re.compile(
-    rb"\xe0[\xb8-\xbb]"  # Thai, Lao
-    rb"|\xe1(?:[\x80\x81\x9e\x9f]|\x82[\x80-\x9f])"  # Burmese, Khmer
-    rb"|\xe3(?![\x84-\x86])|[\xe4-\xe9]"  # kana and ideographs, without the Korean letters among them
-    rb"|\xef(?:[\xa4-\xab]|\xbd[\xa6-\xbf]|\xbe[\x80-\x9f])"  # compatibility ideographs, half-width kana
-    rb"|\xf0[\xa0-\xbf]"  # rare ideographs
-)
 # The bytes that the letters of byte-level tokens stand for.
 _BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
@@ -317,7 +304,7 @@ class SentencePairs:
         if long_enough.sum() < 2:
             raise InputError(f"sentence pairs need two documents of at least {self.SHORTEST} tokens")
         texts = token_texts(self.tokenizer)
-        self._ends_sentence = np.array([text.rstrip(_CLOSING)[-1:] in _ENDS or "\n" in text for text in texts])
+        self._ends_sentence = np.array([ends_sentence(text) for text in texts])
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows with these numbers: ids, positions, mask and segments `(batch, length)`, labels `(batch,)`."""
@@ -411,25 +398,24 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     model, texts = tokenizer.backend_tokenizer.model, token_texts(tokenizer)
     if isinstance(model, WordPiece):  # in other vocabularies "##" is a piece of text, as Markdown's headings are
         prefix = model.continuing_subword_prefix
-        return np.array([not text.startswith(prefix) or _is_unspaced(text[len(prefix) :]) for text in texts])
+        return np.array([not text.startswith(prefix) or _begins_unspaced_word(text[len(prefix) :]) for text in texts])
     tokens = tokenizer.convert_ids_to_tokens(range(len(texts)))
     # Vowel signs and accents (category M) stand within words, and so do bytes that are no whole character.
     return np.array(
         [
-            _is_unspaced(text, token)
+            _begins_unspaced_word(text, token)
             or not (text[:1].isalnum() or text[:1] == "\ufffd" or category(text[:1] or " ")[0] == "M")
             for token, text in zip(tokens, texts)
         ]
     )
 
 
-def _is_unspaced(text: str, token: str = "") -> bool:
+def _begins_unspaced_word(text: str, token: str = "") -> bool:
     """Whether a text begins with a letter of a script without spaces, or with bytes of one that `token` stands for."""
     first = text[:1]
     if first == "\ufffd" and token != text:
-        return bool(_UNSPACED.match(bytes(_BYTES.get(letter, 0) for letter in token)))
-    # Neither marks nor what repeats or lengthens the character before it.
-    return bool(_UNSPACED.match(first.encode())) and category(first) not in ("Mn", "Mc", "Lm")
+        return is_unspaced(bytes(_BYTES.get(letter, 0) for letter in token))
+    return first != "" and begins_unspaced_word(first)
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.privacy import public_name
-from .sources import READERS, Source, TextFile, list_files, named_split, open_file
+from .files import DataFile, list_files, named_split, read_rows
 
 
 class Records(list):
@@ -94,24 +94,20 @@ def iter_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
         yield from read_record_file(file)
 
 
-def record_files(path: str | Path, split: str = "train") -> list[TextFile]:
+def record_files(path: str | Path, split: str = "train") -> list[DataFile]:
     """The files that [`read_records`] reads. Raises `InputError` if there is none."""
     folder = Path(path).expanduser()
     if not folder.is_dir() or not any(named_split(file.relative_to(folder)) for file in folder.rglob("*")):
         split = "train"
-    return list_files(Source(str(path), split=split))
+    return list_files(str(path), split)
 
 
-def read_record_file(file: TextFile) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_record_file(file: DataFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and record of one file. Raises `InputError` where it is damaged, or plain text."""
-    suffix, _ = file.suffixes
-    if suffix == ".txt":
-        raise InputError(f"{file}: plain text has no fields; give .jsonl, .json, .csv, .tsv or .parquet")
-    with open_file(file) as stream:
-        for place, record in READERS[suffix](stream, file, None):
-            if not isinstance(record, Mapping):
-                raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
-            yield place, dict(record)
+    for place, record in read_rows(file):
+        if not isinstance(record, Mapping):
+            raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
+        yield place, dict(record)
 
 
 def read_list(text: str) -> list[Any] | None:

@@ -31,17 +31,8 @@ from transformers import PreTrainedTokenizerFast
 from ..artifacts.tokenizer_files import tokenizer_fingerprint
 from ..core.errors import InputError, cannot_write
 from ..core.files import atomic_directory, write_atomically
-from .sources import (
-    DocumentStream,
-    Source,
-    cut_text,
-    hub_errors,
-    list_files,
-    parse_source,
-    parse_sources,
-    read_documents,
-    readable,
-)
+from .files import cut_text, explain_unreadable
+from .sources import DocumentStream, Source, explain_hub, parse_source, parse_sources, read_documents
 
 
 __all__ = [
@@ -363,20 +354,20 @@ def _content(source: Source, cache_dir: Path, num_proc: int, streaming: bool = F
     elif streaming:
         contents = _file_states(source)
     else:
-        files = list_files(source)
+        files = source.list_files()
         paths = list(dict.fromkeys(file.path for file in files))
         with ThreadPoolExecutor(num_proc) as pool:
             hashes = dict(zip(paths, pool.map(lambda path: file_hash(path, cache_dir), paths)))
         contents = [[hashes[file.path], file.member, *file.suffixes] for file in files]
-    decides = {"contents": contents, "field": source.text_field, "sample_by": source.sample_by, "limit": source.limit}
-    # What is not asked for is left out, so that stores of older versions are found.
-    asked = {"where": source.where, "part": None if source.whole else source.part}
+    decides = {"contents": contents, "field": source.text_field, "sample_by": source.sample_by, "limit": None}
+    # Keys stay as in older versions, whose stores are found: a limit that exists no more, and settings only if given.
+    asked = {"where": source.where, "part": None if source.is_whole else source.part}
     return {**decides, **{name: value for name, value in asked.items() if value}}
 
 
 def _file_states(source: Source) -> list[list[Any]]:
     """Name, size and time of each file; not contents: to read everything first is what a stream is there to avoid."""
-    stats = ((file, file.path.stat()) for file in list_files(source))
+    stats = ((file, file.path.stat()) for file in source.list_files())
     return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
@@ -394,7 +385,7 @@ def file_hash(path: Path, cache_dir: Path) -> str:
     sha256 of a file; remembered for as long as it is the same file with the same size and times. The time of its last
     change of any kind is among them, which nobody can set back as `cp -p` and archives do with that of its contents.
     """
-    with readable(path):
+    with explain_unreadable(path):
         path = path.resolve()
         stat = path.stat()
         times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
@@ -421,7 +412,7 @@ def _hub_version(source: Source, cache_dir: Path) -> str:
     name, config, _ = source.hub
     memo = _memo(cache_dir, f"hub:{name}:{config}")
     try:
-        with hub_errors(source):
+        with explain_hub(source):
             version = load_dataset_builder(name, config).hash
     except InputError:
         if not memo.exists():
@@ -475,7 +466,7 @@ class TokenStream:
         """Tells apart streams that give different windows."""
         parts = [_LAYOUT, tokenizer_fingerprint(self.tokenizer), self.wrap, self.window_characters]
         for source in self.sources:
-            parts.append([source.text_field, source.sample_by, source.limit, source.hub, source.where, source.part])
+            parts.append([source.text_field, source.sample_by, None, source.hub, source.where, source.part])
             if source.hub:
                 parts.append(_hub_version(source, self.cache_dir))
             else:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.statistics import Estimate
-from ..data.chat import IGNORED
+from ..data.batches import IGNORED
 from ..data.records import Records
 from ..data.tokenizer import encode_text
 from ..models.modeling_tfm_compat import CACHE_NAME

@@ -20,7 +20,7 @@ from ..core.errors import InputError
 from ..core.inference import evaluation_mode, unwrap_adapter
 from ..core.limits import longest_input, refuse_diverged
 from ..core.statistics import Estimate, bootstrap
-from ..data.chat import IGNORED
+from ..data.batches import IGNORED
 from ..data.tokens import document_ends
 
 

@@ -12,7 +12,8 @@ from ..core.inference import evaluation_mode
 from ..core.limits import refuse_diverged
 from ..core.quiet import quiet
 from ..core.statistics import Estimate, proportion
-from ..data.chat import IGNORED, ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
+from ..data.batches import IGNORED
+from ..data.chat import ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
 from ..data.records import Records
 from ..train.report import print_line
 from .chat_run import Measurement

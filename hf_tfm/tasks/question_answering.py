@@ -16,6 +16,7 @@ from ..artifacts.tokenizer_files import trim_offsets
 from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records
+from ..data.text import split_sentences
 from ..train.base_model import separate_pairs
 from .losses import LossFunction
 from .spans import SpanAnswer, encode_questions, find_answers, span_columns, span_loss
@@ -24,7 +25,6 @@ from .task import Outputs, Split, Task
 
 
 _WORD = re.compile(r"\w+(?:[-'’.,]\w+)*")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass
@@ -226,7 +226,7 @@ def answer_by_rules(questions: Sequence[Question], train: Sequence[Question], se
         first = draw.randrange(len(words)) if words else 0
         answers["random words"].append(_covered_text(question.context, words[first : first + draw.randint(1, 3)]))
         question_words = set(normalize(question.question))
-        sentences = _SENTENCE_END.split(question.context)
+        sentences = [sentence.strip() for sentence in split_sentences(question.context)] or [""]
         sentence = max(sentences, key=lambda text: len(question_words & set(normalize(text))))
         answers["best sentence"].append(sentence)
         words = list(_WORD.finditer(sentence))

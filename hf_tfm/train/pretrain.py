@@ -37,7 +37,7 @@ from ..cpu.attention import supports_unpadded_training
 from ..cpu.compile import compile_blocks, has_compiler, is_worth_compiling
 from ..data.objectives import Masked, SentencePairs, causal, masked_next_token
 from ..data.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
-from ..data.sources import Source, left_out, list_files, parse_sources
+from ..data.sources import Source, parse_sources
 from ..data.tokens import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
 from ..models.configuration_tfm import SIZES, TfmConfig
 from .averaging import AveragingMixin
@@ -519,7 +519,7 @@ def describe_text(
 
 def _paths(source: Source) -> list[Path]:
     """The files of a source, an archive once, which is listed for each file in it."""
-    return list(dict.fromkeys(file.path for file in list_files(source)))
+    return list(dict.fromkeys(file.path for file in source.list_files()))
 
 
 def describe_source(source: Source) -> str:
@@ -528,7 +528,7 @@ def describe_source(source: Source) -> str:
     if len(names) > _MANY_FILES:
         names = [f"{Path(source.location).name} ({len(names):,} files)"]
     chosen = [f"{field}: {', '.join(values)}" for field, values in (source.where or {}).items()]
-    if not source.whole:
+    if not source.is_whole:
         chosen.append(f"{source.part[1] - source.part[0]:.3g} of the documents")
     return ", ".join(names) + (f" ({'; '.join(chosen)})" if chosen else "")
 
@@ -798,7 +798,7 @@ def notes_on_text(script: PretrainArguments, facts: list[dict[str, Any]]) -> lis
     """What a person may not have meant about the text: files left out, read twice, or trained on and measured."""
     notes = []
     for source in [*script.training_sources(), *(script.validation_sources() if script.validation_data else [])]:
-        for why, files in left_out(source).items():
+        for why, files in source.list_skipped_files().items():
             names = ", ".join(path.name for path in files[:3]) + (", …" if len(files) > 3 else "")
             notes.append(f"{len(files):,} left out of {source.location}, {why}: {names}")
     if any(source.where for source in script.training_sources() + script.validation_sources()):

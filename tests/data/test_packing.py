@@ -390,7 +390,7 @@ def test_from_shared_text(tokenizer, tmp_path):
     file = SHARED / "data" / "text_mix" / "validation.jsonl.gz"
     if not file.exists():
         pytest.skip("no shared data beside the checkout")
-    source = {"location": str(file), "limit": 40}
+    source = {"location": str(file), "part": (0, 0.1)}
     blocks = PackedBlocks.from_sources(source, tokenizer, 256, cache_dir=tmp_path)
     (store,) = blocks.stores
     assert store.num_tokens / (blocks.num_blocks * 256) > 0.98

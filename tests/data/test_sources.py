@@ -15,16 +15,8 @@ import pytest
 from pyarrow import parquet
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import sources
-from hf_tfm.data.sources import (
-    DocumentStream,
-    Source,
-    left_out,
-    list_files,
-    parse_source,
-    parse_sources,
-    read_documents,
-)
+from hf_tfm.data import files, sources
+from hf_tfm.data.sources import DocumentStream, Source, parse_source, parse_sources, read_documents
 
 
 TEXTS = ["one\ntwo", 'quo"te, comma\ttab', "naïve ☃ 🎈", "[3] }{", "last"]
@@ -34,7 +26,7 @@ def write(path: Path, texts=TEXTS, field="text") -> Path:
     """The texts in the format that the name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [{"id": i, field: text} for i, text in enumerate(texts)]
-    kind = [suffix for suffix in path.suffixes if suffix in sources.READERS][0]
+    kind = [suffix for suffix in path.suffixes if suffix in files.READABLE][0]
     if kind == ".parquet":
         table = pa.table({"id": range(len(texts)), field: texts})
         sink = pa.BufferOutputStream()
@@ -75,11 +67,8 @@ def test_json_lines_in_a_json_file_and_a_byte_order_mark(tmp_path):
     assert list(read_documents(file)) == TEXTS
 
 
-def test_json_array_is_parsed_piece_by_piece(tmp_path, monkeypatch):
-    texts = [f"{i} " + "x" * (i % 97) for i in range(500)]
-    file = write(tmp_path / "a.json", texts)
-    monkeypatch.setattr(sources, "MAX_CHARACTERS", 64)
-    assert list(read_documents(file)) == texts
+def test_a_broken_json_array_is_refused(tmp_path):
+    file = write(tmp_path / "a.json", [f"{i} " + "x" * (i % 97) for i in range(50)])
     whole = file.read_text()
     for broken in (
         whole.rstrip()[:-1],
@@ -90,6 +79,13 @@ def test_json_array_is_parsed_piece_by_piece(tmp_path, monkeypatch):
         file.write_text(broken)
         with pytest.raises(InputError, match="broken JSON"):
             list(read_documents(file))
+
+
+def test_a_json_array_larger_than_memory_is_refused(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.json")
+    monkeypatch.setattr(files, "_MAX_SHARE_OF_MEMORY", 1e-12)
+    with pytest.raises(InputError, match=r"a.json: this JSON file is too large .* convert it to .jsonl"):
+        list(read_documents(file))
 
 
 def test_txt_documents(tmp_path):
@@ -140,8 +136,8 @@ def test_zip(tmp_path):
         archive.writestr("notes.doc", "junk")
     assert list(read_documents(tmp_path / "a.zip")) == ["a/x.csv.gz", "b.jsonl", "p.parquet"]
     source = Source(f"{tmp_path}/a.zip")
-    assert str(list_files(source)[1]) == f"{tmp_path}/a.zip/b.jsonl"
-    assert left_out(source) == {
+    assert str(source.list_files()[1]) == f"{tmp_path}/a.zip/b.jsonl"
+    assert source.list_skipped_files() == {
         "named for another split": [tmp_path / "a.zip" / "test.jsonl"],
         "of another kind": [tmp_path / "a.zip" / "notes.doc"],
     }
@@ -153,12 +149,12 @@ def test_what_is_left_out_of_a_folder_can_be_named(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     source = Source(str(tmp_path))
-    assert [file.path.name for file in list_files(source)] == ["a.jsonl"]
-    assert left_out(source) == {
+    assert [file.path.name for file in source.list_files()] == ["a.jsonl"]
+    assert source.list_skipped_files() == {
         "named for another split": [tmp_path / "dev" / "b.csv", tmp_path / "eval.zip", tmp_path / "test_a.jsonl"],
         "of another kind": [tmp_path / "notes.doc", tmp_path / "test.py"],
     }
-    assert left_out(Source(str(tmp_path / "test_a.jsonl"))) == {} == left_out(Source("hub:a/b"))
+    assert Source(str(tmp_path / "test_a.jsonl")).list_skipped_files() == {} == Source("hub:a/b").list_skipped_files()
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
@@ -179,8 +175,6 @@ def test_records_are_chosen_by_a_field(tmp_path, kind):
     assert list(read_documents(f"{path}?source=news,books")) == ["a", "c", "d"]
     assert list(read_documents(f"{path}?source=web")) == ["b"]
     assert list(read_documents({"location": str(path), "where": {"number": [2]}})) == ["c"]
-    chosen = {"location": str(path), "where": {"source": ["news"]}, "limit": 1}
-    assert list(read_documents(chosen)) == ["a"]
     with pytest.raises(InputError, match="holds no text; no record where .*poems"):
         list(read_documents(f"{path}?source=poems"))
     with pytest.raises(InputError, match="no field 'genre' to choose by" if kind != ".parquet" else "genre"):
@@ -193,13 +187,11 @@ def test_plain_text_has_no_fields_to_choose_by(tmp_path):
         list(read_documents(f"{tmp_path / 'a.txt'}?source=news"))
 
 
-def test_several_sources_fields_limits_and_blank_documents(tmp_path):
+def test_several_sources_fields_and_blank_documents(tmp_path):
     one = write(tmp_path / "one.jsonl", ["a", "", " \n", "b", "c"])
     two = write(tmp_path / "two.csv", ["d", "e"], field="body")
     assert list(read_documents([one, f"{two}#body"])) == ["a", "b", "c", "d", "e"]
-    assert list(read_documents(one, limit=2)) == ["a", "b"]
     assert list(read_documents(two, text_field="body")) == ["d", "e"]
-    assert list(read_documents([{"location": str(one), "limit": 2}, f"{two}#body"])) == ["a", "b", "d", "e"]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +372,6 @@ def test_too_few_documents_for_a_part(tmp_path):
         ({"location": "a", "wieght": 1}, "needs location, may have weight, text_field"),
         ({"location": "a", "weight": "high"}, "weight high is not a positive number"),
         ({"location": "a", "sample_by": "word"}, "must be document, paragraph or line"),
-        ({"location": "a", "limit": 0}, "limit 0 is not a number of documents"),
         ({"location": "a", "part": [0.5, 0.2]}, "is not two shares of its documents"),
         ({"location": "a", "part": 0.5}, "is not two shares of its documents"),
     ],
@@ -392,14 +383,14 @@ def test_wrong_sources(specs, message):
 
 @pytest.fixture
 def three_places(tmp_path):
-    """Sources of two files, of one file with a limit, and of a dataset that `datasets` opens; and their texts."""
+    """Sources of two files, of one file, and of a dataset that `datasets` opens; and their texts."""
     write(tmp_path / "folder" / "a.jsonl.gz", ["a1", "", "a2", "a3"])
     write(tmp_path / "folder" / "b.csv", ["b1", "b2"])
-    write(tmp_path / "c.jsonl", ["c1", "c2", "c3"])
+    write(tmp_path / "c.jsonl", ["c1", "c2"])
     write(tmp_path / "dataset" / "train.jsonl", ["h1", "h2", "h3"])
     write(tmp_path / "dataset" / "test.jsonl", ["t1"])
     folder, dataset = tmp_path / "folder", tmp_path / "dataset"
-    places = parse_sources([folder, {"location": f"{tmp_path}/c.jsonl", "limit": 2}, f"hub:{dataset}"])
+    places = parse_sources([folder, tmp_path / "c.jsonl", f"hub:{dataset}"])
     return places, ["a1", "a2", "a3", "b1", "b2", "c1", "c2", "h1", "h2", "h3"]
 
 

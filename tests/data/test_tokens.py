@@ -104,7 +104,7 @@ def test_the_number_of_workers_changes_nothing(file, tokenizer, tmp_path, small_
 
 
 def test_long_documents_are_tokenised_in_parts_but_stay_one(tokenizer, monkeypatch):
-    monkeypatch.setattr("hf_tfm.data.sources.MAX_CHARACTERS", 100)
+    monkeypatch.setattr("hf_tfm.data.files.MAX_CHARACTERS", 100)
     texts = ["the cat sat on the mat\n" * 50, "short", "x" * 450]
     store = TokenStore.from_texts(texts, tokenizer, wrap=False)
     assert [tokenizer.decode(store[i]) for i in range(3)] == texts
@@ -125,7 +125,7 @@ def test_a_store_is_built_once(file, tokenizer, cache, monkeypatch, tmp_path):
     folders = {
         first.folder,
         TokenStore.build(file, tokenizer, wrap=False, cache_dir=cache).folder,
-        TokenStore.build({"location": str(file), "limit": 5}, tokenizer, cache_dir=cache).folder,
+        TokenStore.build({"location": str(file), "part": (0, 0.5)}, tokenizer, cache_dir=cache).folder,
         TokenStore.build([file, file], tokenizer, cache_dir=cache).folder,
         TokenStore.build(file, other, cache_dir=cache).folder,
     }
@@ -177,7 +177,7 @@ def test_streamed_files_are_known_without_reading_them(file, cache, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", no_open)
         first = digest(streaming=True)
-        assert digest(streaming=True) == first != digest({"location": str(file), "limit": 5}, streaming=True)
+        assert digest(streaming=True) == first != digest({"location": str(file), "part": (0, 0.5)}, streaming=True)
         os.utime(file, (1e9, 1e9))
         touched = digest(streaming=True)
         assert first != touched

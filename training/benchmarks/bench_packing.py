@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    texts = list(read_documents(args.data, limit=args.documents))
+    texts = list(itertools.islice(read_documents(args.data), args.documents))
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
 
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...core.errors import InputError
 from ...core.inference import unwrap_adapter
 from ...core.limits import longest_input
-from ...data.sources import SENTENCE_END, read_documents
+from ...data.sources import read_documents
+from ...data.text import is_unspaced, split_sentences
 from .inspection import save_figure, spread
 
 
 # Characters of a sentence that are kept on each side of the word.
 _AROUND = 200
-_SENTENCE_END = re.compile(rf"{SENTENCE_END}|\n\s*\n")
-# Scripts that write no blanks between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _APOSTROPHES = str.maketrans("’ʼ‘", "'''")
 _APART = 0.05  # of cosines: what sets groups apart at least
 _READ = 100_000  # documents, and ten times the contexts asked for: then it is enough to choose from
@@ -117,7 +115,7 @@ def find_contexts(documents: Iterable[str], word: str, most: int = 24) -> list[C
         if number == _READ or len(found) >= 10 * most:
             break
         document = unicodedata.normalize("NFC", document)
-        for sentence in _sentences(document) if pattern.search(_folded(document)) else ():
+        for sentence in split_sentences(document, r"\n\s*\n") if pattern.search(_folded(document)) else ():
             sentence = " ".join(sentence.split())
             places = pattern.finditer(_folded(sentence))
             if (place := next((place for place in places if _is_word(sentence, *place.span())), None)) is None:
@@ -137,14 +135,6 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", text).translate(_APOSTROPHES)
 
 
-def _sentences(document: str) -> Iterator[str]:
-    start = 0
-    for end in (match.end() for match in _SENTENCE_END.finditer(document)):
-        yield document[start:end]
-        start = end
-    yield document[start:]
-
-
 def _is_word(sentence: str, start: int, end: int) -> bool:
     """Whether what stands there is part of no longer word."""
     before, after = sentence[max(0, start - 1) : start + 1], sentence[end - 1 : end + 1]
@@ -156,7 +146,7 @@ def _joined(left: str, right: str) -> bool:
     kinds = unicodedata.category(left)[0], unicodedata.category(right)[0]
     if kinds[1] == "M":
         return True
-    return kinds[0] in "LMN" and kinds[1] in "LN" and not _UNSPACED.match(left) and not _UNSPACED.match(right)
+    return kinds[0] in "LMN" and kinds[1] in "LN" and not is_unspaced(left) and not is_unspaced(right)
 
 
 @torch.inference_mode()

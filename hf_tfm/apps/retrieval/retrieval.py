@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -27,18 +26,10 @@ from ...core.errors import InputError
 from ...core.files import write_atomically
 from ...core.inference import is_bidirectional
 from ...core.limits import longest_input
+from ...data.files import PLAIN_TEXT, READABLE, DataFile, cut_text, list_files, read_plain_text
 from ...data.records import Records, read_record_file
-from ...data.sources import (
-    PLAIN_TEXT,
-    READERS,
-    SENTENCE_END,
-    Source,
-    TextFile,
-    cut_text,
-    list_files,
-    read_documents,
-    read_file,
-)
+from ...data.sources import read_documents
+from ...data.text import sentence_ends
 from ...data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
 from ...evaluate.predict import Predictor, open_predictor
 from .search import BM25, Hit, fuse, nearest
@@ -46,8 +37,7 @@ from .search import BM25, Hit, fuse, nearest
 
 INDEX_FILE, PASSAGES, VECTORS = "index.json", "passages", "vectors.bin"
 _CHUNK = 1024  # passages that are embedded and written at one time
-_SENTENCE_END = re.compile(rf"{SENTENCE_END}|\n+")
-_KINDS = frozenset({*READERS, *PLAIN_TEXT})
+_KINDS = frozenset({*READABLE, *PLAIN_TEXT})
 
 
 class Passage(NamedTuple):
@@ -80,7 +70,7 @@ def iter_documents(location: str, text_field: str = "text") -> Iterator[tuple[st
     for file in _files(location):
         several: Iterable[tuple[str, str]]
         if file.suffixes[0] in PLAIN_TEXT:
-            several = [(str(file), "".join(read_file(file, Source(str(file.path)))))]
+            several = [(str(file), "".join(read_plain_text(file)))]
         else:
             several = ((place, _text(record, place, text_field)) for place, record in read_record_file(file))
         for place, text in several:
@@ -88,8 +78,8 @@ def iter_documents(location: str, text_field: str = "text") -> Iterator[tuple[st
                 yield place.replace(str(file.path), _name(file.path, location), 1), text
 
 
-def _files(location: str) -> list[TextFile]:
-    files = list_files(Source(location, split=""), _KINDS)
+def _files(location: str) -> list[DataFile]:
+    files = list_files(location, "", _KINDS)
     indexes = _indexes(file.path for file in files)
     files = [file for file in files if indexes.isdisjoint(file.path.parents)]
     if not files:
@@ -112,7 +102,7 @@ def other_kinds(location: str) -> Counter[str]:
     if not os.path.isdir(location):
         return Counter()
     inside = [path for path in Path(location).rglob("*") if path.is_file() and path.suffix.lower() != ".zip"]
-    inside = [path for path in inside if TextFile(path).suffixes[0] not in _KINDS]
+    inside = [path for path in inside if DataFile(path).suffixes[0] not in _KINDS]
     inside = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(location).parts)]
     indexes = _indexes(inside)
     return Counter(path.suffix or path.name for path in inside if indexes.isdisjoint(path.parents))
@@ -146,7 +136,7 @@ def cut_passages(text: str, tokenizer: Any, length: int, overlap: int = 0) -> li
         # Every token counts, also one of blanks alone, which some tokenizers give no place of its own.
         tokens = np.maximum.accumulate(np.array(encoded["offset_mapping"], int).reshape(-1, 2))
         # A token of a byte-level tokenizer begins with the blank in front of its word: it counts by its end.
-        bounds = np.searchsorted(tokens[:, 1], [match.end() for match in _SENTENCE_END.finditer(part)], side="right")
+        bounds = np.searchsorted(tokens[:, 1], sentence_ends(part), side="right")
         bounds = sorted({0, len(tokens), *bounds.tolist()})
         pieces = [
             (start, min(start + length, end))
