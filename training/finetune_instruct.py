@@ -15,7 +15,8 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import chat
+from hf_tfm.data import chat, chat_rows
+from hf_tfm.data.conversations import read_conversations, up_to_answer
 from hf_tfm.tasks import chat_run, instruct
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(args.seed)
 
     splits = finetune.read_splits(recipe, args.seed, instruct.conversation_keys)
-    conversations = {name: chat.read_conversations(records) for name, records in splits.items()}
+    conversations = {name: read_conversations(records) for name, records in splits.items()}
     loaded = chat_run.load_chat_model(recipe, AutoModelForCausalLM, recipe.new_tokens)
     model, tokenizer, encoder, length = loaded.model, loaded.tokenizer, loaded.encoder, loaded.max_length
     if loaded.new_weights:
@@ -73,13 +74,13 @@ def main(argv: list[str] | None = None) -> int:
     finetune.resolve_arguments(args, recipe, model, ["loss"])
 
     rows = encoded["train"].rows
-    train = chat.pack(rows, length, tokenizer.pad_token_id) if recipe.packing else rows
+    train = chat_rows.pack(rows, length, tokenizer.pad_token_id) if recipe.packing else rows
     if recipe.packing:
         full = encoded["train"].tokens / (length * len(train))
         print_line("packing", f"{len(train):,} rows of {length} tokens, {full:.1%} full, no conversation sees another")
     report.report_model(model, recipe, loaded.new_weights)
     report.report_steps(args, rows, length, train if recipe.packing else None)
-    print_line("example", chat.show(tokenizer, rows[0]))
+    print_line("example", chat_rows.show(tokenizer, rows[0]))
     keys = {name: list(map(instruct.conversation_key, several)) for name, several in conversations.items()}
     record["overlap_with_train"] = report.report_overlap(keys)
 
@@ -89,17 +90,17 @@ def main(argv: list[str] | None = None) -> int:
         train_dataset=train,
         eval_dataset=encoded["validation"].rows,
         processing_class=tokenizer,
-        data_collator=chat.ConversationCollator(tokenizer.pad_token_id),
+        data_collator=chat_rows.ConversationCollator(tokenizer.pad_token_id),
         record=record,
     )
     if recipe.packing:
-        chat.check_packing(trainer.model, train)
+        chat_rows.check_packing(trainer.model, train)
     report.report_time_estimate(trainer)
 
     split = finetune.measured_split(splits)
     measured = encoded[split]
     prompts = [
-        chat.up_to_answer(conversations[split][number][:turns])
+        up_to_answer(conversations[split][number][:turns])
         for number, turns in list(zip(measured.numbers, measured.turns))[: recipe.answers]
     ]
     prompt_ids = [encoder.prompt(prompt, split) for prompt in prompts]

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError, needs_extra
-from hf_tfm.data import chat
+from hf_tfm.data import chat, chat_rows
 from hf_tfm.tasks import chat_run
 from hf_tfm.tasks.preferences import SIDES, encode_splits, measure_pairs, pair_keys, read_pairs
 from hf_tfm.train import finetune, report
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     total, per_epoch = report.count_steps(args, len(encoded["train"].rows))
     print_line("steps", f"{total:,}, {per_epoch:,} an epoch, rate {args.learning_rate:.3g}")
     for side in SIDES:
-        print_line(side, chat.show(tokenizer, encoded["train"].labelled_rows(side)[0]))
+        print_line(side, chat_rows.show(tokenizer, encoded["train"].labelled_rows(side)[0]))
 
     fields = {"max_length": None, "disable_dropout": recipe.lora_dropout == 0}
     if not reward:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from hf_tfm.artifacts.tokenizer_files import save_tokenizer
 from hf_tfm.core.errors import InputError, OneLineParser
+from hf_tfm.data.sources import read_documents
 from hf_tfm.data.tokenizer import encode_text, train_tokenizer
-from hf_tfm.data.tokens import read_documents
 from hf_tfm.train.recipe import one_line_errors
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from .tokens import TokenStore, open_arrays, write_arrays
+from .cache import open_arrays, write_arrays
+from .tokens import TokenStore
 
 
 # Part of the name of a plan on disk: raise it when the same store would be packed otherwise.

@@ -8,22 +8,14 @@ alone, so a row is the same whenever it is made, by whichever process, and in wh
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
-from unicodedata import category
 
 import numpy as np
 import torch
-from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..core.errors import InputError
 from .batches import IGNORED
-from .text import begins_unspaced_word, ends_sentence, is_unspaced
-from .tokens import TokenStore
-
-
-# The bytes that the letters of byte-level tokens stand for.
-_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+from .vocabulary import word_starts
 
 
 def causal(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -263,167 +255,6 @@ class DrawnRate:
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         return self.low + (self.high - self.low) * uniform(self.seed, rows, 1, stream=5)[:, 0]
-
-
-@dataclass
-class SentencePairs:
-    """
-    Pairs of segments for next-sentence prediction (Devlin et al. 2019) or sentence order (Lan et al. 2020,
-    https://huggingface.co/papers/1909.11942), as `[CLS] A [SEP] B [SEP]` with segment ids.
-
-    A window of consecutive text is cut in two at the end of a sentence. In half of the rows (label 1) the second
-    segment is text from another document, about as long, or, for sentence order, the two change places.
-
-    Args:
-        store: Documents without special tokens (`TokenStore.build(..., wrap=False)`).
-        tokenizer: Gives cls, sep and pad, and which tokens end a sentence.
-        length: Tokens in a row, special tokens included.
-        seed: Row `r` depends on `(seed, r)` alone.
-        task: `next_sentence` or `sentence_order`.
-
-    Raises:
-        InputError: there are fewer than two documents with two sentences' worth of text, or the tokenizer has no cls or
-            sep token.
-    """
-
-    store: TokenStore
-    tokenizer: PreTrainedTokenizerBase
-    length: int
-    seed: int = 0
-    task: Literal["next_sentence", "sentence_order"] = "next_sentence"
-    _ends_sentence: np.ndarray = field(init=False, repr=False)
-
-    SHORTEST = 16  # tokens in both segments together
-
-    def __post_init__(self):
-        if self.task not in ("next_sentence", "sentence_order"):
-            raise InputError(f"the task must be next_sentence or sentence_order, not {self.task!r}")
-        if self.tokenizer.cls_token_id is None or self.tokenizer.sep_token_id is None:
-            raise InputError("sentence pairs need a tokenizer with a cls and a sep token; this one lacks them")
-        long_enough = np.diff(self.store.offsets) >= self.SHORTEST
-        if long_enough.sum() < 2:
-            raise InputError(f"sentence pairs need two documents of at least {self.SHORTEST} tokens")
-        texts = token_texts(self.tokenizer)
-        self._ends_sentence = np.array([ends_sentence(text) for text in texts])
-
-    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows with these numbers: ids, positions, mask and segments `(batch, length)`, labels `(batch,)`."""
-        batch_size = len(rows)
-        pairs = [self._pair(np.random.default_rng((self.seed, int(row)))) for row in rows]
-        input_ids = np.full((batch_size, self.length), self.tokenizer.pad_token_id or 0, np.int64)
-        segments = np.zeros_like(input_ids)
-        real = np.zeros_like(input_ids)
-        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        for i, (first, second, _) in enumerate(pairs):
-            tokens = [cls, *first, sep, *second, sep]
-            input_ids[i, : len(tokens)] = tokens
-            segments[i, len(first) + 2 : len(tokens)] = 1
-            real[i, : len(tokens)] = 1
-        positions = np.broadcast_to(np.arange(self.length), input_ids.shape)
-        return {
-            "input_ids": input_ids,
-            "position_ids": positions,
-            "sequence_ids": real,
-            "attention_mask": real,
-            "token_type_ids": segments,
-            "next_sentence_label": np.array([label for *_, label in pairs]),
-            "rows": rows,
-        }
-
-    def _pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-        room = self.length - 3
-        document, window = self._window(rng, room)
-        ends = 1 + np.flatnonzero(self._ends_sentence[window])
-        cuts = ends[(ends >= 4) & (ends <= len(window) - 4)]
-        if self.task == "sentence_order" and (whole := cuts <= ends.max(initial=0) - 4).any():
-            window, cuts = window[: ends[-1]], cuts[whole]  # or only one of the orders would end with a sentence
-        cut = int(rng.choice(cuts)) if len(cuts) else len(window) // 2
-        first, second, label = window[:cut], window[cut:], int(rng.random() < 0.5)
-        if label and self.task == "sentence_order":
-            first, second = second, first
-        elif label:
-            strangers = [
-                self._stranger(rng, document, len(second), room - len(first), at_end=len(window) < room)
-                for _ in range(4)
-            ]
-            second = min(strangers, key=lambda stranger: abs(len(stranger) - len(second)))
-        return first, second, label
-
-    def _stranger(self, rng: np.random.Generator, document: int, size: int, room: int, at_end: bool) -> np.ndarray:
-        """
-        Text of another document instead of a continuation that has `size` tokens and may end where its document does.
-        This one ends so too: else its last token or its length would tell the two apart.
-        """
-        other = document
-        while other == document:
-            other, text = self._window(rng, size)
-        if not at_end:
-            return text
-        begin, end = int(self.store.offsets[other]), int(self.store.offsets[other + 1])
-        nearest = max(begin, end - room)
-        starts = nearest + 1 + np.flatnonzero(self._ends_sentence[self.store.tokens[nearest : end - 4]])
-        start = starts[np.abs(starts - (end - size)).argmin()] if len(starts) else max(begin, end - size)
-        return self.store.tokens[start:end].astype(np.int64)
-
-    def _window(self, rng: np.random.Generator, room: int) -> tuple[int, np.ndarray]:
-        """
-        A document, by its share of the tokens, and text from it that starts with the document or behind a sentence's
-        end; where no sentence ends, anywhere.
-        """
-        offsets = self.store.offsets
-        while True:
-            start = int(rng.integers(self.store.num_tokens))
-            document = int(np.searchsorted(offsets, start, side="right")) - 1
-            begin, end = int(offsets[document]), int(offsets[document + 1])
-            if end - begin < self.SHORTEST:
-                continue
-            start = min(start, end - self.SHORTEST)
-            ends = np.flatnonzero(
-                self._ends_sentence[self.store.tokens[start : min(start + room, end - self.SHORTEST)]]
-            )
-            if start - begin < room and not self._ends_sentence[self.store.tokens[begin:start]].any():
-                start = begin
-            elif len(ends):
-                start += int(ends[0]) + 1
-            else:
-                start = max(begin, min(start, end - room))
-            return document, self.store.tokens[start : min(start + room, end)].astype(np.int64)
-
-
-def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """
-    Which tokens of a vocabulary of byte-level BPE, WordPiece or bytes begin a word, `(vocab_size,)` bool. In scripts
-    without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character does, if cut into bytes the first one.
-    """
-    model, texts = tokenizer.backend_tokenizer.model, token_texts(tokenizer)
-    if isinstance(model, WordPiece):  # in other vocabularies "##" is a piece of text, as Markdown's headings are
-        prefix = model.continuing_subword_prefix
-        return np.array([not text.startswith(prefix) or _begins_unspaced_word(text[len(prefix) :]) for text in texts])
-    tokens = tokenizer.convert_ids_to_tokens(range(len(texts)))
-    # Vowel signs and accents (category M) stand within words, and so do bytes that are no whole character.
-    return np.array(
-        [
-            _begins_unspaced_word(text, token)
-            or not (text[:1].isalnum() or text[:1] == "\ufffd" or category(text[:1] or " ")[0] == "M")
-            for token, text in zip(tokens, texts)
-        ]
-    )
-
-
-def _begins_unspaced_word(text: str, token: str = "") -> bool:
-    """Whether a text begins with a letter of a script without spaces, or with bytes of one that `token` stands for."""
-    first = text[:1]
-    if first == "\ufffd" and token != text:
-        return is_unspaced(bytes(_BYTES.get(letter, 0) for letter in token))
-    return first != "" and begins_unspaced_word(first)
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The tokens of a vocabulary; byte-level ones as the text they stand for, not as letters that stand for bytes."""
-    ids, backend = range(len(tokenizer)), tokenizer.backend_tokenizer
-    if "ByteLevel" in str(backend.decoder):
-        return backend.decode_batch([[number] for number in ids], skip_special_tokens=False)
-    return tokenizer.convert_ids_to_tokens(ids)
 
 
 def _tensors(**arrays: np.ndarray) -> dict[str, torch.Tensor]:

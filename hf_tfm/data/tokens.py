@@ -9,52 +9,30 @@ fits on no disk: it is tokenised window by window while training reads it. Neith
 text in memory.
 """
 
-import hashlib
 import itertools
 import json
 import os
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from ..artifacts.tokenizer_files import tokenizer_fingerprint
-from ..core.errors import InputError, cannot_write
-from ..core.files import atomic_directory, write_atomically
-from .files import cut_text, explain_unreadable
-from .sources import DocumentStream, Source, explain_hub, parse_source, parse_sources, read_documents
+from ..core.errors import InputError
+from .cache import default_cache_dir, digest, file_hash, memo_path, open_arrays, write_arrays, write_memo
+from .files import cut_text
+from .sources import DocumentStream, Source, explain_hub, parse_sources
 
-
-__all__ = [
-    "DocumentStream",
-    "Source",
-    "TokenStore",
-    "TokenStream",
-    "default_cache_dir",
-    "encode_documents",
-    "parse_source",
-    "parse_sources",
-    "read_documents",
-]
 
 # Part of every cache key: raise it when the same text and tokenizer would give other tokens or another layout.
 _LAYOUT = 1
-_CACHE_HINT = "free space, or set HF_TFM_CACHE to another folder"
-
-
-def default_cache_dir() -> Path:
-    """`$HF_TFM_CACHE`, or the folder `hf_tfm` beside transformers' own caches."""
-    return Path(os.environ.get("HF_TFM_CACHE") or Path(HF_HOME) / "hf_tfm").expanduser()
 
 
 def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
@@ -163,60 +141,6 @@ def _groups(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
         yield group
 
 
-def write_arrays(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
-    """
-    Writes arrays that come in chunks to `folder/NAME.bin`, in constant memory; and `meta` to `folder/meta.json`.
-
-    The folder appears whole or not at all, whenever the process dies. Of several processes that want the same folder
-    one works and the others wait for it. `meta` is written last, so `chunks` may still change it.
-    """
-    with _explain_unwritable(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                with atomic_directory(folder, hint=_CACHE_HINT) as staging:
-                    _write_chunks(staging, chunks, meta)
-
-
-@contextmanager
-def _explain_unwritable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # a broken connection to the source of the chunks, not an error of the file system
-            raise
-        raise InputError(f"{path}: {cannot_write(_CACHE_HINT)(error)}") from None
-
-
-def _write_chunks(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
-    arrays: dict[str, dict[str, Any]] = {}
-    with ExitStack() as stack:
-        files = {}
-        for chunk in chunks:
-            for name, array in chunk.items():
-                if name not in files:
-                    files[name] = stack.enter_context(open(folder / f"{name}.bin", "wb"))
-                    arrays[name] = {"dtype": str(array.dtype), "length": 0}
-                # Not array.tofile, whose error does not say that the disk is full.
-                files[name].write(np.ascontiguousarray(array).data)
-                arrays[name]["length"] += len(array)
-    (folder / "meta.json").write_text(json.dumps({**meta, "arrays": arrays}, indent=1))
-
-
-def open_arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays, memory-mapped, and the meta of a folder that `write_arrays` wrote."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        # As plain arrays: the subclass np.memmap makes every slice several times as slow.
-        arrays = {
-            name: np.asarray(np.memmap(folder / f"{name}.bin", array["dtype"], "r", shape=(array["length"],)))
-            for name, array in meta["arrays"].items()
-        }
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: is not a whole cache folder ({error}); delete it and run again") from None
-    return arrays, meta
-
-
 class TokenStore:
     """
     Documents as token ids, back to back in one array.
@@ -271,7 +195,7 @@ class TokenStore:
             "wrap": document_ends(tokenizer) if wrap else None,
             "sources": [_content(source, cache_dir, num_proc or _num_cores()) for source in sources],
         }
-        folder = cache_dir / "tokens" / _digest(key)
+        folder = cache_dir / "tokens" / digest(key)
         if not folder.exists():
             meta = {**key, "names": [source.name for source in sources]}
             chunks = encode_documents(DocumentStream(sources), tokenizer, wrap=wrap, num_proc=num_proc)
@@ -343,10 +267,6 @@ def _as_store(chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any], 
         raise InputError("the texts have no tokens: they are empty, or the tokenizer drops all of their characters")
 
 
-def _digest(key: Any) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def _content(source: Source, cache_dir: Path, num_proc: int, streaming: bool = False) -> dict[str, Any]:
     """What decides which documents a source gives."""
     if source.hub:
@@ -377,32 +297,7 @@ def contents_digest(sources: Any, text_field: str, cache_dir: Path, streaming: b
     the version of a dataset.
     """
     parsed = parse_sources(sources, text_field)
-    return _digest([_content(source, cache_dir, _num_cores(), streaming) for source in parsed])
-
-
-def file_hash(path: Path, cache_dir: Path) -> str:
-    """
-    sha256 of a file; remembered for as long as it is the same file with the same size and times. The time of its last
-    change of any kind is among them, which nobody can set back as `cp -p` and archives do with that of its contents.
-    """
-    with explain_unreadable(path):
-        path = path.resolve()
-        stat = path.stat()
-        times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
-        state = {"path": str(path), "size": stat.st_size, "inode": stat.st_ino, **times}
-        memo = _memo(cache_dir, str(path))
-        with suppress(OSError, ValueError):  # there is none, or a crash of the machine left it empty
-            known = json.loads(memo.read_text())
-            if known | state == known:
-                return known["sha256"]
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    # A file changed a moment ago can change again without a change of its time.
-    if time.time() - max(stat.st_mtime, stat.st_ctime) > 2:
-        _write_memo(memo, {**state, "sha256": digest.hexdigest()})
-    return digest.hexdigest()
+    return digest([_content(source, cache_dir, _num_cores(), streaming) for source in parsed])
 
 
 def _hub_version(source: Source, cache_dir: Path) -> str:
@@ -410,7 +305,7 @@ def _hub_version(source: Source, cache_dir: Path) -> str:
     from datasets import load_dataset_builder
 
     name, config, _ = source.hub
-    memo = _memo(cache_dir, f"hub:{name}:{config}")
+    memo = memo_path(cache_dir, f"hub:{name}:{config}")
     try:
         with explain_hub(source):
             version = load_dataset_builder(name, config).hash
@@ -418,18 +313,8 @@ def _hub_version(source: Source, cache_dir: Path) -> str:
         if not memo.exists():
             raise
         return json.loads(memo.read_text())["version"]
-    _write_memo(memo, {"name": name, "config": config, "version": version})
+    write_memo(memo, {"name": name, "config": config, "version": version})
     return version
-
-
-def _memo(cache_dir: Path, key: str) -> Path:
-    return cache_dir / "versions" / f"{_digest(key)}.json"
-
-
-def _write_memo(memo: Path, content: dict[str, Any]) -> None:
-    with _explain_unwritable(memo):
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memo, json.dumps(content))
 
 
 class TokenStream:
@@ -471,7 +356,7 @@ class TokenStream:
                 parts.append(_hub_version(source, self.cache_dir))
             else:
                 parts += _file_states(source)
-        return _digest(parts)
+        return digest(parts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_next": None}

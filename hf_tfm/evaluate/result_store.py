@@ -16,8 +16,8 @@ from ..core.errors import InputError
 from ..core.files import write_atomically
 from ..core.privacy import public_name
 from ..core.statistics import Estimate
+from ..data.cache import default_cache_dir, file_hash
 from ..data.records import record_files
-from ..data.tokens import default_cache_dir, file_hash
 
 
 PARTS_FILE = "parts.jsonl"

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.statistics import Estimate
-from ..data.chat import ChatEncoder, Message, add_tokens, ensure_chat_template
+from ..data.chat import ChatEncoder, add_tokens, ensure_chat_template
+from ..data.conversations import Message
 from ..train import finetune, report
 from ..train.base_model import load_base_model, load_base_tokenizer
 from ..train.recipe import FinetuningRecipe

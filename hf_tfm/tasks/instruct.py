@@ -7,7 +7,9 @@ from transformers import PreTrainedModel
 
 from ..core.quiet import quiet
 from ..core.statistics import proportion
-from ..data.chat import ChatEncoder, Encoded, Message, encode_conversations, read_conversations
+from ..data.chat import ChatEncoder
+from ..data.chat_rows import Encoded, encode_conversations
+from ..data.conversations import Message, read_conversations
 from ..data.records import Records
 from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.measured import MeasuredEvaluation

@@ -13,7 +13,9 @@ from ..core.limits import refuse_diverged
 from ..core.quiet import quiet
 from ..core.statistics import Estimate, proportion
 from ..data.batches import IGNORED
-from ..data.chat import ChatEncoder, ConversationCollator, Message, read_messages, read_prompt, text_of
+from ..data.chat import ChatEncoder
+from ..data.chat_rows import ConversationCollator
+from ..data.conversations import Message, read_messages, read_prompt, text_of
 from ..data.records import Records
 from ..train.report import print_line
 from .chat_run import Measurement

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
 from ..core.statistics import bootstrap, proportion
-from ..data.chat import ChatEncoder, Message, read_prompt
+from ..data.chat import ChatEncoder
+from ..data.conversations import Message, read_prompt
 from ..data.records import Records
 from ..train.report import print_line
 from .chat_run import Measurement

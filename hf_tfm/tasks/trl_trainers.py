@@ -10,7 +10,8 @@ from typing import Any
 from datasets import Dataset
 
 from ..core.errors import needs_extra
-from ..data.chat import ChatEncoder, Message
+from ..data.chat import ChatEncoder
+from ..data.conversations import Message
 from ..train.measured import MeasuredEvaluation
 from ..train.trainer import RunMixin
 from .preferences import SIDES, EncodedPairs

@@ -35,10 +35,13 @@ from ..core.limits import has_fast_bf16
 from ..core.statistics import to_bits_per_byte
 from ..cpu.attention import supports_unpadded_training
 from ..cpu.compile import compile_blocks, has_compiler, is_worth_compiling
-from ..data.objectives import Masked, SentencePairs, causal, masked_next_token
-from ..data.packing import LengthSchedule, PackedBlocks, StepBatches, iter_eval_blocks
+from ..data.cache import default_cache_dir, file_hash
+from ..data.objectives import Masked, causal, masked_next_token
+from ..data.packing import PackedBlocks, iter_eval_blocks
+from ..data.sentence_pairs import SentencePairs
 from ..data.sources import Source, parse_sources
-from ..data.tokens import TokenStore, TokenStream, contents_digest, default_cache_dir, file_hash, piece_ends
+from ..data.step_batches import LengthSchedule, StepBatches
+from ..data.tokens import TokenStore, TokenStream, contents_digest, piece_ends
 from ..models.configuration_tfm import SIZES, TfmConfig
 from .averaging import AveragingMixin
 from .initialization import zero_init_output_projections

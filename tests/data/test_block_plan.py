@@ -10,7 +10,8 @@ from stores import DISTRIBUTIONS, make_store, sample
 from hf_tfm.core.errors import InputError
 from hf_tfm.data import block_plan
 from hf_tfm.data.block_plan import BlockPlan, best_fit_decreasing
-from hf_tfm.data.tokens import TokenStore, write_arrays
+from hf_tfm.data.cache import write_arrays
+from hf_tfm.data.tokens import TokenStore
 
 
 def naive_best_fit_decreasing(sizes, capacity):

@@ -18,17 +18,15 @@ from hf_tfm.data.objectives import (
     Hybrid,
     Masked,
     RateSchedule,
-    SentencePairs,
-    _is_unspaced,
     causal,
     masked_next_token,
-    token_texts,
     uniform,
-    word_starts,
 )
 from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.sentence_pairs import SentencePairs
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.data.tokens import TokenStore
+from hf_tfm.data.vocabulary import _begins_unspaced_word, token_texts, word_starts
 
 
 TEXTS = [
@@ -241,7 +239,7 @@ def test_no_length_and_no_end_tells_strangers_from_the_next_sentence(encoder_tok
 
 def test_a_token_of_no_bytes_starts_no_character():
     """As SentencePiece's, whose blank is no byte-level letter."""
-    assert not _is_unspaced("\ufffd", "\u2581\ufffd") and _is_unspaced("\ufffd", "ä½")
+    assert not _begins_unspaced_word("\ufffd", "\u2581\ufffd") and _begins_unspaced_word("\ufffd", "ä½")
 
 
 def test_no_end_tells_the_order_of_sentences(encoder_tokenizer):

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_tfm.core.errors import InputError
+from hf_tfm.data import cache as cache_module
 from hf_tfm.data import tokens as data
 from hf_tfm.data.tokens import TokenStore, TokenStream, contents_digest, encode_documents
 
@@ -137,7 +138,7 @@ def test_a_store_is_built_once(file, tokenizer, cache, monkeypatch, tmp_path):
 def test_opening_reads_neither_text_nor_tokens(file, tokenizer, cache, monkeypatch):
     old = time.time() - 60
     os.utime(file, (old, old))
-    monkeypatch.setattr(data.time, "time", lambda: old + 120)  # what was just changed is not remembered
+    monkeypatch.setattr(cache_module.time, "time", lambda: old + 120)  # what was just changed is not remembered
     first = TokenStore.build(file, tokenizer, cache_dir=cache)
     real_open = open
 
@@ -251,7 +252,7 @@ def test_cache_errors(file, tokenizer, tmp_path):
 @pytest.mark.parametrize("full", ["versions", "tokens"])
 def test_a_full_disk_is_one_line(full, file, tokenizer, cache, monkeypatch):
     """Neither what is known of files nor tokens can be written; nothing half written is left."""
-    monkeypatch.setattr(data.time, "time", lambda: os.stat(file).st_ctime + 60)
+    monkeypatch.setattr(cache_module.time, "time", lambda: os.stat(file).st_ctime + 60)
     real_open, real_write_text = open, Path.write_text
 
     def full_open(path, mode="r", *args, **kwargs):

@@ -23,8 +23,9 @@ from transformers import (
 
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import chat
-from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations, ensure_chat_template
+from hf_tfm.data import chat_rows, conversations
+from hf_tfm.data.chat import ChatEncoder, ensure_chat_template
+from hf_tfm.data.chat_rows import ConversationCollator, encode_conversations
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.tasks.generation import generate_replies
@@ -90,9 +91,9 @@ def test_records_of_three_shapes_say_the_same():
         {"messages": [{"role": "user", "content": "add\n\n1 and 2"}, {"role": "assistant", "content": "3"}]},
         {"prompt": [{"role": "user", "content": "add\n\n1 and 2"}], "completion": "3"},
     ]
-    found = chat.read_conversations(Records(records, ["x"] * 4, "x"))
+    found = conversations.read_conversations(Records(records, ["x"] * 4, "x"))
     assert all(messages == found[2] for messages in found)
-    [without_input] = chat.read_conversations(
+    [without_input] = conversations.read_conversations(
         Records([{"instruction": "add", "input": float("nan"), "output": "3"}], ["x"], "x")
     )
     assert without_input[0]["content"] == "add"
@@ -112,7 +113,7 @@ def test_only_what_the_assistant_says_is_trained_and_its_end(kind):
     assert encoder.prompt(TALK[:3], "here") == list(asked) == tokens.split()[0]
     assert tokenizer.decode(tokens.split()[1]) == f"six ships sailed{end}"
     row = encode_conversations(encoder, [TALK], ["here"], 200).rows[0]
-    shown = chat.show(tokenizer, row)
+    shown = chat_rows.show(tokenizer, row)
     assert f"⟦the kettle sang{end}⟧" in shown and shown.count("⟦") == 2
 
 
@@ -176,7 +177,7 @@ def test_packed_equals_padded_equals_alone(train_on_prompts):
     encoder = ChatEncoder(foreign_tokenizer(MARKED))
     talks = [TALK[:2], TALK[2:], TALK, [TALK[0], TALK[3]]]
     rows = encode_conversations(encoder, talks, ["x"] * 4, 64, train_on_prompts).rows
-    packed = chat.pack(rows, 64, 0)
+    packed = chat_rows.pack(rows, 64, 0)
     assert len(packed) < len(rows) and all(len(row["input_ids"]) == 64 for row in packed)
     collate = ConversationCollator(0)
     for name, model in models().items():
@@ -198,9 +199,9 @@ def test_packed_equals_padded_equals_alone(train_on_prompts):
 def test_a_model_that_leaks_is_found_out(monkeypatch):
     encoder = ChatEncoder(foreign_tokenizer(MARKED))
     rows = encode_conversations(encoder, [TALK[:2], TALK[2:]], ["x"] * 2, 64).rows
-    packed = chat.pack(rows, 64, 0)
+    packed = chat_rows.pack(rows, 64, 0)
     for model in models().values():
-        chat.check_packing(model, packed)
+        chat_rows.check_packing(model, packed)
     real = LlamaForCausalLM.forward
 
     def leaky(self, input_ids=None, position_ids=None, **kwargs):
@@ -208,7 +209,7 @@ def test_a_model_that_leaks_is_found_out(monkeypatch):
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", leaky)
     with pytest.raises(InputError, match="--packing false"):
-        chat.check_packing(models()["llama"], packed)
+        chat_rows.check_packing(models()["llama"], packed)
 
 
 @pytest.fixture(scope="module")

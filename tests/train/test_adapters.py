@@ -15,7 +15,8 @@ import hf_tfm
 from hf_tfm.apps.cli import main as cli
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.core.errors import InputError
-from hf_tfm.data.chat import ChatEncoder, ConversationCollator, encode_conversations
+from hf_tfm.data.chat import ChatEncoder
+from hf_tfm.data.chat_rows import ConversationCollator, encode_conversations
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.train.adapters import add_adapter, merge_adapter
 from hf_tfm.train.recipe import FinetuningRecipe

@@ -17,8 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from hf_tfm.data.packing import PackedBlocks, StepBatches
-from hf_tfm.data.tokens import TokenStore, read_documents
+from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.sources import read_documents
+from hf_tfm.data.step_batches import StepBatches
+from hf_tfm.data.tokens import TokenStore
 from side_by_side import write_result
 
 import datasets

@@ -38,8 +38,9 @@ from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.cpu.attention import enable_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.data.objectives import CausalFirst, Masked, RateSchedule, causal
-from hf_tfm.data.packing import LengthSchedule, PackedBlocks, StepBatches
+from hf_tfm.data.packing import PackedBlocks
 from hf_tfm.data.sources import read_documents
+from hf_tfm.data.step_batches import LengthSchedule, StepBatches
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.data.tokens import TokenStore
 from hf_tfm.train.initialization import zero_init_output_projections

@@ -26,11 +26,11 @@ from ...core.errors import InputError
 from ...core.files import write_atomically
 from ...core.inference import is_bidirectional
 from ...core.limits import longest_input
+from ...data.cache import default_cache_dir, file_hash, open_arrays, write_arrays
 from ...data.files import PLAIN_TEXT, READABLE, DataFile, cut_text, list_files, read_plain_text
 from ...data.records import Records, read_record_file
 from ...data.sources import read_documents
 from ...data.text import sentence_ends
-from ...data.tokens import default_cache_dir, file_hash, open_arrays, write_arrays
 from ...evaluate.predict import Predictor, open_predictor
 from .search import BM25, Hit, fuse, nearest
 

@@ -1,0 +1,168 @@
+"""Conversations as rows for training: encoded, shortened, packed and collated."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..core.errors import InputError
+from .batches import IGNORED
+from .block_plan import best_fit_decreasing
+from .chat import ChatEncoder
+from .conversations import Message
+
+
+@dataclass
+class Encoded:
+    """
+    Rows of `input_ids` and `labels`, and what did not fit.
+
+    Attributes:
+        numbers: which conversation each row comes from.
+        turns: how many of its messages each row has.
+        shortened: conversations that lost their last turns.
+        left_out: conversations whose first answer does not fit either.
+    """
+
+    rows: list[dict[str, list[int]]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    shortened: int = 0
+    left_out: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Tokens that are predicted."""
+        return sum(label != IGNORED for row in self.rows for label in row["labels"])
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row["input_ids"]) for row in self.rows)
+
+
+def encode_conversations(
+    encoder: ChatEncoder,
+    conversations: Sequence[Sequence[Message]],
+    places: Sequence[str],
+    max_length: int,
+    train_on_prompts: bool = False,
+) -> Encoded:
+    """
+    Rows for training; conversations that are too long lose their last turns, so that each answer stays whole.
+
+    Args:
+        max_length: in tokens.
+        train_on_prompts: predict all tokens, not the assistant's alone.
+
+    Raises:
+        InputError: a conversation is malformed, or none fits.
+    """
+    encoded = Encoded()
+    for number, (messages, place) in enumerate(zip(conversations, places)):
+        tokens, kept = encoder(messages, place), len(messages)
+        while len(tokens.ids) > max_length and kept:
+            kept -= 1
+            answered = any(message["role"] == "assistant" for message in messages[:kept])
+            if not answered:
+                break
+            if messages[kept - 1]["role"] == "assistant":
+                tokens = encoder(messages[:kept], place)
+        if len(tokens.ids) > max_length:
+            encoded.left_out += 1
+            continue
+        encoded.shortened += kept < len(messages)
+        labels = [token if spoken or train_on_prompts else IGNORED for token, spoken in zip(tokens.ids, tokens.spoken)]
+        # Nothing stands before the first token that could predict it, but in a packed row the neighbour would.
+        labels[0] = IGNORED
+        encoded.rows.append({"input_ids": tokens.ids, "labels": labels})
+        encoded.numbers.append(number)
+        encoded.turns.append(kept)
+    if not encoded.rows:
+        raise InputError(f"max_length {max_length}: no conversation fits, not even to its first answer; raise it")
+    return encoded
+
+
+def pack(rows: Sequence[Mapping[str, list[int]]], length: int, pad_token_id: int) -> list[dict[str, list[int]]]:
+    """
+    Rows of exactly `length` tokens, filled by best fit. `position_ids` start again with each conversation and with the
+    padding, which is how models know that these must not see one another.
+    """
+    bins, count = best_fit_decreasing(np.array([len(row["input_ids"]) for row in rows]), length)
+    packed: list[dict[str, list[int]]] = [{"input_ids": [], "labels": [], "position_ids": []} for _ in range(count)]
+    for row, target in zip(rows, bins.tolist()):
+        _append(packed[target], row["input_ids"], row["labels"])
+    for row in packed:
+        room = length - len(row["input_ids"])
+        _append(row, [pad_token_id] * room, [IGNORED] * room)
+    return packed
+
+
+def _append(row: dict[str, list[int]], ids: list[int], labels: list[int]) -> None:
+    row["input_ids"] += ids
+    row["labels"] += labels
+    row["position_ids"] += range(len(ids))
+
+
+class ConversationCollator:
+    """
+    Batches of rows. Packed ones come without an attention mask, since with one transformers' models overlook that
+    positions start again; others are padded on the right.
+    """
+
+    def __init__(self, pad_token_id: int, multiple_of: int = 8):
+        self.pad_token_id, self.multiple_of = pad_token_id, multiple_of
+
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
+        if "position_ids" in rows[0]:
+            return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+        longest = max(len(row["input_ids"]) for row in rows)
+        longest = -(-longest // self.multiple_of) * self.multiple_of
+
+        def padded(name: str, filling: int) -> torch.Tensor:
+            return torch.tensor([[*row[name], *[filling] * (longest - len(row[name]))] for row in rows])
+
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return {
+            "input_ids": padded("input_ids", self.pad_token_id),
+            "labels": padded("labels", IGNORED),
+            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+        }
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel, packed: Sequence[Mapping[str, list[int]]]) -> None:
+    """
+    Raise `InputError` if a model lets packed conversations see one another: many of the less known ones do.
+
+    A conversation packed with others must give the outputs that it gives alone.
+    """
+    row = next((row for row in packed if row["position_ids"].count(0) > 1), None)
+    if row is None:
+        return
+    starts = [place for place, position in enumerate(row["position_ids"]) if position == 0]
+    start, end = starts[1], [*starts, len(row["input_ids"])][2]
+    was_training = model.training
+    model.eval()
+    whole = {name: torch.tensor([row[name]], device=model.device) for name in ("input_ids", "position_ids")}
+    alone = {name: values[:, start:end] for name, values in whole.items()}
+    difference = (model(**whole).logits[:, start:end] - (expected := model(**alone).logits)).abs().max().item()
+    model.train(was_training)
+    if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
+        raise InputError(
+            f"{type(model).__name__} lets packed conversations see one another (outputs differ by {difference:.2g}): "
+            "add --packing false"
+        )
+
+
+def show(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, list[int]], most: int = 160) -> str:
+    """The start of a row as text, with ⟦what is trained⟧ marked."""
+    ids, labels = row["input_ids"][:most], row["labels"][:most]
+    parts, start = [], 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or (labels[end] == IGNORED) != (labels[start] == IGNORED):
+            text = tokenizer.decode(ids[start:end])
+            parts.append(text if labels[start] == IGNORED else f"⟦{text}⟧")
+            start = end
+    return "".join(parts).replace("\n", "⏎") + (" …" if len(row["input_ids"]) > most else "")
