@@ -22,10 +22,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from sentence_transformers.util import is_sentence_transformer_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ..core.errors import InputError, correlations
+from ..core.errors import InputError
 from ..core.limits import refuse_diverged
 from ..core.quiet import quiet
-from ..core.statistics import Estimate, bootstrap
+from ..core.statistics import Estimate, bootstrap, correlations
 from ..data.batches import SeededLengthGroups
 from ..data.records import Records
 from ..train.adapters import load_inside, merge_inside, save_inside

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import InputError, correlations
-from ..core.statistics import Estimate, bootstrap, proportion
+from ..core.errors import InputError
+from ..core.statistics import Estimate, bootstrap, correlations, proportion
 from ..data.records import Records, read_list
 
 
