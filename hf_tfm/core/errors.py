@@ -44,9 +44,9 @@ def explain(
     """
     try:
         yield
-    except InputError:
-        raise
-    except exceptions or UNREADABLE as error:  # noqa: B030
+    except Exception as error:
+        if isinstance(error, InputError) or not isinstance(error, exceptions or UNREADABLE):
+            raise
         text = hint(error) if callable(hint) else hint.replace("{reason}", reason_of(error))
         raise InputError(f"{place}: {text}") from error
 

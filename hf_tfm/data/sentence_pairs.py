@@ -42,7 +42,7 @@ class SentencePairs:
 
     SHORTEST = 16  # tokens in both segments together
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.task not in ("next_sentence", "sentence_order"):
             raise InputError(f"the task must be next_sentence or sentence_order, not {self.task!r}")
         if self.tokenizer.cls_token_id is None or self.tokenizer.sep_token_id is None:

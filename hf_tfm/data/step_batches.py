@@ -55,7 +55,7 @@ class LengthSchedule:
     phases: Sequence[tuple[float, int]]
     block_length: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         starts = [start for start, _ in self.phases]
         if not starts or starts[0] != 0 or sorted(set(starts)) != starts or starts[-1] >= 1:
             raise InputError(f"length schedule {self.phases}: phases must start at 0.0 and rise, below 1.0")
@@ -116,7 +116,7 @@ class StepBatches(Dataset):
             batch = self.transform(batch)
         return {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in batch.items()}
 
-    def loader(self, start: int = 0, **kwargs) -> DataLoader:
+    def loader(self, start: int = 0, **kwargs: Any) -> DataLoader:
         """
         A loader that gives the batches of steps `start`, `start + 1`, …; `kwargs` as for `DataLoader`.
 
