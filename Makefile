@@ -30,7 +30,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(PYTEST) -n 2 --dist loadfile -q
 
-# Files marked `quick`: some of every package, at most 90 seconds on two cores.
+# Tests marked `quick`: some of every package, at most 90 seconds on two cores.
 test-quick: $(VENV)/installed-dev
 	$(PYTEST) -n 2 --dist load -q --quick
 

@@ -23,12 +23,17 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="import and run only files marked `quick`")
+    parser.addoption("--quick", action="store_true", help="run the tests marked `quick`, and import no other file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        config.option.markexpr = "quick and not slow"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     if config.getoption("--quick") and collection_path.suffix == ".py":
-        return "\npytestmark = pytest.mark.quick\n" not in collection_path.read_text(encoding="utf-8")
+        return "pytest.mark.quick" not in collection_path.read_text(encoding="utf-8")
     return None
 
 

@@ -29,6 +29,9 @@ from hf_tfm.models import modeling_tfm
 from hf_tfm.models.modeling_tfm_compat import CACHE_NAME
 
 
+pytestmark = pytest.mark.quick
+
+
 FOLDER = Path(hf_tfm.__file__).parent / "models"
 TRAVELLING = sorted([*FOLDER.glob("modeling_tfm*.py"), *FOLDER.glob("configuration_tfm.py")])
 HELPERS = Path(__file__).parent / "helpers"

@@ -382,6 +382,12 @@ def test_the_table_of_jobs_names_every_script_and_recipe():
     assert set(re.findall(r"`(\w+\.yaml)`", text)) - {"recipe.yaml"} == recipes
 
 
+def test_quick_tests_cover_every_package():
+    for package in (REPOSITORY / "hf_tfm").glob("*/__init__.py"):
+        files = (REPOSITORY / "tests" / package.parent.name).glob("test_*.py")
+        assert any("pytest.mark.quick" in path.read_text(encoding="utf-8") for path in files), package.parent.name
+
+
 def test_the_file_map_names_modules():
     rows = dict(re.findall(r"^\| `(\w+)/` \| (.*) \|$", read_page("CONTRIBUTING.md"), re.MULTILINE))
     packages = [path.parent for path in (REPOSITORY / "hf_tfm").glob("*/__init__.py")]

@@ -14,6 +14,9 @@ from hf_tfm.models.modeling_tfm_loss import LinearCrossEntropy
 from hf_tfm.train.optim import build_optimizer
 
 
+pytestmark = pytest.mark.quick
+
+
 FAMILIES = {
     **{("decoder", name): (TfmDecoderConfig, TfmDecoderForCausalLM) for name in TfmDecoderConfig.lookalikes},
     **{("encoder", name): (TfmEncoderConfig, TfmEncoderForMaskedLM) for name in TfmEncoderConfig.lookalikes},

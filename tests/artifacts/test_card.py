@@ -27,6 +27,9 @@ from hf_tfm.artifacts.record import model_facts
 from hf_tfm.convert.native import export_model
 
 
+pytestmark = pytest.mark.quick
+
+
 def estimate(value: float, n: int) -> dict:
     return {"value": value, "low": value - 0.0123, "high": value + 0.0131, "n": n}
 

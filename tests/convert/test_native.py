@@ -28,6 +28,9 @@ from hf_tfm.convert import native as convert
 from hf_tfm.convert.native import convert_folder, export_folder, export_model, import_model
 
 
+pytestmark = pytest.mark.quick
+
+
 EVERY_HEAD = [(family, head) for family, each in FAMILIES.items() for head in each.heads]
 DECODERS = [family for family, each in FAMILIES.items() if each.side == "decoder"]
 WITH_PROJECTION = [(family, head) for family, head in EVERY_HEAD if head in ("CausalLM", "MaskedLM", "PreTraining")]

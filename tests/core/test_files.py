@@ -6,6 +6,9 @@ from hf_tfm import InputError
 from hf_tfm.core.files import atomic_directory, atomic_file, require_empty, write_atomically
 
 
+pytestmark = pytest.mark.quick
+
+
 def test_a_directory_appears_when_it_is_complete(tmp_path):
     target = tmp_path / "new" / "model"
     with atomic_directory(target) as staging:

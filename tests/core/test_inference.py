@@ -7,6 +7,9 @@ from tiny import build
 from hf_tfm.core.inference import evaluation_mode, unwrap_adapter
 
 
+pytestmark = pytest.mark.quick
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_mode_ends_with_the_block_even_after_an_error(training):
     model = torch.nn.Dropout(0.5).train(training)

@@ -11,6 +11,9 @@ from hf_tfm.core.clean_process import stranger_environment
 from hf_tfm.core.privacy import private_part, public_name
 
 
+pytestmark = pytest.mark.quick
+
+
 FINE = {
     "config.json": json.dumps({"url": "https://example.org/home/me/x", "name": "runs/decoder", "model_type": "hf_tfm"}),
     "README.md": "Run `/usr/bin/env python`, see https://huggingface.co/data/x or docs/tmp/x and/or ../tmp/y.",

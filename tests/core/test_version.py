@@ -12,6 +12,9 @@ import pytest
 from hf_tfm.core.version import REQUIRED, UnsupportedVersionError, check_versions
 
 
+pytestmark = pytest.mark.quick
+
+
 REPOSITORY = Path(__file__).parents[2]
 MESSAGE = "hf_tfm needs transformers{0}, but transformers 5.18.2 is installed: pip install --upgrade 'transformers{0}'"
 

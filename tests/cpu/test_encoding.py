@@ -10,6 +10,9 @@ import torch
 from hf_tfm.cpu.encoding import UNPADDED, enable_unpadded_encoding
 
 
+pytestmark = pytest.mark.quick
+
+
 def batch(side: str) -> dict[str, torch.Tensor]:
     """Rows of 9, 4, 1 and 7 tokens."""
     torch.manual_seed(1)

@@ -14,6 +14,9 @@ from hf_tfm.data.cache import write_arrays
 from hf_tfm.data.tokens import TokenStore
 
 
+pytestmark = pytest.mark.quick
+
+
 def naive_best_fit_decreasing(sizes, capacity):
     """The definition, item by item."""
     room, bin_of = [], {}

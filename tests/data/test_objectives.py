@@ -29,6 +29,9 @@ from hf_tfm.data.tokens import TokenStore
 from hf_tfm.data.vocabulary import _begins_unspaced_word, token_texts, word_starts
 
 
+pytestmark = pytest.mark.quick
+
+
 TEXTS = [
     " ".join(f"The {animal} number {i} went to the river. It drank! Did it see {animal}s there?" for i in range(12))
     for animal in ("fox", "crow", "hare", "wolf")

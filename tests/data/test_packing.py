@@ -18,6 +18,9 @@ from hf_tfm.data.step_batches import LengthSchedule, StepBatches, shorten
 from hf_tfm.data.tokens import TokenStore, TokenStream
 
 
+pytestmark = pytest.mark.quick
+
+
 LENGTH = 64
 PAD = 10**9
 

@@ -22,6 +22,9 @@ from hf_tfm.data import tokens as data
 from hf_tfm.data.tokens import TokenStore, TokenStream, contents_digest, encode_documents
 
 
+pytestmark = pytest.mark.quick
+
+
 @pytest.fixture
 def texts():
     rng = np.random.default_rng(0)

@@ -15,6 +15,9 @@ from hf_tfm.evaluate import metrics
 from hf_tfm.tasks.labels import Labels
 
 
+pytestmark = pytest.mark.quick
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     """`evaluate` writes its inputs to files."""

@@ -36,6 +36,7 @@ def save(folder: Path, name: str = "TfmDecoderForCausalLM", seed: int = 0, **opt
     return model
 
 
+@pytest.mark.quick
 def test_a_runs_state_is_no_part_of_a_model(tmp_path):
     kept = ["config.json", ".eval_results/x.yaml", "1_Pooling/config.json", "model.safetensors", "curve.png"]
     left = [
@@ -84,6 +85,7 @@ def refusal(folder: Path, capsys, monkeypatch, *options: str, repo: str = "me/x"
     return printed.err
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["config.json", "README.md", "modeling_tfm.py", "modeling_tfm_decoder.py"])
 def test_a_path_or_a_token_in_any_file_stops_the_push(decoder, capsys, monkeypatch, name):
     before = (decoder / name).read_text() if (decoder / name).exists() else ""
@@ -94,6 +96,7 @@ def test_a_path_or_a_token_in_any_file_stops_the_push(decoder, capsys, monkeypat
         assert f"{name}: holds " in said and TOKEN not in said
 
 
+@pytest.mark.quick
 def test_weights_that_are_pickled_or_damaged_stop_the_push(decoder, capsys, monkeypatch):
     torch.save({}, decoder / "pytorch_model.bin")
     assert "pytorch_model.bin: a pickled file" in refusal(decoder, capsys, monkeypatch)

@@ -11,6 +11,9 @@ from transformers import AutoConfig, AutoModel, BertConfig, GPT2Config, LlamaCon
 from hf_tfm import SIZES, TfmConfig, TfmDecoderConfig, TfmEncoderConfig
 
 
+pytestmark = pytest.mark.quick
+
+
 FAMILIES = [TfmDecoderConfig, TfmEncoderConfig]
 EVERY_PRESET = [
     (config_class, name, size)

@@ -23,6 +23,9 @@ from hf_tfm.models.modeling_tfm_encoder import mean_of_tokens
 from hf_tfm.models.modeling_tfm_masks import packed_documents
 
 
+pytestmark = pytest.mark.quick
+
+
 SHAPES_AND_BACKENDS = [
     *[(family, shape, attention) for family, shape in SHAPES for attention in ("eager", "sdpa")],
     # FlexAttention compiles its kernels, up to a minute for a shape; these have every kind of mask.

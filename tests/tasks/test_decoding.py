@@ -25,6 +25,9 @@ from hf_tfm.tasks.decoding import (
 from hf_tfm.tasks.generation import encode_prompt, sampling_options, stream_text
 
 
+pytestmark = pytest.mark.quick
+
+
 PROMPT = "the cat sat on"
 MODELS = {
     "qwen3": lambda: tiny.build("TfmDecoderForCausalLM", eos_token_id=None),

@@ -12,6 +12,9 @@ from transformers.utils import logging
 from hf_tfm.models.modeling_tfm_infilling import fill_masks_together
 
 
+pytestmark = pytest.mark.quick
+
+
 class Counting(nn.Module):
     """Guesses at each place its column plus 100; the surer, the more of its neighbours are known."""
 

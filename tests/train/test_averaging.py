@@ -11,6 +11,9 @@ from hf_tfm.core.errors import InputError
 from hf_tfm.train.averaging import EMA
 
 
+pytestmark = pytest.mark.quick
+
+
 def test_average_follows_and_swaps():
     model = llama()
     ema = EMA(model, decay=0.75)

@@ -12,6 +12,9 @@ from hf_tfm.train.initialization import zero_init_output_projections
 from hf_tfm.train.parameters import parameter_kinds
 
 
+pytestmark = pytest.mark.quick
+
+
 @pytest.mark.parametrize(
     "family, zero",
     [

@@ -8,6 +8,9 @@ import torch
 from hf_tfm.train.orthogonalization import POLAR_COEFFICIENTS, orthogonalize
 
 
+pytestmark = pytest.mark.quick
+
+
 def random_with_spectrum(rows, columns, smallest):
     """A matrix with singular values from 1 down to `smallest`, evenly spaced on a logarithmic scale."""
     u = torch.linalg.qr(torch.randn(rows, rows)).Q

@@ -9,6 +9,9 @@ from hf_tfm.train.optim import build_optimizer
 from hf_tfm.train.parameters import fused_blocks, parameter_kinds
 
 
+pytestmark = pytest.mark.quick
+
+
 @pytest.mark.parametrize(
     "family, expected",
     [

@@ -8,6 +8,9 @@ from hf_tfm.train.optim import build_optimizer
 from hf_tfm.train.schedule import build_scheduler, schedule
 
 
+pytestmark = pytest.mark.quick
+
+
 def test_wsd():
     factor = schedule("wsd", 100, warmup=0.1, decay=0.4, final=0.02)
     assert [factor(s) for s in (0, 4, 9, 10, 60)] == pytest.approx([0.1, 0.5, 1, 1, 1])
