@@ -382,6 +382,14 @@ def test_the_table_of_jobs_names_every_script_and_recipe():
     assert set(re.findall(r"`(\w+\.yaml)`", text)) - {"recipe.yaml"} == recipes
 
 
+def test_new_modules_of_the_changelog_exist():
+    names = re.findall(r"^\| `hf_tfm\.[^|]+ \| (.+) \|$", read_page("CHANGELOG.md"), re.MULTILINE)
+    assert len(names) > 50
+    for name in re.findall(r"`([\w.]+)`", " ".join(names)):
+        path = REPOSITORY / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or path.is_dir(), name
+
+
 def test_quick_tests_cover_every_package():
     for package in (REPOSITORY / "hf_tfm").glob("*/__init__.py"):
         files = (REPOSITORY / "tests" / package.parent.name).glob("test_*.py")
