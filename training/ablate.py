@@ -25,15 +25,15 @@ from hf_tfm.apps.ablation.measures import OF_A_RUN, SIDE_BY_SIDE, Asked, check_m
 from hf_tfm.apps.ablation.report import HEADINGS, as_json, choose_metric, draw, figures_of, log_entry, put_into_log
 from hf_tfm.artifacts.record import public_command, read_record
 from hf_tfm.evaluate.result_store import ResultStore
-from hf_tfm.train.pretrain import PretrainTrainingArguments
+from hf_tfm.train.pretrain_recipe import PretrainingArguments
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, read_mapping
 
 import torch
 
 
 SCRIPTS = {
-    "pretrain_clm": (pretrain_clm.CausalArguments, TfmDecoderConfig, "decoder"),
-    "pretrain_mlm": (pretrain_mlm.MaskedArguments, TfmEncoderConfig, "encoder"),
+    "pretrain_clm": (pretrain_clm.CausalRecipe, TfmDecoderConfig, "decoder"),
+    "pretrain_mlm": (pretrain_mlm.MaskedRecipe, TfmEncoderConfig, "encoder"),
 }
 
 
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(argv: list[str], arguments: type, config_class: type) -> None:
     """Raises `InputError` for what a script would not take, switches of a new model included."""
-    script, _ = parse_recipe(argv, arguments, PretrainTrainingArguments)
+    script, _ = parse_recipe(argv, arguments, PretrainingArguments)
     if not Path(script.model).exists():
         lookalike, _, size = script.model.partition("/")
         try:

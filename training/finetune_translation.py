@@ -26,7 +26,7 @@ from hf_tfm.train import finetune, report
 from hf_tfm.train.base_model import load_base_model, load_base_tokenizer
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.optim import DEFAULTS
-from hf_tfm.train.pretrain import OWN_OPTIMIZER
+from hf_tfm.train.pretrain_recipe import OWN_OPTIMIZER
 from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe, read_mapping, refuse_below
 from hf_tfm.train.report import print_line
 

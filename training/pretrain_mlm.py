@@ -1,11 +1,11 @@
 """
-Pretrain an encoder: predict masked tokens, and on request whether two segments follow one another.
+Pretrain an encoder: predict masked tokens, and optionally whether two segments follow one another.
 
     python training/pretrain_mlm.py training/recipes/pretrain_mlm.yaml --max_steps 2000 --output_dir runs/encoder
     python training/pretrain_mlm.py training/recipes/pretrain_mlm.yaml --sentence_task next_sentence --causal_first 0
 
-Stop it with Ctrl-C at any time; the same command goes on from there. The output folder is a model repository that
-`AutoModelForMaskedLM.from_pretrained` loads (with a sentence task: `AutoModelForPreTraining`).
+Stop it with Ctrl-C at any time; the same command resumes it. `AutoModelForMaskedLM.from_pretrained` loads the output
+folder (with a sentence task: `AutoModelForPreTraining`).
 """
 
 import contextlib
@@ -15,22 +15,21 @@ from dataclasses import dataclass, field
 
 from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.artifacts.record import RunRecord
+from hf_tfm.artifacts.tokenizer_files import load_tokenizer
 from hf_tfm.data.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
 from hf_tfm.tasks.fill_mask import fill_masks
-from hf_tfm.train.pretrain import (
-    PretrainArguments,
-    PretrainTrainer,
-    PretrainTrainingArguments,
-    build_model,
+from hf_tfm.train.pretrain import PretrainingTrainer, report_end, report_start
+from hf_tfm.train.pretrain_data import prepare_data, prepare_pairs
+from hf_tfm.train.pretrain_model import build_model
+from hf_tfm.train.pretrain_recipe import (
+    PretrainingArguments,
+    PretrainingRecipe,
     check_pretraining,
-    load_tokenizer,
-    prepare_data,
-    prepare_pairs,
-    report_end,
-    report_start,
-    run_identity,
+    pretraining_identity,
+    rows_per_step,
 )
 from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.report import report_stopped
 
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, set_seed
 
@@ -43,87 +42,103 @@ SENTENCES = (
 
 
 @dataclass
-class MaskedArguments(PretrainArguments):
+class MaskedRecipe(PretrainingRecipe):
     """Fields of this script alone."""
 
-    masking_rate: float = field(default=0.3, metadata={"help": "share of the tokens to predict at the start"})
-    final_masking_rate: float = field(default=0.15, metadata={"help": "and at the end; evaluation is always at 0.15"})
+    masking_rate: float = field(default=0.3, metadata={"help": "Share of tokens masked at the start."})
+    final_masking_rate: float = field(
+        default=0.15, metadata={"help": "Share of tokens masked at the end; evaluation always masks 0.15."}
+    )
     drawn_masking_rate: bool = field(
         default=False,
-        metadata={"help": "draw the rate of each row from 0 to 1 instead, for an encoder that writes by `generate`"},
+        metadata={"help": "Draw the masking rate of each row from 0 to 1, for an encoder that can `generate`."},
     )
     causal_first: float = field(
         default=0.0,
-        metadata={"help": "share of the steps, the first ones, that predict the next token from those to its left"},
+        metadata={"help": "Share of the steps, at the start, that predict the next token from the tokens to its left."},
     )
-    masking_unit: str = field(default="token", metadata={"help": "token, word (all pieces of a word) or span"})
+    masking_unit: str = field(default="token", metadata={"help": "token, word (all tokens of a word) or span."})
     sentence_task: str = field(
-        default="none", metadata={"help": "none, next_sentence (BERT) or sentence_order (ALBERT)"}
+        default="none", metadata={"help": "none, next_sentence (BERT) or sentence_order (ALBERT)."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sentence_task not in ("none", "next_sentence", "sentence_order"):
+            raise InputError(f"sentence_task {self.sentence_task!r}: choose none, next_sentence or sentence_order")
+        if self.length_schedule:
+            raise InputError(
+                "length_schedule is for decoders: an encoder's rows, cut short, would not begin with [CLS]"
+            )
+        if self.streaming and self.sentence_task != "none":
+            raise InputError(
+                "streaming goes without a sentence task, which draws its second segments from all of the text"
+            )
+        if not 0 <= self.causal_first < 1:
+            raise InputError(f"causal_first {self.causal_first}: must be a share of the steps, 0 or more and below 1")
+        if self.causal_first and self.sentence_task != "none":
+            raise InputError("causal_first goes without a sentence task: give --causal_first 0")
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    script, args = parse_recipe(argv, MaskedArguments, PretrainTrainingArguments, __doc__)
-    check_pretraining(script, args)
-    if script.sentence_task not in ("none", "next_sentence", "sentence_order"):
-        raise InputError(f"sentence_task {script.sentence_task!r}: choose none, next_sentence or sentence_order")
-    if script.length_schedule:
-        raise InputError("length_schedule is for decoders: an encoder's rows, cut short, would not begin with [CLS]")
-    if script.streaming and script.sentence_task != "none":
-        raise InputError("streaming goes without a sentence task, which draws its second segments from all of the text")
-    if not 0 <= script.causal_first < 1:
-        raise InputError(f"causal_first {script.causal_first}: must be a share of the steps, 0 or more and below 1")
-    if script.causal_first and script.sentence_task != "none":
-        raise InputError("causal_first goes without a sentence task: give --causal_first 0")
+    recipe, args = parse_recipe(argv, MaskedRecipe, PretrainingArguments, __doc__)
+    check_pretraining(recipe, args)
     set_seed(args.seed)
-    record = RunRecord("pretrain_mlm", args.seed)
-    tokenizer = load_tokenizer(script.tokenizer)
-    pairs = script.sentence_task != "none"
-    model, is_new = build_model(
-        AutoModelForPreTraining if pairs else AutoModelForMaskedLM, TfmEncoderConfig, tokenizer, script
-    )
-    rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    rate = RateSchedule(script.masking_rate, script.final_masking_rate, rows_per_step * args.max_steps)
-    if script.drawn_masking_rate:
-        rate = DrawnRate(seed=args.seed)
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    has_pairs = recipe.sentence_task != "none"
+    auto_class = AutoModelForPreTraining if has_pairs else AutoModelForMaskedLM
+    model, is_new = build_model(auto_class, TfmEncoderConfig, tokenizer, recipe)
+    # Models of this package compute logits at the masked positions only.
     compact = "masked_positions" in inspect.signature(model.forward).parameters
-    objective = Masked(tokenizer, rate, script.masking_unit, seed=args.seed, compact=compact)
-    if script.causal_first:
-        if model.config._attn_implementation not in ("sdpa", "blockwise"):
-            raise InputError("causal_first: takes sdpa attention; this model's config asks for another")
-        objective = CausalFirst(objective, rows_per_step * round(script.causal_first * args.max_steps))
+    objective = choose_objective(recipe, args, tokenizer, model, compact)
     evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
-    prepare = prepare_pairs if pairs else prepare_data
-    data = prepare(script, args, tokenizer, model, objective, evaluation)
-    trainer = PretrainTrainer(
-        model=model, args=args, processing_class=tokenizer, data=data, script=script, record=record
+    if has_pairs:
+        data = prepare_pairs(recipe, args, tokenizer, model, objective, evaluation, recipe.sentence_task)
+    else:
+        data = prepare_data(recipe, args, tokenizer, model, objective, evaluation)
+    record = RunRecord("pretrain_mlm", args.seed)
+    trainer = PretrainingTrainer(
+        model=model, args=args, processing_class=tokenizer, data=data, recipe=recipe, record=record
     )
-    report_start(trainer, is_new, tokenizer)
-    trainer.train_or_resume(run_identity(script, args))
+    report_start(trainer, is_new)
+    trainer.train_or_resume(pretraining_identity(recipe, args))
     if trainer.stopped:
-        print(f"stopped at step {trainer.state.global_step} of {args.max_steps}; the same command goes on from there")
-        return 0
+        return report_stopped(trainer)
 
-    results = dict(trainer.final_evaluation())
+    results = trainer.final_evaluation()
     model = trainer.finished_model()
     if not trainer.is_world_process_zero():
         return 0
-    if not pairs:
+    if not has_pairs:
         record["samples"] = []
         for sentence in SENTENCES:
             with contextlib.suppress(InputError):  # too long for a model of few positions
-                record["samples"].append(fill(model, tokenizer, sentence))
-    report_end(trainer, model, tokenizer, results)
+                record["samples"].append(fill_gap(model, tokenizer, sentence))
+    report_end(trainer, model, results)
     print("\n".join(["", *record.fields.get("samples", [])]))
     return 0
 
 
-def fill(model, tokenizer, sentence: str) -> str:
-    """The sentence with its gap, and the three likeliest fillings."""
+def choose_objective(recipe: MaskedRecipe, args, tokenizer, model, compact: bool) -> Masked | CausalFirst:
+    """Return the training objective. Raises `InputError` if the model's attention cannot be made causal."""
+    rows = rows_per_step(args)
+    rate = RateSchedule(recipe.masking_rate, recipe.final_masking_rate, rows * args.max_steps)
+    if recipe.drawn_masking_rate:
+        rate = DrawnRate(seed=args.seed)
+    masked = Masked(tokenizer, rate, recipe.masking_unit, seed=args.seed, compact=compact)
+    if not recipe.causal_first:
+        return masked
+    if model.config._attn_implementation not in ("sdpa", "blockwise"):
+        raise InputError("causal_first: takes sdpa attention; this model's config asks for another")
+    return CausalFirst(masked, rows * round(recipe.causal_first * args.max_steps))
+
+
+def fill_gap(model, tokenizer, sentence: str) -> str:
+    """Return the sentence with its mask and the three likeliest tokens."""
     masked = sentence.format(tokenizer.mask_token)
-    [found] = fill_masks(model.eval(), tokenizer, masked, 3)
-    return f"{masked}  →  " + ", ".join(f"{token.strip()} ({share:.0%})" for token, share in found)
+    [candidates] = fill_masks(model.eval(), tokenizer, masked, 3)
+    return f"{masked}  →  " + ", ".join(f"{token.strip()} ({share:.0%})" for token, share in candidates)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..core.errors import UNREADABLE, explain, reason_of
 from ..core.files import write_atomically
+from ..core.quiet import quiet
 
 
 # The order is the order of the ids.
@@ -148,3 +150,17 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
         state["post_processor"] = _without_trimming(state["post_processor"])
     state["special_tokens"] = tokenizer.special_tokens_map  # which ids packing puts around a document
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or Hub repository. Raises `InputError` if there is none."""
+
+    def hint(error: Exception) -> str:
+        if "contains custom code" in str(error):
+            return "carries code of its own: look at it and add --trust_remote_code"
+        missing = "" if Path(path).exists() else "there is no such folder, and "
+        reason = f"{missing}no tokenizer can be loaded from it ({reason_of(error)})"
+        return f"{reason}; training/train_tokenizer.py makes one"
+
+    with quiet(), explain(path, hint, *UNREADABLE, TypeError, AttributeError):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

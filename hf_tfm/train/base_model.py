@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import processors
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..artifacts.tokenizer_files import load_tokenizer
 from ..core.errors import UNREADABLE, InputError, explain, reason_of
 from ..core.quiet import quiet
 from .recipe import FinetuningRecipe
@@ -25,10 +26,8 @@ _PAD_TOKENS = re.compile(
 
 
 def load_base_tokenizer(recipe: FinetuningRecipe) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer. Raises `InputError` if there is none."""
-    path = recipe.tokenizer or recipe.model
-    with quiet(), _explain_load_errors(path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=recipe.trust_remote_code)
+    """Return the recipe's tokenizer, by default the model's. Raises `InputError` if there is none."""
+    return load_tokenizer(recipe.tokenizer or recipe.model, recipe.trust_remote_code)
 
 
 def load_base_model(
@@ -48,7 +47,7 @@ def load_base_model(
     options = {"trust_remote_code": recipe.trust_remote_code}
     if recipe.lora_int8:
         options["quantization_config"] = int8_weights()
-    with quiet(), _explain_load_errors(recipe.model, "model"):
+    with quiet(), _explain_load_errors(recipe.model):
         config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code, **config_fields)
         for name in config_fields:
             if not hasattr(config, name):
@@ -193,13 +192,13 @@ def separate_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
     backend.post_processor = processors.Sequence([*steps, template])
 
 
-def _explain_load_errors(folder: str, part: str) -> contextlib.AbstractContextManager[None]:
-    """Turn the errors of a damaged or missing part of a model's folder into an `InputError`."""
+def _explain_load_errors(folder: str) -> contextlib.AbstractContextManager[None]:
+    """Turn the errors of a damaged or missing model folder into an `InputError`."""
 
     def hint(error: Exception) -> str:
         if "contains custom code" in str(error):
             return "carries code of its own: look at it and add --trust_remote_code"
         missing = "" if Path(folder).exists() else "there is no such folder, and "
-        return f"{missing}no {part} can be loaded from it ({reason_of(error)})"
+        return f"{missing}no model can be loaded from it ({reason_of(error)})"
 
     return explain(folder, hint, *UNREADABLE, TypeError, AttributeError)

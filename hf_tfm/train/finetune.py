@@ -18,21 +18,16 @@ from ..core.errors import InputError, explain
 from ..core.limits import UNLIMITED, has_fast_bf16, longest_input
 from ..cpu.attention import enable_blockwise_attention
 from ..data.records import Records, carve, read_records
+from . import identity
 from .recipe import FinetuningRecipe, read_mapping
 from .trainer import check_arguments
 
 
 # Up to this length in tokens, eager attention trains faster on a CPU than torch's kernel, whose backward pass is slow.
 _MAX_EAGER_LENGTH = 128
-# Arguments that decide what is learned; others may change when a run is resumed.
-_IDENTITY_ARGUMENTS = (
-    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "seed", "data_seed", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16",
-    "train_sampling_strategy", "neftune_noise_alpha", "world_size", "metric_for_best_model",
-)  # fmt: skip
-# Fields of a recipe that do not decide what is learned.
-_OTHER_FIELDS = {"license", "base_model", "trust_remote_code", "baselines", "beams"}
+# Arguments that decide which records make a batch, and fields of a recipe that do not decide what is learned.
+_BATCH_ARGUMENTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+_FREE_FIELDS = {"license", "base_model", "trust_remote_code", "baselines", "beams"}
 
 
 @dataclass
@@ -214,8 +209,8 @@ def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[d
     fields = {
         name: Path(value).name if name in ("model", "tokenizer") and value else value
         for name, value in dataclasses.asdict(recipe).items()
-        if not name.endswith("_file") and name not in _OTHER_FIELDS
+        if not name.endswith("_file")
     }
-    fields.update((name, getattr(args, name)) for name in _IDENTITY_ARGUMENTS)
-    fields.update((f"{facts['split']} data", facts.get("sha256")) for facts in data)
-    return fields
+    contents = {name: getattr(args, name) for name in _BATCH_ARGUMENTS}
+    contents |= {f"{facts['split']} data": facts.get("sha256") for facts in data}
+    return identity.run_identity(fields, args, contents, free=_FREE_FIELDS)

@@ -7,7 +7,8 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from ..data.batches import SeededLengthGroups, in_order, length_of, longest_first
-from .trainer import RunMixin, data_seed
+from .identity import data_seed
+from .trainer import RunMixin
 
 
 class _SetSamplerEpoch(TrainerCallback):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..artifacts.card import is_adapter, opening
@@ -121,21 +122,26 @@ def report_overlap(keys: Mapping[str, Sequence[Any]]) -> dict[str, int]:
     return overlap
 
 
-def report_time_estimate(trainer: Trainer) -> None:
-    """Print how long the training will take, measured on two steps that change nothing."""
-    if trainer.is_fsdp_enabled:  # a model that is not sharded yet may not fit on a device
-        return
-    args, model, random_state = trainer.args, trainer.model, torch.get_rng_state()
-    inputs = trainer._prepare_inputs(trainer.median_batch())
+def measure_step(trainer: Trainer, batch: Mapping[str, Any]) -> float:
+    """Return the seconds of forward and backward of a step, measured on a batch; weights and random state stay."""
+    model, random_state = trainer.model, torch.get_rng_state()
+    inputs = send_to_device(dict(batch), trainer.args.device)
     model.train()
     for _ in range(2):  # the first step allocates memory
         started = time.time()
         with trainer.accelerator.autocast():
             trainer.compute_loss(model, dict(inputs)).backward()
         model.zero_grad()
-    seconds = (time.time() - started) * args.gradient_accumulation_steps
     torch.set_rng_state(random_state)
-    minutes = count_steps(args, len(trainer.train_dataset))[0] * seconds / 60
+    return (time.time() - started) * trainer.args.gradient_accumulation_steps
+
+
+def report_time_estimate(trainer: Trainer) -> None:
+    """Report how long the training will take, measured on the trainer's `median_batch()`."""
+    if trainer.is_fsdp_enabled:  # before it is sharded, the model may fit on no device
+        return
+    seconds = measure_step(trainer, trainer.median_batch())
+    minutes = count_steps(trainer.args, len(trainer.train_dataset))[0] * seconds / 60
     print_line("time", f"about {minutes:.1f} minutes at {seconds:.2f} s a step")
 
 

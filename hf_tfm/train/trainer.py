@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -20,17 +19,16 @@ from transformers.utils import logging as transformers_logging
 from ..artifacts.record import RECORD_FILE, RunRecord, save_generation, with_cache
 from ..artifacts.tokenizer_files import mend_tokenizer_files
 from ..core.checkpoints import atomic_checkpoint, last_checkpoint, rotate_checkpoints
-from ..core.errors import InputError, cannot_write, explain
-from ..core.files import partial_path, write_atomically
+from ..core.errors import InputError, explain
+from ..core.files import partial_path
 from ..core.memory import keep_freed_memory
 from ..cpu.attention import enable_blockwise_attention
 from ..cpu.compile import uncompile_blocks
 from ..hub.trainer import PushMixin
 from .callbacks import ProgressLine, RefuseDiverged, StopOnSignal
+from .identity import IDENTITY_FILE, require_same_identity, write_identity
 from .recipe import refuse_below, refuse_ignored
 
-
-RECIPE_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model
 
 # Private names of transformers' Trainer that this package overrides or calls, because no public hook does the job.
 # tests/train/test_trainer.py fails when one of them changes its signature, and when a name in use is missing here.
@@ -40,11 +38,10 @@ PRIVATE_NAMES = {
     "_save": "whole folders: tokenizer files, generation settings, the full model of a sharded one",
     "_issue_warnings_after_load": "no warning about the second name of tied weights",
     "_load_from_checkpoint": "weights of adapters inside sentence-transformers' models (tasks/embeddings.py)",
-    "_prepare_inputs": "a batch on the device, to measure the time of a step before the training (train/report.py)",
-    "_get_collator_with_removed_columns": "a batch as the training collates it, for the same measurement",
-    "_get_train_sampler": "batches of similar length that a resumed run draws again (train/finetune.py)",
-    "_get_eval_sampler": "evaluation sorted by length (train/finetune.py)",
-    "_get_num_items_in_batch": "a label of -100 counts where labels are numbers (train/finetune.py)",
+    "_get_collator_with_removed_columns": "a batch as the training collates it, to measure a step (train/finetuning_trainer.py)",
+    "_get_train_sampler": "batches of similar length that a resumed run draws again (train/finetuning_trainer.py)",
+    "_get_eval_sampler": "evaluation sorted by length (train/finetuning_trainer.py)",
+    "_get_num_items_in_batch": "a label of -100 counts where labels are numbers (train/finetuning_trainer.py)",
     "_loss_shifts_labels": "attribute: whether the stock loss shifts labels, unset for GPT2LMHeadModel's kind",
     "_finish_current_push": "a push in the background ends before the next (hub/trainer.py)",
     "_push_from_checkpoint": "a checkpoint is pushed after it has its name and card (hub/trainer.py)",
@@ -75,26 +72,15 @@ def check_arguments(args: TrainingArguments, model: str, ignored: Mapping[str, s
         raise InputError(f"--output_dir {folder} is a file; give the name of a folder")
     if (folder / RECORD_FILE).exists():
         raise InputError(f"{folder}: holds a finished run already; choose another --output_dir or delete it")
-    if (folder / "config.json").exists() and not (folder / RECIPE_FILE).exists():
+    if (folder / "config.json").exists() and not (folder / IDENTITY_FILE).exists():
         raise InputError(f"--output_dir {folder} holds another model: give a folder of its own")
     if folder.is_dir() and Path(model).is_dir() and folder.samefile(model):
         raise InputError(f"--output_dir {folder} is the folder of --model: give another one")
 
 
-def _not_compared_again(line: logging.LogRecord) -> bool:
-    """Trainer takes a share of the run (`eval_steps: 0.2`) for another number of steps; recipes are compared anyway."""
+def _is_no_step_mismatch(line: logging.LogRecord) -> bool:
+    """Trainer takes a share of the run (`eval_steps: 0.2`) for a changed number of steps; the identity is compared."""
     return "do not match the ones in the `trainer_state.json`" not in line.getMessage()
-
-
-def data_seed(args: TrainingArguments) -> int:
-    """What the order of the training data is drawn with."""
-    return args.seed if args.data_seed is None else args.data_seed
-
-
-def recipe_before(run: str | Path) -> dict | None:
-    """What [`RunMixin.train_or_resume`] was given when a run began, or None if none did in that folder."""
-    file = Path(run) / RECIPE_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 class RunMixin(PushMixin):
@@ -129,50 +115,39 @@ class RunMixin(PushMixin):
         """Whether a signal ended the training before its last step."""
         return self.stop_on_signal.stopped_by is not None and self.state.global_step < self.state.max_steps
 
-    def train_or_resume(self, recipe: dict) -> None:
+    def train_or_resume(self, identity: dict[str, Any]) -> None:
         """
         Train from the newest complete checkpoint of the output folder, or from the start.
 
         Args:
-            recipe: what must not change between the parts of one run; kept in `.recipe.json` beside the checkpoints.
+            identity: what must not change between the parts of one run (see `run_identity`).
 
         Raises:
-            InputError: the folder holds checkpoints of another recipe, or such as no run can go on from.
+            InputError: the folder contains checkpoints of a different or incompatible run.
         """
         run = Path(self.args.output_dir)
         checkpoint = self.args.resume_from_checkpoint or last_checkpoint(run)
-        recipe = json.loads(json.dumps(recipe, default=str))
-        before = recipe_before(run)
-        if checkpoint is not None and before is not None:
-            then, now = _flat(before), _flat(recipe)
-            # What was not kept then, by an older version, cannot be compared.
-            if changed := sorted(name for name in then if then[name] != now.get(name)):
-                name = changed[0]
+        if checkpoint is not None:
+            require_same_identity(run, identity)
+            if self.args.save_only_model:
                 raise InputError(
-                    f"{run}: its checkpoints come from another recipe ({name}: {then[name]!r}, now "
-                    f"{now.get(name)!r}): choose another --output_dir or delete it"
+                    f"{checkpoint}: --save_only_model leaves out the optimizer's state, so a run cannot resume from "
+                    "it: choose another --output_dir or delete it"
                 )
-        if checkpoint is not None and self.args.save_only_model:
-            raise InputError(
-                f"{checkpoint}: --save_only_model leaves out the optimizer's state, so that a run cannot go on from "
-                "there: choose another --output_dir or delete it"
-            )
-        self.accelerator.wait_for_everyone()  # all have read it
+        self.accelerator.wait_for_everyone()  # all processes have read the old identity
         if self.args.should_save:
-            with explain(f"--output_dir {run}", cannot_write("mend that or give another folder"), OSError):
-                run.mkdir(parents=True, exist_ok=True)
-                write_atomically(run / RECIPE_FILE, json.dumps(recipe, indent=1))
+            write_identity(run, identity)
         if checkpoint is not None:
             self.accelerator.print(f"resuming from {checkpoint}", flush=True)
             if self.record is not None:
                 self.record.go_on_from(Path(checkpoint))
         transformers_logging.disable_progress_bar()  # there is one line already
-        stock = transformers_logging.get_logger("transformers.trainer_utils")
-        stock.addFilter(_not_compared_again)
+        stock_logger = transformers_logging.get_logger("transformers.trainer_utils")
+        stock_logger.addFilter(_is_no_step_mismatch)
         try:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
-            stock.removeFilter(_not_compared_again)
+            stock_logger.removeFilter(_is_no_step_mismatch)
             self.stop_on_signal.restore()
             self.progress_line.close()
 
@@ -277,14 +252,6 @@ def _explain_setting(args: TrainingArguments, name: str) -> contextlib.AbstractC
     """Return a context in which transformers' complaints about a setting become an `InputError`."""
     value = getattr(args, name)
     return explain(f"--{name} {getattr(value, 'value', value)}", "{reason}", ImportError, TypeError, ValueError)
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with the fields of its inner mappings in their place."""
-    flat: dict[str, Any] = {}
-    for name, value in recipe.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _like_sharded(model: PreTrainedModel) -> PreTrainedModel:

@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.artifacts.foreign import PackedRows
+from hf_tfm.artifacts.tokenizer_files import load_tokenizer
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.cpu.attention import WindowedAttention
@@ -38,17 +39,10 @@ from hf_tfm.data.objectives import Masked, causal
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.train.callbacks import ProgressLine
 from hf_tfm.train.initialization import zero_init_output_projections
-from hf_tfm.train.pretrain import (
-    PretrainArguments,
-    PretrainTrainer,
-    PretrainTrainingArguments,
-    build_model,
-    describe_text,
-    load_tokenizer,
-    masked_evaluation,
-    prepare_data,
-    z_loss,
-)
+from hf_tfm.train.pretrain import PretrainingTrainer, z_loss
+from hf_tfm.train.pretrain_data import describe_text, masked_evaluation, prepare_data
+from hf_tfm.train.pretrain_model import build_model
+from hf_tfm.train.pretrain_recipe import PretrainingArguments, PretrainingRecipe
 from hf_tfm.train.recipe import parse_recipe
 from hf_tfm.train.trainer import RunMixin
 
@@ -201,7 +195,9 @@ def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path, monkeypat
     out = tmp_path / "run"
     out.mkdir()
     recipe = json.loads((whole_run / ".recipe.json").read_text())
-    (out / ".recipe.json").write_text(json.dumps({name: recipe[name] for name in ("script", "max_steps", "seed")}))
+    (out / ".recipe.json").write_text(
+        json.dumps({"script": {"z_loss": recipe["z_loss"]}, "max_steps": 8, "seed": recipe["seed"]})
+    )
     shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
     monkeypatch.setattr("hf_tfm.artifacts.record._commit", lambda: "f" * 40)
     assert pretrain_clm.main(arguments(files, out)) == 0
@@ -218,12 +214,12 @@ def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path, monkeypat
 def test_a_seed_of_the_data_of_0_is_one(files, tmp_path):
     firsts = []
     for seed, data_seed in ((5, 0), (0, 0), (5, 5)):
-        script, args = parse_recipe(
-            arguments(files, tmp_path, seed=seed, data_seed=data_seed), PretrainArguments, PretrainTrainingArguments
+        recipe, args = parse_recipe(
+            arguments(files, tmp_path, seed=seed, data_seed=data_seed), PretrainingRecipe, PretrainingArguments
         )
-        tokenizer = load_tokenizer(script.tokenizer)
-        model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
-        firsts.append(prepare_data(script, args, tokenizer, model, causal).train[0]["input_ids"])
+        tokenizer = load_tokenizer(recipe.tokenizer)
+        model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
+        firsts.append(prepare_data(recipe, args, tokenizer, model, causal).train[0]["input_ids"])
     assert torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[0], firsts[2])
 
 
@@ -273,10 +269,10 @@ def test_an_archive_is_named_once(files, tmp_path):
     with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
         for name in ("a.jsonl", "b.jsonl"):
             archive.write(files / "train.jsonl", name)
-    script, _ = parse_recipe(
-        arguments(files, tmp_path, data=tmp_path / "texts.zip"), PretrainArguments, PretrainTrainingArguments
+    recipe, _ = parse_recipe(
+        arguments(files, tmp_path, data=tmp_path / "texts.zip"), PretrainingRecipe, PretrainingArguments
     )
-    [facts] = describe_text("train", script.training_sources(), [], script)
+    [facts] = describe_text("train", recipe.training_sources(), [], recipe)
     assert len(facts["sha256"]) == 64 and facts["name"] == "texts.zip"
 
 
@@ -431,11 +427,11 @@ def test_validation_text_of_which_nothing_is_masked(files, tmp_path, capsys):
 
 def test_z_loss_weighs_as_much_in_any_number_of_processes(files, tmp_path, monkeypatch):
     fields = arguments(files, tmp_path, z_loss=0.1)
-    script, args = parse_recipe(fields, PretrainArguments, PretrainTrainingArguments)
-    tokenizer = load_tokenizer(script.tokenizer)
-    model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
-    data = prepare_data(script, args, tokenizer, model, causal)
-    trainer = PretrainTrainer(model=model, args=args, processing_class=tokenizer, data=data, script=script)
+    recipe, args = parse_recipe(fields, PretrainingRecipe, PretrainingArguments)
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
+    data = prepare_data(recipe, args, tokenizer, model, causal)
+    trainer = PretrainingTrainer(model=model, args=args, processing_class=tokenizer, data=data, recipe=recipe)
     losses = []
     for processes in (1, 2):
         monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
@@ -555,7 +551,7 @@ def test_a_configuration_in_bf16_is_trained_in_fp32(files):
         AutoModelForCausalLM,
         TfmDecoderConfig,
         tokenizer,
-        PretrainArguments([], [], "", model=str(path), block_length=32),
+        PretrainingRecipe([], [], "", model=str(path), block_length=32),
     )
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
@@ -567,8 +563,8 @@ def test_an_encoder_written_from_left_to_right_does_not_read_ahead(files, tmp_pa
     config.save_pretrained(tmp_path / "config")
     AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "weights")
     for folder in (tmp_path / "config" / "config.json", tmp_path / "weights"):
-        script = PretrainArguments([], [], "", model=str(folder), block_length=16, zero_init=False)
-        model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+        recipe = PretrainingRecipe([], [], "", model=str(folder), block_length=16, zero_init=False)
+        model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
         assert is_new == folder.is_file() and model.config.is_decoder
         ids = torch.arange(5, 17)[None]
         others = ids.clone()
@@ -591,8 +587,8 @@ def test_weights_of_an_older_folder_are_not_replaced_by_new_ones(files, tmp_path
     before = AutoModelForCausalLM.from_config(config)
     config.save_pretrained(tmp_path)
     torch.save(before.state_dict(), tmp_path / "pytorch_model.bin")
-    script = PretrainArguments([], [], "", model=str(tmp_path), block_length=32)
-    model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, script)
+    recipe = PretrainingRecipe([], [], "", model=str(tmp_path), block_length=32)
+    model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
     assert not is_new
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before.model.layers[0].mlp.up_proj.weight)
 
@@ -624,7 +620,7 @@ def damage(files, tmp_path, what):
     if what == "unknown preset":
         return {"model": "colossal"}, "unknown preset 'colossal'"
     if what == "no tokenizer":
-        return {"tokenizer": broken}, "no tokenizer there"
+        return {"tokenizer": broken}, "no tokenizer can be loaded"
     if what == "bad override":
         return {"model_overrides": '{"hidden_act": "swoosh"}'}, "hidden_act 'swoosh' is unknown"
     if what == "unknown field of an architecture":
@@ -757,22 +753,22 @@ def test_the_quickstart_writes_relative_to_the_working_directory(tmp_path, monke
 def test_a_window_is_that_of_all_layers_but_the_last(files, auto_class, config_class, model):
     tokenizer = load_tokenizer(str(files / "decoder"))
     shape = json.dumps({"num_hidden_layers": 4})
-    script = PretrainArguments([], [], "", model=model, model_overrides=shape, block_length=32, window=5)
-    config = build_model(auto_class, config_class, tokenizer, script)[0].config
+    recipe = PretrainingRecipe([], [], "", model=model, model_overrides=shape, block_length=32, window=5)
+    config = build_model(auto_class, config_class, tokenizer, recipe)[0].config
     assert config.sliding_window == 5 and config.layer_types == ["sliding_attention"] * 3 + ["full_attention"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_the_model_of_every_recipe_can_be_made(files, recipe):
-    asked = yaml.safe_load(recipe.read_text())
-    fields = {name: asked[name] for name in ("model", "window", "block_length") if name in asked}
-    script = PretrainArguments([], [], "", model_overrides=json.dumps(asked.get("model_overrides", {})), **fields)
-    if "mlm" in recipe.stem or "encoder" in recipe.stem:
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_model_of_every_recipe_can_be_made(files, path):
+    given = yaml.safe_load(path.read_text())
+    fields = {name: given[name] for name in ("model", "window", "block_length") if name in given}
+    recipe = PretrainingRecipe([], [], "", model_overrides=json.dumps(given.get("model_overrides", {})), **fields)
+    if "mlm" in path.stem or "encoder" in path.stem:
         style, auto_class, config_class = "encoder", AutoModelForMaskedLM, TfmEncoderConfig
     else:
         style, auto_class, config_class = "decoder", AutoModelForCausalLM, TfmDecoderConfig
-    model, is_new = build_model(auto_class, config_class, load_tokenizer(str(files / style)), script)
-    assert is_new and model.config.sliding_window == asked.get("window", model.config.sliding_window)
+    model, is_new = build_model(auto_class, config_class, load_tokenizer(str(files / style)), recipe)
+    assert is_new and model.config.sliding_window == given.get("window", model.config.sliding_window)
 
 
 @pytest.mark.parametrize("bf16", ["false", "true"])
@@ -800,11 +796,11 @@ def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):
     evaluations = json.loads((tmp_path / "run" / "run_record.json").read_text())["evaluations"]
     assert [entry["step"] for entry in evaluations if "eval_loss" in entry] == [4, 8]  # the curve's
     # What is masked is the same however many rows are measured together.
-    script, args = parse_recipe(arguments(files, tmp_path), PretrainArguments, PretrainTrainingArguments)
-    tokenizer, masks = load_tokenizer(script.tokenizer), []
+    recipe, args = parse_recipe(arguments(files, tmp_path), PretrainingRecipe, PretrainingArguments)
+    tokenizer, masks = load_tokenizer(recipe.tokenizer), []
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     for args.per_device_eval_batch_size in (2, 3, 16):
-        data = prepare_data(script, args, tokenizer, model, causal)
+        data = prepare_data(recipe, args, tokenizer, model, causal)
         batches = masked_evaluation(data, Masked(tokenizer, 0.15))
         masks.append(torch.cat([batch["labels"] for batch in batches]))
     assert len(masks[0]) % 3 and torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
@@ -823,7 +819,7 @@ def test_compiling_is_said_and_kept(files, tmp_path, capsys):
     assert "choose auto, on or off" in capsys.readouterr().err
     assert pretrain_clm.main(arguments(files, tmp_path / "run")) == 0
     assert "no (the run is too short to repay it)" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / ".recipe.json").read_text())["script"]["compile"] == "off"
+    assert json.loads((tmp_path / "run" / ".recipe.json").read_text())["compile"] == "off"
 
 
 def test_averaged_weights_are_what_a_run_ends_with_and_go_on_exactly(files, tmp_path, monkeypatch):

@@ -20,7 +20,6 @@ SIGNATURES = {
     "_save": ["self", "output_dir", "state_dict"],
     "_issue_warnings_after_load": ["self", "load_result"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
-    "_prepare_inputs": ["self", "inputs"],
     "_get_collator_with_removed_columns": ["self", "data_collator", "description"],
     "_get_train_sampler": ["self", "train_dataset"],
     "_get_eval_sampler": ["self", "eval_dataset"],

@@ -1,0 +1,131 @@
+"""The model of a pretraining run: a preset, any architecture's configuration, or a folder to continue from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..core.errors import InputError, explain, reason_of
+from ..core.inference import is_bidirectional
+from ..models.configuration_tfm import SIZES, TfmConfig
+from .initialization import zero_init_output_projections
+from .pretrain_recipe import PretrainingRecipe
+from .recipe import read_mapping
+
+
+_SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask")
+
+
+def build_model(
+    auto_class: Any,
+    config_class: type[TfmConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: PretrainingRecipe,
+) -> tuple[PreTrainedModel, bool]:
+    """
+    Return the model to train, and whether it is new (with random weights).
+
+    Args:
+        auto_class: the Auto class of the head, such as `AutoModelForCausalLM`.
+        config_class: the configuration that has the presets.
+        tokenizer: decides vocabulary size and special tokens of a new model.
+        recipe: `model` (a preset, `architecture/size`, a `config.json` of any architecture, or a model folder),
+            `model_overrides`, `window`, `block_length` (the longest row) and `zero_init`.
+
+    Raises:
+        InputError: the model is unknown or not causal where it should be, the tokenizer has more tokens than the model,
+            or rows are longer than the model's positions.
+    """
+    path = Path(recipe.model)
+    overrides = read_mapping(recipe.model_overrides, "model_overrides")
+    if recipe.window and path.exists():
+        raise InputError(f"--window shapes new models of this package; {path} is none: give --window 0")
+    if recipe.window and (duplicates := overrides.keys() & {"sliding_window", "layer_types"}):
+        raise InputError(f"--window and {min(duplicates)} of --model_overrides say the same: leave one out")
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL_TOKENS}
+    fields = {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
+    has_weights = path.is_dir() and (any(path.glob("*.safetensors*")) or any(path.glob("pytorch_model*.bin*")))
+
+    def hint(error: Exception) -> str:  # without the some hundred model types at the end of a message of transformers
+        return reason_of(error).split(" Model type should be one of")[0]
+
+    with explain(f"model {recipe.model}", hint, ValueError, OSError, KeyError, TypeError):
+        if has_weights:
+            model = _load_model(auto_class, recipe.model, overrides)
+        elif path.exists():
+            model = _new_model_of_any_architecture(auto_class, recipe.model, fields, overrides)
+        else:
+            config = _preset_config(config_class, recipe, fields, overrides)
+            model = auto_class.from_config(config, dtype=torch.float32)
+    check_fit(model, tokenizer, recipe.block_length)
+    if auto_class is AutoModelForCausalLM and _depends_on_later_tokens(model):
+        raise InputError(
+            f"model {recipe.model}: {type(model).__name__} is not causal: its output depends on later tokens"
+        )
+    if not has_weights and recipe.zero_init:
+        zero_init_output_projections(model)
+    return model, not has_weights
+
+
+def _load_model(auto_class: Any, folder: str, overrides: dict[str, Any]) -> PreTrainedModel:
+    model = auto_class.from_pretrained(folder, dtype=torch.float32, **overrides)
+    if _needs_decoder_switch(auto_class, model):
+        model = auto_class.from_pretrained(folder, dtype=torch.float32, **overrides, is_decoder=True)
+    return model
+
+
+def _new_model_of_any_architecture(
+    auto_class: Any, path: str, fields: dict[str, Any], overrides: dict[str, Any]
+) -> PreTrainedModel:
+    config, unused = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **{**fields, **overrides})
+    if unknown := [name for name in overrides if name in unused]:
+        raise ValueError(f"{type(config).__name__} has no field {unknown[0]!r} to override")
+    model = auto_class.from_config(config, dtype=torch.float32)
+    if _needs_decoder_switch(auto_class, model):
+        config.is_decoder = True
+        model = auto_class.from_config(config, dtype=torch.float32)
+    return model
+
+
+def _preset_config(
+    config_class: type[TfmConfig], recipe: PretrainingRecipe, fields: dict[str, Any], overrides: dict[str, Any]
+) -> TfmConfig:
+    name, _, size = recipe.model.partition("/")
+    known_fields = {field: value for field, value in fields.items() if hasattr(config_class, field)}
+    defaults = {"max_position_embeddings": max(recipe.block_length, 1024)} if name in SIZES else {}
+    shape = {**defaults, **known_fields, **overrides}
+    config = config_class.preset(name, size or None, **shape)
+    if recipe.window:
+        layer_types = ["sliding_attention"] * (config.num_hidden_layers - 1) + ["full_attention"]
+        windows = {"sliding_window": recipe.window, "layer_types": layer_types}
+        config = config_class.preset(name, size or None, **{**shape, **windows})
+    return config
+
+
+def _needs_decoder_switch(auto_class: Any, model: PreTrainedModel) -> bool:
+    """Return whether a causal LM was asked for, and the model (BERT or its kind) is one only with `is_decoder`."""
+    return (
+        auto_class is AutoModelForCausalLM and hasattr(model.config, "is_decoder") and _depends_on_later_tokens(model)
+    )
+
+
+def _depends_on_later_tokens(model: PreTrainedModel) -> bool:
+    # Models of this package are causal by construction; a new one may have layers that do nothing yet.
+    return not isinstance(model.config, TfmConfig) and is_bidirectional(model)
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    """Raise `InputError` if the tokenizer or the length of a row does not fit the model."""
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {embeddings} embeddings: it is another model's; use "
+            "the tokenizer from the model's own folder"
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise InputError(
+            f"rows of {length} tokens are longer than the model's {positions} positions: lower the length or raise "
+            "max_position_embeddings"
+        )
