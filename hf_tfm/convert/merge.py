@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..artifacts.tokenizer_files import save_tokenizer
 from ..core.errors import InputError
-from ..train.adapters import _outputs, merge_adapter
+from ..train.adapters import compared_outputs, merge_adapter
 
 
 def merge_folder(
@@ -48,7 +48,7 @@ def merge_folder(
     ids = torch.tensor([[*(11 * place % rows for place in range(1, 29)), *range(max(0, rows - 4), rows)]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        expected = _outputs(model.get_base_model(), inputs)
+        expected = compared_outputs(model.get_base_model(), inputs)
     merged = merge_adapter(model, untie=untie)
     if merged.can_generate() and (adapter / "generation_config.json").is_file():
         merged.generation_config = GenerationConfig.from_pretrained(adapter)
@@ -66,4 +66,4 @@ def merge_folder(
     auto_class = getattr(transformers, auto_class_of(str(target), trust_remote_code))
     again = auto_class.from_pretrained(target, trust_remote_code=trust_remote_code).eval()
     with torch.no_grad():
-        return (_outputs(again, inputs) - expected).abs().max().item(), again
+        return (compared_outputs(again, inputs) - expected).abs().max().item(), again

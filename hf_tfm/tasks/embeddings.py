@@ -215,7 +215,7 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
         lengths: tokens of each training record.
     """
 
-    shards = False  # a SentenceTransformer is saved module by module
+    supports_sharding = False  # a SentenceTransformer is saved module by module
 
     def __init__(self, *, args: TrainingArguments, pairs: dict[str, Pairs], lengths: list[int], **kwargs: Any):
         from datasets import Dataset

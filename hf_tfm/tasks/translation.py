@@ -118,7 +118,7 @@ class TranslationTrainer(FinetuningMixin, Seq2SeqTrainer):
         decay: share of the steps, at the end, over which the learning rate decays.
     """
 
-    shards = False  # encoder and decoder have their own embeddings, one of them tied to the head
+    supports_sharding = False  # encoder and decoder have their own embeddings, one of them tied to the head
 
     def __init__(self, *args: Any, optimizer_name: str, decay: float, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""How a script in `training/` is told what to do: `recipe.yaml`, then `--field value`, into dataclasses."""
+"""Recipes: read `recipe.yaml` and `--field value` into the dataclasses of a script in `training/`."""
 
 import argparse
 import contextlib
@@ -24,12 +24,12 @@ from ..core.packaged import find_packaged
 from ..core.quiet import quiet_command
 
 
-# Where the script that runs now keeps its checkpoints.
+# Output folder of the running script, where its checkpoints are.
 _output_dir: str | None = None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the fields, and the description with its line breaks."""
+    """Show defaults beside the fields, and the description with its line breaks."""
 
 
 class _RecipeParser(HfArgumentParser):
@@ -44,19 +44,19 @@ def parse_recipe(
     description: str | None = None,
 ) -> tuple[Any, TrainingArguments | None]:
     """
-    Read `[recipe.yaml] [--field value …]`; what stands on the command line wins over the recipe.
+    Read `[recipe.yaml] [--field value …]`; the command line overrides the recipe.
 
     Args:
         argv: arguments after the script's name, `sys.argv[1:]` by default.
         script_class: dataclass of the script's own fields, each with `metadata={"help": ...}`.
-        training_class: `TrainingArguments` or a subclass with other defaults, all stock names work; None for a script
-            that trains nothing.
+        training_class: `TrainingArguments` or a subclass with other defaults; None for a script that does not train.
         description: the script's docstring, shown by `--help`.
 
-    Returns: an instance of either class; None in place of the one that is not there.
+    Returns:
+        An instance of each class; None if there is no `training_class`.
 
     Raises:
-        InputError: the recipe cannot be read, a field is unknown or has a value of the wrong kind.
+        InputError: the recipe cannot be read, or a field is unknown or has a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     classes = (script_class,) if training_class is None else (script_class, training_class)
@@ -68,26 +68,27 @@ def parse_recipe(
             formatter_class=_HelpFormatter,
         )
         if training_class is not None:
-            stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
-            own = (f for f in dataclasses.fields(training_class) if stock.get(f.name, f.default) != f.default)
+            defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+            changed = (f for f in dataclasses.fields(training_class) if defaults.get(f.name, f.default) != f.default)
             help_parser.epilog = textwrap.fill(
-                "Every field of transformers' TrainingArguments works as well, by its stock name; with other defaults: "
-                + ", ".join(f"{f.name} {f.default}" for f in own),
+                "All fields of transformers' TrainingArguments work too, some with other defaults: "
+                + ", ".join(f"{f.name} {f.default}" for f in changed)
+                + ".",
                 100,
             )
         help_parser.print_help()
         raise SystemExit(0)
     fields = {f.name for cls in classes for f in dataclasses.fields(cls) if f.init}
-    given = []
+    recipe_arguments = []
     if argv and not argv[0].startswith("-"):
-        given = _recipe_arguments(Path(argv.pop(0)), fields)
+        recipe_arguments = _recipe_arguments(Path(argv.pop(0)), fields)
     for argument in argv:
         if argument.startswith("--"):
             _check_field(argument[2:].split("=")[0], fields, "the command line")
 
     parser = _RecipeParser(classes, allow_abbrev=False)
     try:
-        script, *training = parser.parse_args_into_dataclasses([*given, *argv], look_for_args_file=False)
+        script, *training = parser.parse_args_into_dataclasses([*recipe_arguments, *argv], look_for_args_file=False)
     except InputError:
         raise
     except (ValueError, TypeError, ImportError) as error:
@@ -98,7 +99,7 @@ def parse_recipe(
 
 
 def _recipe_arguments(path: Path, fields: set[str]) -> list[str]:
-    """A YAML mapping as command-line arguments, so that both are read and checked the same way."""
+    """Return a YAML mapping as command-line arguments, so that both are parsed and checked alike."""
     try:
         recipe = yaml.safe_load(Path(find_packaged(str(path))).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -120,28 +121,28 @@ def _recipe_arguments(path: Path, fields: set[str]) -> list[str]:
     return arguments
 
 
-def _check_field(name: str, fields: set[str], where: str) -> None:
+def _check_field(name: str, fields: set[str], place: str) -> None:
     if name not in fields and name.removeprefix("no_") not in fields:
         close = difflib.get_close_matches(name, fields, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{where}: unknown field {name!r}{hint}")
+        raise InputError(f"{place}: unknown field {name!r}{hint}")
 
 
-def refuse_below(recipe: Any, **least: float) -> None:
-    """Raise `InputError` if a field of a recipe, or an entry of its list, is below the least that goes; None may be."""
-    for name, bound in least.items():
+def refuse_below(recipe: Any, **minimums: float) -> None:
+    """Raise `InputError` if a field of a recipe, or an entry of a list field, is below its minimum; None is allowed."""
+    for name, minimum in minimums.items():
         value = getattr(recipe, name)
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None and not one >= bound:  # which NaN is not either
-                raise InputError(f"--{name} {one}: must be at least {bound}")
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not number >= minimum:  # NaN is not
+                raise InputError(f"--{name} {number}: must be at least {minimum}")
 
 
 def refuse_ignored(args: TrainingArguments, ignored: Mapping[str, str]) -> None:
     """
-    Raise `InputError` for a stock field that a script does not look at, if it is not at its default.
+    Raise `InputError` if a field of transformers that has no effect in a script is not at its default.
 
     Args:
-        ignored: names of such fields, and what to do instead.
+        ignored: names of such fields, each with an alternative for the message.
     """
     for argument in dataclasses.fields(args):
         if argument.name in ignored and getattr(args, argument.name) != argument.default:
@@ -149,27 +150,28 @@ def refuse_ignored(args: TrainingArguments, ignored: Mapping[str, str]) -> None:
 
 
 def read_mapping(text: str, name: str) -> dict[str, Any]:
-    """A field that holds a mapping as JSON. Raises `InputError` if it is none."""
+    """Return the mapping in a JSON field. Raises `InputError` if there is none."""
     try:
-        found = json.loads(text)
+        mapping = json.loads(text)
     except ValueError as error:
         raise InputError(f'{name} is not JSON ({error}); write it as {{"field": value}}') from None
-    if not isinstance(found, dict):
+    if not isinstance(mapping, dict):
         raise InputError(f'{name}: must be a mapping, {{"field": value}}, not {text}')
-    return found
+    return mapping
 
 
 def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
     """
-    Make a script's `main(argv)` return its exit code: 2 with one line on standard error for an `InputError`. Where
-    Ctrl-C or SIGTERM came outside of the training, which heeds them itself, 0 if there is a checkpoint to go on from,
-    else 130.
+    Make a script's `main(argv)` return its exit code: 2 with one line on standard error for an `InputError`.
+
+    The training itself handles Ctrl-C and SIGTERM. Before and after it they end the script with exit code 0 if there is
+    a checkpoint to resume from, else 130.
     """
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
         try:
-            with quiet_command(), _terminated_as_interrupted():
+            with quiet_command(), _sigterm_as_interrupt():
                 return main(argv) or 0
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -183,8 +185,8 @@ def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Inside, SIGTERM does what Ctrl-C does. Signals are a main thread's."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise `KeyboardInterrupt` inside the block; only the main thread can set signal handlers."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -192,11 +194,11 @@ def _terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 LORA_VARIANTS = ("lora", "dora", "rslora")
@@ -204,40 +206,42 @@ LORA_VARIANTS = ("lora", "dora", "rslora")
 
 @dataclass
 class FinetuningRecipe:
-    """Fields that every fine-tuning script has."""
+    """Fields of every fine-tuning script."""
 
-    model: str = field(metadata={"help": "A model's folder, or its name on the Hub."})
+    model: str = field(metadata={"help": "Model folder, or its name on the Hub."})
     train_file: str = field(metadata={"help": "Records: .jsonl, .json, .csv, .tsv or .parquet, also compressed."})
     validation_file: str | None = field(
-        default=None, metadata={"help": "Records to choose the best checkpoint by; carved out of train by default."}
+        default=None,
+        metadata={"help": "Records to choose the best checkpoint by; split off the training file by default."},
     )
-    validation_fraction: float = field(default=0.1, metadata={"help": "The share of train that is carved out."})
-    test_file: str | None = field(default=None, metadata={"help": "Records that are measured once, at the end."})
+    validation_fraction: float = field(default=0.1, metadata={"help": "Share of the training file that is split off."})
+    test_file: str | None = field(default=None, metadata={"help": "Records to evaluate on once, at the end."})
     max_length: int | None = field(
-        default=None, metadata={"help": "Tokens a text is cut to; by default as many as the model can take, up to 512."}
+        default=None,
+        metadata={"help": "Truncate texts to this many tokens; by default to the model's limit or 512."},
     )
-    tokenizer: str | None = field(default=None, metadata={"help": "Where the tokenizer is, if not with the model."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Folder of the tokenizer, if not the model's."})
     keep_layers: int | None = field(
         default=None,
-        metadata={"help": "Take this many of the model's blocks, the first ones: smaller, faster, often as good."},
+        metadata={"help": "Keep only the first blocks, this many: smaller, faster, often as good."},
     )
-    license: str | None = field(default=None, metadata={"help": "Licence of the model that comes out, for its card."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the trained model, for its card."})
     base_model: str | None = field(
-        default=None, metadata={"help": "The model's name on the Hub, for the card; by default its folder's name."}
+        default=None, metadata={"help": "Name of the base model for the card; by default its folder's name."}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the model's folder carries."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model folder."})
     attention_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout on attention weights; more than 0 makes attention slow."}
+        default=0.0, metadata={"help": "Dropout on attention weights; above 0 attention is slow."}
     )
     lora: bool = field(default=False, metadata={"help": "Train a small adapter instead of all weights."})
     lora_variant: str = field(default="lora", metadata={"help": "lora, dora or rslora."})
     lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices."})
-    lora_alpha: int = field(default=16, metadata={"help": "The adapter's share is alpha/rank (rslora: alpha/√rank)."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapter: alpha/rank (rslora: alpha/√rank)."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's inputs."})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get an adapter; by default all linear ones but the head."}
+        default=None, metadata={"help": "Modules to adapt; by default all linear ones except the head."}
     )
-    lora_int8: bool = field(default=False, metadata={"help": "Hold the frozen weights in 8 bits (needs torchao)."})
+    lora_int8: bool = field(default=False, metadata={"help": "Keep the frozen weights in 8 bits (needs torchao)."})
 
     def __post_init__(self) -> None:
         if self.lora_variant not in LORA_VARIANTS:
@@ -246,6 +250,6 @@ class FinetuningRecipe:
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout {self.lora_dropout} must be 0 or more and below 1")
         if self.lora_int8 and not self.lora:
-            raise InputError("lora_int8 holds weights in 8 bits that are not trained; add --lora")
+            raise InputError("lora_int8 keeps frozen weights in 8 bits; add --lora")
         if self.keep_layers is not None and self.lora:
             raise InputError("keep_layers: an adapter is loaded on its whole base; train without --lora")

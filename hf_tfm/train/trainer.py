@@ -38,7 +38,7 @@ PRIVATE_NAMES = {
     "_save": "whole folders: tokenizer files, generation settings, the full model of a sharded one",
     "_issue_warnings_after_load": "no warning about the second name of tied weights",
     "_load_from_checkpoint": "weights of adapters inside sentence-transformers' models (tasks/embeddings.py)",
-    "_get_collator_with_removed_columns": "a batch as the training collates it, to measure a step (train/finetuning_trainer.py)",
+    "_get_collator_with_removed_columns": "a batch to measure the time of a step on (train/finetuning_trainer.py)",
     "_get_train_sampler": "batches of similar length that a resumed run draws again (train/finetuning_trainer.py)",
     "_get_eval_sampler": "evaluation sorted by length (train/finetuning_trainer.py)",
     "_get_num_items_in_batch": "a label of -100 counts where labels are numbers (train/finetuning_trainer.py)",
@@ -51,21 +51,21 @@ PRIVATE_NAMES = {
 
 def check_arguments(args: TrainingArguments, model: str, ignored: Mapping[str, str] | None = None) -> None:
     """
-    Raise `InputError` for arguments that would end in an error later, or do nothing.
+    Raise `InputError` for arguments that would fail later or have no effect.
 
     Args:
-        model: what is trained: its folder is not written over, nor any other model that no run of ours made.
-        ignored: as of [`refuse_ignored`].
+        model: the model to train; neither its folder nor a folder with another model is overwritten.
+        ignored: see `refuse_ignored`.
     """
     refuse_ignored(args, ignored or {})
-    least = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    refuse_below(args, **dict.fromkeys(least, 1), seed=0, max_grad_norm=0)
+    counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    refuse_below(args, **dict.fromkeys(counts, 1), seed=0, max_grad_norm=0)
     if missing := sorted(set(args.report_to) - set(get_available_reporting_integrations())):
         raise InputError(f"--report_to {missing[0]}: there is no such package here; install it or leave this out")
     checkpoint = args.resume_from_checkpoint
     if checkpoint is not None and not (Path(checkpoint) / TRAINER_STATE_NAME).is_file():
         raise InputError(
-            f"--resume_from_checkpoint {checkpoint}: no checkpoint there; without it a run goes on from its newest one"
+            f"--resume_from_checkpoint {checkpoint}: no checkpoint there; without it a run resumes from its newest one"
         )
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -85,17 +85,20 @@ def _is_no_step_mismatch(line: logging.LogRecord) -> bool:
 
 class RunMixin(PushMixin):
     """
-    For any Trainer: checkpoints are atomic, signals stop the run after a step, progress is one line, and the same
-    command goes on where the run stopped. With a `record` every checkpoint has a card. What is pushed is whole.
+    For any Trainer: atomic checkpoints, a clean stop on a signal, exact resume, one progress line, whole pushes.
+
+    Args:
+        record: run record; with one every checkpoint has a card.
+        bytes_per_token: bytes of text per token, to show the training loss in bits per byte.
     """
 
-    shards = True  # whether its model may be divided among processes (FSDP)
+    supports_sharding = True  # whether FSDP may shard the model
 
     def __init__(
         self, *args: Any, record: RunRecord | None = None, bytes_per_token: float | None = None, **kwargs: Any
     ):
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled and not self.shards:
+        if self.is_fsdp_enabled and not self.supports_sharding:
             raise InputError("this training cannot divide its model (FSDP): launch it with training/launch/ddp.yaml")
         self.record = record
         if self.args.device.type == "cpu":
@@ -112,7 +115,7 @@ class RunMixin(PushMixin):
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal ended the training before its last step."""
+        """Return whether a signal ended the training before its last step."""
         return self.stop_on_signal.stopped_by is not None and self.state.global_step < self.state.max_steps
 
     def train_or_resume(self, identity: dict[str, Any]) -> None:
@@ -164,11 +167,13 @@ class RunMixin(PushMixin):
 
     def whole_model(self, weights: dict[str, torch.Tensor] | None = None) -> PreTrainedModel:
         """
-        The model without what wraps it, to use or save it. Of a sharded one (FSDP2) it is a copy that has all weights
-        in the first process, and random ones in the others; all processes must call this then.
+        Return the model without its wrappers, to use or save it.
+
+        If the model is sharded (FSDP2), all processes must call this: the first one gets a copy with all weights, the
+        others copies with random weights.
 
         Args:
-            weights: of the whole model, if they were gathered already.
+            weights: weights of the whole model, if they were gathered already.
         """
         model = self.accelerator.unwrap_model(self.model)
         if not self.accelerator.is_fsdp2:
@@ -182,8 +187,9 @@ class RunMixin(PushMixin):
 
     def finished_model(self) -> PreTrainedModel:
         """
-        What the training has made, as [`whole_model`] gives it, but without autocast and compiled layers, which belong
-        to the training: what is measured is what the folder gives when it is loaded. All processes must call this.
+        Return the trained model (see `whole_model`) without autocast and compiled layers.
+
+        It then computes what the saved folder computes when it is loaded. All processes must call this.
         """
         uncompile_blocks(self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False))
         return self.whole_model()
@@ -204,7 +210,7 @@ class RunMixin(PushMixin):
         mend_tokenizer_files(output_dir or self.args.output_dir)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # A tied matrix stands in the file once; that its other name is missing there is as it should be.
+        # The file has a tied matrix once; its second name is missing by design.
         tied = set(getattr(self.accelerator.unwrap_model(self.model), "_tied_weights_keys", None) or ())
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
@@ -213,7 +219,7 @@ class RunMixin(PushMixin):
         run = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         first = self.is_world_process_zero()
-        # Every process writes its part into the first one's folder, which gets its name when all are done.
+        # Every process writes its part into the hidden folder of the first one, which is renamed at the end.
         with atomic_checkpoint(run / name) if first else contextlib.nullcontext(partial_path(run / name)) as staging:
             self.accelerator.wait_for_everyone()
             self._staged_run = str(staging)
@@ -226,7 +232,7 @@ class RunMixin(PushMixin):
             self.accelerator.wait_for_everyone()
             best = self.state.best_model_checkpoint
             if best is not None and Path(best).name == name:
-                # Every process loads the best weights at the end, from where they will be.
+                # Every process loads the best weights at the end, from the final path.
                 self.state.best_model_checkpoint = str(run / name)
             if first:
                 self._move_up(staging / name)
@@ -240,7 +246,7 @@ class RunMixin(PushMixin):
         """Write more files into a checkpoint that is being saved; for classes that keep a state of their own."""
 
     def _move_up(self, written: Path) -> None:
-        """The stock method makes a folder of its own inside the one it is given, and names that as the best one."""
+        """Move the files up from the folder that Trainer makes inside the hidden one, and write state and card."""
         self.state.save_to_json(str(written / TRAINER_STATE_NAME))
         for path in written.iterdir():
             os.rename(path, written.parent / path.name)
@@ -255,19 +261,19 @@ def _explain_setting(args: TrainingArguments, name: str) -> contextlib.AbstractC
 
 
 def _like_sharded(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the shape and class of a sharded one, its adapter included, with weights of its own."""
+    """Return a new model with the shape and class of a sharded one, its adapter included."""
     if hasattr(model, "get_base_model"):
         from peft import get_peft_model
 
         [adapter] = model.peft_config.values()
         return get_peft_model(_like_sharded(model.get_base_model()), adapter)
-    # Sharding puts a class of its own in front, which would be saved by its own name and without the model's code.
-    own_class: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
-    whole = own_class(copy.deepcopy(model.config))
+    # Sharding derives a new class, which would be saved under its own name and without the model's code.
+    model_class: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    whole = model_class(copy.deepcopy(model.config))
     if model.can_generate():
         whole.generation_config = model.generation_config
     return whole
 
 
 class RunTrainer(RunMixin, Trainer):
-    """The stock Trainer with what [`RunMixin`] adds."""
+    """transformers' Trainer with `RunMixin`."""
