@@ -20,8 +20,9 @@ import yaml
 
 from hf_tfm import InputError
 from hf_tfm.apps.ablation import measures, report
-from hf_tfm.apps.ablation.ablation import Cell, Run, Runner, _start_of, check_cells, expand, training_speed
-from hf_tfm.apps.ablation.measures import Asked
+from hf_tfm.apps.ablation.grid import Cell, check_cells, expand
+from hf_tfm.apps.ablation.measures import MeasureOptions
+from hf_tfm.apps.ablation.runner import Run, Runner, training_speed
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.train.recipe import parse_recipe, read_mapping
 
@@ -76,7 +77,7 @@ def in_this_process(self: Runner, run: Run, lock: int) -> int:
     """What `Runner._spawn` does, without the seconds that a process takes to import torch."""
     argv = [str(run.recipe), "--seed", str(run.seed), "--output_dir", str(run.folder)]
     if run.cell.embeddings_from is not None:
-        argv += ["--model", str(_start_of(run))]
+        argv += ["--model", str(run.initial_model)]
     code = pretrain_clm.main(argv)
     run.log.write_text("" if code == 0 else "error: it went wrong\n")
     return 123_000_000
@@ -152,7 +153,7 @@ def test_mistakes_in_a_cell_in_one_line_before_anything_runs(name, grid, tmp_pat
         (["--grid", '{"positions": {"RoPE": 5}}'], "'RoPE' of axis 'positions' must be"),
         (["--override", "[]"], "override: must be a mapping"),
         (["--grid", '{"a": {"x": {}, "x, y": {}}, "b": {"y, z": {}, "z": {}}}'], "two cells are called 'x, y, z'"),
-        (["--grid", '{"seed": {"1": {"seed": 1}, "2": {"seed": 2}}}'], "seed is not a recipe's to say"),
+        (["--grid", '{"seed": {"1": {"seed": 1}, "2": {"seed": 2}}}'], "seed cannot be set in a recipe"),
         (["--metric", "bits_per_bite"], "metric 'bits_per_bite' is unknown; choose of bits_per_byte"),
         (["--measure", "pseudo"], "measure 'pseudo' is not for models of pretrain_clm"),
         (["--measure", "length", "--lengths", "0"], "at least 1"),
@@ -171,8 +172,8 @@ def test_measures_read_the_text_that_runs_are_measured_on(override, grid, tmp_pa
     """One file may stand without brackets, as in the recipes of the scripts."""
     seen = []
 
-    def check_measures(names, asked, script):
-        seen.append(asked)
+    def check_measures(names, options, script):
+        seen.append(options)
         raise InputError("seen")
 
     monkeypatch.setattr(ablate, "check_measures", check_measures)
@@ -284,25 +285,25 @@ def stub(tmp_path):
             runs.append(run)
         return runs
 
-    said: list[str] = []
-    return Runner(tmp_path / "script.py", jobs=2, threads=3, say=said.append), make, said
+    lines: list[str] = []
+    return Runner(tmp_path / "script.py", jobs=2, threads=3, report=lines.append), make, lines
 
 
 def test_runs_in_processes(stub):
-    runner, make, said = stub
+    runner, make, lines = stub
     runs = make("ends", "fails", "ends")
     runner(runs)
     assert [run.finished for run in runs] == [True, False, True]
     assert runner.failed == {"fails 1, seed 7": "error: the last line"}
-    assert sorted(said)[0] == "ends 0, seed 7: loss 1.5" and len(said) == 3
+    assert sorted(lines)[0] == "ends 0, seed 7: loss 1.5" and len(lines) == 3
     assert (runs[0].folder / "started").read_text() == "3"
     assert 50e6 < runs[0].facts()["peak_bytes"] < 64e9 and runs[0].facts()["tokens_per_second"] is None
     runner(runs[:1])
-    assert len(said) == 3
+    assert len(lines) == 3
 
 
 def test_a_signal_is_passed_on_and_nothing_more_begins(stub):
-    runner, make, said = stub
+    runner, make, lines = stub
     runs = make("waits", "waits", "ends")
 
     def stop() -> None:
@@ -315,13 +316,13 @@ def test_a_signal_is_passed_on_and_nothing_more_begins(stub):
     thread.start()
     runner(runs)
     thread.join()
-    assert runner.stopped and not runner.failed and not said
+    assert runner.stopped and not runner.failed and not lines
     assert all((run.folder / "saved").exists() for run in runs[:2]) and not runs[2].folder.exists()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_still_runs_is_waited_for(stub):
-    runner, make, said = stub
+    runner, make, lines = stub
     [run] = make("waits")
     with open(run.folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -339,7 +340,7 @@ def test_what_still_runs_is_waited_for(stub):
     next(iter(runner._children)).terminate()
     child.join()
     second.join()
-    assert (run.folder / "started").exists() and run.finished and said == ["waits 0, seed 7: loss 1.5"]
+    assert (run.folder / "started").exists() and run.finished and lines == ["waits 0, seed 7: loss 1.5"]
 
 
 def test_training_speed_is_that_of_undisturbed_steps(tmp_path):
@@ -371,7 +372,7 @@ def test_cache_and_speed_of_writing(models, monkeypatch):
     monkeypatch.setattr(measures, "_NEW_TOKENS", 4)
     clock = itertools.accumulate(itertools.count())  # every second reading comes two later than the one before
     monkeypatch.setattr(measures.time, "perf_counter", lambda: next(clock))
-    figures = measures.decoding({name: models[name] for name in ("many", "one")}, Asked([], context=20))
+    figures = measures.decoding({name: models[name] for name in ("many", "one")}, MeasureOptions([], context=20))
     # Keys and values of two layers, heads of 8, 4 bytes a number.
     assert {name: several["cache_bytes_per_token"] for name, several in figures.items()} == {
         "many": 2 * 2 * 4 * 8 * 4,
@@ -382,15 +383,15 @@ def test_cache_and_speed_of_writing(models, monkeypatch):
 
 
 def test_text_through_windows(models):
-    asked = Asked([str(models["text"])], bytes=300, lengths=[8, 32, 4096])
-    figures = measures.by_length(models["many"], asked)
+    options = MeasureOptions([str(models["text"])], bytes=300, lengths=[8, 32, 4096])
+    figures = measures.by_length(models["many"], options)
     assert list(figures) == ["length 8", "length 32"] and figures["length 8"] != figures["length 32"]
-    assert sum(len(text) for _, text in measures._documents(asked, 300)) == 300
+    assert sum(len(text) for _, text in measures._documents(options, 300)) == 300
 
 
 @pytest.mark.parametrize("name", ["masked", "pairs"])
 def test_pseudo_bits_of_any_masked_lm(models, name):
-    figure = measures.pseudo(models[name], Asked([str(models["text"])], bytes=800))["pseudo_bits_per_byte"]
+    figure = measures.pseudo(models[name], MeasureOptions([str(models["text"])], bytes=800))["pseudo_bits_per_byte"]
     assert 1 < figure < 40
 
 
@@ -399,12 +400,12 @@ def test_a_linear_probe(models, tmp_path):
     paths = (tmp_path / "train.jsonl", tmp_path / "test.jsonl")
     for path, several in zip(paths, (records[:24], records[24:])):
         path.write_text("".join(json.dumps(record) + "\n" for record in several))
-    asked = Asked([], probe=tuple(map(str, paths)))
-    assert measures.probe(models["masked"], asked)["probe_accuracy"] > 0.9  # one word tells
+    options = MeasureOptions([], probe=tuple(map(str, paths)))
+    assert measures.probe(models["masked"], options)["probe_accuracy"] > 0.9  # one word tells
     for record in records[:24]:
         record["label"] = "well" if record["label"] == "river" else "river"
     paths[0].write_text("".join(json.dumps(record) + "\n" for record in records[:24]))
-    assert measures.probe(models["masked"], asked)["probe_accuracy"] < 0.1
+    assert measures.probe(models["masked"], options)["probe_accuracy"] < 0.1
 
 
 def test_the_table():
@@ -449,10 +450,10 @@ def test_an_entry_goes_in_front_of_the_others_once(tmp_path, text, right):
 def test_the_recipes_are_sound(path):
     recipe, _ = parse_recipe([str(path)], ablate.AblationRecipe, None)
     cells = expand(*(read_mapping(getattr(recipe, name), name) for name in ("base", "grid", "override")))
-    arguments, config_class, _ = ablate.SCRIPTS[recipe.script]
-    check_cells(cells, partial(ablate.check, arguments=arguments, config_class=config_class))
+    recipe_class, config_class, _ = ablate.SCRIPTS[recipe.script]
+    check_cells(cells, partial(ablate.check, recipe_class=recipe_class, config_class=config_class))
     probe = tuple(recipe.probe) or None
-    measures.check_measures(recipe.measure, Asked([], lengths=recipe.lengths, probe=probe), recipe.script)
+    measures.check_measures(recipe.measure, MeasureOptions([], lengths=recipe.lengths, probe=probe), recipe.script)
     assert recipe.output_dir == f"runs/ablations/{path.stem}" and len(cells) >= 3
     for file in (*cells[0].fields["data"], *cells[0].fields["validation_data"], *recipe.probe):
         assert (TRAINING.parent / file).is_file()

@@ -1,1 +1,1 @@
-"""Ablations: grids of recipes and seeds, what they measure, and the report."""
+"""Ablations: grids of recipes and seeds, their runs, measures and report. Read `grid.py` first."""

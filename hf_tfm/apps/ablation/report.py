@@ -1,4 +1,4 @@
-"""The end of an ablation: figures of all runs as a table, a picture, and an entry for a log of experiments."""
+"""Report of an ablation: the figures of all runs as a table, a plot, and an entry for a log of experiments."""
 
 import re
 import statistics
@@ -9,10 +9,10 @@ from typing import Any
 
 from ...artifacts.record import read_record
 from ...core.errors import InputError
-from .ablation import Run
+from .runner import Run
 
 
-# Name of a figure: its heading, and how it is written.
+# Heading and format of each figure.
 HEADINGS = {
     "bits_per_byte": ("bits per byte", "{:.3f}"),
     "loss": ("loss (nats per predicted token)", "{:.3f}"),
@@ -33,7 +33,7 @@ Figures = dict[str, dict[int, dict[str, float]]]
 
 
 def figures_of(run: Run) -> dict[str, float]:
-    """What a finished run's record and process say."""
+    """Return the figures of a finished run: results, size, speed and memory."""
     record, facts = read_record(run.folder), run.facts()
     speed, peak = facts.get("tokens_per_second"), facts.get("peak_bytes")
     train = next(part for part in record["data"] if part["split"] == "train")
@@ -44,73 +44,72 @@ def figures_of(run: Run) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def choose_metric(figures: Figures, asked: str | None) -> str:
-    """The figure that cells are compared by. Raises `InputError` if a run lacks it."""
-    found = [set(run) for several in figures.values() for run in several.values()]
-    in_all = set.intersection(*found)
-    metric = asked or ("bits_per_byte" if "bits_per_byte" in in_all else "loss")
-    if metric not in in_all:
-        there = ", ".join(name for name in HEADINGS if name in in_all)
-        raise InputError(f"metric {metric!r} was not measured for every run; choose of {there}")
+def choose_metric(figures: Figures, metric: str | None) -> str:
+    """Return the metric to compare cells by, `metric` if given. Raises `InputError` if a run lacks it."""
+    common = set.intersection(*(set(run) for runs in figures.values() for run in runs.values()))
+    metric = metric or ("bits_per_byte" if "bits_per_byte" in common else "loss")
+    if metric not in common:
+        choices = ", ".join(name for name in HEADINGS if name in common)
+        raise InputError(f"metric {metric!r} was not measured for every run; choose of {choices}")
     return metric
 
 
 def mean_and_spread(values: Sequence[float], form: str) -> str:
-    """Mean, and standard deviation if there are several."""
-    shown = form.format(statistics.mean(values))
-    return shown if len(values) < 2 else f"{shown} ± {form.format(statistics.stdev(values))}"
+    """Return the mean, and the standard deviation of several values."""
+    mean = form.format(statistics.mean(values))
+    return mean if len(values) < 2 else f"{mean} ± {form.format(statistics.stdev(values))}"
 
 
 def table(figures: Figures, metric: str, several_tokenizers: bool = False) -> str:
-    """A line for each cell: the metric, its difference from the first cell's seed by seed, and what else is known."""
-    names = {name for several in figures.values() for run in several.values() for name in run}
-    # Another metric is asked for where losses cannot be compared.
-    left_out = {metric, "loss", *(() if several_tokenizers else ("bytes_per_second",))}
-    columns = [name for name in HEADINGS if name in names and name not in left_out]
+    """Return a row per cell: the metric, its difference from the first cell seed by seed, and all other figures."""
+    names = {name for runs in figures.values() for run in runs.values() for name in run}
+    # Losses of different tokenizers cannot be compared.
+    omitted = {metric, "loss", *(() if several_tokenizers else ("bytes_per_second",))}
+    columns = [name for name in HEADINGS if name in names and name not in omitted]
     heading, form = HEADINGS[metric]
-    first, several_cells = next(iter(figures)), len(figures) > 1
-    head = ["", heading, *([f"against {first}"] if several_cells else []), *(HEADINGS[name][0] for name in columns)]
+    first, has_differences = next(iter(figures)), len(figures) > 1
+    head = ["", heading, *([f"against {first}"] if has_differences else []), *(HEADINGS[name][0] for name in columns)]
     lines = [head, ["---"] * len(head)]
     for cell, runs in figures.items():
         row = [cell, mean_and_spread([run[metric] for run in runs.values()], form)]
-        if several_cells:
+        if has_differences:
             shared = sorted(runs.keys() & figures[first].keys())
             differences = [runs[seed][metric] - figures[first][seed][metric] for seed in shared]
-            known = cell != first and differences
-            row.append(mean_and_spread(differences, form.replace(":", ":+", 1)).replace("± +", "± ") if known else "–")
+            text = mean_and_spread(differences, form.replace(":", ":+", 1)).replace("± +", "± ") if differences else ""
+            row.append(text if cell != first and text else "–")
         for name in columns:
             values = [run[name] for run in runs.values() if name in run]
-            alike = len(set(values)) < 2
-            row.append(mean_and_spread(values[:1] if alike else values, HEADINGS[name][1]) if values else "–")
+            distinct = values[:1] if len(set(values)) < 2 else values
+            row.append(mean_and_spread(distinct, HEADINGS[name][1]) if values else "–")
         lines.append(row)
     return _rows(lines)
 
 
 def length_table(figures: Figures) -> str:
-    """Bits per byte by the window that text is read through; empty if that was not measured."""
+    """Return bits per byte by context length; empty if not measured."""
     lengths = sorted(_lengths(figures))
     if not lengths:
         return ""
     lines = [["bits per byte at length", *map(str, lengths)], ["---"] * (len(lengths) + 1)]
     for cell, runs in figures.items():
         values = [[run[f"{_LENGTH}{n}"] for run in runs.values() if f"{_LENGTH}{n}" in run] for n in lengths]
-        lines.append([cell, *(mean_and_spread(several, "{:.3f}") if several else "–" for several in values)])
+        lines.append([cell, *(mean_and_spread(seeds, "{:.3f}") if seeds else "–" for seeds in values)])
     return _rows(lines)
 
 
 def _rows(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; a bar in a name ends no column."""
-    escaped = ([one.replace("|", "\\|") for one in line] for line in lines)
+    """Return a table in Markdown; bars inside cells are escaped."""
+    escaped = ([text.replace("|", "\\|") for text in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped).replace("|  |", "| |")
 
 
 def _lengths(figures: Figures) -> set[int]:
-    runs = (run for several in figures.values() for run in several.values())
+    runs = (run for seeds in figures.values() for run in seeds.values())
     return {int(name.removeprefix(_LENGTH)) for run in runs for name in run if name.startswith(_LENGTH)}
 
 
 def draw(figures: Figures, metric: str, runs: Sequence[Run], title: str, path: Path) -> None:
-    """Every run's figure and the cells' means; beside it the curve over lengths, or over the steps of the training."""
+    """Plot every run and the means of the cells, beside them the curve over lengths or training steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -119,15 +118,15 @@ def draw(figures: Figures, metric: str, runs: Sequence[Run], title: str, path: P
     height = max(3.2, 0.5 + 0.35 * len(figures))
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), layout="constrained")
     lengths = sorted(_lengths(figures))
-    for number, (cell, of_seeds) in enumerate(figures.items()):
+    for number, (cell, by_seed) in enumerate(figures.items()):
         color = f"C{number % 10}"
-        values = [run[metric] for run in of_seeds.values()]
+        values = [run[metric] for run in by_seed.values()]
         left.plot(values, [number] * len(values), "o", color=color, alpha=0.5, ms=5)
         left.plot(statistics.mean(values), number, "|", color=color, ms=18, mew=2)
         points = []
         if lengths:
-            by_length = [(n, [run.get(f"{_LENGTH}{n}") for run in of_seeds.values()]) for n in lengths]
-            points = [(n, statistics.mean(several)) for n, several in by_length if None not in several]
+            by_length = [(n, [run.get(f"{_LENGTH}{n}") for run in by_seed.values()]) for n in lengths]
+            points = [(n, statistics.mean(values)) for n, values in by_length if None not in values]
         else:
             points = _training_curve([run for run in runs if run.cell.name == cell and run.finished], metric)
         if points:
@@ -151,7 +150,7 @@ def draw(figures: Figures, metric: str, runs: Sequence[Run], title: str, path: P
 
 
 def _training_curve(runs: Sequence[Run], metric: str) -> list[tuple[int, float]]:
-    """Mean over the seeds of each evaluation while training."""
+    """Return steps and means over the seeds of the evaluations during training."""
     by_step: dict[int, list[float]] = {}
     for run in runs:
         for line in read_record(run.folder)["evaluations"]:
@@ -215,5 +214,5 @@ def index_row(heading: str) -> str:
 
 
 def as_json(figures: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
-    """Figures by cell and seed."""
+    """Return the figures by cell and seed, with seeds as text."""
     return {cell: {str(seed): run for seed, run in runs.items()} for cell, runs in figures.items()}
