@@ -84,7 +84,7 @@ def in_this_process(self: Runner, run: Run, lock: int) -> int:
 
 
 @pytest.fixture
-def spawned(monkeypatch) -> list[str]:
+def spawned(monkeypatch, quick_runs) -> list[str]:
     """The names of the runs that were begun."""
     names = []
 

@@ -41,6 +41,15 @@ def files(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def quick_runs(monkeypatch):
+    """Leave out the plot and the samples at the end of a run, which take half of its time."""
+    import pretrain_clm
+
+    monkeypatch.setattr("hf_tfm.artifacts.write.plot_curve", lambda *args: None)
+    monkeypatch.setattr(pretrain_clm, "continue_text", lambda model, tokenizer, prompt, seed: prompt)
+
+
 def arguments(files, out, style="decoder", **changes):
     fields = {
         "data": files / "train.jsonl",
@@ -49,6 +58,7 @@ def arguments(files, out, style="decoder", **changes):
         "model": "nano",
         "model_overrides": OVERRIDES,
         "block_length": 32,
+        "validation_tokens": 1000,
         "max_steps": 8,
         "per_device_train_batch_size": 4,
         "save_steps": 4,

@@ -54,6 +54,11 @@ RECIPES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _quick(quick_runs):
+    """Tests of samples and plot use `whole_run`, a module's fixture and therefore made before this one."""
+
+
 @pytest.fixture(scope="module")
 def whole_run(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
@@ -504,8 +509,9 @@ def test_a_sentence_task_needs_a_head_for_it(files, tmp_path, capsys, kind, fiel
 
 
 @pytest.mark.parametrize("script, style", [(pretrain_clm, "decoder"), (pretrain_mlm, "encoder")])
-def test_a_model_of_few_positions_gets_its_folder(files, tmp_path, script, style):
+def test_a_model_of_few_positions_gets_its_folder(files, tmp_path, monkeypatch, script, style):
     """The samples at the end are longer than the model; the run must not be lost for that."""
+    monkeypatch.undo()  # samples as in a real run
     if script is pretrain_clm:
         config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
     else:
@@ -593,8 +599,8 @@ def test_weights_of_an_older_folder_are_not_replaced_by_new_ones(files, tmp_path
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before.model.layers[0].mlp.up_proj.weight)
 
 
-def damage(files, tmp_path, what):
-    """Arguments with one mistake, and what the one line must say."""
+def damage(files, tmp_path, whole_run, what):
+    """Return arguments with one mistake, and the words that the error must have."""
     broken = tmp_path / "broken"
     broken.mkdir()
     if what == "missing file":
@@ -608,11 +614,9 @@ def damage(files, tmp_path, what):
         (broken / "junk.jsonl").write_bytes(bytes(range(256)) * 20)
         return {"data": broken / "junk.jsonl"}, "junk.jsonl"
     if what == "another tokenizer":
-        folder = broken / "small"
-        assert pretrain_clm.main(arguments(files, folder, max_steps=1)) == 0
         other = train_tokenizer(TEXTS, vocab_size=400, num_spare_tokens=100)
         other.save_pretrained(broken / "other")
-        return {"model": folder, "model_overrides": "{}", "tokenizer": broken / "other"}, "another model's"
+        return {"model": whole_run, "model_overrides": "{}", "tokenizer": broken / "other"}, "another model's"
     if what == "too long":
         return {"model_overrides": '{"max_position_embeddings": 16}'}, "16 positions"
     if what == "unknown field":
@@ -631,9 +635,7 @@ def damage(files, tmp_path, what):
         fields = {"model": broken / "llama.json", "model_overrides": "{}", "window": 4}
         return fields, "--window shapes new models of this package"
     if what == "unknown field of a model":
-        folder = broken / "model"
-        assert pretrain_clm.main(arguments(files, folder, max_steps=1)) == 0
-        return {"model": folder, "model_overrides": '{"nope": 1}'}, "unexpected keyword argument 'nope'"
+        return {"model": whole_run, "model_overrides": '{"nope": 1}'}, "unexpected keyword argument 'nope'"
     return SETTINGS[what]
 
 
@@ -677,14 +679,14 @@ SETTINGS = {
      "unknown preset", "no tokenizer", "bad override", "unknown field of a model", "unknown field of an architecture",
      "windows of another architecture", *SETTINGS],
 )  # fmt: skip
-def test_mistakes_get_one_line_and_write_nothing(files, tmp_path, capsys, what):
-    changes, said = damage(files, tmp_path, what)
+def test_mistakes_get_one_line_and_write_nothing(files, tmp_path, whole_run, capsys, what):
+    changes, expected = damage(files, tmp_path, whole_run, what)
     capsys.readouterr()
     out = tmp_path / "run"
     assert pretrain_clm.main(arguments(files, out, **changes)) == 2
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and said in lines[0], error
+    assert len(lines) == 1 and expected in lines[0], error
     assert not out.exists()
 
 
