@@ -1,7 +1,7 @@
 """Sort the parameters of any transformers model into kinds, and recognise how families store their matrices."""
 
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -33,7 +33,7 @@ def parameter_kinds(model: nn.Module) -> dict[str, Kind]:
     included), "head" (untied output layers, classifiers and any other weight of two or more dimensions), "scalars"
     (norms, biases).
     """
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     kinds: dict[str, Kind] = {}
     for name, parameter in model.named_parameters():
@@ -63,7 +63,7 @@ def matrix_layout(model: nn.Module, name: str, weight: Tensor) -> MatrixLayout:
 def is_transposed(module: nn.Module) -> bool:
     """Return whether a module stores its weights (in, out)."""
     if isinstance(gate_up := getattr(module, "gate_up_proj", None), nn.Parameter):  # experts
-        down: Tensor = module.down_proj
+        down = cast(Tensor, module.down_proj)
         return gate_up.shape[-2] == down.shape[-1]  # the input size of the first is the output size of the last
     return isinstance(module, Conv1D)
 
@@ -73,12 +73,12 @@ def fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int, 
     module = name.removesuffix(".weight").rpartition(".")[2]
     if module in ("Wi", "gate_up_proj"):  # ModernBERT, Phi-3, experts: the two halves of a gated feed-forward layer
         return (rows // 2,) * 2
-    heads = getattr(config, "num_attention_heads", None)
+    heads: int = getattr(config, "num_attention_heads", None) or 0
     if module == "query_key_value":  # GPT-NeoX, Bloom
         return (columns,) * 3 if rows == 3 * columns and heads else None
     if module not in ("Wqkv", "qkv_proj", "c_attn"):
         return None
-    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    key_value_heads: int = getattr(config, "num_key_value_heads", None) or heads
     if heads and key_value_heads != heads:  # grouped queries: k and v have fewer rows than q
         head_dim, rest = divmod(rows, heads + 2 * key_value_heads)
         # Some families keep as many keys as queries whatever the configuration says (MiniMax's lightning attention).

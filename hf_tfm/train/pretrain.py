@@ -268,8 +268,9 @@ def mark_predictions(inputs: dict[str, torch.Tensor], tokenizer: PreTrainedToken
 
 
 def report_end(trainer: PretrainingTrainer, model: PreTrainedModel, results: dict[str, float]) -> None:
-    """Write the folder of the finished model with its record; report the results and how to load the model."""
+    """Write the folder of the finished model with the trainer's record; report results and how to load the model."""
     args, data, record = trainer.args, trainer.data, trainer.record
+    assert record is not None
     record["tokens"] = data.tokens_per_step * args.max_steps if data.tokens is None else data.tokens
     metrics = ("loss", "bits_per_byte", "predicted_tokens", "masked_loss")
     record["results"] = {name: results[f"eval_{name}"] for name in metrics if f"eval_{name}" in results}

@@ -88,7 +88,7 @@ def probe(folder: Path, options: MeasureOptions) -> dict[str, float]:
 
     encoder = open_encoder(str(folder))
     splits = []
-    for path in options.probe:
+    for path in options.probe or ():
         records = read_records(path)
         splits.append((embed(encoder, records.texts("text", "probe")), records.values("label", "probe")))
     (train, labels), (test, test_labels) = splits

@@ -125,8 +125,12 @@ def draw(figures: Figures, metric: str, runs: Sequence[Run], title: str, path: P
         left.plot(statistics.mean(values), number, "|", color=color, ms=18, mew=2)
         points = []
         if lengths:
-            by_length = [(n, [run.get(f"{_LENGTH}{n}") for run in by_seed.values()]) for n in lengths]
-            points = [(n, statistics.mean(values)) for n, values in by_length if None not in values]
+            names = [(n, f"{_LENGTH}{n}") for n in lengths]
+            points = [
+                (n, statistics.mean(run[name] for run in by_seed.values()))
+                for n, name in names
+                if all(name in run for run in by_seed.values())
+            ]
         else:
             points = _training_curve([run for run in runs if run.cell.name == cell and run.finished], metric)
         if points:

@@ -182,7 +182,7 @@ class Runner:
 
     def _prepare_embeddings(self, run: Run) -> bool:
         """Write the run's initial model; return False if the run with its embeddings is not finished."""
-        donor = self._by_cell[run.cell.embeddings_from, run.seed]
+        donor = self._by_cell[str(run.cell.embeddings_from), run.seed]
         if not donor.finished:
             self.failed[run.name] = f"{donor.name}, which its embeddings come from, is not finished"
             return False
