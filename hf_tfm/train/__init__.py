@@ -1,5 +1,7 @@
 """
-Training: optimizers, trainers, recipes, reports, adapters.
+Training: recipes, trainers, optimizers, adapters, reports.
 
-Read `trainer.py` first; `pretrain.py` and `finetune.py` hold what the two kinds of scripts share.
+Read `trainer.py` first: atomic checkpoints, signals, exact resume (`identity.py`), for any Trainer. `recipe.py` reads
+the options of a script. Pretraining stands in `pretrain.py` with `pretrain_recipe.py`, `pretrain_model.py` and
+`pretrain_data.py`, its optimizers in `optim.py`; fine-tuning in `finetune.py` and `finetuning_trainer.py`.
 """

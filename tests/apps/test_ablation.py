@@ -1,4 +1,4 @@
-"""Grids of runs: what their cells are, how they run and stop, what is measured, how it is shown."""
+"""Ablations: cells of a grid, running and stopping, measures, and the report."""
 
 import fcntl
 import itertools
@@ -39,7 +39,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "n
 
 @pytest.fixture
 def grid(tmp_path) -> dict:
-    """A grid of two cells and two seeds that runs in seconds, without what is to be measured."""
+    """Return a grid of two cells and two seeds that runs in seconds, without measures."""
     for name, texts in (("train", TEXTS), ("held_out", TEXTS[:6])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     base = {
@@ -70,11 +70,11 @@ def grid(tmp_path) -> dict:
 def start(grid: dict, tmp_path: Path, *more: str) -> int:
     recipe = tmp_path / "grid.yaml"
     recipe.write_text(yaml.safe_dump(grid, sort_keys=False))
-    return ablate.main([str(recipe), "--cores", "1", *more])  # in one process they cannot run side by side
+    return ablate.main([str(recipe), "--cores", "1", *more])  # runs in one process cannot be parallel
 
 
 def in_this_process(self: Runner, run: Run, lock: int) -> int:
-    """What `Runner._spawn` does, without the seconds that a process takes to import torch."""
+    """Do the work of `Runner._spawn` without a new process, which takes seconds to import torch."""
     argv = [str(run.recipe), "--seed", str(run.seed), "--output_dir", str(run.folder)]
     if run.cell.embeddings_from is not None:
         argv += ["--model", str(run.initial_model)]
@@ -85,7 +85,7 @@ def in_this_process(self: Runner, run: Run, lock: int) -> int:
 
 @pytest.fixture
 def spawned(monkeypatch, quick_runs) -> list[str]:
-    """The names of the runs that were begun."""
+    """Run in this process; return the names of the started runs."""
     names = []
 
     def spawn(self, run, lock):
@@ -134,8 +134,8 @@ def test_mistakes_in_a_cell_in_one_line_before_anything_runs(name, grid, tmp_pat
     changes, message = MISTAKES[name]
     grid["grid"]["positions"]["bad"] = changes
     assert start(grid, tmp_path) == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said and len(said.splitlines()) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
     assert not spawned and not (tmp_path / "out" / "runs").exists()
 
 
@@ -162,14 +162,14 @@ def test_mistakes_in_a_cell_in_one_line_before_anything_runs(name, grid, tmp_pat
 )
 def test_mistakes_in_the_grid_in_one_line(more, message, grid, tmp_path, capsys, spawned):
     assert start(grid, tmp_path, *more) == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said and len(said.splitlines()) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
     assert not spawned and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("override", ["{}", '{"validation_data": "other.jsonl", "text_field": "body"}'])
-def test_measures_read_the_text_that_runs_are_measured_on(override, grid, tmp_path, monkeypatch, spawned):
-    """One file may stand without brackets, as in the recipes of the scripts."""
+def test_measures_read_the_validation_text_of_the_runs(override, grid, tmp_path, monkeypatch, spawned):
+    """A single file needs no brackets, as in the recipes of the scripts."""
     seen = []
 
     def check_measures(names, options, script):
@@ -209,7 +209,7 @@ def test_a_grid_from_beginning_to_end(grid, tmp_path, capsys, spawned):
     log = (tmp_path / "LOG.md").read_text()
     assert log.index("Newest first") < log.index(entry) < log.index("## Before")
 
-    # What is finished is not run or measured again, and stands in the log once; a changed cell is run.
+    # Finished cells are not run or measured again, and are in the log once; a changed cell is run.
     del spawned[:]
     before = (out / "parts.jsonl").read_text()
     assert start(grid, tmp_path, *more) == 0
@@ -221,7 +221,7 @@ def test_a_grid_from_beginning_to_end(grid, tmp_path, capsys, spawned):
     assert "4 or 5 steps" in capsys.readouterr().out
 
 
-def test_a_failed_run_leaves_the_others(grid, tmp_path, capsys, spawned):
+def test_other_runs_continue_after_a_failed_one(grid, tmp_path, capsys, spawned):
     grid["grid"]["positions"]["too long"] = {"block_length": 256}  # longer than max_position_embeddings
     assert start(grid, tmp_path, "--seeds", "3") == 1
     shown = capsys.readouterr()
@@ -229,7 +229,7 @@ def test_a_failed_run_leaves_the_others(grid, tmp_path, capsys, spawned):
     assert "2 of 3 runs" in shown.out and "| too long" not in shown.out
 
 
-def test_embeddings_of_another_cell(grid, tmp_path, spawned):
+def test_a_cell_starts_with_embeddings_of_another_cell(grid, tmp_path, spawned):
     frozen = {"optimizer": "adamw", "embedding_learning_rate": 1e-12}
     grid["base"] = {**grid["base"], "optimizer": "adamw", "learning_rate": 0.01}
     grid["base"]["model_overrides"]["tie_word_embeddings"] = False
@@ -273,7 +273,7 @@ ballast = bytearray(50_000_000)
 
 @pytest.fixture
 def stub(tmp_path):
-    """A runner of a script that takes no time, and runs of it that do different things."""
+    """Return a runner of a stub script, a function that makes its runs, and the reported lines."""
     (tmp_path / "script.py").write_text(STUB)
 
     def make(*modes: str) -> list[Run]:
@@ -302,7 +302,7 @@ def test_runs_in_processes(stub):
     assert len(lines) == 3
 
 
-def test_a_signal_is_passed_on_and_nothing_more_begins(stub):
+def test_a_signal_is_passed_on_and_no_run_starts(stub):
     runner, make, lines = stub
     runs = make("waits", "waits", "ends")
 
@@ -321,7 +321,7 @@ def test_a_signal_is_passed_on_and_nothing_more_begins(stub):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_still_runs_is_waited_for(stub):
+def test_a_run_of_a_killed_runner_is_awaited(stub):
     runner, make, lines = stub
     [run] = make("waits")
     with open(run.folder.with_suffix(".lock"), "w") as lock:
@@ -330,7 +330,7 @@ def test_what_still_runs_is_waited_for(stub):
         child.start()
         while not (run.folder / "started").exists():
             time.sleep(0.02)
-    # The one that began it is gone, the run goes on; another one must not begin it again.
+    # Its runner is gone and the run continues; another runner must not start it again.
     run.recipe.write_text("ends")
     second = threading.Thread(target=runner._run, args=(run,), daemon=True)
     (run.folder / "started").unlink()
@@ -343,7 +343,7 @@ def test_what_still_runs_is_waited_for(stub):
     assert (run.folder / "started").exists() and run.finished and lines == ["waits 0, seed 7: loss 1.5"]
 
 
-def test_training_speed_is_that_of_undisturbed_steps(tmp_path):
+def test_training_speed_ignores_interruptions(tmp_path):
     lines = [{"num_input_tokens_seen": 100 * n, "train_runtime": 0.5 * n + (60 if n > 3 else 0)} for n in range(1, 8)]
     folder = tmp_path / "checkpoint-7"
     folder.mkdir()
@@ -368,21 +368,21 @@ def models(tmp_path_factory) -> dict[str, Path]:
     return {path.stem: path for path in root.iterdir()}
 
 
-def test_cache_and_speed_of_writing(models, monkeypatch):
+def test_cache_size_and_generation_speed(models, monkeypatch):
     monkeypatch.setattr(measures, "_NEW_TOKENS", 4)
-    clock = itertools.accumulate(itertools.count())  # every second reading comes two later than the one before
+    clock = itertools.accumulate(itertools.count())  # differences of consecutive readings grow
     monkeypatch.setattr(measures.time, "perf_counter", lambda: next(clock))
     figures = measures.decoding({name: models[name] for name in ("many", "one")}, MeasureOptions([], context=20))
-    # Keys and values of two layers, heads of 8, 4 bytes a number.
+    # Keys and values of two layers, heads of 8, 4 bytes per number.
     assert {name: several["cache_bytes_per_token"] for name, several in figures.items()} == {
         "many": 2 * 2 * 4 * 8 * 4,
         "one": 2 * 2 * 1 * 8 * 4,
     }
-    tokens, seconds = 8 * 4, 2  # more than for the one token that the reading of the prompt ends with
+    tokens, seconds = 8 * 4, 2  # without the first token, which belongs to the prompt
     assert all(several["written_tokens_per_second"] == tokens / seconds for several in figures.values())
 
 
-def test_text_through_windows(models):
+def test_bits_per_byte_by_context_length(models):
     options = MeasureOptions([str(models["text"])], bytes=300, lengths=[8, 32, 4096])
     figures = measures.by_length(models["many"], options)
     assert list(figures) == ["length 8", "length 32"] and figures["length 8"] != figures["length 32"]
@@ -401,7 +401,7 @@ def test_a_linear_probe(models, tmp_path):
     for path, several in zip(paths, (records[:24], records[24:])):
         path.write_text("".join(json.dumps(record) + "\n" for record in several))
     options = MeasureOptions([], probe=tuple(map(str, paths)))
-    assert measures.probe(models["masked"], options)["probe_accuracy"] > 0.9  # one word tells
+    assert measures.probe(models["masked"], options)["probe_accuracy"] > 0.9  # one word decides
     for record in records[:24]:
         record["label"] = "well" if record["label"] == "river" else "river"
     paths[0].write_text("".join(json.dumps(record) + "\n" for record in records[:24]))
@@ -437,7 +437,7 @@ def test_the_table():
         (f"# Log\n\n{report.INDEX}\n## A\n", f"# Log\n\n{report.INDEX}{report.index_row('E')}\n## E\n\nx\n\n## A\n"),
     ],
 )
-def test_an_entry_goes_in_front_of_the_others_once(tmp_path, text, right):
+def test_an_entry_is_inserted_before_the_others_once(tmp_path, text, right):
     path = tmp_path / "LOG.md"
     if text is not None:
         path.write_text(text)
@@ -447,7 +447,7 @@ def test_an_entry_goes_in_front_of_the_others_once(tmp_path, text, right):
 
 
 @pytest.mark.parametrize("path", sorted((TRAINING / "recipes/ablations").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_recipes_are_sound(path):
+def test_the_recipes_are_valid(path):
     recipe, _ = parse_recipe([str(path)], ablate.AblationRecipe, None)
     cells = expand(*(read_mapping(getattr(recipe, name), name) for name in ("base", "grid", "override")))
     recipe_class, config_class, _ = ablate.SCRIPTS[recipe.script]
@@ -460,8 +460,8 @@ def test_the_recipes_are_sound(path):
 
 
 @pytest.mark.slow
-def test_a_killed_grid_goes_on(grid, tmp_path):
-    """SIGKILL to the grid's process; its run ends by itself, and the same command takes what it made."""
+def test_a_killed_grid_can_be_resumed(grid, tmp_path):
+    """After SIGKILL to the grid's process its run ends by itself, and the same command uses it."""
     import subprocess
 
     grid["seeds"] = [0]

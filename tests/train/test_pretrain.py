@@ -1,4 +1,4 @@
-"""The pretraining scripts from the outside: what they write, that they go on exactly, what they say to mistakes."""
+"""The pretraining scripts: their output folders, exact resume, and errors for mistakes."""
 
 import copy
 import io
@@ -77,26 +77,26 @@ def test_run_writes_a_whole_folder_and_whole_checkpoints(whole_run):
     assert (whole_run / "loss_curve.png").stat().st_size > 1000
     record = json.loads((whole_run / "run_record.json").read_text())
     assert record["steps"] == 8 and 0.97 * 8 * 4 * 32 < record["tokens"] <= 8 * 4 * 32 and len(record["curve"]) == 4
-    assert len(record["evaluations"]) == 2, "what was measured behind the last step is not measured again"
+    assert len(record["evaluations"]) == 2, "the evaluation after the last step is not repeated"
     assert record["results"]["bits_per_byte"] < 8 and len(record["samples"]) == 3
     assert record["data"][0]["documents"] == len(TEXTS)
-    assert str(whole_run.parent) not in json.dumps(record), "the record names folders of this machine"
+    assert str(whole_run.parent) not in json.dumps(record), "the record has paths of this machine"
 
 
-def test_bits_per_byte_are_of_all_the_text(files, whole_run):
-    """Also where a document goes on in another row, whose first token has nothing before it to be predicted from."""
+def test_bits_per_byte_count_all_the_text(files, whole_run):
+    """Also for documents that continue in another row, whose first token cannot be predicted."""
     results = json.loads((whole_run / "run_record.json").read_text())["results"]
     ids = AutoTokenizer.from_pretrained(whole_run)(TEXTS[:8], add_special_tokens=False)["input_ids"]
     tokens, text_bytes = sum(len(text) + 1 for text in ids), sum(len(text.encode()) for text in TEXTS[:8])
-    assert results["predicted_tokens"] < tokens  # each text and its end, but for the first tokens of rows that go on
+    assert results["predicted_tokens"] < tokens  # each text and its end, except the first tokens of continued rows
     assert results["bits_per_byte"] == pytest.approx(results["loss"] / math.log(2) * tokens / text_bytes)
 
 
 def test_a_finished_run_is_not_overwritten(files, whole_run, capsys):
-    before = (whole_run / "model.safetensors").stat().st_mtime_ns
+    written_at = (whole_run / "model.safetensors").stat().st_mtime_ns
     assert pretrain_clm.main(arguments(files, whole_run)) == 2
     assert "finished run already" in capsys.readouterr().err
-    assert (whole_run / "model.safetensors").stat().st_mtime_ns == before
+    assert (whole_run / "model.safetensors").stat().st_mtime_ns == written_at
 
 
 def test_stopped_by_a_signal_and_resumed_equals_straight_through(files, whole_run, tmp_path, monkeypatch, capsys):
@@ -131,25 +131,25 @@ def test_stopped_by_a_signal_and_resumed_equals_straight_through(files, whole_ru
 
 @pytest.mark.parametrize("when, code", [("build_model", 130), ("report_end", 0)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_outside_of_the_training_ends_in_one_line(files, tmp_path, monkeypatch, capsys, when, code, number):
-    """Before the first checkpoint there is nothing to go on from; behind the last one there is."""
+def test_a_signal_outside_the_training_ends_in_one_line(files, tmp_path, monkeypatch, capsys, when, code, number):
+    """Before the first checkpoint a run cannot be resumed; after the last one it can."""
     real = getattr(pretrain_clm, when)
 
     def signalled(*args):
         os.kill(os.getpid(), number)
         return real(*args)
 
-    was = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background ignores
-    before = signal.getsignal(number)
+    sigint_handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background processes
+    handler = signal.getsignal(number)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(pretrain_clm, when, signalled)
             assert pretrain_clm.main(arguments(files, tmp_path / "run")) == code
-        assert signal.getsignal(number) is before
+        assert signal.getsignal(number) is handler
     finally:
-        signal.signal(signal.SIGINT, was)
-    said = "stopped; the same command goes on from" if code == 0 else "stopped"
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(said)
+        signal.signal(signal.SIGINT, sigint_handler)
+    message = "stopped; the same command goes on from" if code == 0 else "stopped"
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)
     assert not (tmp_path / "run" / "run_record.json").exists()
     if code == 0:
         assert pretrain_clm.main(arguments(files, tmp_path / "run")) == 0
@@ -196,7 +196,7 @@ def test_another_recipe_does_not_resume(files, whole_run, tmp_path, capsys, comp
     assert complaint in capsys.readouterr().err
 
 
-def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path, monkeypatch):
+def test_a_run_of_an_older_version_can_be_resumed(files, whole_run, tmp_path, monkeypatch):
     out = tmp_path / "run"
     out.mkdir()
     recipe = json.loads((whole_run / ".recipe.json").read_text())
@@ -207,7 +207,7 @@ def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path, monkeypat
     monkeypatch.setattr("hf_tfm.artifacts.record._commit", lambda: "f" * 40)
     assert pretrain_clm.main(arguments(files, out)) == 0
     assert_equal_weights(whole_run, out)
-    # What a run took is what all of its parts took.
+    # The time of a run is the sum over its parts.
     first, second, whole = (
         json.loads((folder / "run_record.json").read_text()) for folder in (out / "checkpoint-4", out, whole_run)
     )
@@ -216,48 +216,48 @@ def test_a_run_of_an_older_version_goes_on(files, whole_run, tmp_path, monkeypat
     assert second["commit"] == whole["commit"] and second["ended_with_commit"] == "f" * 40
 
 
-def test_a_seed_of_the_data_of_0_is_one(files, tmp_path):
-    firsts = []
+def test_a_data_seed_of_0_is_used(files, tmp_path):
+    first_rows = []
     for seed, data_seed in ((5, 0), (0, 0), (5, 5)):
         recipe, args = parse_recipe(
             arguments(files, tmp_path, seed=seed, data_seed=data_seed), PretrainingRecipe, PretrainingArguments
         )
         tokenizer = load_tokenizer(recipe.tokenizer)
         model, _ = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
-        firsts.append(prepare_data(recipe, args, tokenizer, model, causal).train[0]["input_ids"])
-    assert torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[0], firsts[2])
+        first_rows.append(prepare_data(recipe, args, tokenizer, model, causal).train[0]["input_ids"])
+    assert torch.equal(first_rows[0], first_rows[1]) and not torch.equal(first_rows[0], first_rows[2])
 
 
-def test_what_may_not_be_meant_about_the_text_is_said(files, tmp_path, capsys):
+def test_notes_report_text_left_out_repeated_or_measured_and_trained_on(files, tmp_path, capsys):
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in ("a.jsonl", "b.jsonl", "test-of-courage.jsonl", "notes.doc"):
         (folder / name).write_text((files / "train.jsonl").read_text())
     assert pretrain_clm.main(arguments(files, tmp_path / "run", data=folder, validation_data=folder / "a.jsonl")) == 0
-    said = capsys.readouterr().out
-    assert "1 left out of" in said and "named for another split: test-of-courage.jsonl" in said
-    assert "of another kind: notes.doc" in said and "a file of the training text is in it twice" in said
-    assert "a file of the validation text is trained on" in said
+    output = capsys.readouterr().out
+    assert "1 left out of" in output and "named for another split: test-of-courage.jsonl" in output
+    assert "of another kind: notes.doc" in output and "a file of the training text is in it twice" in output
+    assert "a file of the validation text is trained on" in output
     assert pretrain_clm.main(arguments(files, tmp_path / "other")) == 0
-    said = capsys.readouterr().out
-    assert not any(words in said for words in ("left out of", "in it twice", "is trained on"))
+    output = capsys.readouterr().out
+    assert not any(words in output for words in ("left out of", "in it twice", "is trained on"))
 
 
-def test_passes_padding_and_measured_tokens_are_told(files, tmp_path, capsys):
+def test_passes_padding_and_measured_tokens_are_reported(files, tmp_path, capsys):
     (tmp_path / "few.jsonl").write_text(json.dumps({"text": TEXTS[0]}) + "\n")
     changes = {"data": tmp_path / "few.jsonl", "validation_tokens": 100, "max_steps": 2}
     assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     tokens = len(AutoTokenizer.from_pretrained(files / "decoder")(TEXTS[0], add_special_tokens=False).input_ids) + 2
     record = json.loads((tmp_path / "run" / "run_record.json").read_text())
-    assert record["tokens"] <= 2 * 4 * 32 and f"{1 - record['tokens'] / 256:.1%} of it padding" in said
-    passes = float(re.search(r"passes +(\S+) over", said)[1])
+    assert record["tokens"] <= 2 * 4 * 32 and f"{1 - record['tokens'] / 256:.1%} of it padding" in output
+    passes = float(re.search(r"passes +(\S+) over", output)[1])
     assert passes == pytest.approx(record["tokens"] / tokens, rel=0.1)
     measured = record["data"][-1]["measured_tokens"]
-    assert f"{measured:,} tokens of it measured" in said and 80 < measured < 140 < record["data"][-1]["tokens"]
+    assert f"{measured:,} tokens of it measured" in output and 80 < measured < 140 < record["data"][-1]["tokens"]
 
 
-def test_many_files_are_counted_and_a_stream_is_not_read_before(files, tmp_path):
+def test_many_files_are_counted_and_a_stream_is_not_hashed(files, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     for number, text in enumerate(TEXTS[:40]):
@@ -292,14 +292,14 @@ BERT = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_h
         (pretrain_clm, "decoder", {}),
         (pretrain_clm, "decoder", {"masked_share": 0.5, "compile": "off"}),
         (pretrain_mlm, "encoder", {}),
-        (pretrain_mlm, "encoder", {"model": "bert.json", "model_overrides": "{}"}),  # whose loss is a mean
+        (pretrain_mlm, "encoder", {"model": "bert.json", "model_overrides": "{}"}),  # its loss is a mean
         (pretrain_mlm, "encoder", {"model": "bert.json", "model_overrides": "{}", "sentence_task": "next_sentence"}),
     ],
 )
 def test_accumulated_batches_equal_whole_ones(files, tmp_path, monkeypatch, script, style, changes):
     (tmp_path / "bert.json").write_text(json.dumps(BERT))
     monkeypatch.chdir(tmp_path)
-    # AdamW from ordinary weights: Muon makes rounding in a zero gradient as large as a step.
+    # AdamW from normal weights: Muon turns rounding errors of a zero gradient into full steps.
     plain = {"optimizer": "adamw", "zero_init": "false", **changes}
     halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     runs = {"whole": plain, "halves": {**plain, **halves}}
@@ -329,14 +329,14 @@ LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (change_text, "another recipe (contents of data: "),
         (change_tokenizer, "another recipe (contents of tokenizer: "),
         (change_model, "another recipe (contents of model: "),
     ],
 )
-def test_files_that_changed_under_their_names_do_not_resume(files, tmp_path, capsys, change, said):
+def test_a_run_does_not_resume_with_changed_files(files, tmp_path, capsys, change, message):
     for name in ("train.jsonl", "held_out.jsonl"):
         shutil.copy(files / name, tmp_path / name)
     shutil.copytree(files / "decoder", tmp_path / "decoder")
@@ -348,7 +348,7 @@ def test_files_that_changed_under_their_names_do_not_resume(files, tmp_path, cap
         (tmp_path / "run" / name).unlink()  # as if it had been killed after its last checkpoint
     change(tmp_path)
     assert pretrain_clm.main(command) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 ROW = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -368,17 +368,17 @@ ROW = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden
         ("modernbert", AutoModelForMaskedLM, {"local_attention": 6}, True),
     ],
 )
-def test_any_architecture_reads_packed_texts_as_if_alone(name, auto, fields, apart, zero_init):
+def test_packed_texts_are_independent_in_any_architecture(name, auto, fields, apart, zero_init):
     torch.manual_seed(0)
     model = auto.from_config(AutoConfig.for_model(name, **{**ROW, **fields})).eval()
-    model.config.use_cache = False  # as Trainer sets it
+    model.config.use_cache = False  # as Trainer does
     trained = copy.deepcopy(model)
     if zero_init:
         zero_init_output_projections(model)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+    initial = {key: value.clone() for key, value in model.state_dict().items()}
     rows = PackedRows.of(model)
     assert rows.apart == apart
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(torch.equal(value, initial[key]) for key, value in model.state_dict().items())
     ids, lengths = torch.randint(2, 99, (2, 32)), (14, 12, 6)
     inputs = rows.fit({"input_ids": ids, "position_ids": torch.cat([torch.arange(n) for n in lengths]).repeat(2, 1)})
     together = trained(**inputs).logits.split(lengths, dim=1)
@@ -388,7 +388,7 @@ def test_any_architecture_reads_packed_texts_as_if_alone(name, auto, fields, apa
 
 
 @pytest.mark.parametrize("warmup", [0, 0.2])
-def test_a_decay_of_1_lasts_all_the_run(files, tmp_path, warmup):
+def test_a_decay_of_1_lasts_the_whole_run(files, tmp_path, warmup):
     changes = {"warmup": warmup, "decay": 1.0, "logging_steps": 1}
     assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
     curve = json.loads((tmp_path / "run" / "run_record.json").read_text())["curve"]
@@ -396,7 +396,7 @@ def test_a_decay_of_1_lasts_all_the_run(files, tmp_path, warmup):
     assert rates == sorted(set(rates), reverse=True) and rates[-1] < rates[0] / 5
 
 
-def test_a_tokenizer_without_a_pad_token(files, tmp_path):
+def test_a_tokenizer_without_a_pad_token_trains(files, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(files / "decoder")
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -404,7 +404,7 @@ def test_a_tokenizer_without_a_pad_token(files, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["causal", "masked", "next_sentence"])
-def test_text_is_held_out_where_none_is_given(files, tmp_path, task):
+def test_validation_text_is_held_out_by_default(files, tmp_path, task):
     changes = {"validation_data": None, "validation_fraction": 0.2, "max_steps": 4}
     fields = arguments(files, tmp_path / "run", "decoder" if task == "causal" else "encoder", **changes)
     if task == "next_sentence":
@@ -418,8 +418,8 @@ def test_text_is_held_out_where_none_is_given(files, tmp_path, task):
     assert held_out["name"] == "train.jsonl (0.2 of the documents)"
 
 
-def test_validation_text_of_which_nothing_is_masked(files, tmp_path, capsys):
-    """Such a batch counts for nothing; if there is no other, one line says so."""
+def test_validation_text_without_masked_tokens(files, tmp_path, capsys):
+    """Such a batch is skipped; if there is no other, it is an error."""
     long, short = json.dumps({"text": "the miller asked the river for a story " * 3}), json.dumps({"text": "a"})
     for name, text in (("both", f"{long}\n{short}\n"), ("short", short)):
         (tmp_path / f"{name}.jsonl").write_text(text)
@@ -442,7 +442,7 @@ def test_z_loss_weighs_as_much_in_any_number_of_processes(files, tmp_path, monke
         monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
         loss = trainer.compute_loss(model, dict(data.train[0]), num_items_in_batch=torch.tensor(200))
         losses.append(loss.item())
-    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)  # of which the gradients' mean makes the sum
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)  # the mean over the processes' gradients undoes it
 
 
 def test_z_loss_counts_predicted_positions_only():
@@ -460,7 +460,7 @@ def test_masked_run(files, tmp_path, capsys):
     assert len(json.loads((out / "run_record.json").read_text())["samples"]) == 3
 
 
-def test_an_encoder_may_begin_with_next_tokens(files, tmp_path, capsys):
+def test_an_encoder_can_predict_next_tokens_first(files, tmp_path, capsys):
     records = {}
     for name, changes in {
         "whole": {},
@@ -470,7 +470,7 @@ def test_an_encoder_may_begin_with_next_tokens(files, tmp_path, capsys):
         assert pretrain_mlm.main(arguments(files, tmp_path / name, "encoder", **fields)) == 0
         records[name] = json.loads((tmp_path / name / "run_record.json").read_text())
     assert records["halves"]["results"]["loss"] == pytest.approx(records["whole"]["results"]["loss"], rel=1e-5)
-    assert "→" in capsys.readouterr().out  # the example: what stands there and the token behind it
+    assert "→" in capsys.readouterr().out  # the example: the input and the token after it
     wrong = {"causal_first": 0.5, "sentence_task": "next_sentence"}
     assert pretrain_mlm.main(arguments(files, tmp_path / "wrong", "encoder", **wrong)) != 0
     assert "causal_first goes without a sentence task" in capsys.readouterr().err
@@ -509,8 +509,8 @@ def test_a_sentence_task_needs_a_head_for_it(files, tmp_path, capsys, kind, fiel
 
 
 @pytest.mark.parametrize("script, style", [(pretrain_clm, "decoder"), (pretrain_mlm, "encoder")])
-def test_a_model_of_few_positions_gets_its_folder(files, tmp_path, monkeypatch, script, style):
-    """The samples at the end are longer than the model; the run must not be lost for that."""
+def test_a_model_with_few_positions_is_written(files, tmp_path, monkeypatch, script, style):
+    """The samples at the end are longer than the model's positions, which must not lose the run."""
     monkeypatch.undo()  # samples as in a real run
     if script is pretrain_clm:
         config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
@@ -522,7 +522,7 @@ def test_a_model_of_few_positions_gets_its_folder(files, tmp_path, monkeypatch, 
     assert (tmp_path / "run" / "run_record.json").exists()
 
 
-def test_any_architecture_trains_and_goes_on_from_a_folder(files, tmp_path):
+def test_any_architecture_trains_and_continues_from_a_folder(files, tmp_path):
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
               "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -540,8 +540,8 @@ def test_any_architecture_trains_and_goes_on_from_a_folder(files, tmp_path):
 
 
 @pytest.mark.parametrize("use_cache", [False, True])
-def test_a_causal_model_of_any_name_hides_what_comes_later(use_cache):
-    """GPT2LMHeadModel: with its cache on it heeds no positions, and needs a mask to keep texts apart."""
+def test_causal_models_of_any_name_mask_later_tokens(use_cache):
+    """GPT2LMHeadModel with a cache ignores positions, and needs a mask to keep texts apart."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=4, vocab_size=99, initializer_range=0.3)
     config.use_cache = use_cache
@@ -563,7 +563,7 @@ def test_a_configuration_in_bf16_is_trained_in_fp32(files):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
-def test_an_encoder_written_from_left_to_right_does_not_read_ahead(files, tmp_path, kind):
+def test_an_encoder_architecture_becomes_causal_in_causal_pretraining(files, tmp_path, kind):
     tokenizer = load_tokenizer(str(files / "decoder"))
     config = AutoConfig.for_model(kind, **{**ROW, "vocab_size": len(tokenizer)})
     config.save_pretrained(tmp_path / "config")
@@ -579,7 +579,7 @@ def test_an_encoder_written_from_left_to_right_does_not_read_ahead(files, tmp_pa
         torch.testing.assert_close(one, other)
 
 
-def test_a_causal_lm_by_another_name_has_bits_per_byte(files, tmp_path):
+def test_causal_lms_of_any_name_have_bits_per_byte(files, tmp_path):
     config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     fields = {"model": tmp_path / "config.json", "model_overrides": "{}", "z_loss": 1e-3}
@@ -587,16 +587,16 @@ def test_a_causal_lm_by_another_name_has_bits_per_byte(files, tmp_path):
     assert 0 < json.loads((tmp_path / "run" / "run_record.json").read_text())["results"]["bits_per_byte"] < 8
 
 
-def test_weights_of_an_older_folder_are_not_replaced_by_new_ones(files, tmp_path):
+def test_pickled_weights_of_an_older_folder_are_loaded(files, tmp_path):
     tokenizer = load_tokenizer(str(files / "decoder"))
     config = AutoConfig.for_model(**{**LLAMA, "vocab_size": len(tokenizer)})
-    before = AutoModelForCausalLM.from_config(config)
+    original = AutoModelForCausalLM.from_config(config)
     config.save_pretrained(tmp_path)
-    torch.save(before.state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save(original.state_dict(), tmp_path / "pytorch_model.bin")
     recipe = PretrainingRecipe([], [], "", model=str(tmp_path), block_length=32)
     model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
     assert not is_new
-    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before.model.layers[0].mlp.up_proj.weight)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, original.model.layers[0].mlp.up_proj.weight)
 
 
 def damage(files, tmp_path, whole_run, what):
@@ -704,7 +704,7 @@ def test_a_new_model_needs_a_tokenizer(files, tmp_path, capsys):
         ({"streaming": "true", "sentence_task": "next_sentence"}, "streaming goes without a sentence task"),
     ],
 )
-def test_what_an_encoder_does_not_do_is_refused(files, tmp_path, capsys, changes, complaint):
+def test_options_that_an_encoder_does_not_support_are_refused(files, tmp_path, capsys, changes, complaint):
     assert pretrain_mlm.main(arguments(files, tmp_path / "run", "encoder", **changes)) == 2
     assert complaint in capsys.readouterr().err and not (tmp_path / "run").exists()
 
@@ -713,19 +713,19 @@ def test_a_run_that_diverges_ends_in_one_line(files, tmp_path, capsys):
     fields = {"optimizer": "adamw", "learning_rate": 1e25, "max_grad_norm": 0, "eval_steps": 2}
     assert pretrain_clm.main(arguments(files, tmp_path / "run", **fields)) == 2
     assert "error: the loss is not finite, the training diverged" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "signals do what they did before"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "signal handlers are restored"
     assert not (tmp_path / "run" / "run_record.json").exists()
 
 
-def test_what_is_there_is_not_written_over(files, tmp_path, capsys):
-    """A model that no run of ours made, be it what is trained."""
+def test_a_folder_with_another_model_is_not_overwritten(files, tmp_path, capsys):
+    """Not even if it is the model to train."""
     build("TfmDecoderForCausalLM").save_pretrained(tmp_path / "mine")
-    before = (tmp_path / "mine" / "model.safetensors").read_bytes()
+    content = (tmp_path / "mine" / "model.safetensors").read_bytes()
     for model in ("nano", tmp_path / "mine"):
         fields = {"model": model, "model_overrides": "{}"}
         assert pretrain_clm.main(arguments(files, tmp_path / "mine", **fields)) == 2
         assert "holds another model" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == content
 
 
 def test_the_quickstart_writes_relative_to_the_working_directory(tmp_path, monkeypatch):
@@ -749,10 +749,10 @@ def test_the_quickstart_writes_relative_to_the_working_directory(tmp_path, monke
     [
         (AutoModelForCausalLM, TfmDecoderConfig, "nano"),
         (AutoModelForCausalLM, TfmDecoderConfig, "gpt2/nano"),
-        (AutoModelForMaskedLM, TfmEncoderConfig, "modernbert/nano"),  # which has another pattern of windows
+        (AutoModelForMaskedLM, TfmEncoderConfig, "modernbert/nano"),  # its own pattern of windows differs
     ],
 )
-def test_a_window_is_that_of_all_layers_but_the_last(files, auto_class, config_class, model):
+def test_window_applies_to_all_layers_but_the_last(files, auto_class, config_class, model):
     tokenizer = load_tokenizer(str(files / "decoder"))
     shape = json.dumps({"num_hidden_layers": 4})
     recipe = PretrainingRecipe([], [], "", model=model, model_overrides=shape, block_length=32, window=5)
@@ -774,13 +774,13 @@ def test_the_model_of_every_recipe_can_be_made(files, path):
 
 
 @pytest.mark.parametrize("bf16", ["false", "true"])
-def test_a_processor_trains_windows_with_attention_of_our_own(files, tmp_path, monkeypatch, bf16):
+def test_windows_are_trained_with_our_attention_on_a_cpu(files, tmp_path, monkeypatch, bf16):
     calls, plain = [], WindowedAttention.forward
     monkeypatch.setattr(WindowedAttention, "forward", staticmethod(lambda *args: calls.append(1) or plain(*args)))
     windows = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
     changes = dict(model_overrides=json.dumps({**json.loads(OVERRIDES), **windows}), block_length=128, max_steps=2)
     assert pretrain_clm.main(arguments(files, tmp_path / "run", bf16=bf16, **changes)) == 0
-    assert len(calls) >= 2  # once for each step at least, in the one layer
+    assert len(calls) >= 2  # at least once per step, in one layer
 
 
 def test_bf16_is_used_where_the_hardware_has_it(monkeypatch):
@@ -797,7 +797,7 @@ def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):
     assert {"bits_per_byte", "masked_loss"} <= results.keys()
     evaluations = json.loads((tmp_path / "run" / "run_record.json").read_text())["evaluations"]
     assert [entry["step"] for entry in evaluations if "eval_loss" in entry] == [4, 8]  # the curve's
-    # What is masked is the same however many rows are measured together.
+    # The masks do not depend on the batch size of evaluation.
     recipe, args = parse_recipe(arguments(files, tmp_path), PretrainingRecipe, PretrainingArguments)
     tokenizer, masks = load_tokenizer(recipe.tokenizer), []
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
@@ -806,17 +806,17 @@ def test_a_hybrid_run_gives_a_causal_and_a_masked_lm(files, tmp_path):
         batches = masked_evaluation(data, Masked(tokenizer, 0.15))
         masks.append(torch.cat([batch["labels"] for batch in batches]))
     assert len(masks[0]) % 3 and torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
-    writer = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
-    masked, found = AutoModelForMaskedLM.from_pretrained(tmp_path / "run", output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"]
-    for name, weight in writer.state_dict().items():
+    causal_model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    masked, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for name, weight in causal_model.state_dict().items():
         assert torch.equal(weight, masked.state_dict()[name]), name
-    # Only half of the steps were causal ones: it is another model than the causal objective alone gives.
+    # Half of the steps were not causal, so the model differs from one of the causal objective alone.
     assert pretrain_clm.main(arguments(files, tmp_path / "causal")) == 0
     assert any(not torch.equal(w, weights(tmp_path / "causal")[n]) for n, w in weights(tmp_path / "run").items())
 
 
-def test_compiling_is_said_and_kept(files, tmp_path, capsys):
+def test_the_decision_to_compile_is_reported_and_kept(files, tmp_path, capsys):
     assert pretrain_clm.main(arguments(files, tmp_path / "run", compile="perhaps")) == 2
     assert "choose auto, on or off" in capsys.readouterr().err
     assert pretrain_clm.main(arguments(files, tmp_path / "run")) == 0
@@ -824,11 +824,11 @@ def test_compiling_is_said_and_kept(files, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / ".recipe.json").read_text())["compile"] == "off"
 
 
-def test_averaged_weights_are_what_a_run_ends_with_and_go_on_exactly(files, tmp_path, monkeypatch):
+def test_a_run_ends_with_averaged_weights_and_resumes_exactly(files, tmp_path, monkeypatch):
     changes = {"ema_decay": 0.5, "z_loss": 1e-3}
     assert pretrain_clm.main(arguments(files, tmp_path / "plain", z_loss=1e-3)) == 0
     assert pretrain_clm.main(arguments(files, tmp_path / "whole", **changes)) == 0
-    # The run itself is the same; its end is another: the average of its last steps.
+    # The training is the same; the final model is the average of its last steps.
     for step in (4, 8):
         assert_equal_weights(tmp_path / "plain" / f"checkpoint-{step}", tmp_path / "whole" / f"checkpoint-{step}")
     differs = [n for n, w in weights(tmp_path / "plain").items() if not torch.equal(w, weights(tmp_path / "whole")[n])]
@@ -838,7 +838,7 @@ def test_averaged_weights_are_what_a_run_ends_with_and_go_on_exactly(files, tmp_
     for name, average in state["averages"].items():
         assert torch.equal(average, weights(tmp_path / "whole")[name]), name
 
-    # Evaluations are of the average as well: one behind the last step is of the model that the run ends with.
+    # Evaluations use the average too: the one after the last step is of the final model.
     assert pretrain_clm.main(arguments(files, tmp_path / "late", eval_strategy="no", **changes)) == 0
     late, whole, plain = (
         json.loads((tmp_path / n / "run_record.json").read_text()) for n in ("late", "whole", "plain")
@@ -862,7 +862,7 @@ def test_averaged_weights_are_what_a_run_ends_with_and_go_on_exactly(files, tmp_
     assert_equal_weights(tmp_path / "whole", tmp_path / "resumed")
 
 
-def test_z_loss_is_part_of_the_loss_and_adds_up(files, tmp_path):
+def test_z_loss_is_part_of_the_loss_and_accumulates(files, tmp_path):
     plain = {"optimizer": "adamw", "zero_init": "false"}
     quarters = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     runs = {"without": plain, "whole": {**plain, "z_loss": 0.1}, "quarters": {**plain, **quarters, "z_loss": 0.1}}
