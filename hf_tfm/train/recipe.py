@@ -29,7 +29,14 @@ _output_dir: str | None = None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show defaults beside the fields, and the description with its line breaks."""
+    """Show defaults that say something, mark required fields, and keep the line breaks of the description."""
+
+    def _get_help_string(
+        self, action: argparse.Action
+    ) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        return action.help if action.default in (None, "", [], "{}") else super()._get_help_string(action)
 
 
 class _RecipeParser(HfArgumentParser):
