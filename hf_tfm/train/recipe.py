@@ -31,9 +31,7 @@ _output_dir: str | None = None
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Show defaults that say something, mark required fields, and keep the line breaks of the description."""
 
-    def _get_help_string(
-        self, action: argparse.Action
-    ) -> str | None:
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.required:
             return f"{action.help} (required)"
         return action.help if action.default in (None, "", [], "{}") else super()._get_help_string(action)

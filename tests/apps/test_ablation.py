@@ -50,8 +50,9 @@ def grid(tmp_path) -> dict:
         "model_overrides": {**SMALL, "max_position_embeddings": 128},
         "block_length": 32,
         "per_device_train_batch_size": 4,
-        "max_steps": 4,
+        "max_steps": 2,
         "save_steps": 2,
+        "eval_steps": 2,
         "logging_steps": 1,
         "cache_dir": str(tmp_path / "cache"),
         "bf16": False,
@@ -202,7 +203,7 @@ def test_a_grid_from_beginning_to_end(grid, tmp_path, capsys, spawned):
     assert f"{statistics.mean(differences):+.3f} ± {statistics.stdev(differences):.3f}" in line and "| 123 |" in line
     assert f"{statistics.mean(bits):.3f} ± {statistics.stdev(bits):.3f}" in entry
     assert (
-        "| bits per byte at length | 16 | 64 |" in entry and "4 of 4 runs, seeds 0, 1, 4 steps of 128 tokens" in entry
+        "| bits per byte at length | 16 | 64 |" in entry and "4 of 4 runs, seeds 0, 1, 2 steps of 128 tokens" in entry
     )
     assert figures["RoPE"]["0"]["tokens_per_second"] > 0 and figures["RoPE"]["0"]["length 64"] > 0
     assert (out / "result.png").read_bytes().startswith(b"\x89PNG")
@@ -215,10 +216,10 @@ def test_a_grid_from_beginning_to_end(grid, tmp_path, capsys, spawned):
     assert start(grid, tmp_path, *more) == 0
     assert not spawned and (out / "parts.jsonl").read_text() == before
     assert (tmp_path / "LOG.md").read_text().count(f" · {grid['title']}\n") == 1
-    grid["grid"]["positions"]["none"]["max_steps"] = 5
+    grid["grid"]["positions"]["none"]["max_steps"] = 3
     assert start(grid, tmp_path) == 0
     assert spawned == ["none, seed 0", "none, seed 1"]
-    assert "4 or 5 steps" in capsys.readouterr().out
+    assert "2 or 3 steps" in capsys.readouterr().out
 
 
 def test_other_runs_continue_after_a_failed_one(grid, tmp_path, capsys, spawned):
@@ -231,7 +232,7 @@ def test_other_runs_continue_after_a_failed_one(grid, tmp_path, capsys, spawned)
 
 def test_a_cell_starts_with_embeddings_of_another_cell(grid, tmp_path, spawned):
     frozen = {"optimizer": "adamw", "embedding_learning_rate": 1e-12}
-    grid["base"] = {**grid["base"], "optimizer": "adamw", "learning_rate": 0.01}
+    grid["base"] = {**grid["base"], "optimizer": "adamw", "learning_rate": 0.01, "max_steps": 4}
     grid["base"]["model_overrides"]["tie_word_embeddings"] = False
     grid["grid"] = {"embeddings": {"trained": {}, "frozen": frozen, "taken": {**frozen, "embeddings_from": "trained"}}}
     grid["seeds"] = [0]

@@ -1,4 +1,4 @@
-"""Adapters as folders: small, at home on their base, and merged into one with equal outputs, tied matrices included."""
+"""Adapters: small folders that load on their base and merge with equal outputs, tied matrices included."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def recipe(**fields) -> FinetuningRecipe:
 
 
 def trained(model: torch.nn.Module) -> torch.nn.Module:
-    """As if it had been trained: what starts as zeros would hide a merge that does nothing."""
+    """Return the model as if trained: weights that are zero at first would hide a merge that does nothing."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -49,7 +49,7 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     ids = dict(initializer_range=0.05, pad_token_id=0, bos_token_id=2, eos_token_id=3)
     model, tokenizer = build("TfmDecoderForCausalLM", **ids).train(), train_tokenizer(kind="bytes")
-    # An adapter can bend only what the frozen weights know already: here, to repeat a word.
+    # An adapter can only change what the frozen weights already know: here, to repeat a word.
     words = ["cat", "hen", "cow", "pig", "dog", "bee"]
     chats = [[{"role": "user", "content": f"say {w}"}, {"role": "assistant", "content": w}] for w in words]
     rows = encode_conversations(ChatEncoder(tokenizer), chats, words, 64).rows
@@ -65,7 +65,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base, tmp_path_factory) -> Path:
-    """What `finetune_instruct.py --lora` writes, with a new token in its records; target modules left out."""
+    """Return an output folder of `finetune_instruct.py --lora`, trained with a new token and default target modules."""
     root = tmp_path_factory.mktemp("adapter")
     records = [
         {"prompt": f"call {name}", "response": f"<|spare_3|>{name}<|tool|>"} for name in ("cat", "hen", "cow") * 8
@@ -82,7 +82,7 @@ def adapter(base, tmp_path_factory) -> Path:
     return root / "run"
 
 
-def test_the_adapters_folder_is_small_and_loads_on_its_base(adapter, base):
+def test_the_folder_of_an_adapter_is_small_and_loads_on_its_base(adapter, base):
     weights = load_file(adapter / "adapter_model.safetensors")
     whole = load_file(base / "model.safetensors")
     assert sum(t.numel() for t in weights.values()) < 0.5 * sum(t.numel() for t in whole.values())
@@ -100,15 +100,15 @@ def test_new_tokens_are_learned_with_the_adapter(adapter, base):
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     new = tokenizer.convert_tokens_to_ids("<|tool|>")
     assert new == 281 and "<|tool|>" not in AutoTokenizer.from_pretrained(base).get_vocab()
-    before = AutoModelForCausalLM.from_pretrained(base)
-    embedding = before.get_input_embeddings().weight.detach().clone()
-    merged = merge_adapter(PeftModel.from_pretrained(before, adapter))
+    base_model = AutoModelForCausalLM.from_pretrained(base)
+    embedding = base_model.get_input_embeddings().weight.detach().clone()
+    merged = merge_adapter(PeftModel.from_pretrained(base_model, adapter))
     changed = (merged.get_input_embeddings().weight - embedding).abs().amax(1) > 1e-3
     assert changed.nonzero().flatten().tolist() == sorted([new, tokenizer.convert_tokens_to_ids("<|spare_3|>")])
 
 
 NEW_TOKENS = ["<new_0>", "<new_1>", "<new_2>"]
-# How an adapter can come to hold embeddings of tokens that were added to its base.
+# Ways for an adapter to have embeddings of tokens that were added to its base.
 EMBEDDINGS = {
     "resized alone": {},
     "single tokens": {"trainable_token_indices": True},
@@ -119,7 +119,7 @@ EMBEDDINGS = {
 
 
 def resized_adapter(folder: Path, kind: str, tied: bool, save: bool | str = "auto") -> torch.Tensor:
-    """An adapter of PEFT's own on a base that had gained tokens, in `folder/adapter`; its logits for the new tokens."""
+    """Write PEFT's adapter of a base with added tokens to `folder/adapter`; return its logits for the new tokens."""
     build("TfmDecoderForCausalLM", vocab_size=281, tie_word_embeddings=tied).save_pretrained(folder / "base")
     tokenizer = train_tokenizer(kind="bytes")
     assert tokenizer.add_tokens(NEW_TOKENS) == 3 and len(tokenizer) == 284
@@ -174,13 +174,13 @@ def test_an_adapter_without_the_embeddings_of_new_tokens_is_refused(tmp_path, ki
     assert not (tmp_path / "merged").exists()
 
 
-def test_rounded_by_the_command_it_is_half_as_large(adapter, tmp_path, capsys):
+def test_an_adapter_exported_to_bf16_is_half_as_large(adapter, tmp_path, capsys):
     assert cli(["export", str(adapter), str(tmp_path / "half"), "--to", "bf16"]) == 0
     whole, half = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "half"))
     assert whole.keys() == half.keys() and all(torch.equal(half[name], whole[name].bfloat16()) for name in whole)
-    carried = ("adapter_config.json", "generation_config.json", "tokenizer.json", "run_record.json")
-    assert all((tmp_path / "half" / name).is_file() for name in carried)
-    assert not (tmp_path / "half" / ".recipe.json").exists(), "a run's own notes"
+    copied = ("adapter_config.json", "generation_config.json", "tokenizer.json", "run_record.json")
+    assert all((tmp_path / "half" / name).is_file() for name in copied)
+    assert not (tmp_path / "half" / ".recipe.json").exists(), "the identity of the run is not exported"
     assert "bfloat16, rounded after the run" in (tmp_path / "half/README.md").read_text()
     assert cli(["export", str(tmp_path / "half"), str(tmp_path / "again"), "--to", "bf16"]) == 2
     assert "are bf16 already" in capsys.readouterr().err
@@ -191,14 +191,14 @@ def test_rounded_by_the_command_it_is_half_as_large(adapter, tmp_path, capsys):
     assert "`hf-tfm merge` makes one" in capsys.readouterr().err
 
 
-def test_merged_by_the_command_it_gives_what_the_adapter_gives(adapter, base, tmp_path, capsys):
+def test_an_adapter_merged_by_the_command_computes_the_same(adapter, base, tmp_path, capsys):
     assert cli(["merge", str(adapter), str(tmp_path / "merged"), "--base", str(base)]) == 0
     assert "wrote" in capsys.readouterr().out
     wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     ids = torch.tensor([[2, 6, 40, 41, 281, 12, 42, 3]])
     torch.testing.assert_close(logits(merged, ids), logits(wrapped, ids), atol=1e-4, rtol=1e-4)
-    assert merged.lm_head.weight is merged.get_input_embeddings().weight, "what was tied stays tied"
+    assert merged.lm_head.weight is merged.get_input_embeddings().weight, "tied matrices stay tied"
     files = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {
         "model.safetensors",
@@ -215,8 +215,8 @@ def test_merged_by_the_command_it_gives_what_the_adapter_gives(adapter, base, tm
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     chat = [{"role": "user", "content": "call hen"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-    said = merged.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert tokenizer.decode(said).endswith("<|tool|><|eos|>")
+    answer = merged.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert tokenizer.decode(answer).endswith("<|tool|><|eos|>")
 
 
 @pytest.mark.parametrize(
@@ -227,11 +227,11 @@ def test_merged_by_the_command_it_gives_what_the_adapter_gives(adapter, base, tm
         (["{adapter}", "{out}", "--base", "{out}/nowhere"], "nowhere"),
     ],
 )
-def test_the_command_says_what_is_wrong(adapter, base, tmp_path, capsys, arguments, complaint):
+def test_the_merge_command_reports_mistakes(adapter, base, tmp_path, capsys, arguments, complaint):
     places = dict(base=base, adapter=adapter, out=tmp_path / "out")
     assert cli(["merge", *(argument.format(**places) for argument in arguments)]) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and shown.count("\n") == 1 and complaint in shown
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and complaint in error
     assert not (tmp_path / "out").exists()
 
 
@@ -274,12 +274,12 @@ def test_tokens_of_an_untied_model_are_trained_at_both_ends(tmp_path):
     torch.testing.assert_close(logits(merge_adapter(wrapped), ids), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_wrong_targets_are_named_with_those_that_there_are():
+def test_unknown_target_modules_are_reported_with_the_existing_ones():
     with pytest.raises(InputError, match="lora_target_modules .*query.*linear modules are .*q_proj"):
         add_adapter(build("TfmDecoderForCausalLM"), recipe(lora_target_modules=["query"]), "CAUSAL_LM")
 
 
-def test_a_base_of_8_bits_is_trained_beside_and_merged_in_full(base, tmp_path):
+def test_an_adapter_on_an_8_bit_base_merges_into_full_weights(base, tmp_path):
     pytest.importorskip("torchao")
     records = [{"prompt": f"call {name}", "response": f"{name}{name}"} for name in ("cat", "hen", "cow") * 4]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

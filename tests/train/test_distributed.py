@@ -1,4 +1,4 @@
-"""Two processes (gloo, on the CPU) train as one does: the same losses and weights, with DDP and with FSDP2."""
+"""Two processes (gloo, on the CPU) train like one: equal losses and weights, with DDP and with FSDP2."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ from hf_tfm.data.tokenizer import train_tokenizer
 
 
 ROOT = Path(__file__).parents[2]
-# AdamW from ordinary weights; Muon makes rounding in a zero gradient as large as a step.
+# AdamW from normal weights: Muon turns rounding errors of a zero gradient into full steps.
 OPTIMIZERS = {
     "adamw": {"optimizer": "adamw", "zero_init": "false"},
     "muon": {"optimizer": "muon"},
@@ -45,7 +45,7 @@ def command(files, out, script, optimizer, processes):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def one(files, tmp_path_factory):  # noqa: F811
-    """Every case in one process."""
+    """Run every case in one process."""
     root = tmp_path_factory.mktemp("one")
     for script, optimizer in CASES:
         assert SCRIPTS[script][0].main(command(files, root / f"{script}-{optimizer}", script, optimizer, 1)) == 0
@@ -54,7 +54,7 @@ def one(files, tmp_path_factory):  # noqa: F811
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
 def two(request, files, one, tmp_path_factory):  # noqa: F811
-    """Every case in two processes, and runs that go on from step 4 of others; and what was printed."""
+    """Run every case in two processes, and runs resumed from step 4 of others; return also their output."""
     root = tmp_path_factory.mktemp(request.param)
     jobs = [
         (f"pretrain_{script}", command(files, root / f"{script}-{optimizer}", script, optimizer, 2))
@@ -83,7 +83,7 @@ def launch(config: str, jobs: list, root: Path) -> str:
 
 
 def begin_at_step_4(finished: Path, run: Path) -> None:
-    """A run as it was when it had just written its first checkpoint."""
+    """Copy a run as it was after its first checkpoint."""
     run.mkdir()
     shutil.copyfile(finished / ".recipe.json", run / ".recipe.json")
     shutil.copytree(finished / "checkpoint-4", run / "checkpoint-4")
@@ -95,7 +95,7 @@ def curve(run: Path) -> list[float]:
 
 
 def distance(one: Path, other: Path) -> float:
-    """Of two models' weights, as a share of the first one's norm."""
+    """Return the distance of two models' weights as a share of the first one's norm."""
     first, second = (load_file(run / "model.safetensors") for run in (one, other))
     assert first.keys() == second.keys()
     apart = sum((first[name] - second[name]).square().sum() for name in first)
@@ -125,8 +125,8 @@ def test_checkpoints_and_model_are_whole_folders(two):
     assert (run / "checkpoint-4/pytorch_model_fsdp.bin").exists() == (kind == "fsdp2"), "FSDP2 was not used"
 
 
-def test_a_run_goes_on_in_two_processes(one, two):
-    """From one process's checkpoint (DDP), or from that of two (FSDP2)."""
+def test_a_run_resumes_in_two_processes(one, two):
+    """From a checkpoint of one process (DDP) or of two (FSDP2)."""
     kind, root, printed = two
     name, rough = ("clm-adamw", 1) if kind == "ddp" else ("clm-muon", 20)
     assert "resuming from" in printed
@@ -134,7 +134,7 @@ def test_a_run_goes_on_in_two_processes(one, two):
     assert distance(one / name, root / "resumed") < 5e-4 * rough
 
 
-def test_two_processes_speak_once(two):
+def test_two_processes_print_each_line_once(two):
     _, _, printed = two
     for line in ("model      TfmDecoder", "resuming from", "example    ", "\nresult     "):
         assert printed.count(line) == 1, printed
@@ -142,7 +142,7 @@ def test_two_processes_speak_once(two):
 
 @pytest.mark.parametrize("two", ["ddp"], indirect=True)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_run_of_two_processes_goes_on_in_one(files, one, two, tmp_path, optimizer):  # noqa: F811
+def test_a_run_of_two_processes_resumes_in_one(files, one, two, tmp_path, optimizer):  # noqa: F811
     _, root, _ = two
     begin_at_step_4(root / f"clm-{optimizer}", tmp_path / "run")
     assert pretrain_clm.main(command(files, tmp_path / "run", "clm", optimizer, 1)) == 0
@@ -152,7 +152,7 @@ def test_a_run_of_two_processes_goes_on_in_one(files, one, two, tmp_path, optimi
 
 
 def tuning(root: Path, model: Path, records: list[dict], **changes) -> list[str]:
-    """Arguments of a fine-tuning run of few steps, its records in order: two processes share each batch of 8."""
+    """Return arguments of a short fine-tuning run over records in order: two processes share each batch of 8."""
     out = changes.pop("out")
     train, test = (finetune_checks.write(root / f"{out}-{name}.jsonl", records) for name in ("train", "test"))
     fields = {
@@ -184,7 +184,7 @@ TRANSLATED = [{"translation": {"en": f"a cat of {n}", "fr": f"{n} cats"}} for n 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
 def tuned(request, bases, tmp_path_factory):
-    """Fine-tuned folders of every kind that can be sharded, or copied to two processes."""
+    """Fine-tune models of every kind that supports FSDP2 or DDP."""
     root = tmp_path_factory.mktemp(f"tuned-{request.param}")
     encoder, decoder = bases / "encoder", bases / "decoder"
     random_order = {"train_sampling_strategy": None, "optim": None}
@@ -217,7 +217,7 @@ def test_fine_tuned_folders_hold_the_best_checkpoint_whole(tuned):
         assert (root / out / "checkpoint-4" / "pytorch_model_fsdp.bin").exists() == (kind == "fsdp2")
 
 
-def test_fine_tuning_in_two_processes_is_that_in_one(tuned, bases, tmp_path):
+def test_fine_tuning_in_two_processes_equals_one(tuned, bases, tmp_path):
     kind, root = tuned
     argv = tuning(tmp_path, bases / "encoder", LABELLED, out="plain", per_device_train_batch_size=8)
     assert importlib.import_module("finetune_classification").main(argv) == 0
@@ -235,7 +235,7 @@ def test_one_and_several_machines_shard_alike():
 
 
 @pytest.mark.parametrize("script, model", [("finetune_embeddings", "encoder"), ("finetune_translation", "nano")])
-def test_what_cannot_be_sharded_says_so(script, model, bases, tmp_path):
+def test_models_that_cannot_be_sharded_are_refused(script, model, bases, tmp_path):
     fields = {"train_sampling_strategy": None, "optim": None}
     if script == "finetune_translation":
         fields |= dict(vocab_size=300, max_length=24, model_overrides=OVERRIDES)
