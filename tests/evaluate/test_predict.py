@@ -334,7 +334,7 @@ WRONG = {
     "no words": ("{root}/TfmEncoderForTokenClassification {file}", "no field 'tokens'"),
     "no question": ("{root}/TfmEncoderForQuestionAnswering {file}", "no field 'question'"),
     "no options": ("{root}/TfmEncoderForMultipleChoice {file} --question-field text", "no field 'options'"),
-    "pooling": ("{root}/TfmEncoderModel {file} --pooling sum", "invalid choice"),
+    "pooling": ("{root}/TfmEncoderModel {file} --pooling sum", "is not one of"),
     "not finite": ("{classifier} {nan}", "nan.jsonl, line 1: a number is not finite"),
     "other fields in CSV": ("{classifier} {ragged} --out {out}/o.csv", "ragged.jsonl, line 2: has a field 'more'"),
 }
