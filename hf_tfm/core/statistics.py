@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def proportion(hits: int, n: int) -> Estimate:
 
 def bootstrap(
     statistics: Callable[..., dict[str, float]],
-    *columns: Sequence | np.ndarray,
+    *columns: Sequence[Any] | np.ndarray,
     resamples: int | None = None,
     seed: int = 0,
 ) -> dict[str, Estimate]:

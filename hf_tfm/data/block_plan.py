@@ -9,6 +9,7 @@ A plan of which piece of which document stands in which block.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,8 @@ class BlockPlan:
         chunks = _plan(store, block_length, extra, max_padding, copies)
         if store.folder is None:
             whole = list(chunks)
-            return cls(**{name: np.concatenate([chunk[name] for chunk in whole]) for name in whole[0]})
+            arrays: dict[str, Any] = {name: np.concatenate([chunk[name] for chunk in whole]) for name in whole[0]}
+            return cls(**arrays)
         times = f"-{copies}" if copies > 1 else ""
         folder = store.folder / f"plan{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}{times}"
         if not folder.exists():
@@ -80,9 +82,10 @@ class BlockPlan:
     @classmethod
     def open(cls, folder: Path) -> "BlockPlan":
         """Opens a plan on disk, without reading it."""
-        return cls(**open_arrays(folder)[0], folder=folder)
+        arrays: dict[str, Any] = open_arrays(folder)[0]
+        return cls(**arrays, folder=folder)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the same files instead of receiving a copy.
         if self.folder is not None:
             return BlockPlan.open, (self.folder,)

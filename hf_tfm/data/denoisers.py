@@ -58,7 +58,8 @@ class DenoisingTokens:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "DenoisingTokens":
         """Raises `InputError` if there are fewer spare tokens than three modes and a sentinel take."""
-        vocabulary, spare = tokenizer.get_vocab(), []
+        vocabulary = tokenizer.get_vocab()
+        spare: list[int] = []
         while (token := f"<|spare_{len(spare)}|>") in vocabulary:
             spare.append(vocabulary[token])
         if len(spare) <= len(MODES):
@@ -326,14 +327,14 @@ class GapOrder(LogitsProcessor):
         return scores.scatter(1, closing, closing_scores.masked_fill(full, 0.0))
 
 
-def interleave(parts: Sequence, spans: Sequence) -> list:
+def interleave(parts: Sequence[Any], spans: Sequence[Any]) -> list[Any]:
     """`parts[0], spans[0], parts[1], …, parts[-1]`."""
     return [*(piece for pair in zip(parts, spans, strict=False) for piece in pair), parts[-1]]
 
 
 def _spans(written: list[int], tokens: DenoisingTokens) -> list[list[int]]:
     """What was written for each gap."""
-    spans = [[]]
+    spans: list[list[int]] = [[]]
     for token in written:
         if token == tokens.end:
             break

@@ -7,7 +7,7 @@ alone, so a row is the same whenever it is made, by whichever process, and in wh
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Masked:
     _starts_word: np.ndarray = field(init=False, repr=False)
     _ordinary: np.ndarray = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.tokenizer.mask_token_id is None:
             raise InputError("masked-token prediction needs a tokenizer with a mask token; this one has none")
         if not callable(self.rate) and not 0 < self.rate < 1:
@@ -140,11 +140,11 @@ class Hybrid:
     share: float
     parts: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise InputError(f"the share of masked batches must lie between 0 and 1, not {self.share}")
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor | bool]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """What [`causal`] gives, or masked `input_ids` with their `labels` and `is_causal=False`."""
         number = int(batch["rows"].min()) // (len(batch["rows"]) * self.parts)
         if int((number + 1) * self.share) == int(number * self.share):
@@ -152,7 +152,7 @@ class Hybrid:
         return masked_next_token(self.masked, batch)
 
 
-def masked_next_token(masked: Masked, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor | bool]:
+def masked_next_token(masked: Masked, batch: dict[str, np.ndarray]) -> dict[str, Any]:
     """A masked batch for a causal LM, whose loss reads each label at the token before it."""
     inputs = masked(batch)
     labels = inputs["labels"].masked_fill(inputs["position_ids"] == 0, IGNORED)  # nothing stands before these
@@ -171,7 +171,7 @@ def uniform(seed: int, rows: np.ndarray, columns: int, stream: int) -> np.ndarra
     return (mixed >> np.uint64(11)) * 2.0**-53
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: Any) -> Any:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -228,7 +228,7 @@ class RateSchedule:
     end: float
     rows: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 < self.start < 1 and 0 < self.end < 1):
             raise InputError(f"masking rates must lie between 0 and 1, not {self.start} and {self.end}")
 
@@ -249,7 +249,7 @@ class DrawnRate:
     high: float = 1.0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
             raise InputError(f"masking rates are drawn from a range within 0 and 1, not {self.low} to {self.high}")
 

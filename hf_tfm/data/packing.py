@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -130,7 +130,7 @@ def _block_order(size: int, seed: tuple[int, ...], page: int) -> np.ndarray:
 class _StoreBlocks:
     """The blocks of one store, numbered on from epoch to epoch, each epoch in an order of its own."""
 
-    def __init__(self, store: TokenStore, plan: BlockPlan, seed: tuple[int, ...], **layout):
+    def __init__(self, store: TokenStore, plan: BlockPlan, seed: tuple[int, ...], **layout: Any):
         self.store, self.plan, self.seed, self.layout = store, plan, seed, layout
 
     def __len__(self) -> int:
@@ -160,7 +160,14 @@ class _StreamBlocks:
     beginning: a process gets the same rows with and without them.
     """
 
-    def __init__(self, stream: TokenStream, make_plan: Callable[[TokenStore], BlockPlan], key: str, seed, **layout):
+    def __init__(
+        self,
+        stream: TokenStream,
+        make_plan: Callable[[TokenStore], BlockPlan],
+        key: str,
+        seed: tuple[int, ...],
+        **layout: Any,
+    ):
         self.stream, self.make_plan, self.seed, self.layout = stream, make_plan, seed, layout
         self.firsts = [0]  # number of each known window's first block
         self.positions: list[dict[str, Any] | None] = [None]
@@ -169,7 +176,9 @@ class _StreamBlocks:
             with contextlib.suppress(ValueError):  # a process was killed while it wrote the last line
                 for line in self.notes.read_text().splitlines():
                     self._learn(**json.loads(line))
-        self.process, self.worker, self.windows = None, None, {}
+        self.process: int | None = None
+        self.worker: ThreadPoolExecutor | None = None
+        self.windows: dict[int, Future[_StoreBlocks]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process": None, "worker": None, "windows": {}}
@@ -199,6 +208,7 @@ class _StreamBlocks:
         if self.process != os.getpid():  # neither threads nor places in open files survive a fork
             self.stream.close()
             self.process, self.worker, self.windows = os.getpid(), ThreadPoolExecutor(1), {}
+        assert self.worker is not None
         # The next window is made while this one is used.
         self.windows = {
             number: self.windows.get(number) or self.worker.submit(self._make_window, number)
@@ -209,7 +219,7 @@ class _StreamBlocks:
     def _make_window(self, index: int) -> _StoreBlocks:
         store, following = self.stream.read_window(self.positions[index])
         blocks = _StoreBlocks(store, self.make_plan(store), (*self.seed, index), **self.layout)
-        note = {"window": index + 1, "first": self.firsts[index] + len(blocks), "position": following}
+        note: dict[str, Any] = {"window": index + 1, "first": self.firsts[index] + len(blocks), "position": following}
         if self._learn(**note):
             with contextlib.suppress(OSError):  # a full disk: the notes save time and decide nothing
                 self.notes.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +291,7 @@ class PackedBlocks:
         seed: int = 0,
         max_padding: float = 0.01,
         blocks_read: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> "PackedBlocks":
         """
         Tokenised and packed sources: the short way from what a person names to batches.
@@ -295,7 +305,7 @@ class PackedBlocks:
         """
         sources = parse_sources(sources, kwargs.pop("text_field", "text"))
         make = TokenStream if streaming else TokenStore.build
-        weights = [source.weight for source in sources] if sources[0].weight else None
+        weights = [source.weight or 0.0 for source in sources] if sources[0].weight else None
         groups = [[source] for source in sources] if weights else [sources]
         return cls(
             [make(group, tokenizer, wrap=wrap == "document", **kwargs) for group in groups],
@@ -311,8 +321,8 @@ class PackedBlocks:
     @property
     def num_blocks(self) -> int | None:
         """Blocks of one epoch, all stores together; `None` if one of them is a stream."""
-        streams = any(isinstance(store, TokenStream) for store in self.stores)
-        return None if streams else sum(map(len, self._parts))
+        parts = self._store_parts()
+        return None if parts is None else sum(len(part) for part in parts)
 
     def epochs(self, num_blocks: int) -> list[float | None]:
         """How often that many blocks go through each store (`None` for streams)."""
@@ -323,12 +333,13 @@ class PackedBlocks:
 
     def count_tokens(self, num_blocks: int) -> int | None:
         """Tokens of the first so many blocks, without padding; `None` if one of the stores is a stream."""
-        if self.num_blocks is None:
+        parts = self._store_parts()
+        if parts is None:
             return None
         rounds, rest = divmod(num_blocks, len(self._turn_source))
         last = np.bincount(self._turn_source[:rest], minlength=len(self._parts))
         counts = (rounds * self._per_turn + last).tolist() if len(self._parts) > 1 else [num_blocks]
-        return sum(part.count_tokens(count) for part, count in zip(self._parts, counts))
+        return sum(part.count_tokens(count) for part, count in zip(parts, counts))
 
     def bytes_per_token(self, begins: bool) -> float | None:
         """
@@ -337,11 +348,19 @@ class PackedBlocks:
         Args:
             begins: Whether each document begins with a token that is not predicted.
         """
-        if self.num_blocks is None:
+        parts = self._store_parts()
+        if parts is None:
             return None
-        per_token = self._per_turn / [store.num_tokens for store in self.stores]
-        predicted = [store.num_tokens - begins * len(store) for store in self.stores]
-        return float(per_token @ [store.num_bytes for store in self.stores] / (per_token @ predicted))
+        stores = [part.store for part in parts]
+        per_token = self._per_turn / np.array([store.num_tokens for store in stores])
+        predicted = np.array([store.num_tokens - begins * len(store) for store in stores])
+        num_bytes = np.array([store.num_bytes for store in stores])
+        return float(per_token @ num_bytes / (per_token @ predicted))
+
+    def _store_parts(self) -> list[_StoreBlocks] | None:
+        """Returns the blocks of all stores; `None` if one of them is a stream."""
+        parts = [part for part in self._parts if isinstance(part, _StoreBlocks)]
+        return parts if len(parts) == len(self._parts) else None
 
     def check_vocab(self, vocab_size: int) -> None:
         """See `TokenStore.check_vocab`."""

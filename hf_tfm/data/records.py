@@ -15,7 +15,7 @@ from ..core.privacy import public_name
 from .files import DataFile, list_files, named_split, read_rows
 
 
-class Records(list):
+class Records(list[dict[str, Any]]):
     """
     The records of one split as dictionaries.
 
@@ -77,7 +77,8 @@ def read_records(path: str | Path | Sequence[str | Path], split: str = "train") 
         InputError: a file is missing, damaged, of an unknown kind or without records; the message names the line.
     """
     paths = [path] if isinstance(path, str | Path) else list(path)
-    records, places = [], []
+    records: list[dict[str, Any]] = []
+    places: list[str] = []
     for one in paths:
         before = len(records)
         for place, record in iter_records(one, split):

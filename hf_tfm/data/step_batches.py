@@ -68,7 +68,7 @@ class LengthSchedule:
         return [length for start, length in self.phases if start <= progress][-1]
 
 
-class StepBatches(Dataset):
+class StepBatches(Dataset[dict[str, Any]]):
     """
     A run's batches as a dataset whose item i is the batch of step i, for a `DataLoader` or transformers' Trainer.
 
@@ -105,7 +105,7 @@ class StepBatches(Dataset):
     def __len__(self) -> int:
         return self.num_steps
 
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, step: int) -> dict[str, Any]:
         if not 0 <= step < self.num_steps:
             raise IndexError(step)
         batch = self.make(self.split(step))
@@ -116,7 +116,7 @@ class StepBatches(Dataset):
             batch = self.transform(batch)
         return {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in batch.items()}
 
-    def loader(self, start: int = 0, **kwargs: Any) -> DataLoader:
+    def loader(self, start: int = 0, **kwargs: Any) -> DataLoader[dict[str, Any]]:
         """
         A loader that gives the batches of steps `start`, `start + 1`, …; `kwargs` as for `DataLoader`.
 

@@ -14,7 +14,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def encode_documents(
 
     num_proc = num_proc or _num_cores()
     with _serial_tokenizers(), ThreadPoolExecutor(num_proc) as pool:
-        pending = deque()
+        pending: deque[Future[dict[str, np.ndarray]]] = deque()
         for group in _groups(texts, 1 << 19):
             pending.append(pool.submit(encode, group))
             if len(pending) > 2 * num_proc:
@@ -111,7 +111,7 @@ def encode_documents(
 
 
 def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -251,7 +251,9 @@ def _check_vocab(what: str, max_token_id: int, vocab_size: int) -> None:
         )
 
 
-def _as_store(chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any], progress: bool = False) -> Iterator:
+def _as_store(
+    chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any], progress: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
     """Turns lengths into offsets, and gathers the statistics that nobody should have to read all tokens for."""
     num_tokens, meta["num_bytes"], meta["max_token_id"] = 0, 0, -1
     with tqdm(unit="B", unit_scale=True, desc="Tokenizing", disable=not progress) as bar:
@@ -304,6 +306,7 @@ def _hub_version(source: Source, cache_dir: Path) -> str:
     """The commit of a dataset (or a hash of its files); without a network, the one that was seen last."""
     from datasets import load_dataset_builder
 
+    assert source.hub is not None
     name, config, _ = source.hub
     memo = memo_path(cache_dir, f"hub:{name}:{config}")
     try:
