@@ -1,4 +1,4 @@
-"""A model folder opened as a stranger would: in a new process, without this package, caches or secrets."""
+"""Opens a model folder as a stranger would: in a new process, without this package, caches or secrets."""
 
 import os
 import subprocess
@@ -39,17 +39,17 @@ torch.save({k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and 
 
 
 class DoesNotLoad(Exception):
-    """What a stranger's process said last."""
+    """The new process failed; the message is the last line of its standard error."""
 
 
 def stranger_environment(home: str | Path) -> dict[str, str]:
-    """This process's environment without secrets and without the way to this package, all caches new and empty."""
-    kept = {
+    """Returns this process's environment without secrets and `PYTHONPATH`, with new and empty caches."""
+    variables = {
         name: value
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "HF_MODULES_CACHE", "HF_HUB_CACHE") and not name.upper().endswith(SECRETS)
     }
-    return {**kept, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    return {**variables, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
 
 
 def outputs_for_a_stranger(
@@ -60,24 +60,25 @@ def outputs_for_a_stranger(
     options: dict[str, Any] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
-    What a folder's model gives for `inputs` in a process of its own, with the code and the tokenizer that it carries.
+    Returns a model's outputs for `inputs`, computed in a new process with the code and tokenizer of the folder.
 
     Args:
-        auto_class: name of the Auto class that opens it.
-        base: folder of the base model, if this one holds an adapter.
-        options: for `from_pretrained`: what an adapter's head is like.
+        auto_class: Name of the Auto class that opens the folder.
+        base: Folder of the base model, if the folder contains an adapter.
+        options: Arguments of `from_pretrained`, such as the number of labels of an adapter's head.
 
     Raises:
-        DoesNotLoad: with the last line of its complaint.
+        DoesNotLoad: The process failed.
     """
     with tempfile.TemporaryDirectory() as home:
         case = Path(home) / "case.pt"
         torch.save((inputs, options or {}), case)
-        absolute = [str(Path(folder).absolute()), auto_class, str(Path(base).absolute()) if base else "", str(case)]
-        done = subprocess.run(
-            [sys.executable, "-c", _STRANGER, *absolute],
+        arguments = [str(Path(folder).absolute()), auto_class, str(Path(base).absolute()) if base else "", str(case)]
+        process = subprocess.run(
+            [sys.executable, "-c", _STRANGER, *arguments],
             capture_output=True, text=True, cwd=home, env=stranger_environment(home),
         )  # fmt: skip
-        if done.returncode:
-            raise DoesNotLoad((done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1])
+        if process.returncode:
+            lines = process.stderr.strip().splitlines()
+            raise DoesNotLoad(lines[-1] if lines else f"it ended with {process.returncode}")
         return torch.load(case, weights_only=True)

@@ -1,4 +1,4 @@
-"""What a file must not carry into the world: access tokens, and paths of the machine that it was written on."""
+"""Finds what must not be published in files: access tokens, and paths of the machine that wrote them."""
 
 import json
 import os
@@ -19,14 +19,14 @@ _TOKENS = {
     "an API key": r"\bsk-[A-Za-z0-9_\-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w\-]{35}|\bxox[abp]-[\w\-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
-SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # how names of environment variables end that hold one
+SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # ends of names of environment variables with secrets
 # Their strings are pieces of text that a tokenizer learned, and may look like anything.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 _PIECE, _OVERLAP = 1 << 24, 1 << 10
 
 
 def public_name(path: str | Path) -> str:
-    """A file's name as it can be told: with its folder, `banking77/test.jsonl`, unless that is called as its owner."""
+    """Returns a file's name for reports, with its folder (`banking77/test.jsonl`) unless that is the user's home."""
     path = Path(path).absolute()
     folder = path.parent.name
     return path.name if folder in ("", Path.home().name) else f"{folder}/{path.name}"
@@ -34,9 +34,9 @@ def public_name(path: str | Path) -> str:
 
 def private_part(path: Path) -> str | None:
     """
-    The first thing in a file that must not be published, in words; None if there is nothing. A token is not repeated.
+    Returns a description of the first private thing in a file, or None. It does not repeat a token.
 
-    Of weights only the header is read, what is JSON is read as such, and anything else as the text that is in it.
+    Only the header of weights is read; JSON is parsed, and all other files are searched as text.
     """
     if path.suffix == ".safetensors":
         return _in_header(path)
@@ -51,14 +51,14 @@ def private_part(path: Path) -> str | None:
 
 
 def found_in(text: str) -> str | None:
-    """What is private in a text, in words."""
+    """Returns a description of the first private thing in a text, or None."""
     return token_in(text) or path_in(text)
 
 
 def token_in(text: str) -> str | None:
-    for what, pattern in _TOKENS.items():
+    for description, pattern in _TOKENS.items():
         if re.search(pattern, text):
-            return f"holds {what}"
+            return f"holds {description}"
     for name, value in os.environ.items():
         if name.upper().endswith(SECRETS) and len(value) >= 12 and value in text:
             return f"holds the value of {name}"
@@ -75,12 +75,12 @@ def path_in(text: str) -> str | None:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """A file in pieces that overlap, so that nothing is cut in two. Bytes that are no text come as some character."""
+    """Yields a file in pieces that overlap, so that nothing is cut in two. Invalid bytes are replaced."""
     with open(path, "rb") as file:
-        before = b""
+        overlap = b""
         while piece := file.read(_PIECE):
-            yield (before + piece).decode("utf-8", errors="replace")
-            before = piece[-_OVERLAP:]
+            yield (overlap + piece).decode("utf-8", errors="replace")
+            overlap = piece[-_OVERLAP:]
 
 
 def _in_header(path: Path) -> str | None:
@@ -107,9 +107,9 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for name, one in value.items():
+        for name, item in value.items():
             yield name
-            yield from _strings(one)
+            yield from _strings(item)
     elif isinstance(value, list):
-        for one in value:
-            yield from _strings(one)
+        for item in value:
+            yield from _strings(item)

@@ -36,7 +36,7 @@ def is_verbose() -> bool:
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Within it, what torchao and torch say about each other while they are imported is not shown."""
+    """Silence the messages of torchao and torch about each other while they are imported."""
     if is_verbose():
         yield
         return
@@ -54,7 +54,7 @@ def quiet_imports() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_command(transformers_warnings: bool = True) -> Iterator[None]:
     """
-    Within it, a command shows its own output, errors, and warnings that a user can act on.
+    Show only a command's own output, errors, and warnings that a user can act on.
 
     Not shown are deprecation warnings (unless the user chose filters with `python -W` or `PYTHONWARNINGS`),
     transformers' progress bars, which count files of weights, and all progress bars where standard error is no
@@ -80,7 +80,7 @@ def quiet_command(transformers_warnings: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars, tables and warnings, where the caller says in a line of its own what matters."""
+    """Silence transformers' bars, tables and warnings; the caller reports what matters in a line of its own."""
     if is_verbose():
         yield
         return
@@ -95,7 +95,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _transformers_settings() -> Iterator[None]:
-    """Sets transformers' verbosity and bars back to what they were."""
+    """Restore transformers' verbosity and progress bars afterwards."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

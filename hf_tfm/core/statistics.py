@@ -16,7 +16,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure measured on `n` records, with the ends of its 95 % confidence interval."""
+    """A figure measured on `n` records, with its 95 % confidence interval from `low` to `high`."""
 
     value: float
     low: float
@@ -36,7 +36,7 @@ def to_bits_per_byte(nats: float, num_bytes: float) -> float:
 
 
 def proportion(hits: int, n: int) -> Estimate:
-    """The share `hits / n`, with Wilson's score interval (1927), which stays within 0 and 1 and works at both ends."""
+    """Returns the share `hits / n` with Wilson's score interval (1927), which is exact enough near 0 and 1 too."""
     from scipy.stats import binomtest
 
     interval = binomtest(int(hits), int(n)).proportion_ci(0.95, method="wilson")
@@ -50,7 +50,7 @@ def bootstrap(
     seed: int = 0,
 ) -> dict[str, Estimate]:
     """
-    Statistics of records, with percentile intervals from records drawn again with replacement (Efron 1979).
+    Returns statistics of records with percentile intervals from records drawn with replacement (Efron 1979).
 
     Args:
         statistics: takes the columns (numpy arrays, all of one length) and gives named figures.

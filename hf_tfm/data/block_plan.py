@@ -1,5 +1,5 @@
 """
-A plan of which piece of which document stands in which block.
+Plans which piece of which document is in which block.
 
     documents   AAAAAAAAAA  BBB  CCCC  DD
     pieces      AAAAAA AAAA BBB  CCCC  DD        cut at the block length, from the start of each document
@@ -18,25 +18,24 @@ from .cache import open_arrays, write_arrays
 from .tokens import TokenStore
 
 
-# Part of the name of a plan on disk: raise it when the same store would be packed otherwise.
+# Part of the name of a plan on disk: raise it when the same store would be packed differently.
 PLAN_LAYOUT = 2
 
-# Blocks are planned for this many documents, or blocks' worth of tokens, at a time: bounded memory, packed no worse.
+# So many documents, or blocks' worth of tokens, are planned together: memory is bounded and the packing no worse.
 _CHUNK = 1 << 19
 
 
 @dataclass
 class BlockPlan:
     """
-    Which piece of the tokens stands where.
-
-    A block is a row of segments whose lengths sum to the block length. The last one may be padding.
+    The segments of each block. A block is a row of segments whose lengths sum to the block length; the last segment may
+    be padding.
 
     Args:
         starts: First token of each segment in the store, (num_segments,), int64; -1 for padding.
-        lengths: Length of each segment, (num_segments,), int32. With `piece_ids` it counts these two as well.
-        byte_counts: Bytes of text behind each segment, (num_segments,), int32. A document's bytes are shared out among
-            its pieces in proportion to their tokens; the sum over a document is exact.
+        lengths: Length of each segment, (num_segments,), int32, including the two `piece_ids` if there are any.
+        byte_counts: Bytes of text of each segment, (num_segments,), int32. A document's bytes are divided among its
+            pieces in proportion to their tokens; the sum over a document is exact.
         offsets: Where each block's segments start, (num_blocks + 1,), int64.
         folder: Where the arrays are memory-mapped from; `None` if they are in memory.
     """
@@ -56,15 +55,15 @@ class BlockPlan:
         cls, store: TokenStore, block_length: int, extra: int = 0, max_padding: float = 0.01, copies: int = 1
     ) -> "BlockPlan":
         """
-        The plan of a store; kept beside it if it is on disk.
+        Returns the plan of a store; it is saved beside the store if that is on disk.
 
         Args:
             block_length: Tokens of a block.
-            extra: Tokens that are put around each piece later on, and need room.
-            max_padding: Where best fit alone leaves more padding than this share, the emptiest blocks are given up and
-                their pieces cut to fill the others. The last block may stay as empty as it is: in a store of a few
-                blocks that is more.
-            copies: Times that the store is packed at once: the last block is one for all of them.
+            extra: Number of tokens that are put around each piece later.
+            max_padding: If best fit leaves a larger share of padding, the emptiest blocks are dissolved and their
+                pieces are cut to fill the others. The last block may stay as empty as it is; in a store of a few
+                blocks that is a larger share.
+            copies: Number of times that the store is packed at once, with one last block for all of them.
         """
         if block_length < extra + 8:
             raise InputError(f"block_length {block_length} is too short to hold text; give at least {extra + 8}")
@@ -92,7 +91,7 @@ class BlockPlan:
         return BlockPlan, (self.starts, self.lengths, self.byte_counts, self.offsets)
 
     def filled(self) -> np.ndarray:
-        """Tokens of each block that are not padding, (num_blocks,)."""
+        """Returns the number of tokens of each block without padding, (num_blocks,)."""
         sums = np.cumsum(np.where(self.starts < 0, 0, self.lengths), dtype=np.int64)
         return np.diff(np.concatenate([[0], sums])[self.offsets])
 
@@ -115,7 +114,7 @@ def _plan(
 def _plan_documents(
     bounds: np.ndarray, byte_counts: np.ndarray, block_length: int, extra: int, max_padding: float, copies: int
 ) -> dict[str, np.ndarray]:
-    """The segments of some documents' blocks, and where each block's segments end."""
+    """Returns the segments of some documents' blocks, and the end of each block's segments."""
     body = block_length - extra
     sizes = np.diff(bounds)
     document = np.repeat(np.arange(len(sizes)), -(-sizes // body))
@@ -126,7 +125,7 @@ def _plan_documents(
     document, starts, lengths = (np.tile(of_pieces, copies) for of_pieces in (document, starts, lengths))
 
     block, num_blocks = best_fit_decreasing(lengths + extra, block_length)
-    # At least this many are needed, and as many are enough if pieces may be cut.
+    # Blocks beyond those that would be enough if pieces were cut.
     spare = num_blocks - int(np.ceil((lengths + extra).sum() / block_length / max(1 - max_padding, 1e-9)))
     if spare > 0:
         starts, lengths, block = _dissolve(starts, lengths, block, spare, block_length, extra)
@@ -170,7 +169,7 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, i
     open_rooms = 0  # bit r is set if there are bins with room r
     num_bins = 0
 
-    def give_back(bins: np.ndarray, room: int) -> None:
+    def return_bins(bins: np.ndarray, room: int) -> None:
         nonlocal open_rooms
         if len(bins) and room:
             bins_with_room[room].append(bins)
@@ -190,15 +189,15 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, i
                 room = capacity
                 bins = np.arange(num_bins, num_bins - (-count // (capacity // size)))
                 num_bins += len(bins)
-            # The bin that took one item is now the fullest with room for the next: it takes as many as go in.
+            # The bin that took one item is now the fullest with room for the next: it takes as many as fit.
             each = room // size
             used = min(len(bins), -(-count // each))
             placed = min(count, used * each)
             in_last = placed - (used - 1) * each
             bin_of[order[done : done + placed]] = np.repeat(bins[:used], each)[:placed]
-            give_back(bins[used:], room)
-            give_back(bins[: used - 1], room - each * size)
-            give_back(bins[used - 1 : used], room - in_last * size)
+            return_bins(bins[used:], room)
+            return_bins(bins[: used - 1], room - each * size)
+            return_bins(bins[used - 1 : used], room - in_last * size)
             done, count = done + placed, count - placed
     return bin_of, num_bins
 
@@ -206,28 +205,28 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, i
 def _dissolve(
     starts: np.ndarray, lengths: np.ndarray, block: np.ndarray, spare: int, block_length: int, extra: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gives up the `spare` emptiest blocks, and cuts their pieces to fill the holes of the next emptiest ones."""
+    """Dissolves the `spare` emptiest blocks and cuts their pieces to fill the holes of the next emptiest ones."""
     room = block_length - np.bincount(block, lengths + extra).astype(np.int64)
     emptiest = np.argsort(-room, kind="stable")
-    given_up = np.zeros(len(room), bool)
-    given_up[emptiest[:spare]] = True
-    moving = given_up[block]
+    is_dissolved = np.zeros(len(room), bool)
+    is_dissolved[emptiest[:spare]] = True
+    moving = is_dissolved[block]
     holes = iter([(hole, int(room[hole])) for hole in emptiest[spare:].tolist()])
-    least = extra + max(1, min(8, block_length // 128))  # smaller holes stay: less than a hundredth of a block
+    smallest_hole = extra + max(1, min(8, block_length // 128))  # smaller holes stay: less than a hundredth of a block
     pieces, new_block, hole, free = [], len(room), -1, 0
     for start, length in zip(starts[moving].tolist(), lengths[moving].tolist()):
         while length:
-            if free < min(length + extra, least):
+            if free < min(length + extra, smallest_hole):
                 hole, free = next(holes, (-1, 0))
-                if free < least:  # nothing left to fill: one more block
+                if free < smallest_hole:  # nothing left to fill: one more block
                     hole, free, new_block = new_block, block_length, new_block + 1
             part = min(length, free - extra)
             pieces.append((start, part, hole))
             start, length, free = start + part, length - part, free - part - extra
     new_starts, new_lengths, new_blocks = np.array(pieces, np.int64).reshape(-1, 3).T
-    kept = ~moving
+    staying = ~moving
     return (
-        np.concatenate([starts[kept], new_starts]),
-        np.concatenate([lengths[kept], new_lengths]),
-        np.concatenate([block[kept], new_blocks]),
+        np.concatenate([starts[staying], new_starts]),
+        np.concatenate([lengths[staying], new_lengths]),
+        np.concatenate([block[staying], new_blocks]),
     )

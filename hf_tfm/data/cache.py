@@ -28,10 +28,13 @@ def default_cache_dir() -> Path:
 
 def write_arrays(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
     """
-    Writes arrays that come in chunks to `folder/NAME.bin`, in constant memory; and `meta` to `folder/meta.json`.
+    Writes arrays that come in chunks to `folder/NAME.bin`, in constant memory, and `meta` to `folder/meta.json`.
 
-    The folder appears whole or not at all, whenever the process dies. Of several processes that want the same folder
-    one works and the others wait for it. `meta` is written last, so `chunks` may still change it.
+    The folder appears complete or not at all. If several processes want the same folder, one writes it and the others
+    wait. `meta` is written last, so that `chunks` may still change it.
+
+    Raises:
+        InputError: The folder cannot be written.
     """
     with _explain_unwritable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +70,10 @@ def _write_chunks(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta
 
 
 def open_arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays, memory-mapped, and the meta of a folder that `write_arrays` wrote."""
+    """Returns the memory-mapped arrays and the meta of a folder; raises `InputError` if it is damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        # As plain arrays: the subclass np.memmap makes every slice several times as slow.
+        # As plain arrays, because a slice of np.memmap takes several times as long.
         arrays = {
             name: np.asarray(np.memmap(folder / f"{name}.bin", array["dtype"], "r", shape=(array["length"],)))
             for name, array in meta["arrays"].items()
@@ -86,8 +89,8 @@ def digest(key: Any) -> str:
 
 def file_hash(path: Path, cache_dir: Path) -> str:
     """
-    sha256 of a file; remembered for as long as it is the same file with the same size and times. The time of its last
-    change of any kind is among them, which nobody can set back as `cp -p` and archives do with that of its contents.
+    Returns a file's sha256; it is remembered while the file has the same size and times. One of them is the time of its
+    last change of any kind, which `cp -p` and archives cannot set back.
     """
     with explain_unreadable(path):
         path = path.resolve()
@@ -103,7 +106,7 @@ def file_hash(path: Path, cache_dir: Path) -> str:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 20):
                 sha256.update(chunk)
-    # A file changed a moment ago can change again without a change of its time.
+    # A file that changed a moment ago can change again without a change of its times.
     if time.time() - max(stat.st_mtime, stat.st_ctime) > 2:
         write_memo(memo, {**state, "sha256": sha256.hexdigest()})
     return sha256.hexdigest()

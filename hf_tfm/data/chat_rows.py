@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
+from ..core.inference import evaluation_mode
 from .batches import IGNORED
 from .block_plan import best_fit_decreasing
 from .chat import ChatEncoder
@@ -17,13 +18,13 @@ from .conversations import Message
 @dataclass
 class Encoded:
     """
-    Rows of `input_ids` and `labels`, and what did not fit.
+    Rows of `input_ids` and `labels`, and counts of conversations that were too long.
 
     Attributes:
-        numbers: which conversation each row comes from.
-        turns: how many of its messages each row has.
-        shortened: conversations that lost their last turns.
-        left_out: conversations whose first answer does not fit either.
+        numbers: Number of each row's conversation.
+        turns: Number of each row's messages.
+        shortened: Number of conversations that lost their last turns.
+        left_out: Number of conversations whose first answer does not fit.
     """
 
     rows: list[dict[str, list[int]]] = field(default_factory=list)
@@ -34,7 +35,7 @@ class Encoded:
 
     @property
     def trained(self) -> int:
-        """Tokens that are predicted."""
+        """Number of predicted tokens."""
         return sum(label != IGNORED for row in self.rows for label in row["labels"])
 
     @property
@@ -50,35 +51,34 @@ def encode_conversations(
     train_on_prompts: bool = False,
 ) -> Encoded:
     """
-    Rows for training; conversations that are too long lose their last turns, so that each answer stays whole.
+    Returns rows for training. Conversations that are too long lose their last turns, so that each answer is complete.
 
     Args:
-        max_length: in tokens.
-        train_on_prompts: predict all tokens, not the assistant's alone.
+        max_length: Longest row, in tokens.
+        train_on_prompts: Predict all tokens instead of the assistant's alone.
 
     Raises:
-        InputError: a conversation is malformed, or none fits.
+        InputError: A conversation is malformed, or none fits.
     """
     encoded = Encoded()
     for number, (messages, place) in enumerate(zip(conversations, places)):
-        tokens, kept = encoder(messages, place), len(messages)
-        while len(tokens.ids) > max_length and kept:
-            kept -= 1
-            answered = any(message["role"] == "assistant" for message in messages[:kept])
-            if not answered:
+        tokens, num_turns = encoder(messages, place), len(messages)
+        while len(tokens.ids) > max_length and num_turns:
+            num_turns -= 1
+            if not any(message["role"] == "assistant" for message in messages[:num_turns]):
                 break
-            if messages[kept - 1]["role"] == "assistant":
-                tokens = encoder(messages[:kept], place)
+            if messages[num_turns - 1]["role"] == "assistant":
+                tokens = encoder(messages[:num_turns], place)
         if len(tokens.ids) > max_length:
             encoded.left_out += 1
             continue
-        encoded.shortened += kept < len(messages)
+        encoded.shortened += num_turns < len(messages)
         labels = [token if spoken or train_on_prompts else IGNORED for token, spoken in zip(tokens.ids, tokens.spoken)]
-        # Nothing stands before the first token that could predict it, but in a packed row the neighbour would.
+        # The first token has no context; in a packed row its neighbour would predict it.
         labels[0] = IGNORED
         encoded.rows.append({"input_ids": tokens.ids, "labels": labels})
         encoded.numbers.append(number)
-        encoded.turns.append(kept)
+        encoded.turns.append(num_turns)
     if not encoded.rows:
         raise InputError(f"max_length {max_length}: no conversation fits, not even to its first answer; raise it")
     return encoded
@@ -86,8 +86,8 @@ def encode_conversations(
 
 def pack(rows: Sequence[Mapping[str, list[int]]], length: int, pad_token_id: int) -> list[dict[str, list[int]]]:
     """
-    Rows of exactly `length` tokens, filled by best fit. `position_ids` start again with each conversation and with the
-    padding, which is how models know that these must not see one another.
+    Returns rows of exactly `length` tokens, packed by best fit. `position_ids` start again with each conversation and
+    with the padding, by which models keep them apart.
     """
     bins, count = best_fit_decreasing(np.array([len(row["input_ids"]) for row in rows]), length)
     packed: list[dict[str, list[int]]] = [{"input_ids": [], "labels": [], "position_ids": []} for _ in range(count)]
@@ -107,8 +107,8 @@ def _append(row: dict[str, list[int]], ids: list[int], labels: list[int]) -> Non
 
 class ConversationCollator:
     """
-    Batches of rows. Packed ones come without an attention mask, since with one transformers' models overlook that
-    positions start again; others are padded on the right.
+    Collates rows to batches. Packed rows have no attention mask, because with a mask transformers' models ignore that
+    positions start again; other rows are padded on the right.
     """
 
     def __init__(self, pad_token_id: int, multiple_of: int = 8):
@@ -131,24 +131,21 @@ class ConversationCollator:
         }
 
 
-@torch.no_grad()
 def check_packing(model: PreTrainedModel, packed: Sequence[Mapping[str, list[int]]]) -> None:
     """
-    Raise `InputError` if a model lets packed conversations see one another: many of the less known ones do.
+    Raise `InputError` if packed conversations see one another in a model, as in many of the less known ones.
 
-    A conversation packed with others must give the outputs that it gives alone.
+    The outputs for a packed conversation must be those for the conversation alone.
     """
     row = next((row for row in packed if row["position_ids"].count(0) > 1), None)
     if row is None:
         return
     starts = [place for place, position in enumerate(row["position_ids"]) if position == 0]
     start, end = starts[1], [*starts, len(row["input_ids"])][2]
-    was_training = model.training
-    model.eval()
     whole = {name: torch.tensor([row[name]], device=model.device) for name in ("input_ids", "position_ids")}
     alone = {name: values[:, start:end] for name, values in whole.items()}
-    difference = (model(**whole).logits[:, start:end] - (expected := model(**alone).logits)).abs().max().item()
-    model.train(was_training)
+    with evaluation_mode(model):
+        difference = (model(**whole).logits[:, start:end] - (expected := model(**alone).logits)).abs().max().item()
     if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
         raise InputError(
             f"{type(model).__name__} lets packed conversations see one another (outputs differ by {difference:.2g}): "
@@ -156,9 +153,9 @@ def check_packing(model: PreTrainedModel, packed: Sequence[Mapping[str, list[int
         )
 
 
-def show(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, list[int]], most: int = 160) -> str:
-    """The start of a row as text, with ⟦what is trained⟧ marked."""
-    ids, labels = row["input_ids"][:most], row["labels"][:most]
+def show(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, list[int]], num_tokens: int = 160) -> str:
+    """Returns the start of a row as text, with ⟦predicted tokens⟧ marked."""
+    ids, labels = row["input_ids"][:num_tokens], row["labels"][:num_tokens]
     parts, start = [], 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or (labels[end] == IGNORED) != (labels[start] == IGNORED):

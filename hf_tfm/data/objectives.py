@@ -1,8 +1,8 @@
 """
-What is predicted: the next token, masked tokens, masked tokens and the next sentence.
+Objectives: next-token prediction, masked-token prediction, and mixtures of the two.
 
-An objective turns a packed batch into a model's inputs and labels. Chance is drawn for each row from `(seed, row)`
-alone, so a row is the same whenever it is made, by whichever process, and in whatever batch.
+An objective turns a packed batch into a model's inputs and labels. Random numbers of a row depend on `(seed, row)`
+alone, so a row is the same in every process and every batch.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from .vocabulary import word_starts
 
 def causal(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """
-    Next-token prediction: the labels are the inputs (the model shifts them), without padding and without each
-    document's first token, which nothing in front of it could predict.
+    Next-token prediction: the labels are the inputs (the model shifts them), except padding and each document's first
+    token, which has no context.
     """
     input_ids, position_ids = batch["input_ids"], batch["position_ids"]
     labels = np.where((position_ids == 0) | (batch["sequence_ids"] == 0), IGNORED, input_ids)
@@ -35,18 +35,18 @@ class Masked:
     become the mask token, 10 % a random one, 10 % stay.
 
     Args:
-        tokenizer: Gives the mask token, the special tokens (never chosen) and where words start.
-        rate: Share of a row's tokens to choose, as a number or as a function of the row. Wettig et al.
+        tokenizer: Provides the mask token, the special tokens (never chosen) and the starts of words.
+        rate: Share of a row's tokens to choose, as a number or a function of the rows' numbers. Wettig et al.
             (https://huggingface.co/papers/2202.08005) found more than BERT's 15 % to be better.
         unit: `token`; `word`, all pieces of a word at once; or `span`, runs of words whose number is drawn from a
             geometric distribution over 1 to 10, p = 0.2, with mean 3.8 (Joshi et al. 2020,
             https://huggingface.co/papers/1907.10529).
-        seed: What is chosen in row `r` depends on `(seed, r)` alone.
-        compact: Give the labels of the chosen tokens alone, and where they stand as `masked_positions`, for models that
-            take these (ours): the output layer then computes nothing that is not predicted.
+        seed: The chosen tokens of row `r` depend on `(seed, r)` alone.
+        compact: Return the labels of the chosen tokens alone, with their positions as `masked_positions`, for models
+            that take these (ours): the output layer then computes predicted tokens only.
 
     Raises:
-        InputError: the tokenizer has no mask token, or the rate is not between 0 and 1.
+        InputError: The tokenizer has no mask token, or the rate is not between 0 and 1.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ class Masked:
         self._ordinary = np.flatnonzero(~self.special)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels` (-100 where nothing is predicted) and what else the batch has for the model."""
+        """Returns `input_ids`, `labels` (-100 where nothing is predicted) and the batch's other inputs of a model."""
         input_ids, rows = batch["input_ids"], batch["rows"]
         chosen = self.choose(batch)
         fate = uniform(self.seed, rows, input_ids.shape[1], stream=0)
@@ -89,15 +89,15 @@ class Masked:
 
     def choose(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """
-        Which tokens to predict, `(batch, length)` bool. Their number in a row is its share of the row's tokens, rounded
-        up or down by chance; the last word or span may be taken in part.
+        Returns the tokens to predict, `(batch, length)` bool. Their number in a row is the rate times the row's tokens,
+        randomly rounded up or down; the last word or span may be chosen in part.
         """
         input_ids, rows = batch["input_ids"], batch["rows"]
         candidates = ~self.special[input_ids] & (batch["sequence_ids"] > 0)
         share = candidates.sum(1) * (self.rate(rows) if callable(self.rate) else self.rate)
-        wanted = np.floor(share + uniform(self.seed, rows, 1, stream=2)[:, 0]).astype(int)
+        num_chosen = np.floor(share + uniform(self.seed, rows, 1, stream=2)[:, 0]).astype(int)
         if isinstance(self.rate, DrawnRate):
-            wanted = wanted.clip(min=1)  # a row drawn near 0 teaches something too
+            num_chosen = num_chosen.clip(min=1)  # also in a row whose rate is near 0
 
         priority = uniform(self.seed, rows, input_ids.shape[1], stream=3)
         if self.unit != "token":
@@ -109,11 +109,11 @@ class Masked:
             priority = np.take_along_axis(priority, first, axis=1)
         order = np.argsort(np.where(candidates, priority, 2.0), axis=1, kind="stable")
         chosen = np.zeros(input_ids.shape, bool)
-        np.put_along_axis(chosen, order, np.arange(input_ids.shape[1]) < wanted[:, None], axis=1)
+        np.put_along_axis(chosen, order, np.arange(input_ids.shape[1]) < num_chosen[:, None], axis=1)
         return chosen & candidates
 
     def _span_starts(self, starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Of the word starts those that begin a span."""
+        """Returns the word starts that begin a span, `(batch, length)` bool."""
         words = np.cumsum(starts, axis=1) - 1
         draws = uniform(self.seed, rows, starts.shape[1], stream=4)
         lengths = np.ceil(np.log1p(-draws * (1 - 0.8**10)) / np.log(0.8)).clip(1, 10)
@@ -126,14 +126,15 @@ class Masked:
 @dataclass
 class Hybrid:
     """
-    Next tokens in some batches, masked tokens in the others, by one set of weights: what was masked is predicted at the
-    token before it, with the whole text in sight (GPT-BERT, https://huggingface.co/papers/2410.24159).
+    Next-token prediction in some batches and masked-token prediction in the others, by one set of weights: a masked
+    token is predicted at the token before it, with the whole text visible (GPT-BERT,
+    https://huggingface.co/papers/2410.24159).
 
     Args:
-        masked: What is masked and how.
-        share: Of the batches that are masked ones, spread evenly over the run.
-        parts: Over how many processes and accumulated batches the rows of a step are shared: all of them know the
-            step's number by their rows.
+        masked: The masked-token objective.
+        share: Share of masked batches, spread evenly over the run.
+        parts: Number of processes times accumulated batches that share the rows of a step; all of them derive the
+            step's number from their rows.
     """
 
     masked: Masked
@@ -145,7 +146,7 @@ class Hybrid:
             raise InputError(f"the share of masked batches must lie between 0 and 1, not {self.share}")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """What [`causal`] gives, or masked `input_ids` with their `labels` and `is_causal=False`."""
+        """Returns the inputs of [`causal`], or masked `input_ids` with `labels` and `is_causal=False`."""
         number = int(batch["rows"].min()) // (len(batch["rows"]) * self.parts)
         if int((number + 1) * self.share) == int(number * self.share):
             return causal(batch)
@@ -153,16 +154,16 @@ class Hybrid:
 
 
 def masked_next_token(masked: Masked, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A masked batch for a causal LM, whose loss reads each label at the token before it."""
+    """Returns a masked batch for a causal LM, whose loss shifts labels by one token."""
     inputs = masked(batch)
-    labels = inputs["labels"].masked_fill(inputs["position_ids"] == 0, IGNORED)  # nothing stands before these
+    labels = inputs["labels"].masked_fill(inputs["position_ids"] == 0, IGNORED)  # no token precedes these
     return {**inputs, "labels": labels, "is_causal": False}
 
 
 def uniform(seed: int, rows: np.ndarray, columns: int, stream: int) -> np.ndarray:
     """
-    Random numbers in [0, 1), `(rows, columns)`, each a function of `(seed, row, column, stream)`: SplitMix64's mixing
-    (Steele et al. 2014) of a counter, so that rows need no generator of their own.
+    Returns random numbers in [0, 1), `(rows, columns)`, each a function of `(seed, row, column, stream)`: the mixing
+    function of SplitMix64 (Steele et al. 2014) applied to a counter, so that no row needs its own generator.
     """
     with np.errstate(over="ignore"):
         key = _mix(np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(stream + 1))
@@ -180,27 +181,27 @@ def _mix(x: Any) -> Any:
 @dataclass
 class CausalFirst:
     """
-    Next tokens before masked ones, for an encoder: at first every token teaches and none is missing, so that the long
-    plateau of masked prediction is left sooner (Gisserot-Boukhlef et al. 2025,
-    https://huggingface.co/papers/2507.00994). Attention then looks to the left, in every layer, within a document.
+    Next-token prediction before masked-token prediction, for an encoder: at first every token is predicted and none is
+    missing, which shortens the long plateau of masked prediction (Gisserot-Boukhlef et al. 2025,
+    https://huggingface.co/papers/2507.00994). In this phase attention is causal, in every layer, within a document.
 
     Args:
-        masked: What follows.
-        rows: How many rows of the run, its first ones, predict the next token: those of whole steps.
+        masked: The objective of the later rows.
+        rows: Number of the run's first rows that predict the next token; a multiple of the rows of a step.
     """
 
     masked: Masked
     rows: int
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """As `Masked` gives it; while tokens are next ones also `attention_mask` `(batch, 1, length, length)`, bool."""
+        """Returns the inputs of `Masked`; at first next-token labels and a causal `attention_mask` of four dimensions."""
         if batch["rows"].min() >= self.rows:
             return self.masked(batch)
         input_ids, documents = batch["input_ids"], batch["sequence_ids"]
-        following = np.pad(input_ids[:, 1:], ((0, 0), (0, 1)))
-        goes_on = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
-        predicted = np.pad(goes_on, ((0, 0), (0, 1))) & ~self.masked.special[following]
-        labels = np.where(predicted, following, IGNORED)
+        next_ids = np.pad(input_ids[:, 1:], ((0, 0), (0, 1)))
+        same_document = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
+        predicted = np.pad(same_document, ((0, 0), (0, 1))) & ~self.masked.special[next_ids]
+        labels = np.where(predicted, next_ids, IGNORED)
         labels = compact_labels(labels) if self.masked.compact else {"labels": labels}
         inputs = _tensors(input_ids=input_ids, position_ids=batch["position_ids"], **labels)
         mask = (documents[:, :, None] == documents[:, None, :]) & np.tri(documents.shape[1], dtype=bool)
@@ -209,8 +210,8 @@ class CausalFirst:
 
 def compact_labels(labels: np.ndarray) -> dict[str, np.ndarray]:
     """
-    The labels of the predicted tokens alone, and where they stand as `masked_positions`, of `(batch, length)` labels;
-    filled up to a multiple of 64, so that compiled code meets few shapes.
+    Returns the labels of the predicted tokens alone and their flat positions as `masked_positions`, from `(batch,
+    length)` labels; padded to a multiple of 64, so that compiled code meets few shapes.
     """
     positions = np.flatnonzero(labels != IGNORED)
     missing = -len(positions) % 64
@@ -222,7 +223,7 @@ def compact_labels(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class RateSchedule:
-    """A masking rate that goes linearly from `start` at row 0 to `end` at row `rows`."""
+    """A masking rate that changes linearly from `start` at row 0 to `end` at row `rows`."""
 
     start: float
     end: float
@@ -239,10 +240,10 @@ class RateSchedule:
 @dataclass(frozen=True)
 class DrawnRate:
     """
-    A masking rate drawn anew for each row between `low` and `high`, for all of the documents packed into it; at least
-    one token is chosen. Over the whole range, a masked LM learns to write from nearly nothing, as masked-diffusion
-    models do (Nie et al. 2025, https://huggingface.co/papers/2502.09992); a tenth of what is chosen stays as it is and
-    a tenth becomes other tokens here too.
+    A masking rate drawn for each row between `low` and `high`, for all documents packed into it; at least one token is
+    chosen. With the range from 0 to 1 a masked LM learns to generate from nearly nothing, as masked-diffusion models do
+    (Nie et al. 2025, https://huggingface.co/papers/2502.09992). As always, a tenth of the chosen tokens stays and a
+    tenth becomes random.
     """
 
     low: float = 0.0

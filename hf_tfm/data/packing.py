@@ -1,12 +1,12 @@
 """
-Blocks into batches that are a pure function of (seed, step).
+Packs blocks into batches that are a pure function of (seed, step).
 
     blocks      AAAAAA | AAAADD | CCCC·· | …     from `block_plan`
     positions   012345 | 012301 | 012301 | …     start again with every piece, so that none sees its neighbour
 
-A batch is a few numbers of blocks, from a permutation that is evaluated at these places alone, and one gather from
-memory-mapped tokens. There is no state: a run resumes at any step at once, and each of many processes computes its own
-rows of the batch.
+A batch is a few numbers of blocks, from a permutation that is evaluated for these alone, and one gather from
+memory-mapped tokens. There is no state: a run resumes at any step immediately, and each process computes its own rows
+of the batch.
 """
 
 import bisect
@@ -28,7 +28,7 @@ from .step_batches import Batch, own_rows, shorten
 from .tokens import TokenStore, TokenStream, piece_ends
 
 
-# A mixture's sources take turns by a table of about this many entries, so shares are exact to 1 in 10,000.
+# A mixture's sources take turns by a table of about so many entries, so that shares are exact to 1 in 10,000.
 _TURNS = 1 << 14
 
 # A store of fewer blocks has more than a hundredth of padding in its last one.
@@ -45,17 +45,17 @@ def assemble(
     piece_ids: tuple[int, int] | None = None,
 ) -> Batch:
     """
-    Blocks as arrays.
+    Returns blocks as arrays.
 
     Args:
         tokens: A store's tokens.
         blocks: Numbers of blocks in the plan, (batch,).
-        piece_ids: Put around each piece; the plan must have been made with `extra=2`.
+        piece_ids: Two ids to put around each piece; the plan must have been made with `extra=2`.
 
     Returns:
         `input_ids`, `position_ids` and `sequence_ids`, each (batch, length) int64, and `num_tokens` and `num_bytes` of
         text, each (batch,) int64. Positions start at 0 in each piece, in the padding too. `sequence_ids` numbers the
-        pieces of a row from 1 and is 0 in padding: know padding by it, never by its id.
+        pieces of a row from 1 and is 0 in padding: recognise padding by it, never by its id.
     """
     first, last = plan.offsets[blocks], plan.offsets[blocks + 1]
     counts = last - first
@@ -67,9 +67,9 @@ def assemble(
 
     position_ids = np.arange(len(blocks) * int(lengths[: counts[0]].sum())) - np.repeat(begins, lengths)
     sequence_ids = np.repeat(np.where(starts < 0, 0, within + 1), lengths)
-    before = 0 if piece_ids is None else 1
-    # Padding reads whatever is there; it is overwritten below.
-    input_ids = tokens.take(np.repeat(starts - before, lengths) + position_ids, mode="clip").astype(np.int64)
+    num_before = 0 if piece_ids is None else 1
+    # Padding reads arbitrary tokens, which are overwritten below.
+    input_ids = tokens.take(np.repeat(starts - num_before, lengths) + position_ids, mode="clip").astype(np.int64)
     if piece_ids is not None:
         input_ids[begins], input_ids[begins + lengths - 1] = piece_ids
     input_ids[sequence_ids == 0] = pad_token_id
@@ -87,12 +87,12 @@ def assemble(
 
 def permute(numbers: np.ndarray, size: int, seed: tuple[int, ...]) -> np.ndarray:
     """
-    Where a random permutation of `range(size)` sends some numbers, without making the others: a Feistel network.
+    Returns some numbers under a random permutation of `range(size)`, without computing the others: a Feistel network.
 
-    The network permutes the next power of two; what falls outside of `size` is sent on until it is inside (cycle
-    walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    The network permutes the next power of two; numbers outside of `size` are permuted again until they are inside
+    (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
-    bits = max(6, (size - 1).bit_length())  # a network of fewer mixes badly
+    bits = max(6, (size - 1).bit_length())  # a network of fewer bits mixes badly
     low_width, high_width = np.uint64(bits // 2), np.uint64(bits - bits // 2)
     low_mask = (np.uint64(1) << low_width) - np.uint64(1)
     result = numbers.astype(np.uint64)
@@ -116,7 +116,7 @@ def _round_keys(seed: tuple[int, ...]) -> list[tuple[np.uint64, np.uint64]]:
 
 @functools.lru_cache(maxsize=64)
 def _block_order(size: int, seed: tuple[int, ...], page: int) -> np.ndarray:
-    """The blocks of `_PAGE` consecutive running numbers, (_PAGE,): many at once cost hardly more than one."""
+    """Returns the blocks of `_PAGE` consecutive running numbers, (_PAGE,); many at once cost hardly more than one."""
     numbers = np.arange(_PAGE) + page * _PAGE
     epochs = numbers // size
     return np.concatenate(
@@ -128,7 +128,7 @@ def _block_order(size: int, seed: tuple[int, ...], page: int) -> np.ndarray:
 
 
 class _StoreBlocks:
-    """The blocks of one store, numbered on from epoch to epoch, each epoch in an order of its own."""
+    """The blocks of one store, numbered consecutively over the epochs, each of which has its own order."""
 
     def __init__(self, store: TokenStore, plan: BlockPlan, seed: tuple[int, ...], **layout: Any):
         self.store, self.plan, self.seed, self.layout = store, plan, seed, layout
@@ -138,7 +138,7 @@ class _StoreBlocks:
         return len(self.plan)
 
     def rows(self, numbers: np.ndarray) -> Batch:
-        """Blocks by their running numbers, (batch,), ascending."""
+        """Returns blocks by their running numbers, (batch,), ascending."""
         pages = numbers // _PAGE
         blocks = [
             _block_order(len(self), self.seed, page)[numbers[pages == page] - page * _PAGE]
@@ -147,7 +147,7 @@ class _StoreBlocks:
         return assemble(self.store.tokens, self.plan, np.concatenate(blocks), **self.layout)
 
     def count_tokens(self, num_blocks: int) -> int:
-        """Tokens of the first so many blocks, without padding."""
+        """Returns the number of tokens of the first `num_blocks` blocks, without padding."""
         filled, (epochs, rest) = self.plan.filled(), divmod(num_blocks, len(self))
         return int(epochs * filled.sum() + filled[permute(np.arange(rest), len(self), (*self.seed, epochs))].sum())
 
@@ -156,8 +156,8 @@ class _StreamBlocks:
     """
     The blocks of a stream: those of its first window, then those of the next, shuffled within each.
 
-    Where windows start is noted in a file as they are found. The notes decide nothing, they only save reading from the
-    beginning: a process gets the same rows with and without them.
+    The start of each window is noted in a file when it becomes known. The notes only save reading from the beginning: a
+    process gets the same rows with and without them.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class _StreamBlocks:
         return {**self.__dict__, "process": None, "worker": None, "windows": {}}
 
     def _learn(self, window: int, first: int, position: dict[str, Any] | None) -> bool:
-        """Takes in where a window starts; False if that was known."""
+        """Stores the start of the next window; returns False if it was known."""
         if window != len(self.firsts):
             return False
         self.positions.append(position)
@@ -192,20 +192,20 @@ class _StreamBlocks:
         return True
 
     def rows(self, numbers: np.ndarray) -> Batch:
-        """Blocks by their running numbers, (batch,), ascending."""
+        """Returns blocks by their running numbers, (batch,), ascending."""
         parts = []
         while len(numbers):
             index = bisect.bisect_right(self.firsts, int(numbers[0])) - 1
             window = self._window(index)
             inside = numbers - self.firsts[index]
-            here = inside < len(window)
-            if here.any():
-                parts.append(window.rows(inside[here]))
-            numbers = numbers[~here]
+            in_window = inside < len(window)
+            if in_window.any():
+                parts.append(window.rows(inside[in_window]))
+            numbers = numbers[~in_window]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _window(self, index: int) -> _StoreBlocks:
-        if self.process != os.getpid():  # neither threads nor places in open files survive a fork
+        if self.process != os.getpid():  # neither threads nor positions in open files survive a fork
             self.stream.close()
             self.process, self.worker, self.windows = os.getpid(), ThreadPoolExecutor(1), {}
         assert self.worker is not None
@@ -235,13 +235,14 @@ class PackedBlocks:
     Args:
         stores: A store or a stream, or several for a mixture.
         block_length: Tokens of a block.
-        seed: Decides the order of the blocks.
-        pad_token_id: What fills up blocks. `sequence_ids` tells where, so it need not be an id of its own.
-        weights: Share of the tokens that comes from each store, relative to the others; by default all the same.
-        piece_ids: For stores without ends around documents: two ids, such as cls and sep, to put around each piece.
+        seed: Seed of the order of the blocks.
+        pad_token_id: Id of padding. `sequence_ids` marks padding, so other tokens may have this id too.
+        weights: Share of the tokens of each store, relative to the others; equal by default.
+        piece_ids: Two ids, such as cls and sep, to put around each piece, for stores without ends around documents.
         max_padding: See `BlockPlan.of`.
-        blocks_read: How many blocks will be read. A store of a few blocks that is read several times in them is packed
-            several times at once, or its last block would be mostly padding each time: an epoch is as many passes.
+        blocks_read: Number of blocks that will be read. A store of few blocks that is read several times is packed
+            several times at once, because otherwise its last block would be mostly padding each time; an epoch then is
+            as many passes.
     """
 
     def __init__(
@@ -294,12 +295,12 @@ class PackedBlocks:
         **kwargs: Any,
     ) -> "PackedBlocks":
         """
-        Tokenised and packed sources: the short way from what a person names to batches.
+        Tokenises and packs sources, as a user names them.
 
         Args:
             sources: What `parse_sources` takes. With weights a mixture; without, each document once per epoch.
-            wrap: Whether bos and eos go around documents, or cls and sep around each piece of one, as an encoder wants
-                that always sees them, or nothing anywhere. A tokenizer with only one of these pairs has it for both.
+            wrap: Put bos and eos around documents, or cls and sep around each piece (for encoders, which always see
+                them), or nothing. A tokenizer with only one of these pairs uses it for both.
             streaming: Tokenise while training instead of before it.
             kwargs: For `TokenStore.build` or `TokenStream`.
         """
@@ -320,19 +321,19 @@ class PackedBlocks:
 
     @property
     def num_blocks(self) -> int | None:
-        """Blocks of one epoch, all stores together; `None` if one of them is a stream."""
+        """Number of blocks of one epoch of all stores; `None` if one of them is a stream."""
         parts = self._store_parts()
         return None if parts is None else sum(len(part) for part in parts)
 
     def epochs(self, num_blocks: int) -> list[float | None]:
-        """How often that many blocks go through each store (`None` for streams)."""
+        """Returns the number of epochs of each store in so many blocks (`None` for streams)."""
         shares = num_blocks * self._per_turn / self._per_turn.sum() * self._copies
         return [
             None if isinstance(part, _StreamBlocks) else share / len(part) for share, part in zip(shares, self._parts)
         ]
 
     def count_tokens(self, num_blocks: int) -> int | None:
-        """Tokens of the first so many blocks, without padding; `None` if one of the stores is a stream."""
+        """Returns the tokens of the first `num_blocks` blocks without padding; `None` if a store is a stream."""
         parts = self._store_parts()
         if parts is None:
             return None
@@ -343,7 +344,7 @@ class PackedBlocks:
 
     def bytes_per_token(self, begins: bool) -> float | None:
         """
-        Bytes of text for each token that is predicted, by the stores' shares; `None` if one of them is a stream.
+        Returns the bytes of text per predicted token, by the stores' shares; `None` if one of them is a stream.
 
         Args:
             begins: Whether each document begins with a token that is not predicted.
@@ -371,26 +372,25 @@ class PackedBlocks:
         self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1, length: int | None = None
     ) -> Batch:
         """
-        The batch of a step, or a process's rows of it.
+        Returns the batch of a step, or a process's rows of it.
 
         Args:
             batch_size: Number of blocks in the whole batch.
-            rank, world_size: Which of how many processes this is. Their rows, one under the other, are the batch.
-            length: Cut the blocks into rows of this many tokens, which must divide `block_length`. There are the more
-                rows then; the tokens are the same.
+            rank, world_size: Number of this process and of all processes. Their rows, concatenated, are the batch.
+            length: Cut the blocks into more rows of this many tokens, which must divide `block_length`.
 
         Returns:
-            As of `assemble`.
+            The arrays of `assemble`.
         """
         batch = self.rows(own_rows(step, batch_size, rank, world_size))
         return batch if length is None else shorten(batch, length)
 
     def rows(self, numbers: np.ndarray) -> Batch:
         """
-        Rows by their numbers in the run, (batch,), ascending: row 0 is the first one that is trained on.
+        Returns rows by their numbers in the run, (batch,), ascending; row 0 is the first row of the run.
 
         Returns:
-            As of `assemble`, and the numbers as `rows`, so that an objective can draw chance by row.
+            The arrays of `assemble`, and the numbers as `rows`, from which objectives derive random numbers.
         """
         if len(self._parts) == 1:
             return {**self._parts[0].rows(numbers), "rows": numbers}
@@ -399,14 +399,14 @@ class PackedBlocks:
         within = rounds * self._per_turn[sources] + self._turn_nth[turns]
         batch = {"rows": numbers}
         for source in np.unique(sources):
-            of_source = sources == source
-            for name, rows in self._parts[source].rows(within[of_source]).items():
-                batch.setdefault(name, np.empty((len(numbers), *rows.shape[1:]), rows.dtype))[of_source] = rows
+            is_selected = sources == source
+            for name, rows in self._parts[source].rows(within[is_selected]).items():
+                batch.setdefault(name, np.empty((len(numbers), *rows.shape[1:]), rows.dtype))[is_selected] = rows
         return batch
 
 
 def _copies(store: TokenStore | TokenStream, blocks_read: float, block_length: int) -> int:
-    """How often to pack a store at once."""
+    """Returns how often to pack a store at once."""
     if isinstance(store, TokenStream):
         return 1
     blocks = max(1, store.num_tokens) / block_length
@@ -425,11 +425,11 @@ def iter_eval_blocks(
     max_tokens: int | None = None,
 ) -> Iterator[Batch]:
     """
-    Every token of a store once, in batches like `PackedBlocks`'; always the same ones.
+    Yields every token of a store once, in batches as of `PackedBlocks`; always the same ones.
 
-    Blocks come in the order of the documents (of the first one in each), and no document is cut but at the block
-    length. Processes take turns by batches. Of a store with more than `max_tokens`, as many blocks as hold about that
-    many, evenly spaced over the text.
+    Blocks are in the order of their first documents, and documents are cut at the block length only. Processes take
+    turns by batches. From a store with more than `max_tokens`, blocks of about so many tokens are taken, evenly spaced
+    over the text.
     """
     plan = BlockPlan.of(store, block_length, 0 if piece_ids is None else 2, max_padding=1.0)
     count = len(plan)

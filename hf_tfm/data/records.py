@@ -1,4 +1,4 @@
-"""Labelled records for fine-tuning: read, checked and split. Every complaint names the file and the record."""
+"""Reads, checks and splits records for fine-tuning. Every error message names the file and the record."""
 
 import ast
 import contextlib
@@ -20,9 +20,9 @@ class Records(list[dict[str, Any]]):
     The records of one split as dictionaries.
 
     Attributes:
-        path: where they were read from, the first place of several.
-        more_paths: the other places.
-        places: where each stands, `file, line 3`, for messages.
+        path: The file or folder they were read from, the first of several.
+        more_paths: The other files and folders.
+        places: Place of each record, `file, line 3`, for messages.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Records(list[dict[str, Any]]):
 
     def values(self, field: str, option: str) -> list[Any]:
         """
-        One field of all records.
+        Returns one field of all records.
 
         Raises:
-            InputError: a record lacks the field (`option` is what names it on the command line), or holds null in it.
+            InputError: A record lacks the field or has null in it. `option` is the field's option on the command line.
         """
         values = []
         for record, place in zip(self, self.places):
@@ -56,7 +56,7 @@ class Records(list[dict[str, Any]]):
         return values
 
     def texts(self, field: str, option: str) -> list[str]:
-        """A text field of all records. Raises `InputError` where it is missing, blank or no text."""
+        """Returns a text field of all records. Raises `InputError` where it is missing, blank or no text."""
         texts = self.values(field, option)
         for text, place in zip(texts, self.places):
             if not isinstance(text, str):
@@ -70,33 +70,33 @@ class Records(list[dict[str, Any]]):
 
 def read_records(path: str | Path | Sequence[str | Path], split: str = "train") -> Records:
     """
-    All records of one file or several: .jsonl, .json (an array or lines), .csv, .tsv or .parquet, also compressed or in
-    a .zip. Of a folder those of the split are read, if names in it say which files are of which.
+    Returns all records of one file or several: .jsonl, .json (an array or lines), .csv, .tsv or .parquet, also
+    compressed or in a .zip. From a folder, files of the split are read if any file there is named for a split.
 
     Raises:
-        InputError: a file is missing, damaged, of an unknown kind or without records; the message names the line.
+        InputError: A file is missing, damaged, of an unknown kind or without records; the message names the line.
     """
     paths = [path] if isinstance(path, str | Path) else list(path)
     records: list[dict[str, Any]] = []
     places: list[str] = []
-    for one in paths:
-        before = len(records)
-        for place, record in iter_records(one, split):
+    for path in paths:
+        count = len(records)
+        for place, record in iter_records(path, split):
             records.append(record)
             places.append(place)
-        if len(records) == before:
-            raise InputError(f"{one}: holds no records")
+        if len(records) == count:
+            raise InputError(f"{path}: holds no records")
     return Records(records, places, str(paths[0]), map(str, paths[1:]))
 
 
 def iter_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and record of what [`read_records`] reads, one at a time. Raises `InputError` as it does."""
+    """Yields place and record of what [`read_records`] reads, one at a time. Raises `InputError` as it does."""
     for file in record_files(path, split):
         yield from read_record_file(file)
 
 
 def record_files(path: str | Path, split: str = "train") -> list[DataFile]:
-    """The files that [`read_records`] reads. Raises `InputError` if there is none."""
+    """Returns the files that [`read_records`] reads. Raises `InputError` if there is none."""
     folder = Path(path).expanduser()
     if not folder.is_dir() or not any(named_split(file.relative_to(folder)) for file in folder.rglob("*")):
         split = "train"
@@ -104,7 +104,7 @@ def record_files(path: str | Path, split: str = "train") -> list[DataFile]:
 
 
 def read_record_file(file: DataFile) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and record of one file. Raises `InputError` where it is damaged, or plain text."""
+    """Yields place and record of one file. Raises `InputError` where it is damaged, or plain text."""
     for place, record in read_rows(file):
         if not isinstance(record, Mapping):
             raise InputError(f"{place}: is a {type(record).__name__}, not a record with named fields")
@@ -112,25 +112,25 @@ def read_record_file(file: DataFile) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_list(text: str) -> list[Any] | None:
-    """A list that a cell of CSV holds, as JSON or as Python (and pandas and datasets) writes it; None if it is none."""
+    """Returns the list in a cell of CSV, as JSON or Python (and pandas and datasets) writes it; None if there is none."""
     if text.lstrip().startswith("["):
         with contextlib.suppress(ValueError):
             return json.loads(text)
-        # What Python reads is its own writing only if it would write the same again: NumPy's has no commas.
+        # Only text that Python itself would write is such a list: NumPy writes arrays without commas.
         with contextlib.suppress(ValueError, SyntaxError):
-            found = ast.literal_eval(text.strip())
-            if isinstance(found, list) and repr(found) == text.strip():
-                return found
+            value = ast.literal_eval(text.strip())
+            if isinstance(value, list) and repr(value) == text.strip():
+                return value
     return None
 
 
 def split_list(value: Any) -> Any:
-    """A list out of a cell of CSV as [`read_list`] reads it, or with blanks between its entries; all else as it is."""
+    """Returns the list in a cell of CSV as [`read_list`] reads it, or its words; any other value unchanged."""
     if not isinstance(value, str):
         return value
-    if (several := read_list(value)) is not None:
-        return several
-    # Quoted entries in brackets that cannot be read are a list all the same, and no words.
+    if (entries := read_list(value)) is not None:
+        return entries
+    # Quoted entries in brackets that cannot be read are a damaged list, not words.
     return value if re.fullmatch(r"""\s*\[\s*(['"]).*['"]\s*\]\s*""", value, re.DOTALL) else value.split()
 
 
@@ -138,15 +138,15 @@ def carve(
     records: Records, fraction: float, seed: int, keys: Sequence[Hashable], strata: Sequence[Hashable] | None = None
 ) -> tuple[Records, Records]:
     """
-    What stays and a random share for validation, the same for the same seed.
+    Returns the records for training, and a random share for validation, the same for the same seed.
 
     Args:
-        fraction: the share to carve out, between 0 and 1.
-        keys: records with equal keys (the same text twice) go to the same side.
-        strata: the share is taken from each stratum (label), none of which is ever emptied.
+        fraction: The share for validation, between 0 and 1.
+        keys: Records with equal keys (the same text twice) go to the same side.
+        strata: The share is taken from each stratum (label), and no stratum is emptied.
 
     Raises:
-        InputError: there are too few records for the share to hold any.
+        InputError: There are too few records for this share.
     """
     if not 0 < fraction < 1:
         raise InputError(f"validation_fraction {fraction} must lie between 0 and 1")
@@ -158,21 +158,21 @@ def carve(
         by_stratum.setdefault(strata[group[0]] if strata else None, []).append(group)
     draw = random.Random(seed)
     carved: set[int] = set()
-    for several in by_stratum.values():
-        draw.shuffle(several)
-        for group in several[: min(round(fraction * len(several)), len(several) - 1)]:
+    for stratum in by_stratum.values():
+        draw.shuffle(stratum)
+        for group in stratum[: min(round(fraction * len(stratum)), len(stratum) - 1)]:
             carved.update(group)
     if not carved:
         raise InputError(
             f"{records.path}: {len(records)} records are too few to carve {fraction:.0%} out for validation: give a "
             "--validation_file or a larger --validation_fraction"
         )
-    stay = (number for number in range(len(records)) if number not in carved)
-    return records.subset(stay), records.subset(sorted(carved))
+    remaining = (number for number in range(len(records)) if number not in carved)
+    return records.subset(remaining), records.subset(sorted(carved))
 
 
 def data_facts(split: str, records: Records) -> dict[str, Any]:
-    """What the run record says about a split: files' names with their folders', records, SHA-256 of what they hold."""
+    """Returns a split's entry in the run record: file names, number of records, SHA-256 of the files."""
     paths = [Path(path) for path in (records.path, *records.more_paths)]
     names = [public_name(path) for path in paths]
     facts = {"name": " + ".join(names), "split": split, "records": len(records)}

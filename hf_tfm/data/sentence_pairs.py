@@ -19,18 +19,17 @@ class SentencePairs:
     https://huggingface.co/papers/1909.11942), as `[CLS] A [SEP] B [SEP]` with segment ids.
 
     A window of consecutive text is cut in two at the end of a sentence. In half of the rows (label 1) the second
-    segment is text from another document, about as long, or, for sentence order, the two change places.
+    segment is text of about that length from another document, or, for sentence order, the segments are swapped.
 
     Args:
         store: Documents without special tokens (`TokenStore.build(..., wrap=False)`).
-        tokenizer: Gives cls, sep and pad, and which tokens end a sentence.
+        tokenizer: Provides cls, sep and pad, and the text of each token.
         length: Tokens in a row, special tokens included.
         seed: Row `r` depends on `(seed, r)` alone.
         task: `next_sentence` or `sentence_order`.
 
     Raises:
-        InputError: there are fewer than two documents with two sentences' worth of text, or the tokenizer has no cls or
-            sep token.
+        InputError: There are fewer than two documents of `SHORTEST` tokens, or the tokenizer has no cls or sep token.
     """
 
     store: TokenStore
@@ -54,7 +53,7 @@ class SentencePairs:
         self._ends_sentence = np.array([ends_sentence(text) for text in texts])
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows with these numbers: ids, positions, mask and segments `(batch, length)`, labels `(batch,)`."""
+        """Returns the rows of these numbers: ids, positions, mask and segments `(batch, length)`, labels `(batch,)`."""
         batch_size = len(rows)
         pairs = [self._pair(np.random.default_rng((self.seed, int(row)))) for row in rows]
         input_ids = np.full((batch_size, self.length), self.tokenizer.pad_token_id or 0, np.int64)
@@ -78,32 +77,36 @@ class SentencePairs:
         }
 
     def _pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-        room = self.length - 3
-        document, window = self._window(rng, room)
+        room = self.length - 3  # without cls and two sep tokens
+        document, window = self._draw_window(rng, room)
         ends = 1 + np.flatnonzero(self._ends_sentence[window])
         cuts = ends[(ends >= 4) & (ends <= len(window) - 4)]
         if self.task == "sentence_order" and (whole := cuts <= ends.max(initial=0) - 4).any():
-            window, cuts = window[: ends[-1]], cuts[whole]  # or only one of the orders would end with a sentence
+            window, cuts = window[: ends[-1]], cuts[whole]  # otherwise only one order would end with a sentence
         cut = int(rng.choice(cuts)) if len(cuts) else len(window) // 2
         first, second, label = window[:cut], window[cut:], int(rng.random() < 0.5)
         if label and self.task == "sentence_order":
             first, second = second, first
         elif label:
-            strangers = [
-                self._stranger(rng, document, len(second), room - len(first), at_end=len(window) < room)
+            candidates = [
+                self._draw_from_another_document(
+                    rng, document, len(second), room - len(first), at_end=len(window) < room
+                )
                 for _ in range(4)
             ]
-            second = min(strangers, key=lambda stranger: abs(len(stranger) - len(second)))
+            second = min(candidates, key=lambda candidate: abs(len(candidate) - len(second)))
         return first, second, label
 
-    def _stranger(self, rng: np.random.Generator, document: int, size: int, room: int, at_end: bool) -> np.ndarray:
+    def _draw_from_another_document(
+        self, rng: np.random.Generator, document: int, size: int, room: int, at_end: bool
+    ) -> np.ndarray:
         """
-        Text of another document instead of a continuation that has `size` tokens and may end where its document does.
-        This one ends so too: else its last token or its length would tell the two apart.
+        Returns text of another document in place of a continuation of `size` tokens. If the continuation may end with
+        its document, so does this text; otherwise its last token or its length would give the label away.
         """
         other = document
         while other == document:
-            other, text = self._window(rng, size)
+            other, text = self._draw_window(rng, size)
         if not at_end:
             return text
         begin, end = int(self.store.offsets[other]), int(self.store.offsets[other + 1])
@@ -112,10 +115,10 @@ class SentencePairs:
         start = starts[np.abs(starts - (end - size)).argmin()] if len(starts) else max(begin, end - size)
         return self.store.tokens[start:end].astype(np.int64)
 
-    def _window(self, rng: np.random.Generator, room: int) -> tuple[int, np.ndarray]:
+    def _draw_window(self, rng: np.random.Generator, room: int) -> tuple[int, np.ndarray]:
         """
-        A document, by its share of the tokens, and text from it that starts with the document or behind a sentence's
-        end; where no sentence ends, anywhere.
+        Draws a document by its share of the tokens, and returns it with text that starts at the document's start or
+        after a sentence; anywhere if there is no end of a sentence.
         """
         offsets = self.store.offsets
         while True:

@@ -16,13 +16,14 @@ Batch = dict[str, np.ndarray]
 
 
 def shorten(batch: Batch, length: int) -> Batch:
-    """Cuts each row into rows of `length` tokens, which must divide the rows' own length. No token is lost."""
+    """Cuts each row into rows of `length` tokens, which must divide the rows' length. No token is lost."""
     rows, full_length = batch["input_ids"].shape
     pieces = full_length // length
     if full_length % length:
         raise InputError(f"rows of {full_length} tokens cannot be cut into rows of {length}; it has to divide them")
     cut = {name: batch[name].reshape(-1, length) for name in ("input_ids", "position_ids", "sequence_ids")}
-    # What goes on from the row before starts again at 0. A piece that starts within the row is behind its column.
+    # A piece that continues from the previous row starts again at 0; one that starts within the row keeps its
+    # positions.
     columns = np.arange(length)
     position_ids = cut["position_ids"]
     cut["position_ids"] = np.where(position_ids == position_ids[:, :1] + columns, columns, position_ids)
@@ -34,21 +35,21 @@ def shorten(batch: Batch, length: int) -> Batch:
 
 
 def own_rows(step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-    """The numbers of the rows that one of many processes has in the batch of a step."""
+    """Returns the numbers of the rows that one of many processes has in the batch of a step."""
     if batch_size % world_size:
         raise InputError(f"a batch of {batch_size} rows cannot be shared evenly by {world_size} processes")
-    own = batch_size // world_size
-    return np.arange(own) + (step * batch_size + rank * own)
+    per_process = batch_size // world_size
+    return np.arange(per_process) + (step * batch_size + rank * per_process)
 
 
 @dataclass(frozen=True)
 class LengthSchedule:
     """
-    Short rows first: cheaper steps while a model learns what needs little context.
+    Short rows first: steps are cheaper while a model learns patterns of short range.
 
     Args:
-        phases: `((0.0, 128), (0.3, 256))` means rows of 128 tokens from the start and of 256 from 30 % of the steps
-            on. The number of tokens in a batch stays the same.
+        phases: `((0.0, 128), (0.3, 256))` means rows of 128 tokens from the start and of 256 after 30 % of the steps.
+            The number of tokens of a batch stays the same.
         block_length: Length of the rows before they are cut.
     """
 
@@ -64,7 +65,7 @@ class LengthSchedule:
                 raise InputError(f"length schedule: {length} does not divide the block length, {self.block_length}")
 
     def length(self, progress: float) -> int:
-        """The length of rows when this share of the steps is done."""
+        """Returns the length of rows when this share of the steps is done."""
         return [length for start, length in self.phases if start <= progress][-1]
 
 
@@ -72,17 +73,17 @@ class StepBatches(Dataset[dict[str, Any]]):
     """
     A run's batches as a dataset whose item i is the batch of step i, for a `DataLoader` or transformers' Trainer.
 
-    With gradient accumulation a step here is a micro step: `num_steps` counts them all, `batch_size` is one's. The
-    rows are the same however a batch is split into micro steps and processes.
+    With gradient accumulation a step here is a micro step: `num_steps` counts all of them, and `batch_size` is the size
+    of one. The rows are the same however a batch is split into micro steps and processes.
 
     Args:
         make: Rows by their numbers in the run: `PackedBlocks.rows`.
         batch_size: Rows of a step, over all processes, before a schedule cuts them.
         num_steps: Number of steps of the run.
-        schedule: Lengths of rows; by default as `make` gives them.
-        transform: The objective: turns a batch into what the model is called with.
-        accumulation: Micro steps of an optimizer's step, all of which have rows of one length.
-        rank, world_size: Which of how many processes this is; it gets its part of the rows.
+        schedule: Lengths of rows; by default those of `make`.
+        transform: The objective, which turns a batch into the inputs of the model.
+        accumulation: Micro steps of an optimizer step, all of which have rows of one length.
+        rank, world_size: Number of this process and of all processes; each gets its part of the rows.
     """
 
     def __init__(
@@ -110,18 +111,18 @@ class StepBatches(Dataset[dict[str, Any]]):
             raise IndexError(step)
         batch = self.make(self.split(step))
         if self.schedule is not None:
-            began = step // self.accumulation * self.accumulation
-            batch = shorten(batch, self.schedule.length(began / self.num_steps))
+            first_micro_step = step // self.accumulation * self.accumulation
+            batch = shorten(batch, self.schedule.length(first_micro_step / self.num_steps))
         if self.transform is not None:
             batch = self.transform(batch)
         return {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in batch.items()}
 
     def loader(self, start: int = 0, **kwargs: Any) -> DataLoader[dict[str, Any]]:
         """
-        A loader that gives the batches of steps `start`, `start + 1`, …; `kwargs` as for `DataLoader`.
+        Returns a loader of the batches of steps `start`, `start + 1`, …; `kwargs` as for `DataLoader`.
 
-        In a Trainer, return it from `get_train_dataloader` as it is, not prepared by accelerate: the rows are this
-        process's own already. When a Trainer resumes it skips the steps that are done without making their batches.
+        In a Trainer, return it from `get_train_dataloader` without preparing it by accelerate, because the rows are
+        already those of this process. A resumed Trainer skips the steps that are done without making their batches.
         """
         return DataLoader(self, batch_size=1, sampler=range(start, len(self)), collate_fn=_only, **kwargs)
 

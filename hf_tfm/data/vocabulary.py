@@ -16,15 +16,17 @@ _BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """
-    Which tokens of a vocabulary of byte-level BPE, WordPiece or bytes begin a word, `(vocab_size,)` bool. In scripts
-    without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character does, if cut into bytes the first one.
+    Returns whether each token of a vocabulary (byte-level BPE, WordPiece or bytes) begins a word, `(vocab_size,)` bool.
+
+    In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character begins a word; of a
+    character that is cut into bytes, the first byte.
     """
     model, texts = tokenizer.backend_tokenizer.model, token_texts(tokenizer)
     if isinstance(model, WordPiece):  # in other vocabularies "##" is a piece of text, as Markdown's headings are
         prefix = model.continuing_subword_prefix
         return np.array([not text.startswith(prefix) or _begins_unspaced_word(text[len(prefix) :]) for text in texts])
     tokens = tokenizer.convert_ids_to_tokens(range(len(texts)))
-    # Vowel signs and accents (category M) stand within words, and so do bytes that are no whole character.
+    # Vowel signs and accents (category M) continue words, and so do bytes that are no complete character.
     return np.array(
         [
             _begins_unspaced_word(text, token)
@@ -43,7 +45,7 @@ def _begins_unspaced_word(text: str, token: str = "") -> bool:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The tokens of a vocabulary; byte-level ones as the text they stand for, not as letters that stand for bytes."""
+    """Returns each token of a vocabulary as text; byte-level tokens as the text that they decode to."""
     ids, backend = range(len(tokenizer)), tokenizer.backend_tokenizer
     if "ByteLevel" in str(backend.decoder):
         return backend.decode_batch([[number] for number in ids], skip_special_tokens=False)
