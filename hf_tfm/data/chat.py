@@ -1,13 +1,13 @@
 """
-Conversations into tokens: records of three shapes, any chat template, and which tokens the assistant says.
+Encodes conversations by any chat template, and finds the assistant's tokens.
 
     record      {"instruction": …, "input": …, "output": …}   {"prompt": …, "response": …}   {"messages": [...]}
     messages    user, assistant, user, assistant, …
     tokens      <|user|> Why? <|end|> <|assistant|> Because. <|eos|>      trained: ................. ⟦Because. <|eos|>⟧
     rows        one conversation each, or several packed by best fit: position_ids start again with each of them
 
-The chat template is the tokenizer's. Templates with `{% generation %}` say themselves what the assistant says; for the
-others the text is rendered turn by turn and the difference taken.
+`conversations.py` reads records and `chat_rows.py` makes rows. Templates with `{% generation %}` mark the assistant's
+tokens; for other templates the text is rendered turn by turn, and the differences are the assistant's.
 """
 
 import re
@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core.errors import InputError
+from ..core.errors import InputError, explain
 from .conversations import Message
 from .tokenizer import CHAT_TEMPLATE, CHAT_TOKENS, encode_chat
 
@@ -41,16 +41,14 @@ PLAIN_TEMPLATE = """\
 
 def ensure_chat_template(tokenizer: PreTrainedTokenizerBase, file: str | None = None) -> None:
     """
-    Give the tokenizer the chat template of a file; or, if it has none, one that suits its tokens.
+    Give the tokenizer the chat template of a file or, if it has none, one that suits its tokens.
 
     Raises:
-        InputError: the file cannot be read, or the tokenizer has no end-of-text token to end an answer with.
+        InputError: The file cannot be read, or the tokenizer has no end-of-text token to end an answer with.
     """
     if file is not None:
-        try:
+        with explain(f"--chat_template {file}", "cannot be read ({reason})", OSError, UnicodeDecodeError):
             tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--chat_template {file}: cannot be read ({error})") from None
     elif not tokenizer.chat_template:
         has_chat_tokens = set(CHAT_TOKENS) <= set(tokenizer.get_vocab())
         tokenizer.chat_template = CHAT_TEMPLATE if has_chat_tokens else PLAIN_TEMPLATE
@@ -62,19 +60,19 @@ def add_tokens(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tokens: Sequence[str], adapter: bool = False
 ) -> list[int]:
     """
-    Make tokens of these, which records may hold and answers show, and give the model embeddings for them; their ids.
+    Add tokens that records may contain and answers show, with embeddings in the model, and return their ids.
 
     Args:
-        tokens: new ones, or spare ones that the tokenizer has without a meaning.
-        adapter: whether an adapter is to be trained: it fits on its base only if the embeddings keep their size.
+        tokens: New tokens, or spare ones of the tokenizer.
+        adapter: Whether an adapter is trained, which fits its base only if the embeddings keep their size.
 
     Raises:
-        InputError: with an adapter, the embeddings have no rows left for the new tokens.
+        InputError: With an adapter, the embeddings have no rows left for the new tokens.
     """
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
     if any(token in known for token in tokens):
-        # What was special goes on being taken for text, or left out of answers, until the tokenizer is built anew.
+        # Tokens that were special stay special in the running tokenizer, so it is built anew.
         tokenizer._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         tokenizer.extra_special_tokens = [token for token in tokenizer.extra_special_tokens if token not in tokens]
     rows = model.get_input_embeddings().weight.shape[0]
@@ -91,18 +89,18 @@ def add_tokens(
 
 @dataclass
 class Tokens:
-    """A conversation: its token ids, and for each whether the assistant says it."""
+    """A conversation as token ids, and for each whether it is the assistant's."""
 
     ids: list[int]
     spoken: list[bool]
 
     def answer_start(self) -> int:
-        """Where the last thing that the assistant says begins."""
-        last = max(place for place, spoken in enumerate(self.spoken) if spoken)
-        return next((place + 1 for place in range(last, -1, -1) if not self.spoken[place]), 0)
+        """Returns the position at which the assistant's last answer begins."""
+        last = max(position for position, spoken in enumerate(self.spoken) if spoken)
+        return next((position + 1 for position in range(last, -1, -1) if not self.spoken[position]), 0)
 
     def split(self) -> tuple[list[int], list[int]]:
-        """The last answer, with the token that ends it, and what it follows on."""
+        """Returns the prompt of the last answer, and the answer with the token that ends it."""
         start = self.answer_start()
         end = len(self.spoken) - self.spoken[::-1].index(True)
         return self.ids[:start], self.ids[start:end]
@@ -113,7 +111,7 @@ class ChatEncoder:
     Encodes conversations by a tokenizer's chat template.
 
     Attributes:
-        ends: ids of the tokens that the answers encoded so far end with; whoever generates must stop at them.
+        ends: Ids of the tokens that end the answers encoded so far; generation must stop at them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -130,10 +128,10 @@ class ChatEncoder:
 
     def __call__(self, messages: Sequence[Message], place: str) -> Tokens:
         """
-        Token ids and what of them the assistant says, the token that ends an answer included.
+        Returns token ids, and which are the assistant's, including the token that ends an answer.
 
         Raises:
-            InputError: the template refuses the turns, or its answers end with nothing to stop at.
+            InputError: The template refuses the turns, or its answers end without a token to stop at.
         """
         try:
             if self._own:
@@ -150,7 +148,7 @@ class ChatEncoder:
         return tokens
 
     def prompt(self, messages: Sequence[Message], place: str) -> list[int]:
-        """Ids up to where the assistant's answer begins."""
+        """Returns the ids up to the assistant's answer."""
         if self._own:
             return self([*messages, {"role": "assistant", "content": "."}], place).split()[0]
         self._refuse_markup(messages, place)
@@ -162,14 +160,14 @@ class ChatEncoder:
             raise _refused(place, error) from error
 
     def without_markup(self, text: str) -> str:
-        """A text in which the template reads no special token: a blank behind the first character of each."""
-        return text if self._own else self._markup.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        """Returns a text without special tokens: a space is put behind the first character of each."""
+        return text if self._own else self._markup.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def _by_marks(self, messages: Sequence[Message]) -> Tokens:
         encoded = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         ids, spoken = list(encoded["input_ids"]), [mask == 1 for mask in encoded["assistant_masks"]]
         for place in range(1, len(ids)):
-            # Many templates leave the token that ends the turn out of their marks, and nobody would learn to stop.
+            # Many templates do not mark the token that ends the turn, so that no model would learn to stop.
             if spoken[place - 1] and not spoken[place] and ids[place] in self._special:
                 spoken[place] = ids[place - 1] not in self._special
         return Tokens(ids, spoken)
@@ -187,7 +185,7 @@ class ChatEncoder:
                         f"message {number + 1}: the chat template writes it otherwise when more follows, so that its "
                         "tokens cannot be found; put {% generation %} around the answers in a --chat_template"
                     )
-                # A line end that the template puts behind the end of a turn is not the assistant's.
+                # A line end behind the end of a turn is not the assistant's.
                 spans.append((len(before), len(after.rstrip())))
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spoken = [any(start < right and right <= end for start, end in spans) for _, right in encoded["offset_mapping"]]
@@ -195,9 +193,9 @@ class ChatEncoder:
 
     def _refuse_markup(self, messages: Sequence[Message], place: str) -> None:
         for number, message in enumerate(messages, 1):
-            if found := self._markup.search(message["content"]):
+            if match := self._markup.search(message["content"]):
                 raise InputError(
-                    f"{place}: message {number} holds {found[0]!r}, which this tokenizer reads as a token of its own; "
+                    f"{place}: message {number} holds {match[0]!r}, which is a special token of this tokenizer; "
                     "take it out or drop this record"
                 )
 
@@ -215,7 +213,7 @@ class ChatEncoder:
 
 
 def _refused(place: str, error: Exception) -> Exception:
-    """A template's own complaint as an `InputError`; other errors as they are."""
+    """Returns a template's own error as an `InputError`; other errors unchanged."""
     from jinja2 import TemplateError
 
     if isinstance(error, (TemplateError, TypeError, KeyError, IndexError)):
@@ -224,10 +222,10 @@ def _refused(place: str, error: Exception) -> Exception:
 
 
 def stop_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> None:
-    """Make `generate` stop at the tokens that answers end with, and pad with the tokenizer's pad token."""
+    """Make `generate` stop at the tokens that end answers, and pad with the tokenizer's pad token."""
     config = model.generation_config
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    # The end-of-text token stays one: what was learned in pretraining is not unlearned everywhere.
-    every = sorted(({tokenizer.eos_token_id, *known} | ends) - {None, tokenizer.pad_token_id} | ends)
-    config.eos_token_id = every[0] if len(every) == 1 else every
+    # The end-of-text token remains an end, because some text may still end with it as in pretraining.
+    end_ids = sorted(({tokenizer.eos_token_id, *known} | ends) - {None, tokenizer.pad_token_id} | ends)
+    config.eos_token_id = end_ids[0] if len(end_ids) == 1 else end_ids
     config.pad_token_id = tokenizer.pad_token_id

@@ -162,4 +162,4 @@ def show(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, list[int]], num_t
             text = tokenizer.decode(ids[start:end])
             parts.append(text if labels[start] == IGNORED else f"⟦{text}⟧")
             start = end
-    return "".join(parts).replace("\n", "⏎") + (" …" if len(row["input_ids"]) > most else "")
+    return "".join(parts).replace("\n", "⏎") + (" …" if len(row["input_ids"]) > num_tokens else "")

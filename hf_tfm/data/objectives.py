@@ -194,7 +194,7 @@ class CausalFirst:
     rows: int
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """Returns the inputs of `Masked`; at first next-token labels and a causal `attention_mask` of four dimensions."""
+        """Returns the inputs of `Masked`; at first, next-token labels and a causal `attention_mask`."""
         if batch["rows"].min() >= self.rows:
             return self.masked(batch)
         input_ids, documents = batch["input_ids"], batch["sequence_ids"]

@@ -112,7 +112,7 @@ def read_record_file(file: DataFile) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_list(text: str) -> list[Any] | None:
-    """Returns the list in a cell of CSV, as JSON or Python (and pandas and datasets) writes it; None if there is none."""
+    """Returns the list in a cell of CSV, in the syntax of JSON or Python; None if there is none."""
     if text.lstrip().startswith("["):
         with contextlib.suppress(ValueError):
             return json.loads(text)

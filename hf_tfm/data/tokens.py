@@ -1,12 +1,12 @@
 """
-From text to tokens.
+Tokenises documents, into a store on disk or a stream of windows.
 
     sources ──read_documents──▶ texts ──TokenStore.build──▶ memory-mapped tokens ──packing.py──▶ batches
                                   └────TokenStream────────▶ windows of tokens ───────┘
 
-A `TokenStore` is tokenised once and kept on disk: only the first run pays for it. A `TokenStream` is for text that
-fits on no disk: it is tokenised window by window while training reads it. Neither ever holds more than a window of
-text in memory.
+A `TokenStore` is tokenised once and kept on disk, so that only the first run pays for it. A `TokenStream` is for text
+that is too large for the disk: it is tokenised window by window while training reads it. Neither ever holds more than a
+window of text in memory.
 """
 
 import itertools
@@ -31,12 +31,12 @@ from .files import cut_text
 from .sources import DocumentStream, Source, explain_hub, parse_sources
 
 
-# Part of every cache key: raise it when the same text and tokenizer would give other tokens or another layout.
+# Part of every cache key: raise it when the same text and tokenizer would give different tokens or a different layout.
 _LAYOUT = 1
 
 
 def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """What stands before and after a document: bos and eos; for tokenizers without these, cls and sep."""
+    """Returns the ids before and after a document: bos and eos; for tokenizers without these, cls and sep."""
     begin, end = _first_of(tokenizer, "bos", "cls"), _first_of(tokenizer, "eos", "sep")
     if end is None:
         raise InputError("the tokenizer has neither an eos nor a sep token to end documents; set tokenizer.eos_token")
@@ -44,7 +44,7 @@ def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[i
 
 
 def piece_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """What stands before and after a piece of text: cls and sep; for tokenizers without these, bos and eos."""
+    """Returns the ids before and after a piece of text: cls and sep; for tokenizers without these, bos and eos."""
     begin, end = _first_of(tokenizer, "cls", "bos"), _first_of(tokenizer, "sep", "eos")
     if begin is None:
         raise InputError("the tokenizer has neither a bos nor a cls token to begin pieces; use wrap='document'")
@@ -62,19 +62,19 @@ def encode_documents(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, *, wrap: bool = True, num_proc: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """
-    Tokenises documents in parallel; what comes out does not depend on `num_proc`.
+    Tokenises documents in parallel; the result does not depend on `num_proc`.
 
-    The workers are threads: the Rust tokenizer works without Python's lock, so nothing has to be forked (unsafe once
-    torch or CUDA have started) or pickled. Python's own share of the work is 5 %, good for some 20 cores.
+    The workers are threads, because the Rust tokenizer releases Python's lock: nothing has to be forked (unsafe once
+    torch or CUDA have started) or pickled. Python's share of the work is 5 %, which is enough for some 20 cores.
 
     Args:
-        texts: Documents. What looks like a special token in them is encoded as the characters it consists of.
-        wrap: Put bos before and eos after each document (what of them the tokenizer has).
-        num_proc: Number of workers; default: the cores this process may use.
+        texts: Documents. Special tokens in them are encoded as ordinary characters.
+        wrap: Put bos before and eos after each document (those of them that the tokenizer has).
+        num_proc: Number of workers; by default the cores that this process may use.
 
     Yields:
-        For some documents at a time: `tokens` (uint16 if the vocabulary allows, else uint32), and for each document
-        its `lengths` in tokens and its `byte_counts` in bytes of UTF-8 (int64).
+        For some documents at a time: `tokens` (uint16 if the vocabulary allows, else uint32), and each document's
+        `lengths` in tokens and `byte_counts` in bytes of UTF-8 (int64).
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
@@ -116,20 +116,20 @@ def _num_cores() -> int:
 
 @contextmanager
 def _serial_tokenizers() -> Iterator[None]:
-    """One thread per call of a tokenizer, because the calls themselves run side by side."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    """Lets each call of a tokenizer use one thread, because the calls run in parallel."""
+    previous = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         yield
     finally:
-        if before is None:
+        if previous is None:
             os.environ.pop("TOKENIZERS_PARALLELISM", None)
         else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+            os.environ["TOKENIZERS_PARALLELISM"] = previous
 
 
 def _groups(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """Consecutive documents, as many as it takes to have that many characters."""
+    """Yields lists of consecutive documents that have at least so many characters."""
     group, size = [], 0
     for text in texts:
         group.append(text)
@@ -147,10 +147,10 @@ class TokenStore:
 
     Args:
         tokens: All ids, (num_tokens,).
-        offsets: Where the documents start, (num_documents + 1,), int64; the last one is `num_tokens`.
+        offsets: Starts of the documents, (num_documents + 1,), int64; the last one is `num_tokens`.
         byte_counts: Length of each document's text in bytes of UTF-8, (num_documents,), int64.
-        meta: `num_bytes`, the sum of `byte_counts`, and `max_token_id`; worked out where missing.
-        folder: Where the arrays are memory-mapped from; `None` if they are in memory.
+        meta: `num_bytes`, the sum of `byte_counts`, and `max_token_id`; computed if missing.
+        folder: The folder of the memory-mapped arrays; `None` if they are in memory.
     """
 
     def __init__(
@@ -177,14 +177,13 @@ class TokenStore:
         progress: bool = False,
     ) -> "TokenStore":
         """
-        Tokenises sources, or opens what an earlier run tokenised.
+        Tokenises sources, or opens the store of an earlier run.
 
-        The cache is keyed by what is in the files (not their names or dates), by the tokenizer, and by the other
-        arguments that decide which tokens come out. See `read_documents` and `encode_documents` for these and for the
-        errors.
+        The cache is keyed by the contents of the files (not their names or dates), by the tokenizer, and by the other
+        arguments that decide the tokens. See `read_documents` and `encode_documents` for these and for the errors.
 
         Args:
-            cache_dir: Where stores are kept; default: `default_cache_dir()`.
+            cache_dir: Folder of the stores; by default `default_cache_dir()`.
             progress: Show a progress bar, in bytes of text.
         """
         sources = parse_sources(sources, text_field)
@@ -204,7 +203,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenStore":
-        """Opens a store on disk, without reading it."""
+        """Opens a store on disk without reading its tokens."""
         arrays, meta = open_arrays(Path(folder))
         return cls(**arrays, meta=meta, folder=Path(folder))
 
@@ -221,7 +220,7 @@ class TokenStore:
         return len(self.byte_counts)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The ids of one document, (length,)."""
+        """Returns the ids of one document, (length,)."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -239,7 +238,7 @@ class TokenStore:
         return self.meta["num_bytes"]
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Raises `InputError` if there are ids that a model with this vocabulary has no embedding for."""
+        """Raises `InputError` if the store has ids beyond a model's vocabulary."""
         _check_vocab("text", self.meta["max_token_id"], vocab_size)
 
 
@@ -270,7 +269,7 @@ def _as_store(
 
 
 def _content(source: Source, cache_dir: Path, num_proc: int, streaming: bool = False) -> dict[str, Any]:
-    """What decides which documents a source gives."""
+    """Returns everything that decides the documents of a source."""
     if source.hub:
         contents = [_hub_version(source, cache_dir), *source.hub]
     elif streaming:
@@ -288,22 +287,22 @@ def _content(source: Source, cache_dir: Path, num_proc: int, streaming: bool = F
 
 
 def _file_states(source: Source) -> list[list[Any]]:
-    """Name, size and time of each file; not contents: to read everything first is what a stream is there to avoid."""
+    """Returns name, size and time of each file, not its contents, which a stream must not read in advance."""
     stats = ((file, file.path.stat()) for file in source.list_files())
     return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def contents_digest(sources: Any, text_field: str, cache_dir: Path, streaming: bool = False) -> str:
     """
-    Tells texts apart by what is in their files, or, where they are streamed, by the files' names, sizes and times; by
-    the version of a dataset.
+    Returns a digest of the contents of sources' files; of names, sizes and times if they are streamed; of the version
+    of a dataset.
     """
     parsed = parse_sources(sources, text_field)
     return digest([_content(source, cache_dir, _num_cores(), streaming) for source in parsed])
 
 
 def _hub_version(source: Source, cache_dir: Path) -> str:
-    """The commit of a dataset (or a hash of its files); without a network, the one that was seen last."""
+    """Returns the commit of a dataset (or a hash of its files); without a network, the last one known."""
     from datasets import load_dataset_builder
 
     assert source.hub is not None
@@ -322,15 +321,15 @@ def _hub_version(source: Source, cache_dir: Path) -> str:
 
 class TokenStream:
     """
-    Documents that are tokenised while they are used, window by window, in constant memory; without end.
+    Documents that are tokenised while they are read, window by window, in constant memory and endlessly.
 
-    A window is what `window_characters` of consecutive documents give. The same position always gives the same window,
-    so a list of positions is all that has to be kept to come back to any place.
+    A window has the tokens of consecutive documents of `window_characters`. A position always gives the same window, so
+    a list of positions is enough to return to any window.
 
     Args:
         sources, tokenizer, text_field, wrap, num_proc: As for `TokenStore.build`. The sources follow one another.
         window_characters: Size of a window; batches are shuffled within one.
-        cache_dir: Where the positions of windows are noted; default: `default_cache_dir()`.
+        cache_dir: Folder of the notes on windows' positions; by default `default_cache_dir()`.
     """
 
     def __init__(
@@ -351,7 +350,7 @@ class TokenStream:
         self._next: tuple[Mapping[str, Any] | None, DocumentStream, Iterator[str]] | None = None
 
     def key(self) -> str:
-        """Tells apart streams that give different windows."""
+        """Returns a digest of everything that decides the windows."""
         parts = [_LAYOUT, tokenizer_fingerprint(self.tokenizer), self.wrap, self.window_characters]
         for source in self.sources:
             parts.append([source.text_field, source.sample_by, None, source.hub, source.where, source.part])
@@ -365,25 +364,25 @@ class TokenStream:
         return {**self.__dict__, "_next": None}
 
     def close(self) -> None:
-        """Forgets which files are open. The next window is found by its position."""
+        """Closes the open files. The next window is found by its position."""
         self._next = None
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Raises `InputError` if the tokenizer has ids that a model with this vocabulary has no embedding for."""
+        """Raises `InputError` if the tokenizer has ids beyond a model's vocabulary."""
         _check_vocab("tokenizer", max(self.tokenizer.get_vocab().values()), vocab_size)
 
     def read_window(self, position: Mapping[str, Any] | None) -> tuple[TokenStore, dict[str, Any] | None]:
         """
-        The window at a position (`None`: the beginning), and the position of the one after it (`None` after the last).
+        Returns the window at a position (`None`: the beginning) and the position of the next (`None` after the last).
 
-        Reading one window after the other costs no seeking.
+        Reading consecutive windows needs no seeking.
         """
         if position is None or self._next is None or self._next[0] != position:
             stream = DocumentStream(self.sources, position)
             self._next = (position, stream, iter(stream))
         _, stream, documents = self._next
         texts = next(_groups(documents, self.window_characters), None)
-        if texts is None:  # the window before ended exactly where the text does
+        if texts is None:  # the previous window ended exactly at the end of the text
             return self.read_window(None)
         at_end = stream.position()["source"] == len(self.sources)
         following = None if at_end else stream.position()
