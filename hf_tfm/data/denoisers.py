@@ -1,14 +1,14 @@
 """
 A mixture of denoisers for a causal LM (UL2, Tay et al. 2023, https://huggingface.co/papers/2205.05131): some documents
-are predicted token by token, others become inputs that are read as a whole and targets that are written.
+are predicted token by token, others become bidirectional inputs and targets to generate.
 
     causal   <bos> the cat sat on the mat <eos>
     S        <bos> [S] the cat sat            on the mat <eos>
     R, X     <bos> [R] the <0> on the <1> <eos>   <0> cat sat <1> mat <eos>
              └────────── inputs ──────────┘       └───── targets ────┘
 
-The inputs see one another (`prefix_mask`), and only targets are predicted. A model trained on this writes text from its
-start, continues a prefix it has read in both directions, and fills gaps of any length: `infill`.
+The inputs see one another (`prefix_mask`), and only targets are predicted. A model trained on this generates text,
+continues a prefix that it reads bidirectionally, and fills gaps of any length (`infill`).
 
 Mode tokens and sentinels are the tokenizer's spare tokens, in this order: [R], [S], [X], sentinel 0, sentinel 1, …
 """
@@ -34,20 +34,20 @@ from .tokens import document_ends
 MODES = ("R", "S", "X")
 # Mean length of spans in tokens and share of the text that is in spans: UL2's regular and extreme denoisers.
 SPANS = {"R": [(3, 0.15), (8, 0.15)], "X": [(3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5)]}
-# Shorter pieces of text stay causal: modes and sentinels would be the better part of them.
+# Shorter pieces of text stay causal, because most of their tokens would be modes and sentinels.
 SHORTEST = 16
 
 
 @dataclass(frozen=True)
 class DenoisingTokens:
     """
-    The ids that a tokenizer lends to denoising.
+    The ids of a tokenizer that denoising uses.
 
     Attributes:
-        modes: of [R], [S] and [X] by name.
-        sentinels: stand for gaps in the inputs, and in front of their fillings in the targets.
-        begin: what documents start with, or None.
-        end: what they end with; ends targets too.
+        modes: Ids of [R], [S] and [X] by name.
+        sentinels: Ids that mark gaps in the inputs, and the text of each gap in the targets.
+        begin: First id of documents, or None.
+        end: Last id of documents and targets.
     """
 
     modes: dict[str, int]
@@ -57,7 +57,7 @@ class DenoisingTokens:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "DenoisingTokens":
-        """Raises `InputError` if there are fewer spare tokens than three modes and a sentinel take."""
+        """Returns the ids of a tokenizer. Raises `InputError` if it has less than four spare tokens."""
         vocabulary = tokenizer.get_vocab()
         spare: list[int] = []
         while (token := f"<|spare_{len(spare)}|>") in vocabulary:
@@ -73,16 +73,16 @@ class DenoisingTokens:
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """`{"causal": 0.5, "R": 0.25, "S": 0.25}` as shares that sum to 1. Raises `InputError` if it is no such thing."""
+    """Returns shares as JSON, `{"causal": 0.5, "R": 0.5}`, scaled to sum to 1. Raises `InputError` for other text."""
     known = ("causal", *MODES)
     try:
         shares = json.loads(text)
-        wrong = not isinstance(shares, dict) or not all(
+        is_wrong = not isinstance(shares, dict) or not all(
             type(x) in (int, float) and 0 <= x < float("inf") for x in shares.values()
         )
     except ValueError:
-        wrong = True
-    if wrong or sum(shares.values()) <= 0:
+        is_wrong = True
+    if is_wrong or sum(shares.values()) <= 0:
         raise InputError(f'denoisers {text!r}: write shares as JSON, {{"causal": 0.5, "R": 0.25, "S": 0.25}}')
     if unknown := sorted(shares.keys() - set(known)):
         raise InputError(f"denoisers: {unknown[0]!r} is none; there are {', '.join(known)}")
@@ -92,14 +92,14 @@ def parse_shares(text: str) -> dict[str, float]:
 @dataclass
 class Denoisers:
     """
-    The objective: each document (or piece of one) of a packed row is left causal or becomes one of the denoisers'
-    inputs and targets. It keeps its place in the row: some tokens at its start or end make room for the new ones.
+    The objective: each document (or piece of one) of a packed row stays causal or becomes inputs and targets of a
+    denoiser. Its length stays the same: some tokens at its start or end are dropped for the new ones.
 
     Args:
-        tokenizer: lends the modes and sentinels. There are as many spans in a text as sentinels at most; where these
-            run out spans are longer, not fewer tokens in spans.
-        shares: of the text for each of `causal`, `R`, `S` and `X`, as of `parse_shares`.
-        seed: what becomes of row `r` depends on `(seed, r)` alone.
+        tokenizer: Provides modes and sentinels. A text has at most as many spans as there are sentinels; spans become
+            longer rather than masking fewer tokens.
+        shares: Share of the text of `causal`, `R`, `S` and `X`, as of `parse_shares`.
+        seed: The denoisers of row `r` depend on `(seed, r)` alone.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -111,9 +111,9 @@ class Denoisers:
         self.tokens = DenoisingTokens.of(self.tokenizer)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """What [`causal`] gives, and `prefix_mask` `(batch, length)` bool, true at the inputs of denoisers."""
+        """Returns the inputs of [`causal`], and `prefix_mask` `(batch, length)` bool, true at denoisers' inputs."""
         inputs = causal(batch)
-        inputs["input_ids"] = inputs["input_ids"].clone()  # it is the batch's own
+        inputs["input_ids"] = inputs["input_ids"].clone()  # it shares memory with the batch
         prefix_mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
         starts = (batch["position_ids"] == 0) & (batch["sequence_ids"] > 0)
         kinds, bounds = list(self.shares), np.cumsum(list(self.shares.values()))
@@ -123,11 +123,13 @@ class Denoisers:
             kind = kinds[min(np.searchsorted(bounds, chance[0][row, column], side="right"), len(kinds) - 1)]
             if kind == "causal" or length < SHORTEST:
                 continue
-            here = slice(column, column + length)
-            pieces = self.denoise(batch["input_ids"][row, here], kind, *(draws[row, here] for draws in chance[1:]))
+            columns = slice(column, column + length)
+            pieces = self.denoise(
+                batch["input_ids"][row, columns], kind, *(draws[row, columns] for draws in chance[1:])
+            )
             ids, num_inputs = torch.from_numpy(np.concatenate(pieces)), len(pieces[0])
-            inputs["input_ids"][row, here] = ids
-            inputs["labels"][row, here] = ids.masked_fill(torch.arange(length) < num_inputs, IGNORED)
+            inputs["input_ids"][row, columns] = ids
+            inputs["labels"][row, columns] = ids.masked_fill(torch.arange(length) < num_inputs, IGNORED)
             prefix_mask[row, column : column + num_inputs] = True
         return {**inputs, "prefix_mask": prefix_mask}
 
@@ -135,16 +137,16 @@ class Denoisers:
         self, ids: np.ndarray, kind: str, decisions: np.ndarray, order: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """
-        A text `(length,)` as inputs and targets, which together have its length again.
+        Returns inputs and targets of a text `(length,)`, which together have its length.
 
         Args:
             kind: `R`, `S` or `X`.
-            decisions, order: random numbers in [0, 1), `(length,)` each.
+            decisions, order: Random numbers in [0, 1), `(length,)` each.
         """
         tokens, length = self.tokens, len(ids)
         begin, end = int(ids[0] == tokens.begin), int(ids[-1] == tokens.end)
         body = ids[begin : length - end]
-        # What is cut off is the start or the end, so that both ends of documents are seen.
+        # The start or the end is cut off, so that the model sees both ends of documents.
         cut_start = decisions[0] < 0.5
         head = ids[: 0 if cut_start else begin]
         tail = ids[length - end :] if cut_start else ids[:0]
@@ -161,21 +163,21 @@ class Denoisers:
         body = body[-room:] if cut_start else body[:room]
         num_hidden = min(max(int(room * rate + decisions[3]), num_spans), room - num_spans)
         hidden = _random_parts(num_hidden, num_spans, decisions[4:])
-        # What is left forms one part more, and the first and the last of them may be empty.
-        left = _random_parts(room - num_hidden + 2, num_spans + 1, order)
-        left[0], left[-1] = left[0] - 1, left[-1] - 1
+        # The visible text has one part more, and its first and last parts may be empty.
+        visible = _random_parts(room - num_hidden + 2, num_spans + 1, order)
+        visible[0], visible[-1] = visible[0] - 1, visible[-1] - 1
         inputs: list[Any] = [head]
         targets: list[Any] = []
         start = 0
-        for sentinel, before, span in zip(tokens.sentinels, left, hidden, strict=False):
-            inputs += [body[start : start + before], [sentinel]]
-            targets += [[sentinel], body[start + before : start + before + span]]
-            start += before + span
+        for sentinel, num_visible, span in zip(tokens.sentinels, visible, hidden, strict=False):
+            inputs += [body[start : start + num_visible], [sentinel]]
+            targets += [[sentinel], body[start + num_visible : start + num_visible + span]]
+            start += num_visible + span
         return np.concatenate([*inputs, body[start:], tail]), np.concatenate([*targets, [tokens.end]])
 
 
 def _random_parts(total: int, parts: int, order: np.ndarray) -> np.ndarray:
-    """`total` as a sum of positive numbers, `(parts,)`, all of such sums being as likely; `order` decides."""
+    """Returns positive numbers that sum to `total`, `(parts,)`; `order` draws one of all such sums uniformly."""
     cuts = np.sort(np.argsort(order[: total - 1], kind="stable")[: parts - 1]) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
@@ -189,25 +191,25 @@ def infill(
     **settings: Any,
 ) -> list[str]:
     """
-    Texts with their gaps filled by a model trained on the R denoiser.
+    Returns texts whose gaps are filled by a model trained on the R denoiser.
 
     Args:
-        texts: the start of a document each, or all of it.
-        gap: what marks a gap, the tokenizer's mask token by default. Blanks in front of it belong to the gap.
-        max_gap_tokens: at most so many in a gap.
-        settings: for `generate`; without any the likeliest tokens are taken.
+        texts: Documents or starts of documents.
+        gap: The text that marks a gap, by default the tokenizer's mask token. Spaces before it belong to the gap.
+        max_gap_tokens: Longest gap, in tokens.
+        settings: Arguments of `generate`; decoding is greedy by default.
 
     Raises:
-        InputError: a text has no gap or more than there are sentinels, or is too long.
+        InputError: A text has no gap, more gaps than there are sentinels, or is too long.
     """
     gap = gap or tokenizer.mask_token
     if not gap:
         raise InputError("the tokenizer has no mask token: say with `gap` what marks a gap in the text")
     pieces = []
     for text in texts:
-        *before, last = text.split(gap)
-        # In training a span begins with a word's blank: a byte-level token has it in front.
-        pieces.append(encode_text(tokenizer, [*(part.rstrip(" ") for part in before), last]))
+        *parts, last = text.split(gap)
+        # In training a span begins with the space before a word, which byte-level tokens include.
+        pieces.append(encode_text(tokenizer, [*(part.rstrip(" ") for part in parts), last]))
     filled = fill_gaps(model, tokenizer, pieces, max_gap_tokens=max_gap_tokens, **settings)
     return [
         tokenizer.decode([token for part in interleave(parts, spans) for token in part])
@@ -224,20 +226,21 @@ def fill_gaps(
     **settings: Any,
 ) -> list[list[list[int]]]:
     """
-    As [`infill`], in ids.
+    Fills gaps as [`infill`], in ids.
 
     Args:
-        texts: of each the parts between its gaps, one more than these.
-        lengths: tokens of each gap of each text, where they are known.
+        texts: For each text the parts around its gaps, one more than gaps.
+        lengths: Number of tokens of each gap of each text, if they are known.
 
-    Returns: what fills each gap of each text.
+    Returns:
+        The ids in each gap of each text.
     """
     if not texts:
         return []
     if max_gap_tokens < 1:
         raise InputError(f"max_gap_tokens must be at least 1, not {max_gap_tokens}")
-    if unfit := sorted(settings.keys() & {"max_new_tokens", "num_return_sequences", "attention_mask", "prefix_mask"}):
-        raise InputError(f"{unfit[0]} is decided by the gaps; leave it out")
+    if refused := sorted(settings.keys() & {"max_new_tokens", "num_return_sequences", "attention_mask", "prefix_mask"}):
+        raise InputError(f"{refused[0]} is decided by the gaps; leave it out")
     if lengths is not None and [len(known) for known in lengths] != [len(parts) - 1 for parts in texts]:
         raise InputError("lengths: give a number for each gap of each text")
     tokens = DenoisingTokens.of(tokenizer)
@@ -260,7 +263,7 @@ def fill_gaps(
     real = torch.arange(width, device=ids.device) >= width - ids.new_tensor([[len(prompt)] for prompt in prompts])
     prefix = real.clone()
     prefix[:, -1] = False  # the first gap's sentinel is a target already
-    written = cpu.generate(
+    generated = cpu.generate(
         model,
         ids,
         attention_mask=real.long(),
@@ -271,11 +274,11 @@ def fill_gaps(
         pad_token_id=tokens.end,
         **{"do_sample": False, **settings},
     )
-    return [_spans(row[width:].tolist(), tokens) for row in written]
+    return [_spans(row[width:].tolist(), tokens) for row in generated]
 
 
 def gap_prompt(parts: Sequence[Sequence[int]], tokens: DenoisingTokens) -> list[int]:
-    """What the R denoiser makes of a text, up to where the first gap's filling begins."""
+    """Returns the inputs of the R denoiser for a text, and the sentinel of the first gap."""
     begin = [] if tokens.begin is None else [tokens.begin]
     gaps = [[sentinel] for sentinel in tokens.sentinels[: len(parts) - 1]]
     inputs = [token for part in interleave(parts, gaps) for token in part]
@@ -284,11 +287,12 @@ def gap_prompt(parts: Sequence[Sequence[int]], tokens: DenoisingTokens) -> list[
 
 class GapOrder(LogitsProcessor):
     """
-    Keeps what is written in the order of the gaps: text, then the next gap's sentinel, behind the last gap the end.
+    Enforces the order of gaps in generation: text, then the next gap's sentinel, and the end after the last gap.
 
     Args:
-        start: the column where the first gap's text begins.
-        limits: for each row the most tokens of each gap; one at least is written, as in training, or with `exact` all.
+        start: Column where the first gap's text begins.
+        limits: For each row the maximum of tokens of each gap; the minimum is one, as in training, or with `exact` the
+            maximum.
     """
 
     def __init__(
@@ -302,7 +306,7 @@ class GapOrder(LogitsProcessor):
         self.start, self.exact = start, exact
         self.ends_gap = torch.tensor([*tokens.sentinels[1:], tokens.end])
         self.special = torch.tensor(tokenizer.all_special_ids)
-        # What ends each gap of each row, and how long these may be; a row that is done repeats its last one.
+        # The token that ends each gap of each row, and the gap's limit; a finished row repeats its last ones.
         gaps, width = [len(row) for row in limits], max(map(len, limits))
         self.limits = torch.tensor([[*row, *list(row[-1:]) * (width - len(row))] for row in limits])
         self.closing = torch.tensor(
@@ -311,10 +315,10 @@ class GapOrder(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         device, beams = scores.device, len(input_ids) // len(self.limits)
-        written = input_ids[:, self.start :]
-        closed = torch.isin(written, self.ends_gap.to(device))
+        generated = input_ids[:, self.start :]
+        closed = torch.isin(generated, self.ends_gap.to(device))
         gap = closed.sum(1, keepdim=True).clamp(max=self.limits.shape[1] - 1)
-        # Tokens behind the last one that closed a gap: those in front of no such token when read backwards.
+        # The number of tokens behind the last one that closed a gap.
         inside = (closed.flip(1).cumsum(1) == 0).sum(1, keepdim=True)
         limit = self.limits.to(device).repeat_interleave(beams, dim=0).gather(1, gap)
         closing = self.closing.to(device).repeat_interleave(beams, dim=0).gather(1, gap)
@@ -323,19 +327,19 @@ class GapOrder(LogitsProcessor):
         closing_scores = scores.gather(1, closing).masked_fill(~may_close, -torch.inf)
         full = inside >= limit
         scores = scores.index_fill(1, self.special.to(device), -torch.inf).masked_fill(full, -torch.inf)
-        # In a full gap what closes it is all there is, whatever it scored.
+        # In a full gap only the closing token is possible, whatever its score.
         return scores.scatter(1, closing, closing_scores.masked_fill(full, 0.0))
 
 
 def interleave(parts: Sequence[Any], spans: Sequence[Any]) -> list[Any]:
-    """`parts[0], spans[0], parts[1], …, parts[-1]`."""
+    """Returns `parts[0], spans[0], parts[1], …, parts[-1]`."""
     return [*(piece for pair in zip(parts, spans, strict=False) for piece in pair), parts[-1]]
 
 
-def _spans(written: list[int], tokens: DenoisingTokens) -> list[list[int]]:
-    """What was written for each gap."""
+def _spans(generated: list[int], tokens: DenoisingTokens) -> list[list[int]]:
+    """Returns the generated ids of each gap."""
     spans: list[list[int]] = [[]]
-    for token in written:
+    for token in generated:
         if token == tokens.end:
             break
         if token in tokens.sentinels:

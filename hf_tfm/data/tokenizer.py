@@ -1,5 +1,5 @@
 """
-Trains a tokenizer of one's own: byte-level BPE, WordPiece, or plain bytes.
+Trains tokenizers: byte-level BPE, WordPiece, or plain bytes.
 
 The result is a stock `PreTrainedTokenizerFast`: one `tokenizer.json` that transformers, vLLM, TEI, llama.cpp and the
 Rust library read without this package. [`save_tokenizer`] saves one; `AutoTokenizer.from_pretrained` loads it.
@@ -7,18 +7,17 @@ Rust library read without this package. [`save_tokenizer`] saves one; `AutoToken
 Decisions that hold for every tokenizer made here:
 
 - **Ids of special tokens do not depend on the text or the vocabulary size**: pad 0, unknown 1, begin 2, end 3, mask 4,
-  then (decoder style) the four chat tokens, then the spare ones, then everything learned. No two share an id; pad is
-  never eos, so a model can learn to stop.
+  then (decoder style) the four chat tokens, then the spare tokens, then the learned ones. No two share an id; pad is
+  never eos, so that a model can learn to stop.
 - **A packed document is `<bos> text <eos>`** in both styles. A decoder's tokenizer adds bos by itself and never eos
-  (as Llama's does), so that a prompt starts as documents start and can be continued. An encoder's adds both, as
-  `[CLS] text [SEP]`; `[CLS]` and `[SEP]` are also its bos and eos, so code that packs needs no second case and a
-  `[CLS]`-started decoder can be generated from.
-- **Text is data, not markup.** `tokenizer("<|eos|>")` is one token, as templates need it. Whoever encodes text that
-  other people wrote calls `encode_text` and, for chats, `encode_chat`: there no document can place a special token.
-- **Decoders pad left**, because `generate` gives wrong continuations (and warns) after padding on the right, while
-  training does not care: TRL's collators choose the side themselves and the loss skips padding. Encoders pad right.
-- **An assistant's turn ends with eos**, every other turn with `<|end|>`: each tool stops at eos without being told, and
-  pretraining has already taught it as "nothing follows".
+  (as Llama's does), so that a prompt starts like a document and can be continued. An encoder's adds both, as
+  `[CLS] text [SEP]`; `[CLS]` and `[SEP]` are also its bos and eos, so that packing treats both styles alike.
+- **Text is data, not markup.** `tokenizer("<|eos|>")` is one token, as templates need it. Text of other people is
+  encoded by `encode_text` and, in chats, by `encode_chat`: no document can place a special token there.
+- **Decoders pad left**, because `generate` returns wrong continuations (and warns) after padding on the right. Training
+  works with both: TRL's collators choose the side themselves and the loss skips padding. Encoders pad right.
+- **An assistant's turn ends with eos**, every other turn with `<|end|>`: every tool stops at eos by default, and the
+  model knows from pretraining that nothing follows it.
 """
 
 import warnings
@@ -153,10 +152,10 @@ def train_tokenizer(
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """
-    Token ids of documents as data: no special token is added, and none is recognised.
+    Returns token ids of documents as data: no special token is added, and none is recognised.
 
-    A document that holds the characters `<|eos|>` gets the ids of those characters, so `decode` gives it back, while
-    nothing in it can end a document or open a chat turn. (`data.encode_documents` does the same to a whole corpus.)
+    A document that contains the characters `<|eos|>` gets the ids of those characters: `decode` restores it, and it
+    cannot end a document or open a chat turn. (`tokens.encode_documents` does the same for a whole corpus.)
     """
     if not texts:
         return []
@@ -167,17 +166,17 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> lis
 
 def encode_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:
     """
-    A conversation for training: `input_ids`, and `assistant_masks` that is 1 on what the assistant says and its eos.
+    Returns a conversation for training: `input_ids`, and `assistant_masks`, 1 at the assistant's tokens and their eos.
 
-    Gives what `apply_chat_template(..., return_assistant_tokens_mask=True)` gives, but no message can place a special
-    token. For tokenizers made by [`train_tokenizer`], whose template keeps contents apart from its own text.
+    The result is that of `apply_chat_template(..., return_assistant_tokens_mask=True)`, but no message can place a
+    special token. For tokenizers of [`train_tokenizer`], whose template separates contents from its own text.
 
     Raises:
         InputError: The turns are malformed; the message says which one.
     """
     from jinja2 import TemplateError
 
-    slot = tokenizer.unk_token  # never part of the template, so each one found stands for a content
+    slot = tokenizer.unk_token  # never part of the template, so that each one stands for a content
     slotted = [
         {**message, "content": slot if isinstance(message.get("content"), str) else None} for message in messages
     ]
@@ -223,7 +222,7 @@ def _train_byte_level(
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    backend.train_from_iterator(iter(()) if texts is None else _some(texts), trainer)
+    backend.train_from_iterator(iter(()) if texts is None else _refuse_blank(texts), trainer)
     return backend
 
 
@@ -256,7 +255,7 @@ def _train_wordpiece(
         limit_alphabet=_MAX_WORDPIECE_CHARACTERS,
         show_progress=False,
     )
-    trained.train_from_iterator(_some(texts), trainer)
+    trained.train_from_iterator(_refuse_blank(texts), trainer)
 
     by_id = trained.get_vocab()
     learned = [token for token in sorted(by_id, key=by_id.__getitem__)[len(specials) :] if token != _WORD_START]
@@ -280,8 +279,8 @@ def _train_wordpiece(
     return backend
 
 
-def _some(texts: Iterable[str]) -> Iterator[str]:
-    """Passes texts on; raises if there was nothing in them."""
+def _refuse_blank(texts: Iterable[str]) -> Iterator[str]:
+    """Yields the texts; raises `InputError` if all of them are blank."""
     empty = True
     for text in texts:
         empty = empty and not text.strip()
