@@ -98,16 +98,16 @@ def test_txt_documents(tmp_path):
 
 def test_a_long_text_is_cut_at_line_ends_and_read_in_constant_memory(tmp_path):
     file = tmp_path / "a.txt"
-    text = "".join(f"line {i} of a long book\n" for i in range(1_500_000))
+    text = "".join(f"line {i} of a long book\n" for i in range(400_000))
     file.write_text(text)
     tracemalloc.start()
-    assert sum(len(part) for part in read_documents(file)) == len(text) > 30e6
+    assert sum(len(part) for part in read_documents(file)) == len(text) > 10e6
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 12e6
+    assert peak < 9e6
     parts = list(read_documents(file))
     assert "".join(parts) == text
-    assert len(parts) > 25 and all(part.endswith("\n") for part in parts)
+    assert len(parts) > 8 and all(part.endswith("\n") for part in parts)
 
 
 def test_a_folder_is_read_by_split(tmp_path):
