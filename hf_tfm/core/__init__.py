@@ -1,5 +1,5 @@
 """
-What every other package may use: errors, atomic files, limits, statistics, versions.
+The base of every other package: errors, atomic files, limits, statistics, versions.
 
-Imports nothing else of this package. Read `errors.py` first: `InputError` is the one error that a user can mend.
+It imports nothing else of `hf_tfm`. Read `errors.py` first: `InputError` is the one error that a user can mend.
 """

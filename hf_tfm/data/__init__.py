@@ -1,5 +1,6 @@
 """
-From text to batches: sources, tokens, packing, objectives. `batch(step)` is a pure function of seed and step.
+From files to batches: rows of files, documents, tokens, packing, objectives. `batch(step)` is a pure function of seed
+and step.
 
-Read `packing.py` first; `sources.py` and `records.py` read files.
+Read `packing.py` first. `files.py` opens any data file; `sources.py` and `records.py` read documents and records.
 """
