@@ -18,7 +18,8 @@ from itertools import islice
 from pathlib import Path
 
 from hf_tfm import InputError
-from hf_tfm.artifacts.card import HubData, add_evaluation
+from hf_tfm.artifacts.card import add_evaluation
+from hf_tfm.artifacts.measurements import HubData
 from hf_tfm.artifacts.open import LANGUAGE_MODELS, auto_class_of, fingerprint, open_model, recorded
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluate import few_shot

@@ -1,5 +1,5 @@
 """
-What a saved model folder holds, ours or a native one: family tables, run record, card, opening, verifying.
+Contents of a saved model folder, of this package or native: opening, run record, card, verification, family tables.
 
-Read `open.py` first; `families.py` holds the tables of the native families.
+Read `open.py` first. `families.py` contains the tables of the native families, `checks.py` the promises of a model.
 """

@@ -1,8 +1,8 @@
 """
-The six native families as tables: names of weights, fields of configurations, and what a family cannot do.
+Six native families as tables: names of weights, fields of configurations, and fixed values.
 
-Theirs stand on the left, ours on the right. `convert.py` reads each table from left to right to bring a checkpoint in
-and from right to left to give one out, so an export is the inverse of an import and cannot drift from it.
+Names of the native family are on the left, names of this package on the right. Import reads a table from left to right,
+export from right to left, so export is the inverse of import by construction.
 """
 
 import copy
@@ -12,29 +12,13 @@ from typing import Any
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..core.errors import InputError, explain
+from ..core.errors import InputError
 from ..models import modeling_tfm_decoder, modeling_tfm_encoder
-from ..models.configuration_tfm import TfmConfig, TfmDecoderConfig, TfmEncoderConfig
+from .older_fields import OlderFields, older_decoder_fields, older_modernbert_fields
 
 
 Table = dict[str, str | tuple[str, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class OlderFields:
-    """
-    The fields from which transformers before version 5 reads what version 5 has under other names.
-
-    Args:
-        values: The fields. A field is None where none of its values would be right: the older versions then stop with
-            an error when they build the model, instead of computing something else.
-        obstacles: One sentence for each such field, for the person who exports.
-    """
-
-    values: dict[str, Any]
-    obstacles: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +27,18 @@ class Family:
     One native architecture as two tables.
 
     Args:
-        title: As people write it, for messages.
-        classes: As its classes begin.
+        title: name in messages.
+        classes: prefix of its class names.
         side: `decoder` or `encoder`.
-        fields: (their field, ours) with the same value. Two of ours may share one of theirs.
-        always: Our fields that this family has no say in, and the value that describes it; a function of our
-            configuration where the value is derived from others.
-        only: Their fields of which our block can do one value.
-        body: Their modules and ours in the base model; a tuple of ours is one fused matrix of theirs, in this order.
-        heads: The same for each head, outside of the base model. A head that is not named does not exist there.
-        conv1d: Last names of modules that keep their matrices transposed.
-        duplicates: Their tensors that repeat another.
-        to_ours, to_theirs: The fields that need arithmetic, from one configuration to values for the other.
-        older_fields: What an exported `config.json` holds beside their fields, for transformers before version 5.
+        fields: pairs (native field, our field) of equal value. Two of our fields may share a native one.
+        always: our fields that are fixed in this family, with their values or functions of our configuration.
+        only: native fields of which our block supports a single value.
+        body: native modules and ours in the base model. A tuple of ours is one fused native matrix, in this order.
+        heads: the same for each head outside the base model. The family has no other heads.
+        conv1d: last names of native modules whose matrices are transposed.
+        duplicates: native tensors that repeat another.
+        to_ours, to_theirs: compute the remaining fields of one configuration from the other.
+        older_fields: computes fields of an exported `config.json` for transformers before version 5.
     """
 
     title: str
@@ -66,120 +49,74 @@ class Family:
     only: dict[str, Any]
     body: Table
     heads: dict[str, Table]
-    to_ours: Callable[[Any], dict]
-    to_theirs: Callable[[Any], dict]
+    to_ours: Callable[[Any], dict[str, Any]]
+    to_theirs: Callable[[Any], dict[str, Any]]
     conv1d: tuple[str, ...] = ()
     duplicates: dict[str, str] = dataclasses.field(default_factory=dict)
     older_fields: Callable[[Any], OlderFields] = lambda config: OlderFields({})
 
     def class_name(self, head: str) -> str:
+        """Return the name of the native class with a head."""
         if (self.title, head) == ("GPT-2", "CausalLM"):
             return "GPT2LMHeadModel"
         return f"{self.classes}Model" if head == "Model" else f"{self.classes}For{head}"
 
     def native_class(self, head: str) -> type[PreTrainedModel]:
-        return getattr(transformers, self.class_name(head))
+        """Return the native class with a head."""
+        native_class: type[PreTrainedModel] = getattr(transformers, self.class_name(head))
+        return native_class
 
     def config_class(self) -> type[PreTrainedConfig]:
-        return getattr(transformers, f"{self.classes}Config")
+        """Return the native configuration class."""
+        config_class: type[PreTrainedConfig] = getattr(transformers, f"{self.classes}Config")
+        return config_class
 
     def our_class(self, head: str) -> type[PreTrainedModel]:
+        """Return this package's class with a head."""
         module = modeling_tfm_decoder if self.side == "decoder" else modeling_tfm_encoder
-        return getattr(module, f"Tfm{self.side.title()}{head if head == 'Model' else 'For' + head}")
+        name = f"Tfm{self.side.title()}{head if head == 'Model' else 'For' + head}"
+        our_class: type[PreTrainedModel] = getattr(module, name)
+        return our_class
 
     def head_of(self, class_name: str) -> str | None:
-        """The head of one of their classes by name; None if there is no counterpart."""
+        """Return the head of a native class by the class's name; None if this package has no counterpart."""
         return next((head for head in self.heads if self.class_name(head) == class_name), None)
 
 
 def _same(names: str) -> tuple[tuple[str, str], ...]:
-    """Fields that are called the same on both sides."""
+    """Return pairs of fields with the same name on both sides."""
     return tuple((name, name) for name in names.split())
 
 
-def _flat_rope(config: TfmConfig) -> dict:
-    """One set of RoPE parameters for all layers, as the decoders have it."""
+def _flat_rope(config: Any) -> dict[str, Any]:
+    """Return the one set of RoPE parameters that a decoder family has for all layers."""
     parameters = config.rope_parameters
     if nested := config.nested_rope_parameter_keys(parameters):
         sets = [parameters[name] for name in nested]
         if any(other != sets[0] for other in sets):
             raise InputError(
                 "rope_parameters differ between layer types: a decoder family has one set for all layers; "
-                "of the native families only ModernBERT has two"
+                "only ModernBERT has two sets"
             )
         parameters = sets[0]
     return _whole_heads(parameters)
 
 
-def _whole_heads(parameters: dict) -> dict:
-    """A copy of RoPE parameters, if they rotate whole heads, as every family here does."""
+def _whole_heads(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of RoPE parameters; raise `InputError` if they rotate parts of heads, which no family supports."""
     if (factor := parameters.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise InputError(f"rope_parameters.partial_rotary_factor={factor}: only 1.0, whole heads, can be converted")
+        raise InputError(f"rope_parameters.partial_rotary_factor={factor}: only 1.0 (whole heads) can be converted")
     return copy.deepcopy(dict(parameters))
 
 
-# RoPE types that transformers had before version 5.
-_OLDER_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-
-
-def _older_rope_scaling(config: Any, layer_type: str | None = None) -> dict:
-    """One set of RoPE parameters as version 4 has it beside the base, which has a field of its own there."""
-    parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
-    if parameters["rope_type"] == "default":
-        return {"rope_scaling": None}
-    scaling = {name: value for name, value in parameters.items() if name not in ("rope_theta", "partial_rotary_factor")}
-    if parameters["rope_type"] != "longrope":
-        return {"rope_scaling": scaling}
-    # Version 4 keeps this length outside, and then derives the attention factor from it even where `factor` is given.
-    scaling["attention_factor"] = float(ROPE_INIT_FUNCTIONS["longrope"](config, None, layer_type=layer_type)[1])
-    length = parameters["original_max_position_embeddings"]
-    return {"rope_scaling": scaling, "original_max_position_embeddings": length}
-
-
-def _older_rope_obstacle(rope_type: str) -> str:
-    return f"rope_parameters.rope_type={rope_type!r} is not known there"
-
-
-def _older_decoder_fields(config: Any) -> OlderFields:
-    parameters = config.rope_parameters
-    if parameters["rope_type"] not in _OLDER_ROPE_TYPES:
-        obstacle = _older_rope_obstacle(parameters["rope_type"])
-        return OlderFields({"rope_theta": None, "rope_scaling": None}, (obstacle,))
-    return OlderFields({"rope_theta": parameters["rope_theta"], **_older_rope_scaling(config)})
-
-
-def _older_modernbert_fields(config: Any) -> OlderFields:
-    full, sliding = (config.rope_parameters[name] for name in ("full_attention", "sliding_attention"))
-    used = [config.rope_parameters[name] for name in sorted(set(config.layer_types))]
-    values: dict[str, Any] = {"global_rope_theta": full["rope_theta"], "local_rope_theta": sliding["rope_theta"]}
-    obstacles = []
-    unknown = [each["rope_type"] for each in used if each["rope_type"] not in _OLDER_ROPE_TYPES]
-    if unknown or len({repr(sorted({**each, "rope_theta": None}.items())) for each in used}) > 1:
-        values |= {"global_rope_theta": None, "local_rope_theta": None, "rope_scaling": None}
-        several = "rope_parameters scale full and sliding layers differently: there is one scaling for both there"
-        obstacles.append(_older_rope_obstacle(unknown[0]) if unknown else several)
-    else:
-        values |= _older_rope_scaling(config, config.layer_types[0])
-    values["global_attn_every_n_layers"] = next(
-        (n for n in range(1, len(config.layer_types) + 1) if config.layer_types == _one_full_layer_in(n, config)), None
-    )
-    if values["global_attn_every_n_layers"] is None:
-        obstacles.append("layer_types: full attention is in the first layer and every so many layers after it there")
-    return OlderFields(values, tuple(obstacles))
-
-
-def _one_full_layer_in(count: int, config: Any) -> list[str]:
-    return ["sliding_attention" if i % count else "full_attention" for i in range(config.num_hidden_layers)]
-
-
-def _layers(config: Any) -> dict:
-    """Layer types, and the window where a layer slides."""
+def _layers(config: Any) -> dict[str, Any]:
+    """Return layer types and, if there are sliding layers, their window."""
     window = {"sliding_window": config.sliding_window} if "sliding_attention" in config.layer_types else {}
     return {"layer_types": list(config.layer_types), **window}
 
 
-def _qwen3_layers(config: TfmDecoderConfig) -> dict:
-    # Tools that do not read `layer_types` take the layers from `max_window_layers` on as sliding ones.
+def _qwen3_layers(config: Any) -> dict[str, Any]:
+    # Tools that do not read `layer_types` treat the layers from `max_window_layers` on as sliding.
     sliding = [i for i, name in enumerate(config.layer_types) if name == "sliding_attention"]
     return {
         "layer_types": list(config.layer_types),
@@ -189,38 +126,38 @@ def _qwen3_layers(config: TfmDecoderConfig) -> dict:
     }
 
 
-def _mistral_layers(config: TfmDecoderConfig) -> dict:
+def _mistral_layers(config: Any) -> dict[str, Any]:
     if len(set(config.layer_types)) > 1:
-        raise InputError("layer_types mixes full and sliding attention: Mistral has one kind in all layers; try qwen3")
+        raise InputError("layer_types mixes full and sliding attention, but Mistral has only one kind; try qwen3")
     return {"sliding_window": config.sliding_window}
 
 
-def _modernbert_to_ours(config: Any) -> dict:
+def _modernbert_to_ours(config: Any) -> dict[str, Any]:
     rope = {name: _whole_heads(parameters) for name, parameters in config.rope_parameters.items()}
     return {**_layers(config), "rope_parameters": rope}
 
 
-def _modernbert_to_theirs(config: TfmEncoderConfig) -> dict:
+def _modernbert_to_theirs(config: Any) -> dict[str, Any]:
     rope = config.rope_parameters
     nested = config.nested_rope_parameter_keys(rope)
     layer_types = ("full_attention", "sliding_attention")
-    # Both sets must be there, whichever kinds of layers there are.
+    # ModernBERT requires both sets, even if all layers are of one type.
     rope = {name: _whole_heads(rope.get(name, rope[nested[0]]) if nested else rope) for name in layer_types}
     window = {} if config.sliding_window is None else {"local_attention": 2 * config.sliding_window}
     return {"layer_types": list(config.layer_types), "rope_parameters": rope, **window}
 
 
-def _bert_to_ours(config: Any) -> dict:
+def _bert_to_ours(config: Any) -> dict[str, Any]:
     dropout = config.classifier_dropout
     return {"classifier_dropout": config.hidden_dropout_prob if dropout is None else dropout}
 
 
-def _bert_to_theirs(config: TfmEncoderConfig) -> dict:
+def _bert_to_theirs(config: Any) -> dict[str, Any]:
     same = config.classifier_dropout == config.hidden_dropout
     return {"classifier_dropout": None if same else config.classifier_dropout}
 
 
-_EVERY = _same(
+_COMMON = _same(
     "vocab_size initializer_range tie_word_embeddings pad_token_id bos_token_id eos_token_id "
     "id2label label2id problem_type"
 )
@@ -231,13 +168,13 @@ _MULTI_HEAD = {
     "num_key_value_heads": lambda config: config.num_attention_heads,
     "head_dim": lambda config: config.hidden_size // config.num_attention_heads,
 }
-_OURS_ALONE = dict(attention_gate=False, value_residual=False)
-_LAYERNORM = dict(norm_type="layernorm", qk_norm=False, scale_embeddings=False, **_OURS_ALONE, **_MULTI_HEAD)
+_OWN_SWITCHES = dict(attention_gate=False, value_residual=False)
+_LAYERNORM = dict(norm_type="layernorm", qk_norm=False, scale_embeddings=False, **_OWN_SWITCHES, **_MULTI_HEAD)
 _BIASES = dict(norm_bias=True, attention_bias=True, mlp_bias=True)
 
 _QKV = tuple(f"layers.{{i}}.self_attn.{name}_proj" for name in "qkv")
 _LLAMA_FIELDS = (
-    *_EVERY,
+    *_COMMON,
     *_SIZES,
     *_same("num_key_value_heads head_dim hidden_act attention_dropout use_cache"),
     ("rms_norm_eps", "norm_eps"),
@@ -246,7 +183,7 @@ _LLAMA_ALWAYS = dict(
     norm_type="rmsnorm",
     norm_position="pre",
     norm_bias=False,
-    **_OURS_ALONE,
+    **_OWN_SWITCHES,
     embedding_norm=False,
     gated_mlp=True,
     position_embedding_type="rope",
@@ -291,7 +228,7 @@ FAMILIES = {
         classes="GPT2",
         side="decoder",
         fields=(
-            *_EVERY,
+            *_COMMON,
             *_same("use_cache add_cross_attention"),
             ("n_positions", "max_position_embeddings"),
             ("n_embd", "hidden_size"),
@@ -346,7 +283,7 @@ FAMILIES = {
         only={},
         to_ours=lambda config: {"rope_parameters": _whole_heads(config.rope_parameters)},
         to_theirs=lambda config: {"rope_parameters": _flat_rope(config)},
-        older_fields=_older_decoder_fields,
+        older_fields=older_decoder_fields,
         body=_LLAMA_BODY,
         heads=_LLAMA_HEADS,
     ),
@@ -359,7 +296,7 @@ FAMILIES = {
         only={},
         to_ours=lambda config: {"rope_parameters": _whole_heads(config.rope_parameters), **_layers(config)},
         to_theirs=lambda config: {"rope_parameters": _flat_rope(config), **_qwen3_layers(config)},
-        older_fields=_older_decoder_fields,
+        older_fields=older_decoder_fields,
         body={
             **_LLAMA_BODY,
             "layers.{i}.self_attn.q_norm": "layers.{i}.self_attn.q_norm",
@@ -379,7 +316,7 @@ FAMILIES = {
             "sliding_window": config.sliding_window,
         },
         to_theirs=lambda config: {"rope_parameters": _flat_rope(config), **_mistral_layers(config)},
-        older_fields=_older_decoder_fields,
+        older_fields=older_decoder_fields,
         body=_LLAMA_BODY,
         heads=_LLAMA_HEADS,
     ),
@@ -388,7 +325,7 @@ FAMILIES = {
         classes="Bert",
         side="encoder",
         fields=(
-            *_EVERY,
+            *_COMMON,
             *_SIZES,
             *_ENCODER_TOKENS,
             *_same("type_vocab_size hidden_act"),
@@ -445,7 +382,7 @@ FAMILIES = {
         classes="ModernBert",
         side="encoder",
         fields=(
-            *_EVERY,
+            *_COMMON,
             *_SIZES,
             *_ENCODER_TOKENS,
             *_same("norm_eps norm_bias attention_bias mlp_bias decoder_bias classifier_pooling"),
@@ -465,11 +402,11 @@ FAMILIES = {
             attention_dropout=0.0,
             **_LAYERNORM,
         ),
-        # Its dropouts sit inside the feed-forward layer, and on the probabilities as well as after the attention.
+        # ModernBERT applies these inside the feed-forward layer, and to attention probabilities and outputs alike.
         only={"mlp_dropout": 0.0, "attention_dropout": 0.0},
         to_ours=_modernbert_to_ours,
         to_theirs=_modernbert_to_theirs,
-        older_fields=_older_modernbert_fields,
+        older_fields=older_modernbert_fields,
         body={
             "embeddings.tok_embeddings": "embed_tokens",
             "embeddings.norm": "embed_norm",
@@ -491,79 +428,3 @@ FAMILIES = {
         },
     ),
 }
-
-
-# How messages call what a switch stands for.
-_NOUNS = {
-    "qk_norm": "QK-norm",
-    "attention_gate": "gate on its heads",
-    "value_residual": "embeddings in its values",
-    "norm_bias": "biases in its norms",
-    "attention_bias": "biases in its attention",
-    "mlp_bias": "biases in its feed-forward layers",
-    "embedding_norm": "norm after the embedding",
-    "gated_mlp": "gate in its feed-forward layers",
-    "scale_embeddings": "scaling of embeddings",
-    "add_cross_attention": "cross-attention",
-    "use_pooler": "pooler",
-    "head_bias": "bias in its prediction head",
-    "decoder_bias": "bias in its output projection",
-    "final_logit_softcapping": "softcap on its logits",
-    "type_vocab_size": "segment embeddings",
-}
-
-
-def _our_config(native: PreTrainedConfig, family: Family, head: str) -> TfmConfig:
-    for field, only in family.only.items():
-        if (value := getattr(native, field, only)) != only:
-            raise InputError(f"{field}={value!r} of this {family.title}: the Tfm block can only do {only!r}")
-    if head == "QuestionAnswering" and family.side == "encoder" and native.num_labels != 2:
-        raise InputError(f"num_labels={native.num_labels}: a question answering head has 2, start and end")
-    values = {field: value for field, value in family.always.items() if not callable(value)}
-    values |= {ours: getattr(native, theirs, None) for theirs, ours in family.fields}
-    values |= family.to_ours(native)
-    if family.side == "decoder":
-        dropout = getattr(native, "classifier_dropout", None)
-        values["classifier_dropout"] = _decoder_classifier_dropout(head) if dropout is None else dropout
-    with explain(family.title):
-        # What is not set there keeps our default, which is None wherever that means something.
-        return family.our_class(head).config_class(
-            **{field: value for field, value in values.items() if value is not None}
-        )
-
-
-def native_config(config: TfmConfig, family: Family, head: str) -> PreTrainedConfig:
-    for field, required in family.always.items():
-        if field == "use_pooler" and required and head in ("Model", "MaskedLM"):
-            continue  # the only BERTs that can be without
-        required = required(config) if callable(required) else required
-        if (value := getattr(config, field)) != required:
-            raise InputError(_obstacle(family, field, value, required))
-    config_class = family.config_class()
-    declared = {field.name for field in dataclasses.fields(config_class)}
-    values: dict[str, Any] = {}
-    for theirs, ours in family.fields:
-        value = getattr(config, ours)
-        if values.setdefault(theirs, value) != value:
-            raise InputError(f"{ours}={value!r}: {family.title} has one {theirs} for all, here {values[theirs]!r}")
-    values |= family.to_theirs(config)
-    dropout = config.classifier_dropout
-    if family.side == "decoder" and dropout != _decoder_classifier_dropout(head):
-        values["classifier_dropout"] = dropout
-    if head == "QuestionAnswering" and config.num_labels != 2:
-        values["id2label"] = values["label2id"] = None
-    with explain(family.title):
-        return config_class(**{name: value for name, value in values.items() if value is not None or name in declared})
-
-
-def _decoder_classifier_dropout(head: str) -> float:
-    """What the native decoders do where the configuration has no `classifier_dropout`."""
-    return 0.1 if head == "TokenClassification" else 0.0
-
-
-def _obstacle(family: Family, field: str, value: Any, required: Any) -> str:
-    if field in _NOUNS:
-        has = "always has" if required else "has no"
-        return f"{field}={value!r}: {family.title} {has} {_NOUNS[field]}"
-    hint = "; it acts in training only: set it so in config.json to export" if field.endswith("dropout") else ""
-    return f"{field}={value!r}: {family.title} has {field}={required!r}{hint}"

@@ -1,4 +1,4 @@
-"""What a model of any architecture needs to read the texts of a packed row as it would read each alone."""
+"""Adapts packed rows to models of any architecture, so that each text of a row is read as if it were alone."""
 
 import contextlib
 import inspect
@@ -10,17 +10,17 @@ import torch
 from transformers import PreTrainedModel
 
 from ..models.configuration_tfm import TfmConfig
-from .card_text import task_of
+from .heads import head_of_class
 
 
 Mask = Literal["all", "by layer"] | None
 
-# BERT's names, and ALBERT's.
+# The names of BERT and of ALBERT.
 _SENTENCE_LABELS = ("next_sentence_label", "sentence_order_label")
 _SENTENCE_LOGITS = ("seq_relationship_logits", "sop_logits")
 
-# What a model raises that has no use for a mask of this form, or for positions.
-_UNFIT = (
+# Errors that a model may raise for unsupported masks or positions.
+_UNSUPPORTED = (
     AssertionError,
     AttributeError,
     IndexError,
@@ -35,31 +35,32 @@ _UNFIT = (
 @dataclass
 class PackedRows:
     """
-    What a model needs to read the texts of a packed row as it would read each alone. Ours and most causal LMs see by
-    the positions where a text begins. transformers' encoders do not, some models count positions from behind the
-    padding's id, and some give the mean loss of a batch whatever number of tokens the whole step has.
+    Mask and positions with which a model separates the texts of a packed row.
+
+    Models of this package and most causal LMs recognize the beginning of a text by its position. Encoders of
+    transformers need a mask, some models count positions from the padding id on, and some return the mean loss of a
+    batch, whatever `num_items_in_batch` is.
 
     Args:
-        first_position: of a text.
-        mask: what says which tokens see one another: None for nothing, "all" for one mask, "by layer" for two, where
-            some layers see a window.
-        window: tokens that these see to either side.
-        is_causal: whether a mask hides what comes later.
-        apart: whether texts are kept apart, with the mask.
-        adds_up: whether the loss heeds `num_items_in_batch`.
+        first_position: position of the first token of a text.
+        mask: None for no mask, "all" for the same mask in all layers, "by layer" if some layers attend to a window.
+        window: size of this window, in tokens to each side.
+        is_causal: whether the mask hides later tokens.
+        supports_packing: whether the model separates texts, given mask and positions.
+        loss_is_token_sum: whether the loss is divided by `num_items_in_batch`.
     """
 
     first_position: int = 0
     mask: Mask = None
     window: int = 0
     is_causal: bool = False
-    apart: bool = True
-    adds_up: bool = True
+    supports_packing: bool = True
+    loss_is_token_sum: bool = True
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: PreTrainedModel) -> "PackedRows":
-        """Found out by two short texts, each alone and both in a row. The model stays as it is."""
+        """Determine the needs of a model from outputs for two short texts, alone and in one row."""
         if isinstance(model.config, TfmConfig):
             return cls()
         zeros = [parameter for parameter in model.parameters() if parameter.ndim > 1 and not parameter.any()]
@@ -67,36 +68,36 @@ class PackedRows:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                for parameter in zeros:  # a layer that starts as the identity would show nothing
+                for parameter in zeros:  # a layer initialized as the identity would hide differences
                     parameter.normal_(std=0.3)
-                return cls._found_by_trial(model.eval())
+                return cls._by_trial(model.eval())
         finally:
             for parameter in zeros:
                 parameter.zero_()
             model.train(was_training)
 
     @classmethod
-    def _found_by_trial(cls, model: PreTrainedModel) -> "PackedRows":
+    def _by_trial(cls, model: PreTrainedModel) -> "PackedRows":
         padding, length = model.config.get_text_config().pad_token_id or 0, 8
         ids = torch.randint(1, model.get_input_embeddings().weight.shape[0], (1, 2 * length), device=model.device)
         ids[ids == padding] = 1 + (padding == 1)
         both = {"input_ids": ids, "position_ids": torch.arange(2 * length, device=model.device)[None] % length}
         alone = model(input_ids=ids[:, length:])[0]
-        near = (1e-3 if alone.dtype == torch.float32 else 2e-2) * alone.abs().max()
+        tolerance = (1e-3 if alone.dtype == torch.float32 else 2e-2) * alone.abs().max()
         window = getattr(model.config, "sliding_window", None) or 0
         masks: tuple[Mask, ...] = (None, "by layer", "all") if window else (None, "all")
-        is_causal = task_of(type(model).__name__)[0] == "AutoModelForCausalLM"
-        adds_up = loss_adds_up(model, {**both, **_labels(model, both)})
+        is_causal = head_of_class(type(model).__name__).auto_class == "AutoModelForCausalLM"
+        is_sum = is_loss_token_sum(model, {**both, **_labels(model, both)})
         for mask in masks:
             for first_position in (0, padding + 1):
-                rows = cls(first_position, mask, window, is_causal, adds_up=adds_up)
-                with contextlib.suppress(*_UNFIT):
-                    if (model(**rows.fit(both))[0][:, length:] - alone).abs().max() <= near:
+                rows = cls(first_position, mask, window, is_causal, loss_is_token_sum=is_sum)
+                with contextlib.suppress(*_UNSUPPORTED):
+                    if (model(**rows.fit(both))[0][:, length:] - alone).abs().max() <= tolerance:
                         return rows
-        return cls(apart=False, adds_up=adds_up)
+        return cls(supports_packing=False, loss_is_token_sum=is_sum)
 
     def fit(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a batch with the mask and the positions that the model wants."""
+        """Return the inputs of a batch with the mask and the positions that the model needs."""
         position_ids = inputs.get("position_ids")
         if position_ids is None or not (self.mask or self.first_position):
             return inputs
@@ -105,22 +106,22 @@ class PackedRows:
             text = (position_ids == 0).cumsum(1)
             columns = torch.arange(position_ids.shape[1], device=position_ids.device)
             distance = columns[:, None] - columns
-            seen = (text[:, :, None] == text[:, None]) & (distance >= 0 if self.is_causal else True)
-            fitted["attention_mask"] = seen[:, None]
+            full = (text[:, :, None] == text[:, None]) & (distance >= 0 if self.is_causal else True)
+            fitted["attention_mask"] = full[:, None]
             if self.mask == "by layer":
-                near = seen & (distance.abs() <= self.window)
-                fitted["attention_mask"] = {"full_attention": seen[:, None], "sliding_attention": near[:, None]}
+                local = full & (distance.abs() <= self.window)
+                fitted["attention_mask"] = {"full_attention": full[:, None], "sliding_attention": local[:, None]}
         return fitted
 
 
 def sentence_label(model: PreTrainedModel) -> str | None:
-    """What a model that is told how two segments belong together calls that label: BERT's name, or ALBERT's."""
-    taken = inspect.signature(model.forward).parameters
-    return next((name for name in _SENTENCE_LABELS if name in taken), None)
+    """Return the name of the model's label for the relation of two segments; None if it has no such label."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in _SENTENCE_LABELS if name in parameters), None)
 
 
 def sentence_loss(inputs: dict[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> torch.Tensor | float:
-    """What a loss has in it for how two segments belong together, the mean over the rows; 0 if nothing."""
+    """Return the part of a loss for the relation of two segments, a mean over rows; 0 if there is none."""
     label = next((inputs[name] for name in _SENTENCE_LABELS if name in inputs), None)
     logits = next((outputs[name] for name in _SENTENCE_LOGITS if name in outputs), None)
     if label is None or logits is None:
@@ -128,16 +129,16 @@ def sentence_loss(inputs: dict[str, torch.Tensor], outputs: Mapping[str, torch.T
     return torch.nn.functional.cross_entropy(logits.view(-1, 2), label.view(-1))
 
 
-def loss_adds_up(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> bool:
-    """Whether the loss on `inputs`, labels among them, heeds `num_items_in_batch`, so that those of parts add up."""
-    with contextlib.suppress(*_UNFIT):
-        one, other = (model(**inputs, num_items_in_batch=n).loss for n in (1, 1000))
-        return not torch.isclose(one, other)
-    return True  # a loss that takes no such number is averaged by Trainer
+def is_loss_token_sum(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> bool:
+    """Return whether the loss on `inputs` with labels is divided by `num_items_in_batch`, so that parts add up."""
+    with contextlib.suppress(*_UNSUPPORTED):
+        losses = [model(**inputs, num_items_in_batch=count).loss for count in (1, 1000)]
+        return not torch.isclose(*losses)
+    return True  # without this argument, Trainer averages over batches
 
 
 def _labels(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The texts themselves but for their first tokens, and a label for how two segments belong together."""
+    """Return the texts without their first tokens as labels, and a label for the relation of two segments."""
     labels = {"labels": inputs["input_ids"].masked_fill(inputs["position_ids"] == 0, -100)}
     if (name := sentence_label(model)) is not None:
         labels[name] = torch.zeros(1, dtype=torch.long, device=model.device)

@@ -1,4 +1,4 @@
-"""Open any saved model to use it: a folder of ours, a native one, a name on the Hub, or an adapter on its base."""
+"""Opens any saved model: a folder of this package or a native one, a name on the Hub, or an adapter on its base."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from ..core.errors import InputError, explain
 from ..core.memory import keep_freed_memory
 from ..core.model_files import read_config
 from ..core.quiet import quiet
-from .card import task_of
+from .heads import head_of_class
 from .record import RECORD_FILE, read_record
 from .tokenizer_files import tokenizer_fingerprint
 
@@ -30,22 +30,24 @@ _ADAPTER_CLASSES = {
 
 def auto_class_of(path: str, trust_remote_code: bool = False) -> str:
     """
-    Name of the Auto class that opens a model as what it was saved as.
+    Return the name of the Auto class that opens a model with the head it was saved with.
 
     Raises:
-        InputError: there is no model, or nothing says what it is.
+        InputError: there is no model, or its class is unknown.
     """
     if (adapter := _adapter_config(path)) is not None:
         kind = adapter.get("task_type")
-        if kind is None and (Path(path) / RECORD_FILE).is_file():  # PEFT has no name for multiple choice
-            return task_of(read_record(Path(path))["model"]["class"])[0]
+        if kind is None and (Path(path) / RECORD_FILE).is_file():  # PEFT has no task type for multiple choice
+            return head_of_class(read_record(Path(path))["model"]["class"]).auto_class
         if kind not in _ADAPTER_CLASSES:
-            raise InputError(f"{path}: {ADAPTER_FILE} has task_type {kind!r}; known are {', '.join(_ADAPTER_CLASSES)}")
+            raise InputError(
+                f"{path}: {ADAPTER_FILE} has task_type {kind!r}; supported are {', '.join(_ADAPTER_CLASSES)}"
+            )
         return _ADAPTER_CLASSES[kind]
     architectures = read_config(path, trust_remote_code=trust_remote_code).get("architectures")
     if not architectures:
-        raise InputError(f"{path}: config.json does not say in `architectures` what the model is")
-    return task_of(architectures[0])[0]
+        raise InputError(f"{path}: config.json does not name the model's class in `architectures`")
+    return head_of_class(architectures[0]).auto_class
 
 
 def open_model(
@@ -58,13 +60,15 @@ def open_model(
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    A model in evaluation mode, all of whose weights come from the checkpoint, and its tokenizer. Where there is no
-    accelerator, the process keeps its memory from then on: see [`keep_freed_memory`].
+    Open a model in evaluation mode with its tokenizer.
+
+    All weights come from the checkpoint. Without an accelerator, the process keeps freed memory from then on (see
+    [`keep_freed_memory`]).
 
     Args:
         path: folder or Hub name of a model, or folder of an adapter.
-        auto_class: how to open it; by default as what it was saved as.
-        base: where an adapter's base model is, if not where the adapter says.
+        auto_class: Auto class to open the model with; by default that of its head.
+        base: folder or Hub name of an adapter's base model; by default that in the adapter's configuration.
         options: for `from_pretrained`, such as `attn_implementation`.
 
     Raises:
@@ -79,8 +83,8 @@ def open_model(
     if adapter is not None:
         source = base or adapter.get("base_model_name_or_path") or ""
         if not source or (not Path(source).exists() and Path(source).is_absolute()):
-            where = "say where it is, with --base, in scripts with --base_model"
-            raise InputError(f"{path}: its base model {source!r} is not there; {where}")
+            hint = "name its folder with --base, in scripts with --base_model"
+            raise InputError(f"{path}: its base model {source!r} is not there; {hint}")
         options |= head_of_adapter(path)
     config = read_config(source, trust_remote_code=trust_remote_code)
     with explain(path):
@@ -91,12 +95,12 @@ def open_model(
                 source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=adapter is not None, **options
             )
     except InputError as error:
-        if "Unrecognized configuration class" in str(error):  # and then a list of some hundred others
+        if "Unrecognized configuration class" in str(error):  # followed by a list of a hundred others
             kind = (config.get("architectures") or [f"a model of type {config.get('model_type')}"])[0]
-            raise InputError(f"{source}: holds {kind}, which {auto_class} does not open") from None
+            raise InputError(f"{source}: contains {kind}, which {auto_class} does not open") from None
         raise
     if adapter is not None:
-        # New heads come with the adapter.
+        # The adapter brings its head.
         from peft import PeftModel
 
         with quiet(), explain(path):
@@ -104,19 +108,19 @@ def open_model(
             return PeftModel.from_pretrained(model, path).eval(), tokenizer
     if missing := sorted(report["missing_keys"]):
         raise InputError(
-            f"{path}: no weights for {missing[0]}, which {type(model).__name__} needs: another kind of model"
+            f"{path}: no weights for {missing[0]}, which {type(model).__name__} needs: it is another kind of model"
         )
     return model.eval(), tokenizer
 
 
 def recorded(path: str, name: str) -> Any:
-    """What the run record of a model's folder says about something; None if there is no record or it does not."""
+    """Return a field of the run record in a model's folder; None without record or field."""
     folder = Path(path)
     return read_record(folder).get(name) if (folder / RECORD_FILE).is_file() else None
 
 
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A sha256 in hex over weights, configuration and tokenizer: what decides which figures come out."""
+    """Return a SHA-256 in hex of weights, configuration and tokenizer, which determine a model's figures."""
     digest = hashlib.sha256(tokenizer_fingerprint(tokenizer).encode())
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
@@ -139,28 +143,29 @@ def _adapter_config(path: str) -> dict[str, Any] | None:
 
 def _resize_for_adapter(model: PreTrainedModel, path: str, adapter: dict[str, Any]) -> None:
     """
-    Give a base model as many embeddings as its adapter was trained with, where tokens had been added to it before; what
-    the new ones are comes with the adapter.
+    Resize the embeddings of a base model to those that its adapter was trained with.
+
+    The adapter brings the embeddings of tokens that were added before its training.
 
     Raises:
-        InputError: the adapter does not hold all new embeddings.
+        InputError: the adapter does not contain all new embeddings.
     """
     from peft.utils import load_peft_weights
 
     weights = load_peft_weights(path, device="cpu")
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    before = size = inputs.weight.shape[0]
+    base_size = size = inputs.weight.shape[0]
     for name, module in model.named_modules():
         if module is not inputs and (module is not outputs or outputs.weight is inputs.weight):
             continue
         rows, is_whole, trained = _embeddings_of_adapter(weights, adapter, name)
-        if not is_whole and (lost := sorted(set(range(before, rows)) - trained)):
+        if not is_whole and (lost := sorted(set(range(base_size, rows)) - trained)):
             raise InputError(
-                f"{path}: was trained after tokens were added to its base model, and lacks {name} of {len(lost)} of "
+                f"{path}: tokens were added to its base model before training, and it lacks {name} of {len(lost)} of "
                 f"them (row {lost[0]} is the first): save it again with save_embedding_layers=True"
             )
         size = rows if is_whole else max(size, rows)
-    if size != before:
+    if size != base_size:
         model.resize_token_embeddings(size, mean_resizing=False)
 
 
@@ -168,8 +173,10 @@ def _embeddings_of_adapter(
     weights: dict[str, torch.Tensor], adapter: dict[str, Any], name: str
 ) -> tuple[int, bool, set[int]]:
     """
-    How many embeddings a module had at least when an adapter was trained, whether the adapter holds them all, and which
-    ones it trains by themselves.
+    Return facts about the embeddings of a module in an adapter.
+
+    Returns: their least number when the adapter was trained, whether the adapter contains all, and the rows that it
+        trains individually.
     """
     places = ("", "base_layer.", "original_module.", "modules_to_save.", "token_adapter.base_layer.")
     whole = [weights.get(f"base_model.model.{name}.{place}weight") for place in places]
@@ -178,18 +185,18 @@ def _embeddings_of_adapter(
     if isinstance(trained, dict):
         trained = next((tokens for part, tokens in trained.items() if f".{name}".endswith(f".{part}")), [])
     factor = weights.get(f"base_model.model.{name}.lora_embedding_A")
-    least = max(0, *(token + 1 for token in trained), 0 if factor is None else factor.shape[1])
-    return sizes[0] if sizes else least, bool(sizes), set(trained)
+    least_size = max(0, *(token + 1 for token in trained), 0 if factor is None else factor.shape[1])
+    return sizes[0] if sizes else least_size, bool(sizes), set(trained)
 
 
 def head_of_adapter(path: str) -> dict[str, Any]:
-    """What an adapter's head is like, which its base's configuration does not say: labels, pooling, from the record."""
+    """Return the fields of an adapter's head that its base's configuration lacks (labels, pooling), from the record."""
     model = recorded(path, "model")
     if model is None:
         return {}
     config = model["config"]
-    own = ("problem_type", "pad_token_id", "classifier_pooling", "use_pooler")
-    fields = {name: config[name] for name in own if config.get(name) is not None}
+    names = ("problem_type", "pad_token_id", "classifier_pooling", "use_pooler")
+    fields = {name: config[name] for name in names if config.get(name) is not None}
     if labels := config.get("id2label"):
         fields["id2label"] = {int(number): name for number, name in labels.items()}
         fields["label2id"] = {name: number for number, name in fields["id2label"].items()}

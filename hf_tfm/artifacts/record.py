@@ -1,6 +1,7 @@
-"""The run record: what was run on what, how long, and what came out; the model card's only source of figures."""
+"""The run record: command, data, hardware, duration and results of a run, from which the model card is made."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -31,13 +32,13 @@ class RunRecord:
     """
     Collects the facts of one run and writes them as `run_record.json`.
 
-    Fields are added as they become known: `record["results"] = {...}`. Paths are kept without their folders outside the
-    working directory, so that the record can be published.
+    A script adds fields as they become known: `record["results"] = {...}`. Paths outside the working directory are
+    recorded without their folders, so that the record can be published.
     """
 
     def __init__(self, job: str, seed: int | None = None):
         self._started, self._meter = time.time(), EnergyMeter()
-        self._before: dict[str, Any] = {}
+        self._previous: dict[str, Any] = {}
         self.fields: dict[str, Any] = {
             "job": job,
             "command": public_command(sys.argv),
@@ -55,24 +56,24 @@ class RunRecord:
         return self.fields[name]
 
     def go_on_from(self, checkpoint: Path) -> None:
-        """Count what the run took up to a checkpoint, as the record there says, when it began and with which source."""
+        """Add the time and energy up to a checkpoint, and keep its start and source commit, from the record there."""
         if (checkpoint / RECORD_FILE).is_file():
-            self._before = read_record(checkpoint)
-            self.fields["started"] = self._before["started"]
-            began_with, now = self._before.get("commit"), self.fields["commit"]
-            if began_with and began_with != now:
-                self.fields |= {"commit": began_with, "ended_with_commit": now}
+            self._previous = read_record(checkpoint)
+            self.fields["started"] = self._previous["started"]
+            first_commit, commit = self._previous.get("commit"), self.fields["commit"]
+            if first_commit and first_commit != commit:
+                self.fields |= {"commit": first_commit, "ended_with_commit": commit}
 
     def add_model(self, model: PreTrainedModel) -> None:
-        """What the card tells about the model."""
+        """Add the facts about the model that the card needs."""
         self.fields["model"] = model_facts(model)
 
     def add_training(self, state: TrainerState) -> None:
-        """Steps, curve of the training loss and of every evaluation, from the Trainer's log."""
-        keep = ("step", "loss", "learning_rate", "grad_norm")
+        """Add steps, the curve of the training loss and all evaluations from the Trainer's log."""
+        logged = ("step", "loss", "learning_rate", "grad_norm")
         self.fields["steps"] = state.global_step
         self.fields["curve"] = [
-            {name: entry[name] for name in keep if name in entry} for entry in state.log_history if "loss" in entry
+            {name: entry[name] for name in logged if name in entry} for entry in state.log_history if "loss" in entry
         ]
         self.fields["evaluations"] = [
             {k: v for k, v in entry.items() if k == "step" or k.startswith("eval_")}
@@ -81,33 +82,36 @@ class RunRecord:
         ]
 
     def write(self, folder: Path) -> None:
-        """Write `run_record.json`; `seconds` is the time since the record was begun, `joules` what it took."""
-        self.fields["seconds"] = round(self._before.get("seconds", 0.0) + time.time() - self._started, 1)
+        """Write `run_record.json` with the seconds and, if they were measured, the joules of the run."""
+        self.fields["seconds"] = round(self._previous.get("seconds", 0.0) + time.time() - self._started, 1)
         if joules := self._meter.read():
-            before = self._before.get("joules", {})
-            self.fields["joules"] = {name: round(before.get(name, 0.0) + used, 1) for name, used in joules.items()}
+            previous = self._previous.get("joules", {})
+            self.fields["joules"] = {name: round(previous.get(name, 0.0) + used, 1) for name, used in joules.items()}
+            self.fields["joules_by"] = self._meter.source
         text = json.dumps(self.fields, indent=1, ensure_ascii=False, default=_plain)
         (Path(folder) / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def base_model_name(model: str) -> str:
-    """What a card calls the model that a run goes on from: its name on the Hub, or that of its folder."""
+    """Return the name of a base model on a card: its name on the Hub or that of its folder."""
     return Path(model).resolve().name if Path(model).exists() else model
 
 
 def model_facts(model: PreTrainedModel) -> dict[str, Any]:
     """
-    Class, parameters and configuration; a tied matrix counts once, of an adapter only its base is counted, and of a
-    SentenceTransformer the model in it.
+    Return class, number of parameters and configuration of a model.
+
+    Tied matrices count once. For an adapter they are those of its base model, for a SentenceTransformer those of the
+    model in it.
     """
     model = unwrap_adapter(getattr(model, "transformers_model", model))
-    added = ("lora_", ".modules_to_save.", ".trainable_tokens_")
-    total = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in added))
+    adapter_parts = ("lora_", ".modules_to_save.", ".trainable_tokens_")
+    total = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in adapter_parts))
     config = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
-    # What GPT-2 and others call otherwise goes by its usual name too: n_layer is num_hidden_layers.
-    usual = {name: config[own] for name, own in model.config.attribute_map.items() if own in config}
+    # GPT-2 and others have names of their own for usual fields: n_layer is num_hidden_layers.
+    usual = {name: config[alias] for name, alias in model.config.attribute_map.items() if alias in config}
     return {
-        "class": type(model).__name__.removeprefix("FSDP"),  # which sharding puts in front
+        "class": type(model).__name__.removeprefix("FSDP"),  # the prefix that sharding adds
         "parameters": total,
         "parameters_without_embedding": total - model.get_input_embeddings().weight.numel(),
         "config": {**usual, **config},
@@ -115,40 +119,41 @@ def model_facts(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a finished run. Raises `InputError` if the file is damaged."""
+    """Return the record of a finished run. Raises `InputError` if the file is damaged."""
     file = Path(folder) / RECORD_FILE
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{file}: is no record of a run ({error}); fetch it again or take it away") from error
+        raise InputError(f"{file}: is not a run record ({error}); download it again or delete it") from error
 
 
 @contextlib.contextmanager
 def with_cache(model: PreTrainedModel) -> Iterator[None]:
     """
-    Saved like this, a model that generates uses its cache: Trainer switches `use_cache` off in the configuration while
-    it trains, and whoever loads such a folder would compute every token's past anew.
+    Switch `use_cache` on in the configuration while a model is saved.
+
+    Trainer switches it off during training, and a model loaded from such a folder would generate without cache.
     """
     model = getattr(model, "transformers_model", model)
     config = getattr(model, "config", None)
-    off = getattr(config, "use_cache", None) is False and model.can_generate()
-    if off:
-        config.use_cache = True
+    if config is None or getattr(config, "use_cache", None) is not False or not model.can_generate():
+        yield
+        return
+    config.use_cache = True
     try:
         yield
     finally:
-        if off:
-            config.use_cache = False
+        config.use_cache = False
 
 
 def save_generation(model: PreTrainedModel, folder: str | Path) -> None:
-    """Beside an adapter, which is saved without them, the generation settings: what its answers end with."""
+    """Save the generation settings beside an adapter, which PEFT saves without them."""
     if hasattr(model, "peft_config") and model.can_generate():
         model.generation_config.save_pretrained(folder)
 
 
 def plot_curve(record: dict[str, Any], path: Path) -> None:
-    """Training loss over steps, and the evaluations' where there are some, as a PNG."""
+    """Plot training and evaluation loss over steps as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -168,18 +173,19 @@ def plot_curve(record: dict[str, Any], path: Path) -> None:
 
 def public_command(argv: list[str]) -> str:
     """
-    The command as it can be published and run again: paths relative to the working directory, or their last part, and
-    no access tokens.
+    Return the command in a form that can be published.
+
+    Paths are relative to the working directory, or only their last part if they are outside; access tokens are removed.
     """
     here = Path.cwd()
     words: list[str] = []
     for argument in argv:
         if words and words[-1].endswith("_token") and words[-1].startswith("--"):
-            words.pop()  # and the token
+            words.pop()  # with this argument, the token
         elif not re.match(r"--\w+_token=", argument):
             words.append(argument)
 
-    def public(argument: str) -> str:
+    def with_public_path(argument: str) -> str:
         flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         if os.path.isabs(value):
             path = Path(value)
@@ -188,34 +194,34 @@ def public_command(argv: list[str]) -> str:
 
     program = [] if words[0].startswith("hf-tfm ") else ["python"]
     words[:1] = words[0].split() if not program else words[:1]
-    return shlex.join([*program, *(public(argument) for argument in words)])
+    return shlex.join([*program, *(with_public_path(argument) for argument in words)])
 
 
 def _commit() -> str | None:
-    """The source's commit, `+changes` behind it where files differ; None outside a checkout."""
+    """Return the source's commit, with `+changes` if files differ; None outside a checkout."""
     here = Path(__file__).parent
+    run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)
     try:
-        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10, check=True)  # noqa: E731
-        commit = run("rev-parse", "HEAD").stdout.strip()
-        changed = run("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changed = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
         return commit + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what comes out."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that affect results."""
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _hardware() -> dict[str, Any]:
-    hardware = {"cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    hardware: dict[str, Any] = {"cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         hardware["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     if torch.cuda.is_available():
@@ -235,5 +241,5 @@ def _cpu_name() -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know: numpy and torch scalars, dtypes, paths."""
+    """Convert numpy and torch scalars, dtypes and paths for JSON."""
     return value.item() if hasattr(value, "item") else str(value)

@@ -1,4 +1,4 @@
-"""Bring the code of a saved folder up to date: what `hf-tfm refresh` does."""
+"""Updates the code in a saved folder, for `hf-tfm refresh`."""
 
 import inspect
 import json
@@ -15,30 +15,32 @@ from ..core.checkpoints import MARKER, write_marker
 from ..core.errors import InputError, explain
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
-from . import verify
+from .checks import reference_outputs
 from .open import ADAPTER_FILE
 from .record import RECORD_FILE, read_record, versions
+from .subject import Subject
 from .tokenizer_files import mend_tokenizer_files
+from .verify import Verdict, open_subject, verify
 
 
-# The text whose outputs a run record keeps as reference.
+# The reference outputs of a run record are for this text.
 REFERENCE_TEXT = "Once upon a time"
 
-_CONFIGS = {each.model_type: each for each in (TfmDecoderConfig, TfmEncoderConfig, TfmEncoderDecoderConfig)}
+_CONFIGS = {config.model_type: config for config in (TfmDecoderConfig, TfmEncoderConfig, TfmEncoderDecoderConfig)}
 _LARGE = {".safetensors", ".bin", ".pt"}
 
 
 @dataclass
 class Refreshed:
-    """File names in a refreshed folder, and what was checked."""
+    """Names of replaced and of removed files of a refreshed folder, and the verdicts of its checks."""
 
     replaced: list[str]
     removed: list[str]
-    verdicts: list[verify.Verdict]
+    verdicts: list[Verdict]
 
 
 def code_files(config_class: type) -> dict[str, Path]:
-    """The Python files that a saved model of this configuration class carries, by name."""
+    """Return the Python files of saved models with this configuration class, by name."""
     package = Path(inspect.getfile(config_class)).parent
     modules = {reference.partition(".")[0] for reference in config_class().auto_map.values()}
     files = {package / f"{module}.py" for module in modules}
@@ -49,17 +51,18 @@ def code_files(config_class: type) -> dict[str, Path]:
 
 def refresh(folder: str | Path, dry_run: bool = False) -> Refreshed:
     """
-    Rewrite the code, the `auto_map` and the form of the tokenizer's files in a saved folder of this package, and verify
-    the result with every check of `hf-tfm verify`. Weights, card and token ids stay as they are. The run record, where
-    there is one, gets the versions that the folder was verified with, and reference outputs if it has none.
+    Update code, `auto_map` and tokenizer files in a saved folder of this package, and verify the result.
+
+    Weights, card and token ids stay as they are. The run record, if there is one, gets the versions that the folder was
+    verified with, and reference outputs if it has none.
 
     Args:
-        folder: of a model, or of an adapter, which carries no code but a tokenizer. What was edited by hand in copies
-            of this package's code is lost.
+        folder: of a model, or of an adapter, which has tokenizer files but no code. Manual changes to its copies of
+            this package's code are lost.
         dry_run: verify, and change nothing.
 
     Raises:
-        InputError: the folder holds no model of this package, or a check fails; it is unchanged then.
+        InputError: the folder contains no model of this package, or a check fails; the folder is unchanged.
     """
     folder = Path(folder)
     is_adapter = (folder / ADAPTER_FILE).is_file()
@@ -80,13 +83,14 @@ def refresh(folder: str | Path, dry_run: bool = False) -> Refreshed:
         if config.get("auto_map") != config_class().auto_map:
             text = json.dumps({**config, "auto_map": config_class().auto_map}, indent=2, ensure_ascii=False)
             (staging / "config.json").write_text(text + "\n", encoding="utf-8")
-        subject = verify.open_subject(str(staging))
-        verdicts = verify.verify(str(staging), subject=subject)
+        subject = open_subject(str(staging))
+        verdicts = verify(str(staging), subject=subject)
         if failed := [verdict for verdict in verdicts if verdict.outcome == "failed"]:
-            raise InputError(f"{folder}: is unchanged, because {failed[0].check} fails afterwards: {failed[0].found}")
+            check, reason = failed[0].check, failed[0].found
+            raise InputError(f"{folder}: is unchanged, because {check} fails with the new code: {reason}")
         if (staging / RECORD_FILE).is_file():
             _record(staging, subject)
-        if (staging / MARKER).is_file():  # of a checkpoint: by these sizes a run finds out whether it is whole
+        if (staging / MARKER).is_file():  # a checkpoint, which is complete if its files have the sizes in the marker
             write_marker(staging)
         return Refreshed(*_take_over(staging, folder, dry_run), verdicts)
 
@@ -96,15 +100,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     kind = config.get("model_type")
     if kind not in _CONFIGS:
-        raise InputError(f"{folder}: holds a model of type {kind!r}, which needs no code of this package")
-    ours: dict[str, str] = _CONFIGS[kind]().auto_map or {}
-    if other := sorted(set((config.get("auto_map") or {}).values()) - set(ours.values())):
-        raise InputError(f"{folder}: its auto_map names {other[0]}, which is not this package's code")
+        raise InputError(f"{folder}: contains a model of type {kind!r}, which needs no code of this package")
+    auto_map: dict[str, str] = _CONFIGS[kind]().auto_map or {}
+    if foreign := sorted(set((config.get("auto_map") or {}).values()) - set(auto_map.values())):
+        raise InputError(f"{folder}: its auto_map names {foreign[0]}, which is not code of this package")
     return config
 
 
 def _link_large_files(source: str, target: str) -> None:
-    """Weights are not copied where the disk can link them; other files may be changed, so they are."""
+    """Link weights where the disk can; copy other files, which may be changed."""
     if Path(source).suffix in _LARGE:
         try:
             return os.link(source, target)
@@ -113,22 +117,22 @@ def _link_large_files(source: str, target: str) -> None:
     shutil.copy2(source, target)
 
 
-def _record(staging: Path, subject: verify.Subject) -> None:
-    record, here = read_record(staging), versions()
-    used = {name: here[name] for name in ("hf-tfm", "transformers", "torch") if name in here}
+def _record(staging: Path, subject: Subject) -> None:
+    record, installed = read_record(staging), versions()
+    used = {name: installed[name] for name in ("hf-tfm", "transformers", "torch") if name in installed}
     verified = record.setdefault("verified_with", [])
     if used not in verified:
         verified.append(used)
     if "reference" not in record:
         ids = subject.tokenizer(REFERENCE_TEXT)["input_ids"]
-        outputs = verify.reference_outputs(subject.model, ids)
+        outputs = reference_outputs(subject.model, ids)
         record["reference"] = {"text": REFERENCE_TEXT, "input_ids": ids, "outputs": outputs}
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (staging / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _take_over(staging: Path, folder: Path, dry_run: bool) -> tuple[list[str], list[str]]:
-    """Move what differs into the folder, record and marker last; the names of replaced and of removed files."""
+    """Move changed files into the folder, record and marker last; return names of replaced and of removed files."""
     new = {str(path.relative_to(staging)): path for path in staging.rglob("*") if path.is_file()}
     old = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     removed = sorted(old.keys() - new.keys())

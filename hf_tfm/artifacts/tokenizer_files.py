@@ -1,4 +1,4 @@
-"""Tokenizer files that every supported version of transformers reads alike: special tokens, offsets, saving."""
+"""Saves tokenizer files that all supported versions of transformers read alike; special tokens, offsets."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from ..core.files import write_atomically
 from ..core.quiet import quiet
 
 
-# The order is the order of the ids.
+# In the order of their ids.
 DECODER_TOKENS = {
     "pad_token": "<|pad|>",
     "unk_token": "<|unk|>",
@@ -36,37 +36,39 @@ ENCODER_TOKENS = {
 
 def trim_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
     """
-    Leave the blank in front of a word out of the place that a token has in its text, so that an entity or an answer
-    begins with its first letter. The ids stay as they are. Does nothing to a tokenizer that [`train_tokenizer`] has not
-    made, that joins no blanks to words, or that does so already.
+    Exclude the leading space from the offsets of a word's first token, so that an entity or answer starts at a letter.
 
-    An encoder's tokenizer is made like this. A decoder's becomes so when it is fine-tuned to find places in a text:
-    `return_assistant_tokens_mask` of `apply_chat_template` looks up answers by their first character, and would find no
-    token at a blank.
+    The ids stay the same. Tokenizers that [`train_tokenizer`] did not make, that do not join spaces to words, or that
+    trim already are not changed.
+
+    Tokenizers of encoders always trim. Those of decoders trim once the model is fine-tuned to find spans: with trimmed
+    offsets, `return_assistant_tokens_mask` of `apply_chat_template`, which looks up answers by their first character,
+    would find no token at a space.
     """
     if tokenizer.is_fast:
         _trim(tokenizer.backend_tokenizer)
 
 
 def _trim(backend: Tokenizer) -> None:
-    if _shall_trim(json.loads(backend.to_str())):
+    if _needs_trimming(json.loads(backend.to_str())):
         trim = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
         backend.post_processor = processors.Sequence([trim, backend.post_processor])
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> None:
     """Save a tokenizer with its chat template, in files that transformers 4 and 5 open alike."""
     tokenizer.save_pretrained(folder)
     mend_tokenizer_files(folder)
 
 
-def mend_tokenizer_files(folder: str | os.PathLike) -> bool:
+def mend_tokenizer_files(folder: str | os.PathLike[str]) -> bool:
     """
-    Rewrite the tokenizer's files in a folder so that transformers 4 opens them as well: version 5 names a class that
-    version 4 has not, and a list where it expects named tokens. In the folder of an encoder, or of a model that finds
-    places in a text, also [`trim_offsets`]. No text gets other ids.
+    Rewrite the tokenizer files in a folder so that transformers 4 opens them too.
 
-    Returns: whether a file changed. A folder without a tokenizer is left alone.
+    Version 5 writes a class that version 4 does not have, and a list where it expects named tokens. The offsets are
+    trimmed as in [`trim_offsets`] if the folder contains an encoder or a model that finds spans. The ids stay the same.
+
+    Returns: whether a file changed.
     """
     folder = Path(folder)
     changed = False
@@ -76,7 +78,7 @@ def mend_tokenizer_files(folder: str | os.PathLike) -> bool:
         changed = _rewrite(path, saved, _for_both_versions(saved))
     path = folder / "tokenizer.json"
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if _shall_trim(saved) and (_first_tokens(saved) == list(ENCODER_TOKENS.values()) or _finds_places(folder)):
+    if _needs_trimming(saved) and (_first_tokens(saved) == list(ENCODER_TOKENS.values()) or _finds_spans(folder)):
         backend = Tokenizer.from_file(str(path))
         _trim(backend)
         write_atomically(path, backend.to_str(pretty=True))
@@ -85,8 +87,8 @@ def mend_tokenizer_files(folder: str | os.PathLike) -> bool:
 
 
 def _for_both_versions(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `tokenizer_config.json` as transformers 4 and 5 both read them."""
-    # What the last loading was told has no place in a file.
+    """Return the fields of a `tokenizer_config.json` in a form that transformers 4 and 5 both read."""
+    # Options of the last loading do not belong into the file.
     fields = {name: value for name, value in saved.items() if name not in ("is_local", "local_files_only")}
     if fields.get("tokenizer_class") == "TokenizersBackend":
         fields["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -96,26 +98,30 @@ def _for_both_versions(saved: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _finds_places(folder: Path) -> bool:
-    """Whether a folder holds a model that marks words or answers in a text, or an adapter that does."""
-    kinds: list[str] = []
+def _finds_spans(folder: Path) -> bool:
+    """Return whether a folder contains a model or adapter that labels words or finds answers in a text."""
+    classes: list[str] = []
     if (folder / "config.json").is_file():
-        kinds += json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        classes += json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     if (folder / "adapter_config.json").is_file():
         task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
-        kinds += {"TOKEN_CLS": ["ForTokenClassification"], "QUESTION_ANS": ["ForQuestionAnswering"]}.get(task, [])
-    return any(kind.endswith(("ForTokenClassification", "ForQuestionAnswering")) for kind in kinds)
+        classes += {"TOKEN_CLS": ["ForTokenClassification"], "QUESTION_ANS": ["ForQuestionAnswering"]}.get(task, [])
+    return any(name.endswith(("ForTokenClassification", "ForQuestionAnswering")) for name in classes)
 
 
-def _shall_trim(state: Mapping[str, Any]) -> bool:
-    return _joins_blanks(state) and _without_trimming(state["post_processor"]) == state["post_processor"]
+def _needs_trimming(state: Mapping[str, Any]) -> bool:
+    return _joins_spaces(state) and _without_trimming(state["post_processor"]) == state["post_processor"]
 
 
-def _joins_blanks(state: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer, as its file has it, is byte-level BPE of [`train_tokenizer`]."""
-    cuts = [part["type"] for part in (state.get("pre_tokenizer") or {}).get("pretokenizers", ())]
+def _joins_spaces(state: Mapping[str, Any]) -> bool:
+    """Return whether a tokenizer file describes byte-level BPE of [`train_tokenizer`]."""
+    pre_tokenizers = [part["type"] for part in (state.get("pre_tokenizer") or {}).get("pretokenizers", ())]
     known = (list(DECODER_TOKENS.values()), list(ENCODER_TOKENS.values()))
-    return cuts == ["Digits", "ByteLevel"] and bool(state["model"].get("merges")) and _first_tokens(state) in known
+    return (
+        pre_tokenizers == ["Digits", "ByteLevel"]
+        and bool(state["model"].get("merges"))
+        and _first_tokens(state) in known
+    )
 
 
 def _first_tokens(state: Mapping[str, Any]) -> list[str]:
@@ -123,7 +129,7 @@ def _first_tokens(state: Mapping[str, Any]) -> list[str]:
 
 
 def _without_trimming(step: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A post-processor as it was before [`trim_offsets`]."""
+    """Return a post-processor without the step of [`trim_offsets`]."""
     if step is None or step["type"] != "Sequence":
         return step
     rest = [_without_trimming(part) for part in step["processors"] if part["type"] != "ByteLevel"]
@@ -139,16 +145,15 @@ def _rewrite(path: Path, saved: Mapping[str, Any], fields: Mapping[str, Any]) ->
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """
-    A sha256 in hex over all that decides which ids a text gets, to key caches of tokenized text.
+    Return a SHA-256 in hex of everything that determines the ids of a text, as a key for caches of tokenized text.
 
-    Two tokenizers with the same fingerprint give the same ids. Saving and loading, padding, truncation, maximum length,
-    chat template and [`trim_offsets`] do not change it.
+    Saving and loading, padding, truncation, maximum length, chat template and [`trim_offsets`] do not change it.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["padding"] = state["truncation"] = None  # left over from the last call
-    if _joins_blanks(state):
+    if _joins_spaces(state):
         state["post_processor"] = _without_trimming(state["post_processor"])
-    state["special_tokens"] = tokenizer.special_tokens_map  # which ids packing puts around a document
+    state["special_tokens"] = tokenizer.special_tokens_map  # packing puts their ids around documents
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

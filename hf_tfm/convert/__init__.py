@@ -1,4 +1,5 @@
 """
-Out of here and into here: native families, GGUF, ONNX, int8, merged adapters. Every result is compared with its
-source. Read `native.py` first.
+Conversion from native families and to native families, GGUF, ONNX, int8 and merged adapters.
+
+Every result is compared with its source. Read `native.py` first.
 """

@@ -1,9 +1,9 @@
 """
-A causal LM as one GGUF file for llama.cpp and the programs that are made of it.
+Exports a causal LM as a GGUF file for llama.cpp and programs based on it.
 
-llama.cpp runs the architectures it knows. A decoder goes there by way of the native family that has its shape: Qwen3
-with QK-norm, GPT-2 with learned positions, else Llama. What llama.cpp does otherwise than the family, or not at all, is
-refused by the name of the field. Its tokenizers cut text by a fixed list of rules, of which four are known here.
+The model is exported as a native family that llama.cpp knows: Qwen3 with QK-norm, GPT-2 with learned positions, else
+Llama. Fields that llama.cpp does not support raise an error with their name. Its tokenizers split text by a fixed list
+of rules, of which four are supported here.
 """
 
 import importlib.util
@@ -20,21 +20,30 @@ from ..core.errors import InputError, explain
 from ..core.files import atomic_directory, require_empty
 from ..data.tokenizer import GGUF_PRE_TOKENIZER
 from ..models.modeling_tfm_decoder import TfmDecoderForCausalLM
-from .check import TEXTS, Report, Rows, TorchSide, compare, report_on, rows_for, write_usage
+from .check import (
+    TEXTS,
+    Report,
+    Rows,
+    TorchRunner,
+    check_export,
+    comparison_rows,
+    require_packages,
+    write_export_card,
+    write_report,
+)
 from .native import export_model, load_tfm
 
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
-_OF_TORCH = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+_DTYPE_NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
-# How much the norm of the differences may be of the outputs' where llama.cpp computes: it multiplies by tables for GELU
-# and by halves where weights are halves.
+# Limits of the relative difference in llama.cpp, which reads GELU from a table and computes 16-bit weights in 16 bits.
 _LLAMA_CPP = {"f32": 1e-2, "f16": 2e-2, "bf16": 5e-2, "q8_0": 0.1}
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-# llama.cpp's name for a rule, and how a tokenizer.json writes it.
+# llama.cpp's name of a rule, and its form in tokenizer.json.
 _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     GGUF_PRE_TOKENIZER: [{"type": "Digits", "individual_digits": True}, _BYTES],
     "gpt-2": [_BYTES],
@@ -59,27 +68,27 @@ def export_gguf(
     source: str | os.PathLike, target: str | os.PathLike, dtype: str | None = None, untie: bool = False
 ) -> Report:
     """
-    Writes a folder with one GGUF file, made from a causal LM of this package, and the card and the report beside it.
+    Write a folder with a causal LM of this package as a GGUF file, a card and a report.
 
-    The file is read again by transformers, and by llama.cpp where `llama-cpp-python` is installed, and compared.
+    transformers, and llama.cpp if `llama-cpp-python` is installed, read the file again and must give the same outputs.
 
     Args:
-        dtype: `f32`, `f16`, `bf16` or `q8_0`; by default as the weights are. Norms and biases stay in 32 bits.
-        untie: Write the output projection although it is the token embedding.
+        dtype: `f32`, `f16`, `bf16` or `q8_0`; by default that of the weights. Norms and biases stay in 32 bits.
+        untie: write the output projection although it equals the token embedding.
 
     Raises:
-        InputError: llama.cpp cannot do what the model or its tokenizer does; outputs differ. Nothing is written then.
+        InputError: llama.cpp does not support the model or its tokenizer, or outputs differ; nothing is written.
     """
-    _refuse_missing_package()
+    require_packages("gguf", "gguf")
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}: GGUF files are written in {', '.join(DTYPES)}")
     require_empty(target)
     source = Path(source)
     model = load_tfm(source)
-    dtype = dtype or _OF_TORCH[model.dtype]
+    dtype = dtype or _DTYPE_NAMES[model.dtype]
     family = family_of(model)
     if "sliding_attention" in model.config.layer_types:
-        # A window over everything is none.
+        # The window covers the whole context.
         model.config.layer_types = ["full_attention"] * model.config.num_hidden_layers
         model.config.sliding_window = None
     tokenizer = _tokenizer_of(source)
@@ -88,50 +97,50 @@ def export_gguf(
         raise InputError(f"the tokenizer has ids beyond vocab_size={model.config.vocab_size} of the model")
     native = export_model(model, family, untie=untie)
     _refuse_fields(native)
-    exact = dtype in ("f32", _OF_TORCH[model.dtype])
+    exact = dtype in ("f32", _DTYPE_NAMES[model.dtype])
     with atomic_directory(target) as folder:
         file = folder / f"{Path(target).name}-{dtype}.gguf"
         write_gguf(file, native, tokenizer, rule, frame, dtype, source.resolve().name)
         native = type(native).from_pretrained(
             folder, gguf_file=file.name, config=native.config, dtype=torch.float32, **_as_matrices()
         )
-        model, rows = model.float(), rows_for(model.config, source)
-        side = TorchSide(native, f"transformers, {type(native).__name__} from the GGUF file")
-        checks = [compare(model, side, rows, None if exact else 0.1)]
+        model, rows = model.float(), comparison_rows(model.config, source)
+        runner = TorchRunner(native, f"transformers, {type(native).__name__} from the GGUF file")
+        checks = [check_export(model, runner, rows, None if exact else 0.1)]
         if importlib.util.find_spec("llama_cpp"):
-            side = LlamaCppSide(file, model.config.max_position_embeddings, rows)
-            side.refuse_other_tokens(tokenizer)
-            checks.append(compare(model, side, rows, _LLAMA_CPP[dtype]))
-        report = report_on("gguf", dtype, model, source, folder, *checks)
-        write_usage(folder, Path(target).name, source, report, _USAGE.format(file=file.name), "llama-cpp-python")
+            runner = LlamaCppRunner(file, model.config.max_position_embeddings, rows)
+            runner.refuse_other_tokens(tokenizer)
+            checks.append(check_export(model, runner, rows, _LLAMA_CPP[dtype]))
+        report = write_report("gguf", dtype, model, source, folder, *checks)
+        write_export_card(folder, Path(target).name, source, report, _USAGE.format(file=file.name), "llama-cpp-python")
     return report
 
 
 def family_of(model: PreTrainedModel) -> str:
     """
-    The native family under which llama.cpp runs a model.
+    Return the native family as which llama.cpp runs a model.
 
     Raises:
-        InputError: it is no causal LM, or has windows, which llama.cpp does not know in these families.
+        InputError: it is not a causal LM, or it has windows, which llama.cpp does not support in these families.
     """
     config = model.config
     if not isinstance(model, TfmDecoderForCausalLM):
-        raise InputError(f"{type(model).__name__}: a GGUF file holds a causal LM, TfmDecoderForCausalLM; try onnx")
+        raise InputError(f"{type(model).__name__}: GGUF files are for causal LMs (TfmDecoderForCausalLM); try onnx")
     window = config.sliding_window
     if "sliding_attention" in config.layer_types and window < config.max_position_embeddings:
         raise InputError(
-            f"sliding_window={window}: llama.cpp gives every layer of Llama, Mistral and Qwen3 full attention; it can "
-            f"only go there if the window covers all max_position_embeddings={config.max_position_embeddings}"
+            f"sliding_window={window}: llama.cpp has full attention in every layer of Llama, Mistral and Qwen3; the "
+            f"window must cover all max_position_embeddings={config.max_position_embeddings}"
         )
     return "qwen3" if config.qk_norm else "gpt2" if config.position_embedding_type == "learned" else "llama"
 
 
 def pre_tokenizer_rule(tokenizer: PreTrainedTokenizerFast) -> str:
     """
-    llama.cpp's name of the rule by which a tokenizer cuts text into words.
+    Return llama.cpp's name of the rule by which a tokenizer splits text into words.
 
     Raises:
-        InputError: it is no byte-level BPE, or cuts text in a way that is not known here.
+        InputError: it is not byte-level BPE, or its rule is not supported.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     kind, rule = state["model"]["type"], state["pre_tokenizer"] or {}
@@ -143,7 +152,7 @@ def pre_tokenizer_rule(tokenizer: PreTrainedTokenizerFast) -> str:
     if not state["model"]["merges"]:
         raise InputError("the tokenizer has no merges (kind bytes): llama.cpp reads no byte-level BPE without")
     for name, expected in _PRE_TOKENIZERS.items():
-        # llama.cpp ignores NFC, as it does for Qwen's own files: text in decomposed letters gets other tokens.
+        # llama.cpp ignores NFC, as in Qwen's own files: text in decomposed letters gets other tokens.
         if known == expected and normalizer in (None, "NFC"):
             if bool(state["model"].get("ignore_merges")) == (name == "llama-bpe"):
                 return name
@@ -156,10 +165,10 @@ def pre_tokenizer_rule(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def frame_of(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool]:
     """
-    Whether a tokenizer begins texts with bos, and whether it ends them with eos.
+    Return whether a tokenizer puts bos before a text and whether it puts eos after it.
 
     Raises:
-        InputError: it puts something else around them.
+        InputError: it adds other tokens.
     """
     framed, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
@@ -168,8 +177,8 @@ def frame_of(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool]:
         if framed == tokens:
             return frame
     raise InputError(
-        f"the tokenizer makes {tokenizer.convert_ids_to_tokens(framed)} of 'a': llama.cpp can put bos "
-        f"({tokenizer.bos_token}) in front of a text and eos ({tokenizer.eos_token}) behind it, and nothing else"
+        f"the tokenizer makes {tokenizer.convert_ids_to_tokens(framed)} of 'a': llama.cpp can add bos "
+        f"({tokenizer.bos_token}) before a text and eos ({tokenizer.eos_token}) after it, and nothing else"
     )
 
 
@@ -183,10 +192,10 @@ def write_gguf(
     name: str,
 ) -> None:
     """
-    Writes a native Llama, Qwen3 or GPT-2 and its tokenizer as a GGUF file of version 3.
+    Write a native Llama, Qwen3 or GPT-2 and its tokenizer as a GGUF file of version 3.
 
     Args:
-        rule, frame: As [`pre_tokenizer_rule`] and [`frame_of`] give them.
+        rule, frame: from [`pre_tokenizer_rule`] and [`frame_of`].
     """
     import gguf
 
@@ -227,9 +236,9 @@ def write_gguf(
         if config.model_type == "llama" and "_proj." in key and key.split(".")[-2] in ("q_proj", "k_proj"):
             tensor = _interleaved(tensor, head_dim)
         module, _, kind = key.rpartition(".")
-        kept = tensor.ndim == 1 or key.endswith("wpe.weight")
-        chosen = "F32" if kept else "F16" if dtype == "q8_0" and tensor.shape[-1] % 32 else dtype.upper()
-        quantization = gguf.GGMLQuantizationType[chosen]
+        is_f32 = tensor.ndim == 1 or key.endswith("wpe.weight")
+        type_name = "F32" if is_f32 else "F16" if dtype == "q8_0" and tensor.shape[-1] % 32 else dtype.upper()
+        quantization = gguf.GGMLQuantizationType[type_name]
         data = gguf.quantize(tensor.contiguous().numpy(), quantization)
         writer.add_tensor(f"{names.get_name(module)}.{kind}", data, raw_dtype=quantization)
     writer.write_header_to_file()
@@ -238,14 +247,14 @@ def write_gguf(
     writer.close()
 
 
-class LlamaCppSide:
-    """A GGUF file in llama.cpp, its cache of keys and values in 32 bits: what is compared is the file."""
+class LlamaCppRunner:
+    """A GGUF file in llama.cpp, with a cache in 32 bits, so that only the file's weights are rounded."""
 
-    def __init__(self, file: Path, longest: int, rows: Rows):
+    def __init__(self, file: Path, context: int, rows: Rows):
         import llama_cpp
 
         f32 = 0  # GGML_TYPE_F32
-        length = min(longest, max(map(len, rows)) + 64)
+        length = min(context, max(map(len, rows)) + 64)
         self.model = llama_cpp.Llama(
             str(file),
             n_ctx=length,
@@ -260,12 +269,12 @@ class LlamaCppSide:
         self.runtime = f"llama.cpp, llama-cpp-python {llama_cpp.__version__}"
 
     def outputs(self, rows: Rows) -> list[Weights]:
-        found = []
+        outputs = []
         for row in rows:
             self.model.reset()
             self.model.eval(row)
-            found.append({"logits": torch.from_numpy(self.model.scores[: len(row)].copy())})
-        return found
+            outputs.append({"logits": torch.from_numpy(self.model.scores[: len(row)].copy())})
+        return outputs
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         self.model.reset()
@@ -275,27 +284,22 @@ class LlamaCppSide:
     def refuse_other_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """
         Raises:
-            InputError: llama.cpp gives some text other tokens than the tokenizer.
+            InputError: llama.cpp splits a text into other tokens than the tokenizer.
         """
         special = "".join(dict.fromkeys(tokenizer.all_special_tokens[:8]))
         odd = f"I'll'd 1234567 ½ don't!?  \n\n\t x  é 東京 🙂\r\n {special} end "
         for text in (*TEXTS, odd):
-            expected, found = tokenizer(text)["input_ids"], self.model.tokenize(text.encode(), special=True)
-            if expected != found:
-                place = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), -1)
+            expected, actual = tokenizer(text)["input_ids"], self.model.tokenize(text.encode(), special=True)
+            if expected != actual:
+                place = next((i for i, (a, b) in enumerate(zip(expected, actual)) if a != b), -1)
                 raise InputError(
-                    f"llama.cpp cuts {text!r} into other tokens from the {place + 1}th on: nothing was written; "
+                    f"llama.cpp splits {text!r} into other tokens from number {place + 1} on: nothing was written; "
                     "please report this tokenizer"
                 )
 
 
-def _refuse_missing_package() -> None:
-    if not importlib.util.find_spec("gguf"):
-        raise InputError("--to gguf needs the package gguf: pip install 'hf-tfm[export]'")
-
-
 def _as_matrices() -> dict[str, Any]:
-    """Versions of transformers that can leave weights in their blocks are told not to."""
+    """Return the option by which newer versions of transformers load GGUF weights as plain matrices."""
     import transformers
 
     return (
@@ -305,13 +309,13 @@ def _as_matrices() -> dict[str, Any]:
 
 def _tokenizer_of(source: Path) -> PreTrainedTokenizerFast:
     if not (source / "tokenizer.json").is_file():
-        raise InputError(f"{source}: no tokenizer.json there; a GGUF file holds the tokenizer too")
+        raise InputError(f"{source}: no tokenizer.json, which a GGUF file includes")
     with explain(f"{source}: tokenizer"):
         return AutoTokenizer.from_pretrained(source)
 
 
 def _refuse_fields(native: PreTrainedModel) -> None:
-    """What these families can do in transformers and not in llama.cpp."""
+    """Raise `InputError` for fields that these families support in transformers but not in llama.cpp."""
     config = native.config
     act = config.activation_function if config.model_type == "gpt2" else config.hidden_act
     allowed = ("gelu_new", "gelu_pytorch_tanh") if config.model_type == "gpt2" else ("silu", "swish")
@@ -321,13 +325,11 @@ def _refuse_fields(native: PreTrainedModel) -> None:
     scalings = ("default", "linear", *(["llama3"] if config.model_type == "llama" else []))
     if (kind := rope.get("rope_type", "default")) not in scalings:
         raise InputError(
-            f"rope_parameters.rope_type={kind!r}: written for {type(native).__name__} are {', '.join(scalings)}"
+            f"rope_parameters.rope_type={kind!r}: supported for {type(native).__name__} are {', '.join(scalings)}"
         )
     for field in ("attention_bias", "mlp_bias"):
         if getattr(config, field, False):
-            raise InputError(
-                f"{field}=True: transformers does not read these biases from a GGUF file, so none is written"
-            )
+            raise InputError(f"{field}=True: transformers does not read these biases from GGUF files")
     if getattr(config, "add_cross_attention", False):
         raise InputError("add_cross_attention=True: llama.cpp has no cross-attention in GPT-2")
 
@@ -342,13 +344,13 @@ def _write_rope(writer: Any, native: PreTrainedModel, head_dim: int) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     elif rope["rope_type"] == "llama3":
-        # By how much each frequency is slower than without scaling.
+        # The factor by which scaling slows each frequency down.
         plain = rope["rope_theta"] ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         writer.add_tensor("rope_freqs.weight", (plain / rotary.inv_freq.float()).numpy())
 
 
 def _interleaved(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """A projection whose rows alternate between the halves of each head, which RoPE pairs, as llama.cpp has them."""
+    """Return a projection with rows in llama.cpp's order, alternating between the halves of each head."""
     heads = tensor.unflatten(0, (-1, 2, head_dim // 2))
     return heads.transpose(1, 2).reshape(tensor.shape)
 

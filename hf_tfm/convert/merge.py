@@ -8,8 +8,12 @@ import torch
 import transformers
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..artifacts.card import write_card
+from ..artifacts.open import ADAPTER_FILE, auto_class_of, open_model
+from ..artifacts.record import RECORD_FILE
 from ..artifacts.tokenizer_files import save_tokenizer
 from ..core.errors import InputError
+from ..core.files import atomic_directory, require_empty
 from ..train.adapters import compared_outputs, merge_adapter
 
 
@@ -21,30 +25,27 @@ def merge_folder(
     trust_remote_code: bool = False,
 ) -> tuple[float, PreTrainedModel]:
     """
-    Write a whole model folder with an adapter folded in: weights, code, tokenizer, generation settings, record, card.
+    Write a complete folder of a base model with an adapter merged into it.
+
+    The folder gets weights, code, tokenizer, generation settings, run record and card.
 
     Args:
-        base: where the base model is, if not where the adapter says.
+        base: folder or Hub name of the base model; by default that in the adapter's configuration.
         untie: as in [`merge_adapter`].
 
-    Returns: the largest difference between outputs of the folder, read again, and of the adapter on its base; and the
-        model that was read.
+    Returns: the largest difference between the outputs of the folder, read again, and of the adapter on its base; and
+        the model that was read.
 
     Raises:
-        InputError: there is no adapter, its base is not there, `target` holds something, or as [`merge_adapter`].
+        InputError: there is no adapter or base model, `target` is not empty, or as [`merge_adapter`].
     """
-    from ..artifacts.card import write_card
-    from ..artifacts.open import ADAPTER_FILE, auto_class_of, open_model
-    from ..artifacts.record import RECORD_FILE
-    from ..core.files import atomic_directory, require_empty
-
     adapter, target = Path(adapter), Path(target)
     if not (adapter / ADAPTER_FILE).is_file():
-        raise InputError(f"{adapter}: no {ADAPTER_FILE} there, so no adapter to merge; it is what --lora writes")
+        raise InputError(f"{adapter}: no {ADAPTER_FILE}, so no adapter to merge; training with --lora writes one")
     require_empty(target)
     model, tokenizer = open_model(str(adapter), base=base, trust_remote_code=trust_remote_code)
     rows = min(len(tokenizer), model.get_base_model().get_input_embeddings().weight.shape[0])
-    # The last ones are those that were added for the adapter, if any were.
+    # Tokens that were added for the adapter are the last.
     ids = torch.tensor([[*(11 * place % rows for place in range(1, 29)), *range(max(0, rows - 4), rows)]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
@@ -55,7 +56,7 @@ def merge_folder(
     with atomic_directory(target) as folder:
         merged.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
-        for picture in adapter.glob("*.png"):  # that the card shows
+        for picture in adapter.glob("*.png"):  # they are on the card
             shutil.copyfile(picture, folder / picture.name)
         if (adapter / RECORD_FILE).is_file():
             record = json.loads((adapter / RECORD_FILE).read_text(encoding="utf-8"))
@@ -64,6 +65,6 @@ def merge_folder(
             (folder / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
             write_card(folder)
     auto_class = getattr(transformers, auto_class_of(str(target), trust_remote_code))
-    again = auto_class.from_pretrained(target, trust_remote_code=trust_remote_code).eval()
+    written = auto_class.from_pretrained(target, trust_remote_code=trust_remote_code).eval()
     with torch.no_grad():
-        return (compared_outputs(again, inputs) - expected).abs().max().item(), again
+        return (compared_outputs(written, inputs) - expected).abs().max().item(), written

@@ -1,8 +1,8 @@
 """
-Any model of this package as ONNX, by transformers' exporter, for ONNX Runtime and what is made of it.
+Exports any model of this package as ONNX with transformers' exporter, for ONNX Runtime and programs based on it.
 
-One graph with free batch size and length, and the padding mask as an input. A causal LM takes a cache of keys and
-values (of length 0 to begin with) and returns it longer: the same graph reads the prompt and continues it.
+The graph has dynamic batch size and length and takes the padding mask. That of a causal LM takes a cache of keys and
+values (of length 0 at first) and returns the extended one, so that one graph reads the prompt and generates.
 """
 
 import contextlib
@@ -22,8 +22,18 @@ from ..core.errors import InputError, explain
 from ..core.files import atomic_directory, require_empty
 from ..core.quiet import quiet
 from ..models.modeling_tfm_compat import CACHE_NAME
-from .check import Report, Rows, as_rows, batch_of, compare, report_on, rows_for, write_usage
-from .native import carry_over, load_tfm
+from .check import (
+    Report,
+    Rows,
+    check_export,
+    comparison_rows,
+    pad_rows,
+    require_packages,
+    split_by_row,
+    write_export_card,
+    write_report,
+)
+from .native import copy_other_files, load_tfm
 
 
 _USAGE = """\
@@ -31,7 +41,7 @@ from transformers import AutoTokenizer
 from transformers.exporters import ExportedModel
 
 tokenizer = AutoTokenizer.from_pretrained(".")
-model = ExportedModel.from_pretrained(".", trust_remote_code=True)  # for the configuration; onnxruntime needs none
+model = ExportedModel.from_pretrained(".", trust_remote_code=True)  # the configuration class is remote code
 inputs = tokenizer(["A text.", "And a longer one."], padding=True, return_tensors="pt"{segments})
 print(model(**inputs){output})
 """
@@ -59,20 +69,22 @@ print(tokenizer.decode(tokens))
 
 def export_onnx(source: str | os.PathLike, target: str | os.PathLike) -> Report:
     """
-    Writes a folder with `model.onnx` and its weights in 32 bits, configuration, tokenizer, card and report.
+    Write a folder with `model.onnx`, its weights in 32 bits, configuration, tokenizer, card and report.
 
-    ONNX Runtime reads it again, and must give the source's outputs for a padded batch of sizes it was not traced with.
+    ONNX Runtime reads it again and must reproduce the source's outputs for a padded batch of sizes unlike the traced.
 
     Raises:
-        InputError: a package is missing, the model cannot be traced, or outputs differ. Nothing is written then.
+        InputError: a package is missing, the model cannot be traced, or outputs differ; nothing is written.
     """
-    _refuse_missing_packages()
+    require_packages("onnx", "onnx", "onnxscript", "onnxruntime")
+    if not importlib.util.find_spec("transformers.exporters"):
+        raise InputError("--to onnx needs the exporter of transformers 5.23 or newer: pip install -U transformers")
     require_empty(target)
     source = Path(source)
     model = load_tfm(source).float().eval()
     if getattr(model.config, "add_cross_attention", False):
         raise InputError(
-            "add_cross_attention=True: ONNX holds a decoder or an encoder by itself, not one with the other"
+            "add_cross_attention=True: the ONNX export supports decoders and encoders, not both in one model"
         )
     with atomic_directory(target) as folder:
         with _quiet(), explain(f"{source}: transformers' ONNX exporter"):
@@ -82,17 +94,17 @@ def export_onnx(source: str | os.PathLike, target: str | os.PathLike) -> Report:
         exported.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
-        carry_over(source, folder)
-        side = OnnxSide(folder, type(model).__name__, model.config)
-        report = report_on(
-            "onnx", "float32", model, source, folder, compare(model, side, rows_for(model.config, source))
+        copy_other_files(source, folder)
+        runner = OnnxRunner(folder, type(model).__name__, model.config)
+        report = write_report(
+            "onnx", "float32", model, source, folder, check_export(model, runner, comparison_rows(model.config, source))
         )
-        write_usage(folder, Path(target).name, source, report, _usage(model), "onnxruntime")
+        write_export_card(folder, Path(target).name, source, report, _usage(model), "onnxruntime")
     return report
 
 
-class OnnxSide:
-    """An exported folder in ONNX Runtime; rows go in as one padded batch."""
+class OnnxRunner:
+    """An exported folder in ONNX Runtime, which runs all rows in one padded batch."""
 
     def __init__(self, folder: Path, class_name: str, config: PreTrainedConfig):
         import onnxruntime
@@ -106,15 +118,15 @@ class OnnxSide:
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
 
     def outputs(self, rows: Rows) -> list[Weights]:
-        inputs = batch_of(rows, self.class_name, self.config)
+        inputs = pad_rows(rows, self.class_name, self.config)
         if self.has_cache:
             inputs[CACHE_NAME] = empty_cache(self.config, len(rows))
-        return as_rows(outputs_of(self.exported, **inputs), rows, left="Decoder" in self.class_name)
+        return split_by_row(outputs_of(self.exported, **inputs), rows, left="Decoder" in self.class_name)
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         tokens, new, cache = list(prompt), list(prompt), empty_cache(self.config, 1)
         for _ in range(count):
-            inputs = batch_of([tokens], self.class_name, self.config)
+            inputs = pad_rows([tokens], self.class_name, self.config)
             inputs |= {name: value[:, -len(new) :] for name, value in inputs.items() if name != "attention_mask"}
             outputs = self.exported(**inputs, **{CACHE_NAME: cache})
             new, cache = [outputs.logits[0, -1].argmax().item()], outputs[CACHE_NAME]
@@ -124,10 +136,10 @@ class OnnxSide:
 
 def empty_cache(config: PreTrainedConfig, batch: int, length: int = 0) -> DynamicCache:
     """
-    A cache of `length` zeros, `(batch, key-value heads, length, head width)` in each layer.
+    Return a cache of zeros, `(batch, key-value heads, length, head width)` in each layer.
 
-    Layers with a window keep everything too, and the mask holds what is beyond it back: cut to the window, each would
-    need an input and an output more in the graph.
+    Layers with a window cache all tokens too, and the mask hides those beyond it. Shorter caches would need further
+    inputs and outputs of the graph.
     """
     cache = DynamicCache()
     for layer in range(config.num_hidden_layers):
@@ -137,9 +149,9 @@ def empty_cache(config: PreTrainedConfig, batch: int, length: int = 0) -> Dynami
 
 
 def _example(model: PreTrainedModel) -> dict[str, Any]:
-    """What the graph is traced with: sizes that differ from one another and from 1 stay free."""
+    """Return inputs to trace with; the exporter keeps sizes dynamic that differ from each other and from 1."""
     rows = [[1, 2, 3, 4, 5], [6, 7, 8]]
-    inputs: dict[str, Any] = batch_of(rows, type(model).__name__, model.config)
+    inputs: dict[str, Any] = pad_rows(rows, type(model).__name__, model.config)
     if not type(model).__name__.endswith("ForCausalLM"):
         return inputs
     past = torch.ones(len(rows), 7, dtype=torch.long)
@@ -160,7 +172,7 @@ def _usage(model: PreTrainedModel) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress and its remarks on versions and operators that the model does not have."""
+    """Silence the exporter's progress and its remarks on versions and on operators that the model does not have."""
     logger = logging.getLogger("torch")
     level = logger.level
     with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -169,13 +181,3 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-def _refuse_missing_packages() -> None:
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        if not importlib.util.find_spec(name):
-            raise InputError(f"--to onnx needs the package {name}: pip install 'hf-tfm[export]'")
-    if not importlib.util.find_spec("transformers.exporters"):
-        raise InputError(
-            "--to onnx needs transformers 5.23 or newer, which has an exporter: pip install -U transformers"
-        )

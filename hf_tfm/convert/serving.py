@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server for models of this package: transformers' own."""
+"""Serves models of this package with transformers' OpenAI-compatible server."""
 
 import transformers
 
@@ -9,10 +9,10 @@ def serve(model: str, host: str = "localhost", port: int = 8000, device: str = "
     """
     Run `transformers serve` for one model until it is interrupted.
 
-    It takes a model's class by name out of the module `transformers` and so knows no others; here ours are put there.
+    The server looks up model classes by name in the module `transformers`, so this package's classes are added there.
 
     Raises:
-        InputError: what the server needs (`pip install 'hf-tfm[serve]'`) is not installed.
+        InputError: the server's packages (`pip install 'hf-tfm[serve]'`) are not installed.
     """
     import hf_tfm
 

@@ -1,69 +1,69 @@
-"""What the processor has used, by its own counters (RAPL), where the kernel lets them be read."""
+"""Measures the energy of a run with codecarbon, where that is installed (`pip install 'hf-tfm[energy]'`)."""
 
-import re
-import threading
-import time
-from pathlib import Path
+import importlib.metadata
+import importlib.util
+import logging
+from typing import Any
 
 
-# Packages and, apart from them, their memory; cores are in their package's counter, and `psys` has everything again.
-_ZONES = {re.compile(r"intel-rapl:\d+"): "package", re.compile(r"intel-rapl:\d+:\d+"): "dram"}
-# A counter begins anew after some 250 kJ, which at 1 kW are four minutes.
-_SECONDS_BETWEEN = 60.0
+# Watts of a core and of a gibibyte of memory: the defaults of Green Algorithms (Lannelongue et al. 2021).
+CORE_WATTS, MEMORY_WATTS = 12.0, 0.3725
+_JOULES_PER_KILOWATT_HOUR = 3.6e6
+
+
+def estimated_watts(threads: int, memory_gib: float) -> float:
+    """Return the power of a machine of which nothing was measured."""
+    return CORE_WATTS * threads + MEMORY_WATTS * memory_gib
 
 
 class EnergyMeter:
     """
-    Counts what all packages and their memory use from now on, for whatever runs on them. AMD's count under these names
-    too. Linux lets only root read them (CVE-2020-8694), and few virtual machines have them.
+    Measures the energy of the whole machine from now on; without codecarbon it measures nothing.
 
-    Args:
-        powercap: where the kernel shows them.
+    codecarbon reads the counters of CPUs (RAPL, where the kernel permits it) and of GPUs, and estimates the rest. It
+    runs offline, writes no file and sends nothing.
+
+    Attributes:
+        source: codecarbon's version and how it measures the CPU; None without codecarbon.
     """
 
-    def __init__(self, powercap: Path = Path("/sys/class/powercap")):
-        self._lock = threading.Lock()
-        self._counters: list[_Counter] = []
-        try:
-            self._counters = [_Counter(zone) for zone in sorted(powercap.glob("intel-rapl:*")) if _is_counted(zone)]
-        except (OSError, ValueError):
-            return  # a part of the energy would look like all of it
-        if self._counters:
-            threading.Thread(target=self._keep_reading, daemon=True).start()
+    source: str | None = None
+
+    def __init__(self) -> None:
+        self._tracker: Any = None
+        if importlib.util.find_spec("codecarbon") is None:
+            return
+        from codecarbon import OfflineEmissionsTracker
+        from codecarbon.core.cpu import is_rapl_available
+        from codecarbon.output_methods.base_output import BaseOutput
+
+        logging.getLogger("codecarbon").setLevel(logging.ERROR)
+
+        class LastOutput(BaseOutput):
+            data: Any = None
+
+            def out(self, total: Any, delta: Any) -> None:
+                self.data = total
+
+        self._output = LastOutput()
+        self._tracker = OfflineEmissionsTracker(
+            country_iso_code="USA",  # only for emissions, which are not recorded
+            output_handlers=[self._output],
+            save_to_file=False,
+            save_to_api=False,
+            allow_multiple_runs=True,
+            log_level="error",
+        )
+        self._tracker.start()
+        cpu = "CPU measured by RAPL" if is_rapl_available() else "CPU estimated from its load"
+        self.source = f"codecarbon {importlib.metadata.version('codecarbon')}, {cpu}, memory estimated"
 
     def read(self) -> dict[str, float]:
-        """Joules by what was counted, `package-0`, `dram of package-0`; empty if it cannot be read."""
-        with self._lock:
-            try:
-                return {counter.name: counter.read() for counter in self._counters}
-            except (OSError, ValueError):
-                self._counters = []
-                return {}
-
-    def _keep_reading(self) -> None:
-        time.sleep(_SECONDS_BETWEEN)
-        while self.read():
-            time.sleep(_SECONDS_BETWEEN)
-
-
-class _Counter:
-    def __init__(self, zone: Path):
-        self.file = zone / "energy_uj"
-        package = zone.with_name(":".join(zone.name.split(":")[:2]))
-        name = (zone / "name").read_text().strip()
-        self.name = name if zone == package else f"{name} of {(package / 'name').read_text().strip()}"
-        self.range = int((zone / "max_energy_range_uj").read_text())
-        self.last, self.microjoules = int(self.file.read_text()), 0
-
-    def read(self) -> float:
-        now = int(self.file.read_text())
-        self.microjoules += (now - self.last) % (self.range + 1)
-        self.last = now
-        return self.microjoules / 1e6
-
-
-def _is_counted(zone: Path) -> bool:
-    return any(
-        pattern.fullmatch(zone.name) and (zone / "name").read_text().startswith(name)
-        for pattern, name in _ZONES.items()
-    )
+        """Return the joules of CPU, memory and GPUs since the beginning; empty without codecarbon."""
+        if self._tracker is None:
+            return {}
+        self._tracker.flush()
+        if (data := self._output.data) is None:  # codecarbon hides its errors
+            return {}
+        kilowatt_hours = {"cpu": data.cpu_energy, "memory": data.ram_energy, "gpu": data.gpu_energy}
+        return {name: used * _JOULES_PER_KILOWATT_HOUR for name, used in kilowatt_hours.items() if used}

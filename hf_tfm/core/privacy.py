@@ -1,4 +1,4 @@
-"""Finds what must not be published in files: access tokens, and paths of the machine that wrote them."""
+"""Finds data that must not be published in files: access tokens, and paths of the local machine."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-# Folders below which paths name users and projects. /usr and /etc are the same everywhere and tell nothing.
+# Folders whose paths name users and projects. /usr and /etc are the same on every machine.
 _PRIVATE = "home|root|Users|tmp|var|private|mnt|media|opt|srv|data|work|workspace|scratch|content|kaggle|Volumes"
 _PATH = re.compile(
     rf"(?:file://|(?<![\w.\-/~@:}}\\]))(/(?:{_PRIVATE}|gpfs|lustre|nfs)/[\w.\-]+)|\b([A-Za-z]:[\\/]+Users[\\/]+\w+)"
@@ -19,14 +19,14 @@ _TOKENS = {
     "an API key": r"\bsk-[A-Za-z0-9_\-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w\-]{35}|\bxox[abp]-[\w\-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
-SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # ends of names of environment variables with secrets
-# Their strings are pieces of text that a tokenizer learned, and may look like anything.
+SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # endings of names of environment variables with secrets
+# Their strings are learned pieces of text, which may look like a path.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 _PIECE, _OVERLAP = 1 << 24, 1 << 10
 
 
 def public_name(path: str | Path) -> str:
-    """Returns a file's name for reports, with its folder (`banking77/test.jsonl`) unless that is the user's home."""
+    """Return a file's name with its folder, `banking77/test.jsonl`, unless that is a user's home."""
     path = Path(path).absolute()
     folder = path.parent.name
     return path.name if folder in ("", Path.home().name) else f"{folder}/{path.name}"
@@ -34,9 +34,9 @@ def public_name(path: str | Path) -> str:
 
 def private_part(path: Path) -> str | None:
     """
-    Returns a description of the first private thing in a file, or None. It does not repeat a token.
+    Return a description of the first private part of a file, without repeating tokens; None if there is none.
 
-    Only the header of weights is read; JSON is parsed, and all other files are searched as text.
+    Of weights only the header is searched, of JSON the strings, of other files the text.
     """
     if path.suffix == ".safetensors":
         return _in_header(path)
@@ -44,38 +44,40 @@ def private_part(path: Path) -> str | None:
         return next(filter(None, map(token_in, _texts(path))), None)
     if path.suffix in (".json", ".jsonl"):
         try:
-            return next(filter(None, map(found_in, _strings_of(path))), None)
+            return next(filter(None, map(private_text_in, _strings_of(path))), None)
         except (ValueError, UnicodeDecodeError):
             return "is not JSON"
-    return next(filter(None, map(found_in, _texts(path))), None)
+    return next(filter(None, map(private_text_in, _texts(path))), None)
 
 
-def found_in(text: str) -> str | None:
-    """Returns a description of the first private thing in a text, or None."""
+def private_text_in(text: str) -> str | None:
+    """Return a description of the private part of a text; None if there is none."""
     return token_in(text) or path_in(text)
 
 
 def token_in(text: str) -> str | None:
+    """Return a description of the access token or secret in a text; None if there is none."""
     for description, pattern in _TOKENS.items():
         if re.search(pattern, text):
-            return f"holds {description}"
+            return f"contains {description}"
     for name, value in os.environ.items():
         if name.upper().endswith(SECRETS) and len(value) >= 12 and value in text:
-            return f"holds the value of {name}"
+            return f"contains the value of {name}"
     return None
 
 
 def path_in(text: str) -> str | None:
+    """Return a description of the local path in a text; None if there is none."""
     if match := _PATH.search(text):
-        return f"holds a path of this machine, {match[1] or match[2]}"
+        return f"contains a path of this machine, {match[1] or match[2]}"
     for place in (Path.home(), Path.cwd()):
         if len(place.parts) > 2 and re.search(rf"(?<![\w.\-/]){re.escape(str(place))}(?![\w.\-])", text):
-            return f"holds a path of this machine, {place}"
+            return f"contains a path of this machine, {place}"
     return None
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """Yields a file in pieces that overlap, so that nothing is cut in two. Invalid bytes are replaced."""
+    """Yield the text of a file in overlapping pieces, so that no token is split."""
     with open(path, "rb") as file:
         overlap = b""
         while piece := file.read(_PIECE):
@@ -93,7 +95,7 @@ def _in_header(path: Path) -> str | None:
         return "is no safetensors file"
     if path.stat().st_size != 8 + length + end:
         return f"is damaged: {path.stat().st_size:,} bytes where its header says {8 + length + end:,}"
-    return found_in(header.decode("utf-8", errors="replace"))
+    return private_text_in(header.decode("utf-8", errors="replace"))
 
 
 def _strings_of(path: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.card import EVALUATION_FILE, HubData, read_evaluation
+from ..artifacts.measurements import EVALUATION_FILE, HubData, read_evaluation
 from ..artifacts.record import public_command, versions
 from ..core.errors import InputError
 from ..core.files import write_atomically

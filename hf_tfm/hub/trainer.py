@@ -1,7 +1,5 @@
 """
-What `push_to_hub` of a model and of a Trainer does here: the same whole folder as `hf-tfm push`, checked alike.
-
-`hub.py` is imported where something is pushed: it stands on nearly all of the package.
+Implements `push_to_hub` of models and Trainers: both push a complete, checked folder as `hf-tfm push` does.
 """
 
 import contextlib
@@ -13,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import PushInProgress
 
 from ..artifacts.card import render_card, write_card
 from ..artifacts.record import RECORD_FILE, model_facts, save_generation, with_cache
 from ..artifacts.tokenizer_files import save_tokenizer
 from ..core.errors import InputError
+from .push import explain_hub_errors, files_to_push, link_files, push_folder
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer  # in front of which the mixin stands
+    from transformers import Trainer as _Trainer  # the class that the mixin precedes
 else:
     _Trainer = object
 
@@ -41,18 +41,16 @@ def push_model(
     tags: list[str] | None = None,
 ) -> CommitInfo:
     """
-    Push a model as it is in memory as a whole folder: what `model.push_to_hub` does.
+    Push a model in memory as a complete folder, for `model.push_to_hub`.
 
-    The tokenizer is the one given, or that of the folder that the model was loaded from. Record, card and curve of that
-    folder come along as well if the weights are still those in it; else the card says what the configuration says.
+    The tokenizer is by default that of the folder that the model was loaded from. If the weights are still those of the
+    folder, its record, card and curve are pushed too; otherwise the card is written from the configuration.
 
     Raises:
-        InputError: as [`push_folder`]; there is no tokenizer.
+        InputError: as [`push_folder`]; or there is no tokenizer.
     """
-    from .push import files_to_push, hub_errors, push_folder
-
     if "/" not in repo_id:
-        with hub_errors(repo_id, token):
+        with explain_hub_errors(repo_id, token):
             repo_id = f"{HfApi(token=token).whoami()['name']}/{repo_id}"
     source = Path(model.config._name_or_path or ".")
     with tempfile.TemporaryDirectory() as place:
@@ -60,39 +58,40 @@ def push_model(
         with with_cache(model):
             model.save_pretrained(folder, max_shard_size=max_shard_size)
         save_generation(model, folder)
-        same = model.config._name_or_path and _same_weights(source, folder)
+        is_unchanged = model.config._name_or_path and _same_weights(source, folder)
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder)
         elif model.config._name_or_path:
             _copy_tokenizer(source, folder)
-        if same:
+        if is_unchanged:
             for name, path in files_to_push(source).items():
                 if not (folder / name).exists() and not path.suffix == ".safetensors":
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, folder / name)
         if not (folder / "tokenizer_config.json").is_file():
-            raise InputError(f"{repo_id}: no tokenizer is known for this model: pass tokenizer=")
+            raise InputError(f"{repo_id}: the model has no known tokenizer: pass tokenizer=")
         if not (folder / "README.md").is_file():
             (folder / "README.md").write_text(render_card({"model": model_facts(model)}), encoding="utf-8")
         card = ModelCard.load(folder / "README.md")
         card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(tags or []), *(model.model_tags or [])]))
         card.save(folder / "README.md")
-        where: dict[str, Any] = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
-        told: dict[str, Any] = {"message": commit_message, "commit_description": commit_description}
-        return push_folder(folder, repo_id, **where, **told).commit
+        options: dict[str, Any] = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
+        options |= {"message": commit_message, "commit_description": commit_description}
+        return push_folder(folder, repo_id, **options).commit
 
 
 class PushMixin(_Trainer):
     """
-    For any Trainer: `push_to_hub` pushes the whole folder that the run wrote, with its own card and without what a
-    Trainer leaves beside a model: pickled arguments, which hold the token, and the recipe with this machine's paths.
-    Of a checkpoint the model is pushed, whatever `hub_strategy` says of the optimizer's state.
+    Makes `push_to_hub` of any Trainer push the complete folder of the run with its own card.
+
+    Files that a Trainer writes beside a model are not pushed: pickled arguments, which contain the token, and the
+    recipe with local paths. Of a checkpoint only the model is pushed, whatever `hub_strategy` is.
     """
 
-    def init_hf_repo(self, token: str | None = None, **options: Any) -> None:
-        from .push import hub_errors
+    push_in_progress: PushInProgress | None
 
-        with hub_errors(str(self.args.hub_model_id or self.args.output_dir), token or self.args.hub_token):
+    def init_hf_repo(self, token: str | None = None, **options: Any) -> None:
+        with explain_hub_errors(str(self.args.hub_model_id or self.args.output_dir), token or self.args.hub_token):
             super().init_hf_repo(token, **options)
 
     def push_to_hub(
@@ -104,11 +103,9 @@ class PushMixin(_Trainer):
         private: bool | None = None,
         **card: Any,
     ) -> CommitInfo | None:
-        """Push the output folder, written first if the run has not done so. It returns when all is there."""
-        from .push import push_folder
-
+        """Push the output folder, after writing it if the run has not done so, and wait for the upload."""
         if self.hub_model_id is None:
-            # transformers 5.20 has no `private` there
+            # `init_hf_repo` of transformers 5.20 has no `private`.
             self.init_hf_repo(token, **({} if private is None else {"private": private}))
         folder = Path(self.args.output_dir)
         if not (folder / RECORD_FILE).is_file():
@@ -118,34 +115,30 @@ class PushMixin(_Trainer):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        where: dict[str, Any] = {
+        options: dict[str, Any] = {
             "revision": revision or self.args.hub_revision, "token": token or self.args.hub_token
         }  # fmt: skip
-        return push_folder(folder, self.hub_model_id, private=private, message=commit_message, **where).commit
+        return push_folder(folder, self.hub_model_id, private=private, message=commit_message, **options).commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: the checkpoint has neither its card nor its name yet. [`push_checkpoint`] comes after that."""
+        """Do nothing: [`push_checkpoint`] pushes the checkpoint once it is complete and has its name."""
 
     def push_checkpoint(self, checkpoint: Path) -> None:
-        """Push a whole checkpoint as the model so far, in the background, as `hub_strategy` says."""
+        """Push the model of a complete checkpoint in the background, according to `hub_strategy`."""
         args = self.args
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if args.hub_strategy == "end" or (busy and not args.hub_always_push):
             return
-        from transformers.utils import PushInProgress
-
-        from .push import files_to_push, gather, push_folder
-
-        # Its files may be deleted by a later checkpoint before they are sent.
+        # A later checkpoint may delete its files before they are sent.
         place = tempfile.TemporaryDirectory()
         folder = Path(place.name) / Path(args.output_dir).resolve().name
-        gather(files_to_push(checkpoint), folder, copy=True)
+        link_files(files_to_push(checkpoint), folder, copy=True)
         message = f"Training in progress, step {checkpoint.name.rpartition('-')[2]}"
 
         def push() -> None:
-            with place, contextlib.suppress(InputError):  # the run is worth more than this push; the last one is told
-                where = {"revision": args.hub_revision, "token": args.hub_token}
-                push_folder(folder, self.hub_model_id, {"clean_process": False}, message=message, **where)
+            with place, contextlib.suppress(InputError):  # a failed push must not end the run
+                options = {"revision": args.hub_revision, "token": args.hub_token}
+                push_folder(folder, self.hub_model_id, {"clean_process": False}, message=message, **options)
 
         self.push_in_progress = PushInProgress([HfApi().run_as_future(push)])
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..artifacts.card_text import as_text
+from ..artifacts.card_values import number_text
 from ..artifacts.foreign import PackedRows, sentence_loss
 from ..artifacts.record import base_model_name
 from ..core.checkpoints import last_checkpoint
@@ -68,14 +68,14 @@ class PretrainingTrainer(AveragingMixin, RunTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         inputs = self._fit_inputs(inputs)
-        if not self.recipe.z_loss and self.rows.adds_up:
+        if not self.recipe.z_loss and self.rows.loss_is_token_sum:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = self._predicted_labels(inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         is_scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None
         # As Trainer scales the loss: gradients are averaged over processes, and the token count is of all processes.
         processes = self.accelerator.num_processes if is_scaled else 1
-        if not self.rows.adds_up and num_items_in_batch is not None:
+        if not self.rows.loss_is_token_sum and num_items_in_batch is not None:
             # Turn means over this batch into its share of the means over the step, whose parts have equally many rows.
             pair_loss = sentence_loss(inputs, outputs)
             loss = (loss - processes * pair_loss) * (labels != -100).sum() / num_items_in_batch
@@ -212,7 +212,7 @@ def report_start(trainer: PretrainingTrainer, is_new: bool) -> None:
     print_line("weights", "new" if is_new else f"from {recipe.model}")
     if not is_new and trainer.record is not None:
         trainer.record["base_model"] = base_model_name(recipe.model)
-    if not trainer.rows.apart:
+    if not trainer.rows.supports_packing:
         print_line("rows", "texts packed into one row are read as one: this architecture cannot keep them apart")
     for fact in data.facts:
         counts = [f"{fact[unit]:,} {unit}" for unit in ("documents", "tokens", "bytes") if unit in fact]
@@ -274,5 +274,5 @@ def report_end(trainer: PretrainingTrainer, model: PreTrainedModel, results: dic
     record["tokens"] = data.tokens_per_step * args.max_steps if data.tokens is None else data.tokens
     metrics = ("loss", "bits_per_byte", "predicted_tokens", "masked_loss")
     record["results"] = {name: results[f"eval_{name}"] for name in metrics if f"eval_{name}" in results}
-    print_line("result", ", ".join(f"{name} {as_text(value)}" for name, value in record["results"].items()))
+    print_line("result", ", ".join(f"{name} {number_text(value)}" for name, value in record["results"].items()))
     write_finished_model(trainer, model)

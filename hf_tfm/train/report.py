@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from ..artifacts.card import is_adapter, opening
+from ..artifacts.heads import is_adapter, opening_call
 from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name
 from ..artifacts.write import write_model_folder
 from ..core.inference import unwrap_adapter
@@ -186,7 +186,7 @@ def write_finished_model(trainer: Trainer, model: PreTrainedModel) -> None:
     write_model_folder(folder, model, trainer.processing_class, record)
     print_line("model", f"{folder} (README.md is its card, {RECORD_FILE} has every figure)")
     adapter = is_adapter(record.fields)
-    print_line("load it", "on its base model, as the card shows" if adapter else opening(record.fields, folder))
+    print_line("load it", "on its base model, as the card shows" if adapter else opening_call(record.fields, folder))
     if trainer.args.push_to_hub and (commit := trainer.push_to_hub()):
         print_line("pushed", commit.commit_url)
 

@@ -238,7 +238,7 @@ WRONG = {
     "file instead of folder": ("convert {models}/llama/config.json {out}", "is a file; give the folder"),
     "folder without config": ("convert {models}/empty {out}", "no config.json"),
     "config that is not JSON": ("convert {models}/not_json {out}", "not_json"),
-    "unknown family in": ("convert {models}/unknown {out}", "model_type 'yeti' cannot be converted; known are gpt2"),
+    "unknown family in": ("convert {models}/unknown {out}", "'yeti' cannot be converted; supported are gpt2"),
     "fields that contradict": ("convert {models}/contradiction {out}", "not a multiple of"),
     "truncated weights": ("convert {models}/truncated {out}", "truncated: Error while deserializing"),
     "no weights": ("convert {models}/no_weights {out}", "no_weights: "),
@@ -257,7 +257,7 @@ WRONG = {
     "unknown command": ("dance", "No such command 'dance'"),
     "encoder cannot generate": (
         "generate {models}/encoder hello",
-        "holds TfmEncoderForMaskedLM, which AutoModelForCausalLM does not open",
+        "contains TfmEncoderForMaskedLM, which AutoModelForCausalLM does not open",
     ),
     "no folder to generate from": ("generate {models}/nowhere hello", "nowhere: no such folder"),
     "number too small": (
@@ -275,7 +275,7 @@ WRONG = {
         "generate {models}/listed hello",
         "adapter_config.json: holds no object but a list",
     ),
-    "adapter to verify": ("verify {models}/adapter", "is an adapter: `hf-tfm merge`"),
+    "adapter to verify": ("verify {models}/adapter", "is an adapter: verify the model"),
     "folder below a file": (
         "predict {models}/base {models}/one.jsonl --out {models}/llama/config.json/x.jsonl",
         "config.json/x.jsonl: cannot be written",

@@ -1,4 +1,4 @@
-"""Model folders that are damaged or mean harm: each is refused with one clear line, and no code of theirs is run."""
+"""Damaged or malicious model folders are refused in one line, and none of their code runs."""
 
 import json
 import pickle
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import finetune_classification
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,7 @@ TOP = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tokenizer) -> Path:
-    """A folder in which nothing is wrong."""
+    """An intact folder."""
     folder = tmp_path_factory.mktemp("whole") / "model"
     build("TfmDecoderForCausalLM").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -37,7 +38,7 @@ def empty_weights(folder: Path) -> None:
 
 
 def lying_header(folder: Path) -> None:
-    """The header says that it is longer than the file."""
+    """A header that is longer than the file."""
     file = folder / "model.safetensors"
     file.write_bytes((2**40).to_bytes(8, "little") + file.read_bytes()[8:])
 
@@ -114,13 +115,13 @@ def junk_tokenizer(folder: Path) -> None:
 
 
 def code_outside(folder: Path) -> None:
-    """`auto_map` points at a file above the folder."""
+    """`auto_map` names a file outside the folder."""
     (folder.parent / "outside.py").write_text(f"open({str(folder.parent / 'HARMED')!r}, 'w')\nclass Config: pass\n")
     change_config(folder, model_type="stranger", auto_map={"AutoConfig": "../outside.Config"})
 
 
 def untrusted_code(folder: Path) -> None:
-    """The folder's own code, of a model type that nobody knows."""
+    """Code in the folder for an unknown model type."""
     (folder / "own.py").write_text(f"open({str(folder.parent / 'HARMED')!r}, 'w')\nclass Config: pass\n")
     names = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Config"}
     change_config(folder, model_type="stranger", auto_map=names)
@@ -151,14 +152,27 @@ def test_a_broken_folder_is_refused_in_one_line(whole, tmp_path, capsys, break_i
     assert captured.out == ""
 
 
-def test_the_whole_folder_is_not(whole, capsys):
+def test_an_intact_folder_is_accepted(whole, capsys):
     assert cli.main(["generate", str(whole), "the cat", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("break_it", [cut_weights, pickled_harm, code_outside], ids=lambda function: function.__name__)
-def test_training_scripts_refuse_it_too(whole, tmp_path, break_it):
-    """As a model to go on from; in a process of its own, as a user would."""
+@pytest.mark.parametrize("break_it", [cut_weights, code_outside], ids=lambda function: function.__name__)
+def test_training_scripts_refuse_it(whole, tmp_path, break_it, capsys):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    break_it(folder)
+    records = tmp_path / "train.jsonl"
+    records.write_text("".join(json.dumps({"text": f"word {i}", "label": i % 2}) + "\n" for i in range(20)))
+    paths = ["--model", str(folder), "--train_file", str(records), "--output_dir", str(tmp_path / "out")]
+    assert finetune_classification.main([*paths, "--max_steps", "1"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and str(folder) in errors[0]
+    assert not (tmp_path / "HARMED").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("break_it", [pickled_harm], ids=lambda function: function.__name__)
+def test_training_scripts_refuse_it_from_the_shell(whole, tmp_path, break_it):
+    """The base model of a fine-tuning run, in a process of its own."""
     folder = tmp_path / "model"
     shutil.copytree(whole, folder)
     break_it(folder)

@@ -1,4 +1,4 @@
-"""Cards say what their records say, to people and to machines, and nothing else; their code runs."""
+"""Each figure of a card comes from its record, its metadata is valid, and its code runs."""
 
 import copy
 import json
@@ -7,21 +7,17 @@ from pathlib import Path
 
 import pytest
 import tiny
+import transformers
 import yaml
 from hub_server import complaints
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_tfm.apps.cli import main
-from hf_tfm.artifacts import card_text
-from hf_tfm.artifacts.card import (
-    hub_results,
-    read_evaluation,
-    render_card,
-    rewrite_card,
-    write_card,
-    write_results_card,
-)
+from hf_tfm.artifacts.card import render_card, rewrite_card, write_card, write_results_card
+from hf_tfm.artifacts.card_values import energy_text, native_families
+from hf_tfm.artifacts.heads import head_of_class
+from hf_tfm.artifacts.measurements import hub_results, read_evaluation
 from hf_tfm.artifacts.open import auto_class_of
 from hf_tfm.artifacts.record import model_facts
 from hf_tfm.convert.native import export_model
@@ -112,15 +108,13 @@ def record_of(case: str) -> dict:
     return copy.deepcopy({**rest, "model": model_facts(tiny.build(name, **shape))})
 
 
-# Figures
-
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?%?(?!\w)")
-# Of the words around them: the intervals, Green Algorithms' watts, the tokens for each parameter that are usual.
-SAID = {"95", "12", "0.3725", "20"}
+# Numbers of the template: 95 % intervals, the watts of Green Algorithms, the usual tokens for each parameter.
+FIXED = {"95", "12", "0.3725", "20"}
 
 
 def figures_of(card: str) -> set[str]:
-    """The numbers that a card states: those in its code and samples are quoted, not stated."""
+    """Return the numbers of a card outside its metadata, code and samples."""
     stated = re.sub(r"\A---\n.*?\n---\n|```.*?```", "", card, flags=re.DOTALL)
     return {number.rstrip(",") for number in NUMBER.findall(stated)}
 
@@ -137,7 +131,7 @@ def ways_to_write(value) -> set[str]:
 
 
 def written(value) -> set[str]:
-    """All the ways in which a card may write what is in a record."""
+    """Return all forms in which a card may write the values of a record."""
     if isinstance(value, dict):
         return set().union(*map(written, value.values()))
     if isinstance(value, list):
@@ -146,24 +140,24 @@ def written(value) -> set[str]:
 
 
 def derived(record: dict) -> set[str]:
-    """What a card computes from its record."""
-    found = {str(len(record["model"]["config"].get("id2label") or {}))}
+    """Return the numbers that a card computes from its record."""
+    numbers = {str(len(record["model"]["config"].get("id2label") or {}))}
     if "seconds" in record:
         hardware = record["hardware"]
         watt_hours = (12 * hardware["threads"] + 0.3725 * hardware["memory_gib"]) * record["seconds"] / 3600
-        found |= {f"{record['seconds'] / 60:.1f}", f"{watt_hours:.4g}"}
+        numbers |= {f"{record['seconds'] / 60:.1f}", f"{watt_hours:.4g}"}
     if "tokens" in record:
-        found.add(f"{record['tokens'] / record['model']['parameters']:.4g}")
-    return found
+        numbers.add(f"{record['tokens'] / record['model']['parameters']:.4g}")
+    return numbers
 
 
 def without_source(card: str, record: dict, evaluation: dict | None) -> set[str]:
-    return figures_of(card) - written(record) - written(evaluation or {}) - derived(record) - SAID
+    return figures_of(card) - written(record) - written(evaluation or {}) - derived(record) - FIXED
 
 
 @pytest.mark.parametrize("evaluation", [None, EVALUATION], ids=["", "evaluated"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_figure_is_its_records(case, evaluation):
+def test_every_figure_is_in_the_record(case, evaluation):
     record = record_of(case)
     card = render_card(record, True, evaluation)
     assert not without_source(card, record, evaluation)
@@ -184,7 +178,7 @@ def leaves(value, path=()):
 
 
 @pytest.mark.parametrize("case", ["decoder", "classifier", "adapter"])
-def test_a_card_follows_its_record(case):
+def test_every_figure_of_a_record_is_on_the_card(case):
     """Every figure of the run, changed in the record, changes the card."""
     record = record_of(case)
     before, silent = render_card(record, True, None), set()
@@ -222,29 +216,36 @@ def test_metadata_is_valid_and_holds_the_exact_figures(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_has_no_source_is_left_out(case):
-    """A model without a record has a card all the same, about its shape and how to load it."""
+def test_values_without_source_are_left_out(case):
+    """A model without a record gets a card with its architecture and the code that loads it."""
     card = render_card({"model": record_of(case)["model"]})
-    for words in ("nformation", "None", "null", "[]", "{}", "| |", "## Results", "## Training", "## Data", "Wh"):
+    for words in ("nformation", "None", "null", "[]", "{}", "| |", "## Results", "Run:", "## Data", "Wh", "\n\n\n"):
         assert words not in card, words
-    assert "## How to load it" in card and complaints(card) == []
+    assert "```python" in card and complaints(card) == []
 
 
-def test_local_attention_is_said():
+def test_cards_are_short():
+    for case in CASES:
+        assert render_card(record_of(case), True, EVALUATION).count("\n") <= 100, case
+
+
+def test_local_attention_is_named():
     record = record_of("decoder")
-    assert "attention windows" not in render_card(record)
+    assert "a window of" not in render_card(record)
     record["model"]["config"] |= {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
-    assert "| attention windows | 3 tokens, in 1 of 2 blocks |" in render_card(record)
+    assert "a window of 3 tokens in 1 of 2 blocks\n" in render_card(record)
 
 
-def test_what_no_native_family_has_is_said():
+def test_switches_without_native_family_are_named():
     record = record_of("decoder")
-    assert "beside native shapes" not in render_card(record)
+    assert "No native family has" not in render_card(record)
     record["model"]["config"] |= {"attention_gate": True, "value_residual": True}
-    assert "| beside native shapes | a gate on each head, embeddings in the values |" in render_card(record)
+    assert "- No native family has: a gate on each attention head, embeddings added to the values" in render_card(
+        record
+    )
 
 
-def test_every_command_on_the_way_to_the_weights_is_named():
+def test_all_commands_that_made_the_weights_are_named():
     record = record_of("decoder") | {"weights": "bfloat16, rounded after the run"}
     assert "hf-tfm merge" not in render_card(record) and "hf-tfm export MODEL ROUNDED --to bf16" in render_card(record)
     record["adapter"] = {"type": "lora", "rank": 4, "alpha": 8, "parameters": 10, "share": 0.1, "merged": True}
@@ -252,32 +253,29 @@ def test_every_command_on_the_way_to_the_weights_is_named():
     assert merge < export
 
 
-def test_figures_on_different_numbers_of_records_say_so():
+def test_figures_on_different_numbers_of_records_have_their_counts():
     record = record_of("chat")
     record["results"]["stops_by_itself"] = estimate(0.83, 100)
     card = render_card(record)
     assert "n 3,081" in card and "n 100 |" in card and "On 3,081" not in card
 
 
-def test_energy_says_where_it_comes_from_or_is_not_there():
+def test_energy_names_its_source_or_is_left_out():
     record = record_of("decoder")
-    watt_hours, kind, source = card_text.energy(record)
-    assert watt_hours == pytest.approx((3 * 12 + 23.5 * 0.3725) * 1234.5 / 3600)
-    assert kind == "an estimate" and "Green Algorithms" in source
-    counted = {**record, "joules": {"package-0": 54_321.0, "dram of package-0": 4321.0}}
-    watt_hours, kind, source = card_text.energy(counted)
-    assert watt_hours == pytest.approx(58_642 / 3600) and kind == "measured" and "RAPL" in source
-    card = render_card(counted)
-    assert (
-        "| energy (measured) | 16.29 Wh: package-0 54,321 J" in card and "Green" not in card and "estimate" not in card
-    )
-    watt_hours, kind, source = card_text.energy({**counted, "watts": 65.0})
-    assert watt_hours == pytest.approx(65 * 1234.5 / 3600) and "65 W, as stated" in source
-    counted["hardware"]["gpu"] = "Some GPU"  # which no counter of the processor sees
-    assert card_text.energy(counted) is None and "energy" not in render_card(counted)
+    watt_hours = (3 * 12 + 23.5 * 0.3725) * 1234.5 / 3600
+    assert energy_text(record).startswith(f"{watt_hours:.4g} Wh, estimated with the defaults of Green Algorithms")
+    measured = {**record, "joules": {"cpu": 54_321.0, "memory": 4321.0}, "joules_by": "codecarbon 3.3.2"}
+    text = "16.29 Wh of the whole machine: cpu 54,321 J, memory 4,321 J; by codecarbon 3.3.2"
+    card = render_card(measured)
+    assert energy_text(measured) == text and f"- Energy: {text}\n" in card and "Green" not in card
+    stated = energy_text({**measured, "watts": 65.0})
+    assert stated.startswith(f"{65 * 1234.5 / 3600:.4g} Wh") and "65 W as stated" in stated
+    record["hardware"] |= {"gpu": "Some GPU", "gpus": 2}  # its power is unknown
+    assert energy_text(record) is None and "Energy" not in render_card(record)
+    assert energy_text({}) is None
 
 
-def test_results_on_data_sets_of_the_hub_go_into_files_it_reads():
+def test_results_on_datasets_of_the_hub_are_written_for_it():
     files = hub_results(record_of("decoder"), EVALUATION)
     assert set(files) == {"someone--stories.yaml", "someone--pairs.yaml"}
     (story,) = parse_eval_result_entries(yaml.safe_load(files["someone--stories.yaml"]))
@@ -292,7 +290,7 @@ def test_results_on_data_sets_of_the_hub_go_into_files_it_reads():
     assert hub_results(here, None) == {} and ModelCard(render_card(here)).data.datasets == ["someone/stories"]
 
 
-def test_samples_do_not_leave_their_block():
+def test_samples_stay_in_their_block():
     record = {**record_of("decoder"), "samples": ["```\n# A title of its own\n````"]}
     assert "`````text\n```\n# A title of its own\n````\n`````" in render_card(record)
 
@@ -309,29 +307,32 @@ def test_damaged_files_are_named_in_one_line(folder, name, text, capsys):
     assert (folder / "run_record.json").read_text() == (text if name == "run_record.json" else before)
 
 
-# Code
-
-
-@pytest.mark.parametrize("case", ["decoder", "encoder", "base", "classifier", "tagger", "questions", "choices"])
+@pytest.mark.parametrize("case", ["decoder", "chat", "encoder", "base", "classifier", "tagger", "questions", "choices"])
 def test_every_way_to_load_it_runs(case, tmp_path, tokenizer, capsys):
-    """Each block of a card's code, and that the package makes `trust_remote_code` unnecessary as the card says."""
+    """The card's code loads the model; with this package installed it needs no `trust_remote_code`."""
     record = record_of(case)
     model = tiny.build(CASES[case][0], **CASES[case][1])
     model.save_pretrained(tmp_path)
+    if case == "chat":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "run_record.json").write_text(json.dumps(record))
     write_card(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == (1 if case in ("questions", "choices") else 2)
-    for block in blocks:
-        assert "trust_remote_code=True" in block
-        shown = {}
-        code = re.sub(r'path = "\."', f"path = {str(tmp_path)!r}", block).replace(
-            "max_new_tokens=40", "max_new_tokens=4"
-        )
-        exec(code.replace(", trust_remote_code=True", ""), shown)
-        assert type(shown["model"] if "model" in shown else shown["run"].model) is type(model)
-    assert len(blocks) == 1 or capsys.readouterr().out.strip()
+    card = (tmp_path / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert "trust_remote_code=True" in block
+    namespace = {}
+    code = re.sub(r"max_new_tokens=\d+", "max_new_tokens=4", block.replace('path = "."', f"path = {str(tmp_path)!r}"))
+    exec(code.replace(", trust_remote_code=True", ""), namespace)
+    has_pipeline = "run" in namespace
+    assert type(namespace["run"].model if has_pipeline else namespace["model"]) is type(model)
+    assert has_pipeline == (case not in ("questions", "choices"))
+    if has_pipeline:
+        assert capsys.readouterr().out.strip()
+        call = re.search(r"call `(.*?)`\.", card)[1].replace(", trust_remote_code=True", "")
+        auto_class = call.partition(".")[0]
+        assert type(eval(call, {auto_class: getattr(transformers, auto_class), **namespace})) is type(model)
 
 
 FAMILIES = {
@@ -344,9 +345,9 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("case", FAMILIES)
-def test_the_native_family_that_a_card_names_takes_the_model(case):
+def test_native_families_on_a_card_accept_the_model(case):
     record = record_of(case)
-    assert list(card_text.native_families(record)) == FAMILIES[case]
+    assert list(native_families(record)) == FAMILIES[case]
     card = render_card(record)
     for family in FAMILIES[case]:
         assert f"--to {family}" in card
@@ -357,23 +358,20 @@ def test_the_native_family_that_a_card_names_takes_the_model(case):
 
 
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "CTRLLMHeadModel", "XLMWithLMHeadModel", "OPTForCausalLM"])
-def test_causal_models_of_any_name_write_text(name, tmp_path):
-    assert card_text.task_of(name) == ("AutoModelForCausalLM", "text-generation")
+def test_causal_models_of_any_class_name_generate_text(name, tmp_path):
+    assert head_of_class(name)[:2] == ("AutoModelForCausalLM", "text-generation")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": [name]}))
     assert auto_class_of(str(tmp_path)) == "AutoModelForCausalLM"
-    assert card_text.task_of("GPT2DoubleHeadsModel")[0] == card_text.task_of("GPT2Model")[0] == "AutoModel"
+    assert head_of_class("GPT2DoubleHeadsModel").auto_class == head_of_class("GPT2Model").auto_class == "AutoModel"
 
 
-def test_a_card_knows_a_shape_by_the_names_that_its_family_has_for_it():
+def test_cards_read_fields_under_the_names_of_other_families():
     config = GPT2Config(n_layer=3, n_embd=24, n_head=4, n_positions=48, vocab_size=70)
     card = render_card({**PRETRAINED, "model": model_facts(GPT2LMHeadModel(config))})
-    rows = ("blocks | 3", "width | 24", "heads (query / key-value) | 4 / 4", "vocabulary | 70", "longest sequence | 48")
-    assert all(f"| {row} |" in card for row in rows), card
+    assert "- Size: 3 blocks, 24 hidden units, 70 tokens in the vocabulary, 48 tokens of context\n" in card
+    assert "- Attention: 4 query heads, 4 key-value heads\n" in card
     assert "it continues text." in card and "AutoModelForCausalLM.from_pretrained(path)" in card
-    assert 'pipeline("text-generation"' in card and "not what is true" in card
-
-
-# Folders
+    assert 'pipeline("text-generation"' in card and "may be false" in card
 
 
 @pytest.fixture
@@ -383,11 +381,11 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def test_the_command_writes_what_the_run_did_not_know(folder, capsys):
+def test_the_card_command_adds_facts(folder, capsys):
     argv = ["card", str(folder), "--name", "Tales", "--language", "en", "--data-license", "mit", "--watts", "65"]
     assert main([*argv, "--base-model", "me/base"]) == 0
     card = (folder / "README.md").read_text()
-    assert "# Tales" in card and "| mit |" in card and "at 65 W" in card and "0.711 [" in card
+    assert "# Tales" in card and "| mit |" in card and "from 65 W" in card and "0.711 [" in card
     data = ModelCard(card).data
     assert data.language == ["en"] and data.base_model == "me/base" and complaints(card) == []
     assert (folder / ".eval_results" / "someone--pairs.yaml").is_file()
@@ -399,7 +397,7 @@ def test_the_command_writes_what_the_run_did_not_know(folder, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_card_written_anew_leaves_what_a_link_leads_to(folder, tmp_path_factory):
+def test_rewriting_a_card_keeps_the_target_of_a_link(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "README.md"
     other.write_text("not mine")
     (folder / "README.md").symlink_to(other)
@@ -407,7 +405,7 @@ def test_a_card_written_anew_leaves_what_a_link_leads_to(folder, tmp_path_factor
     assert other.read_text() == "not mine" and "TfmDecoderForCausalLM" in (folder / "README.md").read_text()
 
 
-def test_results_become_a_data_set(folder):
+def test_results_become_a_dataset(folder):
     (folder / "run_record.json").unlink()
     write_results_card(folder)
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
@@ -424,11 +422,12 @@ CARDS = sorted((Path(__file__).parents[2] / "model_cards").glob("*/README.md"))
 
 
 @pytest.mark.parametrize("card", CARDS, ids=[card.parent.name for card in CARDS])
-def test_released_cards_are_what_their_records_say(card):
+def test_released_cards_agree_with_their_records(card):
     record = json.loads((card.parent / "run_record.json").read_text())
     evaluation = read_evaluation(card.parent)
     assert card.read_text() == render_card(record, (card.parent / "loss_curve.png").exists(), evaluation)
     assert not without_source(card.read_text(), record, evaluation) and complaints(card.read_text()) == []
+    assert card.read_text().count("\n") <= 100
 
 
 @pytest.mark.parametrize(
@@ -436,9 +435,9 @@ def test_released_cards_are_what_their_records_say(card):
     [("decoder", None, "vLLM, llama.cpp"), ("decoder", 4, "vLLM"), ("encoder", None, "TEI, vLLM")],
 )
 def test_a_card_names_tools_that_run_the_model(case, window, tools):
-    """llama.cpp would read windows as full attention and write something else."""
+    """llama.cpp would read windows as full attention and generate other text."""
     record = record_of(case)
     if window is not None:
         config, layers = record["model"]["config"], record["model"]["config"]["num_hidden_layers"]
         config |= {"sliding_window": window, "layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"]}
-    assert f"run no code of others ({tools}, …)" in render_card(record)
+    assert f"do not run remote code ({tools}, …)" in render_card(record)

@@ -13,12 +13,12 @@ from tiny import build, build_tokenizer
 import hf_tfm
 from hf_tfm import TfmEncoderDecoderModel
 from hf_tfm.apps import cli
-from hf_tfm.artifacts import refresh, verify
+from hf_tfm.artifacts import checks, refresh
 from hf_tfm.core.checkpoints import MARKER, atomic_checkpoint, is_complete
 from hf_tfm.core.errors import InputError
 
 
-PACKAGE = Path(hf_tfm.__file__).parent
+MODELS = Path(hf_tfm.__file__).parent / "models"
 OLD_FILE = "modeling_tfm_generation.py"  # which folders of version 0.1 carry
 
 
@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def make_old(folder: Path) -> None:
-    """As an earlier version left it: other code, a file that is gone, half an auto_map; and a card and a record."""
+    """Change a folder to one of an earlier version: other code, an obsolete file, half an auto_map, card and record."""
     for file in folder.glob("modeling_tfm*.py"):
         file.write_text("raise ImportError('written for another transformers')\n")
     (folder / OLD_FILE).write_text("")
@@ -47,7 +47,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_code_is_new_and_the_rest_as_it_was(folder, capsys):
+def test_refresh_replaces_code_only(folder, capsys):
     before = contents(folder)
     assert cli.main(["refresh", str(folder), "--dry-run"]) == 0
     assert contents(folder) == before and f"would be removed    {OLD_FILE}" in capsys.readouterr().out
@@ -56,10 +56,10 @@ def test_code_is_new_and_the_rest_as_it_was(folder, capsys):
     shown, after = capsys.readouterr().out, contents(folder)
     assert "clean process      ok" in shown and f"removed    {OLD_FILE}" in shown
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    code = {OLD_FILE, "modeling_tfm.py", "modeling_tfm_decoder.py"}
+    code = {name for name in before if name.startswith("modeling_tfm")}
     assert changed == {*code, "config.json", "tokenizer_config.json", "run_record.json"}
-    for name in ("configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py"):
-        assert after[name] == (PACKAGE / name).read_bytes()
+    for name in {"configuration_tfm.py", *code} - {OLD_FILE}:
+        assert after[name] == (MODELS / name).read_bytes()
     assert "AutoModelForCausalLM" in json.loads(after["config.json"])["auto_map"]
 
     assert cli.main(["refresh", str(folder)]) == 0
@@ -68,11 +68,11 @@ def test_code_is_new_and_the_rest_as_it_was(folder, capsys):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Without the check that takes longest, which the test above has."""
-    monkeypatch.delitem(verify.CHECKS, "clean process")
+    """Skip the slowest check, which the test above runs."""
+    monkeypatch.delitem(checks.CHECKS, "clean process")
 
 
-def test_the_record_says_what_it_was_verified_with(folder, in_process):
+def test_the_record_gets_the_verified_versions(folder, in_process):
     refresh.refresh(folder)
     record = json.loads((folder / "run_record.json").read_text())
     assert record["job"] == "a job" and len(record["reference"]["outputs"]["tokens"]) == 24
@@ -93,7 +93,7 @@ def test_encoders(name, tmp_path, in_process):
     assert all(reference["outputs"].values())
 
 
-def test_an_encoder_with_a_decoder(tmp_path, in_process):
+def test_encoder_decoder_models_are_refreshed(tmp_path, in_process):
     decoder = build("TfmDecoderForCausalLM", add_cross_attention=True)
     model = TfmEncoderDecoderModel(encoder=build("TfmEncoderModel"), decoder=decoder)
     model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
@@ -103,7 +103,7 @@ def test_an_encoder_with_a_decoder(tmp_path, in_process):
     assert "modeling_tfm.py" in refresh.refresh(tmp_path / "model").replaced
 
 
-def test_a_model_that_fails_stays_as_it_is(folder, in_process):
+def test_a_model_that_fails_a_check_stays_unchanged(folder, in_process):
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -113,7 +113,7 @@ def test_a_model_that_fails_stays_as_it_is(folder, in_process):
     assert contents(folder) == before and [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_checkpoint_is_still_whole(folder, tmp_path, in_process):
+def test_a_checkpoint_stays_complete(folder, tmp_path, in_process):
     with atomic_checkpoint(tmp_path / "checkpoint-3") as staging:
         shutil.copytree(folder, staging, dirs_exist_ok=True)
         torch.save({"step": 3}, staging / "optimizer.pt")
@@ -122,7 +122,7 @@ def test_a_checkpoint_is_still_whole(folder, tmp_path, in_process):
     assert OLD_FILE not in json.loads((tmp_path / "checkpoint-3" / MARKER).read_text())
 
 
-def test_an_adapter_gets_a_tokenizer_that_all_versions_open(folder, tmp_path, capsys):
+def test_adapters_get_tokenizer_files_for_all_versions(folder, tmp_path, capsys):
     adapted = get_peft_model(build("TfmDecoderForCausalLM"), LoraConfig())
     adapted.save_pretrained(tmp_path / "adapter")
     build_tokenizer().save_pretrained(tmp_path / "adapter")

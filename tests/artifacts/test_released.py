@@ -1,4 +1,4 @@
-"""The models in `model_cards/`: whole, small, equal to their native exports, and good for what their cards say."""
+"""The models in `model_cards/` are complete and small, equal their native exports and confirm their cards."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from hf_tfm import cpu
+from hf_tfm.artifacts.checks import reference_outputs
 from hf_tfm.artifacts.open import auto_class_of, open_model
 from hf_tfm.artifacts.refresh import code_files
-from hf_tfm.artifacts.verify import reference_outputs
 from hf_tfm.convert.native import export_folder
 from hf_tfm.core.clean_process import stranger_environment
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 MODELS = sorted(path.parent for path in CARDS.glob("*/model.safetensors"))
-STRANGER = str(Path(__file__).parents[1] / "helpers" / "reference_reader.py")
+READER = str(Path(__file__).parents[1] / "helpers" / "reference_reader.py")
 ADAPTERS = sorted(path.parent for path in CARDS.glob("*/adapter_config.json"))
 
 
@@ -31,12 +31,12 @@ def names(folders: list[Path]) -> list[str]:
     return [folder.name for folder in folders]
 
 
-def test_together_they_are_small():
+def test_all_together_are_small():
     assert sum(file.stat().st_size for file in CARDS.rglob("*") if file.is_file()) < 60e6
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=names(MODELS))
-def test_each_is_whole(folder):
+def test_each_is_complete(folder):
     for file in ("config.json", "README.md", "run_record.json", "tokenizer.json", "loss_curve.png", "modeling_tfm.py"):
         assert (folder / file).is_file(), file
     with safe_open(folder / "model.safetensors", "pt") as weights:
@@ -46,25 +46,33 @@ def test_each_is_whole(folder):
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=names(MODELS))
-def test_each_carries_todays_code(folder):
+def test_each_carries_the_current_code(folder):
     config_class = type(AutoConfig.from_pretrained(folder))
     carried = {file.name: file.read_bytes() for file in folder.glob("*.py")}
     assert carried == {name: source.read_bytes() for name, source in code_files(config_class).items()}
 
 
+@pytest.fixture(scope="module")
+def outputs_without_package() -> dict[str, dict]:
+    """Outputs of each model for its reference text in a process without this package."""
+    arguments = [argument for folder in MODELS for argument in (str(folder), auto_class_of(str(folder)))]
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**stranger_environment(home), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        command = [sys.executable, READER, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=home, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {folder.name: outputs for folder, outputs in zip(MODELS, lines, strict=True)}
+
+
 @pytest.mark.parametrize("folder", MODELS, ids=names(MODELS))
-def test_each_gives_what_its_record_says(folder):
-    """By each way of decoding, here and where this package is not installed, with whatever versions are installed."""
+def test_each_reproduces_its_reference_outputs(folder, outputs_without_package):
+    """With each decoding method, and also without this package, whatever versions are installed."""
     reference = json.loads((folder / "run_record.json").read_text())["reference"]
     model, tokenizer = open_model(str(folder))
     assert tokenizer(reference["text"])["input_ids"] == reference["input_ids"]
     assert reference_outputs(model, reference["input_ids"]) == reference["outputs"]
-    stranger = [sys.executable, STRANGER, str(folder), auto_class_of(str(folder))]
-    with tempfile.TemporaryDirectory() as home:
-        environment = {**stranger_environment(home), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-        done = subprocess.run(stranger, capture_output=True, text=True, cwd=home, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == reference["outputs"]
+    assert outputs_without_package[folder.name] == reference["outputs"]
 
     if "tokens" in reference["outputs"]:
         ids, expected = torch.tensor([reference["input_ids"]]), reference["outputs"]["tokens"]
@@ -81,10 +89,10 @@ def test_each_gives_what_its_record_says(folder):
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=names(MODELS))
-def test_each_goes_out_in_its_native_shape(folder, tmp_path):
+def test_each_equals_its_native_export(folder, tmp_path):
     decoder = json.loads((folder / "config.json").read_text())["model_type"] == "tfm_decoder"
     report = export_folder(folder, tmp_path / "native", "qwen3" if decoder else "modernbert").report
-    # bfloat16 sums round differently in other code, so they are compared in float32 below.
+    # The report compares in bfloat16, whose sums round differently in other code; here is float32.
     assert report.num_parameters > 4.8e6
     auto_class = auto_class_of(str(folder))
     ours, tokenizer = open_model(str(folder))
@@ -92,21 +100,21 @@ def test_each_goes_out_in_its_native_shape(folder, tmp_path):
     assert type(native).__module__.startswith("transformers.models.")
     inputs = tokenizer("Once upon a time there lived a king, and he had three sons.", return_tensors="pt")
     with torch.no_grad():
-        one, other = ours(**inputs), native(**inputs)
+        expected, actual = ours(**inputs), native(**inputs)
     for name in ("logits", "start_logits", "end_logits"):
-        if name in one:
-            torch.testing.assert_close(other[name], one[name], atol=1e-4, rtol=1e-4)
+        if name in expected:
+            torch.testing.assert_close(actual[name], expected[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=names(ADAPTERS))
-def test_an_adapter_on_its_base_is_the_merged_model(adapter):
+def test_an_adapter_on_its_base_equals_the_merged_model(adapter):
     base, merged = CARDS / "tfm-decoder-6m", CARDS / adapter.name.removesuffix("-lora")
     (adapted, tokenizer), (whole, _) = open_model(str(adapter), base=str(base)), open_model(str(merged))
     inputs = tokenizer("What is the plural of 'child'?", return_tensors="pt")
     with torch.no_grad():
-        one, other = adapted(**inputs).logits, whole(**inputs).logits
-    # The base lost digits to bfloat16 before the adapter was put on it, the merged model after.
-    assert (one - other).norm() < 0.03 * one.norm()
+        expected, actual = adapted(**inputs).logits, whole(**inputs).logits
+    # The base was rounded to bfloat16 before the adapter was added, the merged model afterwards.
+    assert (expected - actual).norm() < 0.03 * expected.norm()
 
 
 def test_the_encoder_fills_a_gap():
@@ -114,18 +122,20 @@ def test_the_encoder_fills_a_gap():
     assert pipe("Once upon a [MASK] there lived a king.")[0]["token_str"].strip() == "time"
 
 
-def test_the_classifier_is_as_right_as_its_card_says():
+def test_the_classifier_has_the_accuracy_on_its_card():
     folder = CARDS / "tfm-encoder-6m-banking77"
     lines = (CARDS.parent / "training/data/banking77/test.jsonl").read_text(encoding="utf-8").splitlines()[::10]
     records = [json.loads(line) for line in lines]
     pipe = transformers.pipeline("text-classification", model=str(folder), batch_size=16)
-    guesses = pipe([record["text"] for record in records], truncation=True, max_length=64)
-    right = sum(guess["label"] == record["label_text"] for guess, record in zip(guesses, records, strict=True))
-    said = json.loads((folder / "run_record.json").read_text())["results"]["accuracy"]["value"]
-    assert abs(right / len(records) - said) < 0.05, "three standard errors of a tenth of the records"
+    predictions = pipe([record["text"] for record in records], truncation=True, max_length=64)
+    correct = sum(
+        prediction["label"] == record["label_text"] for prediction, record in zip(predictions, records, strict=True)
+    )
+    recorded = json.loads((folder / "run_record.json").read_text())["results"]["accuracy"]["value"]
+    assert abs(correct / len(records) - recorded) < 0.05, "three standard errors of a tenth of the records"
 
 
-def test_the_reader_finds_an_answer():
+def test_the_question_answering_model_finds_an_answer():
     model, tokenizer = open_model(str(CARDS / "tfm-encoder-6m-fairytaleqa"))
     context = "The old woman lived in a hut in the forest. Her son was called Hans, and he was a tailor."
     inputs = tokenizer("What was the name of the son?", context, return_tensors="pt")
@@ -135,9 +145,9 @@ def test_the_reader_finds_an_answer():
     assert "Hans" in tokenizer.decode(inputs["input_ids"][0, start : end + 1])
 
 
-def test_the_model_that_answers_stops():
+def test_the_instruction_model_ends_its_answer():
     model, tokenizer = open_model(str(CARDS / "tfm-decoder-6m-instruct"))
     chat = [{"role": "user", "content": "What is the plural of 'child'?"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    written = model.generate(**inputs, max_new_tokens=100, do_sample=False)
-    assert written[0, -1] == model.generation_config.eos_token_id
+    output = model.generate(**inputs, max_new_tokens=100, do_sample=False)
+    assert output[0, -1] == model.generation_config.eos_token_id

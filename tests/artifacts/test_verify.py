@@ -1,7 +1,6 @@
-"""`hf-tfm verify` passes sound models of every head and catches each fault that is planted."""
+"""`hf-tfm verify` passes sound models with every head and catches planted faults."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from transformers import (
 
 from hf_tfm import TfmEncoderDecoderModel
 from hf_tfm.apps import cli
-from hf_tfm.artifacts import verify
-from hf_tfm.artifacts.verify import CHECKS, Subject
+from hf_tfm.artifacts import checks, verify
+from hf_tfm.artifacts.checks import CHECKS
+from hf_tfm.artifacts.subject import Broken, Subject, largest_difference
 from hf_tfm.models import modeling_tfm_decoder
 
 
@@ -74,12 +74,12 @@ def other(name: str) -> Subject:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_architectures_are_checked_as_the_scripts_train_them(name):
-    """With the masks, positions and shares of the loss that they need."""
+    """With the masks, positions and weights of the loss that the scripts use."""
     expected = dict(zip(("packing", "accumulation"), OTHERS[name][2], strict=True))
     assert outcomes(other(name), *expected) == expected
 
 
-def test_a_loss_that_is_no_mean_over_the_labels_is_caught_elsewhere_too(monkeypatch):
+def test_a_wrong_loss_of_another_package_is_caught(monkeypatch):
     subject = other("electra")
     forward = type(subject.model).forward
 
@@ -95,7 +95,7 @@ def test_a_loss_that_is_no_mean_over_the_labels_is_caught_elsewhere_too(monkeypa
     assert outcomes(subject, "accumulation") == {"accumulation": "failed"}
 
 
-def test_heads_whose_loss_the_scripts_replace_are_not_failed():
+def test_heads_whose_loss_the_scripts_replace_are_skipped():
     subject = other("bert")
     subject.model = AutoModelForSequenceClassification.from_config(subject.model.config).eval()
     subject.auto_class = "AutoModelForSequenceClassification"
@@ -103,7 +103,7 @@ def test_heads_whose_loss_the_scripts_replace_are_not_failed():
     assert verdict.outcome == "skipped" and "mean over the batch" in verdict.found
 
 
-def test_a_model_that_translates_is_given_both_its_texts():
+def test_encoder_decoder_models_pass():
     subject = subject_of()
     decoder = build("TfmDecoderForCausalLM", add_cross_attention=True)
     subject.model = TfmEncoderDecoderModel(encoder=build("TfmEncoderModel"), decoder=decoder).eval()
@@ -117,15 +117,15 @@ def test_a_model_that_translates_is_given_both_its_texts():
     assert outcomes(subject, "tied weights") == {"tied weights": "failed"}
 
 
-def test_nothing_to_compare_is_a_fault():
+def test_missing_outputs_are_a_fault():
     logits = {"logits": torch.ones(1, 2)}
-    assert verify.compare(logits, logits, "here") == 0
+    assert largest_difference(logits, logits, "here") == 0
     for found, expected in (({}, {}), ({}, logits), ({"loss": torch.ones(1)}, logits)):
-        with pytest.raises(verify.Broken, match="there is no (output|logits) to compare here"):
-            verify.compare(found, expected, "here")
+        with pytest.raises(Broken, match="there is no (output|logits) to compare here"):
+            largest_difference(found, expected, "here")
 
 
-def test_a_fault_without_a_word_is_told_too(monkeypatch):
+def test_an_error_without_message_is_reported(monkeypatch):
     def silent(subject):
         raise NotImplementedError
 
@@ -307,10 +307,10 @@ FAULTS = {
 def test_planted_faults_are_caught(plant, monkeypatch):
     subject = subject_of()
     plant(subject, monkeypatch)
-    checks = FAULTS[plant] if isinstance(FAULTS[plant], list) else [FAULTS[plant]]
-    found = verify.verify("planted", checks, subject=subject)
-    assert [v.outcome for v in found] == ["failed"] * len(checks), found
-    assert all(len(verdict.found.splitlines()) == 1 for verdict in found)
+    failing = FAULTS[plant] if isinstance(FAULTS[plant], list) else [FAULTS[plant]]
+    verdicts = verify.verify("planted", failing, subject=subject)
+    assert [v.outcome for v in verdicts] == ["failed"] * len(failing), verdicts
+    assert all(len(verdict.found.splitlines()) == 1 for verdict in verdicts)
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +321,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_command(folder, tmp_path, capsys):
+def test_verify_command(folder, tmp_path, capsys):
     report = tmp_path / "checks.json"
     assert cli.main(["verify", str(folder), "--json", str(report)]) == 0
     shown = capsys.readouterr().out
@@ -334,9 +334,13 @@ def test_command(folder, tmp_path, capsys):
     assert cli.main(["verify", str(tmp_path / "nothing")]) == 2
 
 
-def test_a_folder_without_its_code_fails(folder, tmp_path, capsys):
-    broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
-    (broken / "modeling_tfm_decoder.py").unlink()
-    assert cli.main(["verify", str(broken), "--only", "clean process"]) == 1
-    assert "FAILED" in capsys.readouterr().out
+def test_a_folder_that_loads_only_with_this_package_fails(folder, capsys, monkeypatch):
+    """The push of such a folder, with a real process, is tested in tests/hub/test_push.py."""
+
+    def fail(*arguments):
+        raise checks.DoesNotLoad("no file modeling_tfm_decoder.py")
+
+    monkeypatch.setattr(checks, "outputs_for_a_stranger", fail)
+    assert cli.main(["verify", str(folder), "--only", "clean process"]) == 1
+    output = capsys.readouterr().out
+    assert "FAILED" in output and "does not load without this package: no file modeling_tfm_decoder.py" in output

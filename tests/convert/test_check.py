@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from hf_tfm.artifacts.compare import outputs_of
 from hf_tfm.artifacts.record import model_facts
 from hf_tfm.convert import native as convert
-from hf_tfm.convert.check import REPORT_FILE, TorchSide, as_rows, batch_of, compare, rows_for
+from hf_tfm.convert.check import REPORT_FILE, TorchRunner, check_export, comparison_rows, pad_rows, split_by_row
 from hf_tfm.convert.export import FORMATS, export
 from hf_tfm.convert.native import export_folder
 from hf_tfm.core.errors import InputError
@@ -39,10 +39,10 @@ def decoder(tmp_path, tokenizer):
         ("TfmEncoderForMultipleChoice", "bert"),
     ],
 )
-def test_a_padded_batch_taken_apart_is_its_rows(name, shape):
+def test_split_outputs_of_a_padded_batch_equal_single_rows(name, shape):
     model = build(name, shape)
-    together = as_rows(outputs_of(model, **batch_of(ROWS, name, model.config)), ROWS, left="Decoder" in name)
-    alone = TorchSide(model).outputs(ROWS)
+    together = split_by_row(outputs_of(model, **pad_rows(ROWS, name, model.config)), ROWS, left="Decoder" in name)
+    alone = TorchRunner(model).outputs(ROWS)
     for row, a, b in zip(ROWS, alone, together, strict=True):
         assert a.keys() == b.keys() and a
         for key in a:
@@ -51,7 +51,7 @@ def test_a_padded_batch_taken_apart_is_its_rows(name, shape):
                 assert len(a[key]) == len(row)
 
 
-def test_greedy_tokens_know_no_end_and_no_penalty():
+def test_greedy_runs_without_end_and_penalty():
     model = build(DECODER)
     expected, cache, new = [], None, torch.tensor([ROWS[0]])
     with torch.no_grad():
@@ -61,38 +61,38 @@ def test_greedy_tokens_know_no_end_and_no_penalty():
             expected.append(new.item())
     settings = model.generation_config
     settings.eos_token_id, settings.repetition_penalty = expected[2], 5.0
-    assert TorchSide(model).greedy(ROWS[0], 8) == expected
+    assert TorchRunner(model).greedy(ROWS[0], 8) == expected
     assert model.generation_config is settings
 
 
 @pytest.mark.parametrize("relative", [None, 0.1])
 def test_a_changed_weight_is_refused(relative):
     model, other = build(DECODER), build(DECODER)
-    check = compare(model, TorchSide(other, "twin"), ROWS, relative)
+    check = check_export(model, TorchRunner(other, "twin"), ROWS, relative)
     assert (check.max_difference, check.same_choice, check.greedy_same) == (0, 1, check.greedy_tokens)
     weight = other.model.layers[1].mlp.up_proj.weight.data
     weight.copy_(weight.flip(0))
     with pytest.raises(
         InputError, match="twin gives other outputs than TfmDecoderForCausalLM, by .* nothing was written"
     ):
-        compare(model, TorchSide(other, "twin"), ROWS, relative)
+        check_export(model, TorchRunner(other, "twin"), ROWS, relative)
     weight.fill_(float("nan"))
     with pytest.raises(InputError, match="nan at most"):
-        compare(model, TorchSide(other, "twin"), ROWS, relative)
+        check_export(model, TorchRunner(other, "twin"), ROWS, relative)
 
 
-def test_rows_are_texts_where_there_is_a_tokenizer(tmp_path, tokenizer):
+def test_comparison_rows_are_texts_if_there_is_a_tokenizer(tmp_path, tokenizer):
     config = build(DECODER).config
-    drawn = rows_for(config, tmp_path)
-    assert [len(row) for row in drawn] == [32, 20, 5] and drawn == rows_for(config, tmp_path)
+    drawn = comparison_rows(config, tmp_path)
+    assert [len(row) for row in drawn] == [32, 20, 5] and drawn == comparison_rows(config, tmp_path)
     assert all(0 <= token < VOCAB_SIZE and token != config.pad_token_id for row in drawn for token in row)
     tokenizer.save_pretrained(tmp_path)
-    assert tokenizer.decode(rows_for(config, tmp_path)[1]).startswith("[CLS]Water")
+    assert tokenizer.decode(comparison_rows(config, tmp_path)[1]).startswith("[CLS]Water")
     config.vocab_size = 100  # a tokenizer that is not the model's
-    assert max(token for row in rows_for(config, tmp_path) for token in row) < 100
+    assert max(token for row in comparison_rows(config, tmp_path) for token in row) < 100
 
 
-def test_a_native_export_says_how_it_compares(decoder, tmp_path):
+def test_a_native_export_has_a_report(decoder, tmp_path):
     conversion = export_folder(decoder, tmp_path / "native", "qwen3")
     report = json.loads((tmp_path / "native" / REPORT_FILE).read_text())
     assert (report["format"], report["weights"], report["source_class"]) == ("qwen3", "float32", DECODER)
@@ -110,18 +110,18 @@ def test_a_native_export_says_how_it_compares(decoder, tmp_path):
     assert not (tmp_path / "again" / REPORT_FILE).exists()
 
 
-def test_an_export_that_gives_less_is_refused():
+def test_missing_outputs_of_an_export_are_refused():
     model = build("TfmEncoderForPreTraining", "bert")
 
-    class Less(TorchSide):
+    class Less(TorchRunner):
         def outputs(self, rows):
             return [{"prediction_logits": row["prediction_logits"]} for row in super().outputs(rows)]
 
     with pytest.raises(InputError, match="gives no seq_relationship_logits"):
-        compare(model, Less(model), ROWS)
+        check_export(model, Less(model), ROWS)
 
 
-def test_an_export_that_differs_leaves_nothing(decoder, tmp_path, monkeypatch):
+def test_a_different_export_leaves_no_files(decoder, tmp_path, monkeypatch):
     def spoiled(*args):
         native = to_native(*args)
         norm = native.model.layers[0].input_layernorm
@@ -136,7 +136,7 @@ def test_an_export_that_differs_leaves_nothing(decoder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [DECODER, "TfmEncoderForMaskedLM", "TfmEncoderForSequenceClassification"])
-def test_int8_folders_load_as_what_they_were(name, tmp_path, tokenizer):
+def test_int8_folders_load_as_their_class(name, tmp_path, tokenizer):
     pytest.importorskip("torchao")
     build(name, bos_token_id=BOS, eos_token_id=EOS).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -152,12 +152,12 @@ def test_int8_folders_load_as_what_they_were(name, tmp_path, tokenizer):
     assert not {"run_record.json", "evaluation.json"} & {path.name for path in (tmp_path / "int8").iterdir()}
     card = (tmp_path / "int8/README.md").read_text()
     assert "0.99" not in card and str(report) in card
-    with pytest.raises(InputError, match="quantization_config: its weights are rounded already"):
+    with pytest.raises(InputError, match="quantization_config: its weights are quantized already"):
         export(tmp_path / "int8", tmp_path / "out", "gguf")
 
 
 @pytest.mark.parametrize("name", [DECODER, "TfmEncoderForMaskedLM", "TfmEncoderForSequenceClassification"])
-def test_rounded_folders_say_so(name, tmp_path, tokenizer):
+def test_rounded_folders_name_the_rounding(name, tmp_path, tokenizer):
     model = build(name, bos_token_id=BOS, eos_token_id=EOS)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -177,7 +177,7 @@ def test_rounded_folders_say_so(name, tmp_path, tokenizer):
         export(tmp_path / "half", tmp_path / "again", "bf16")
 
 
-def test_greedy_text_of_int8_is_what_its_logits_say(tmp_path):
+def test_greedy_text_of_int8_follows_its_logits(tmp_path):
     pytest.importorskip("torchao")
     build(DECODER).save_pretrained(tmp_path / "model")
     export(tmp_path / "model", tmp_path / "int8", "int8")
@@ -186,18 +186,18 @@ def test_greedy_text_of_int8_is_what_its_logits_say(tmp_path):
     with torch.no_grad():
         for _ in range(8):
             tokens.append(model(torch.tensor([tokens])).logits[0, -1].argmax().item())
-    assert TorchSide(model).greedy(ROWS[0], 8) == tokens[len(ROWS[0]) :]
+    assert TorchRunner(model).greedy(ROWS[0], 8) == tokens[len(ROWS[0]) :]
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         (dict(to="yeti"), f"choose one of {', '.join(FORMATS)}"),
-        (dict(to="qwen3", dtype="f16"), "for gguf only, not for qwen3"),
-        (dict(to="onnx", untie=True), "untie does nothing for onnx"),
+        (dict(to="qwen3", dtype="f16"), "dtype is for gguf only; qwen3 keeps"),
+        (dict(to="onnx", untie=True), "untie is for native families and gguf, not for onnx"),
     ],
 )
-def test_what_cannot_be_asked_for(decoder, tmp_path, options, message):
+def test_impossible_exports_are_refused(decoder, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         export(decoder, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

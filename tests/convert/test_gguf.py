@@ -59,7 +59,7 @@ def fields_of(folder):
 
 
 @pytest.mark.parametrize("case", SHAPES)
-def test_a_file_holds_the_weights(case, words, tmp_path):
+def test_gguf_files_contain_the_weights(case, words, tmp_path):
     switches, expected = SHAPES[case]
     source = save(tmp_path / "source", words, **switches)
     check = export(source, tmp_path / "out", "gguf").checks[0]
@@ -75,7 +75,7 @@ def test_a_file_holds_the_weights(case, words, tmp_path):
 
 
 @pytest.mark.parametrize("dtype, share", [("f16", 0.6), ("bf16", 0.6), ("q8_0", 0.4)])
-def test_smaller_weights_are_near(dtype, share, words, tmp_path):
+def test_smaller_weights_are_close(dtype, share, words, tmp_path):
     source = save(tmp_path / "source", words, hidden_size=64, head_dim=32, num_attention_heads=2, intermediate_size=96)
     report = export(source, tmp_path / "out", "gguf", dtype=dtype)
     assert 0 < report.checks[0].relative_difference < 0.03 and report.checks[0].same_choice > 0.9
@@ -86,21 +86,21 @@ def test_smaller_weights_are_near(dtype, share, words, tmp_path):
     assert kinds["blk.0.attn_q.weight"] == dtype.upper() and kinds["blk.0.attn_q_norm.weight"] == "F32"
 
 
-def test_half_precision_weights_stay_what_they_are(words, tmp_path):
+def test_half_precision_weights_are_kept(words, tmp_path):
     source = save(tmp_path / "source", words)
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
     report = export(source, tmp_path / "out", "gguf")
     assert report.weights == "bf16" and report.checks[0].max_difference == 0
 
 
-def test_rows_that_do_not_fill_blocks_stay_in_halves(words, tmp_path):
+def test_rows_that_do_not_fill_blocks_stay_in_f16(words, tmp_path):
     source = save(tmp_path / "source", words)  # 48 wide in the feed-forward layer, where a block holds 32
     export(source, tmp_path / "out", "gguf", dtype="q8_0")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in fields_of(tmp_path / "out")[2]}
     assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"]) == ("F16", "Q8_0")
 
 
-def test_a_file_holds_the_tokenizer(words, tmp_path):
+def test_gguf_files_contain_the_tokenizer(words, tmp_path):
     source = save(tmp_path / "source", words)  # 320 rows in the embedding
     export(source, tmp_path / "out", "gguf", untie=True)
     file, fields, tensors = fields_of(tmp_path / "out")
@@ -120,8 +120,8 @@ def test_a_file_holds_the_tokenizer(words, tmp_path):
 
 
 REFUSED = {
-    "masked": ("TfmDecoderForMaskedLM", dict(), "TfmDecoderForMaskedLM: a GGUF file holds a causal LM"),
-    "window": (DECODER, dict(shape="mistral"), "sliding_window=4: llama.cpp gives every layer"),
+    "masked": ("TfmDecoderForMaskedLM", dict(), "TfmDecoderForMaskedLM: GGUF files are for causal LMs"),
+    "window": (DECODER, dict(shape="mistral"), "sliding_window=4: llama.cpp has full attention"),
     "two kinds of layers": (DECODER, dict(shape="mixed"), "sliding_window=4"),
     "post norm": (DECODER, dict(shape="vaswani2017"), "norm_type='layernorm': Llama has"),
     "no positions": (DECODER, dict(shape="none"), "position_embedding_type='none'|gated_mlp|hidden_act"),
@@ -132,14 +132,14 @@ REFUSED = {
         "hidden_act='gelu': llama.cpp computes Qwen3ForCausalLM with silu",
     ),
     "GPT-2's activation": (DECODER, dict(shape="gpt2", hidden_act="gelu"), "with gelu_new"),
-    "llama 3 in qwen3": (DECODER, dict(rope_parameters=LLAMA3), "rope_type='llama3': written for Qwen3ForCausalLM"),
+    "llama 3 in qwen3": (DECODER, dict(rope_parameters=LLAMA3), "rope_type='llama3': supported for Qwen3ForCausalLM"),
     "cross-attention": (DECODER, dict(shape="gpt2", add_cross_attention=True), "add_cross_attention=True: llama.cpp"),
     "small vocabulary": (DECODER, dict(vocab_size=299), "ids beyond vocab_size=299"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_stands_in_the_way_is_named(case, words, tmp_path):
+def test_unsupported_fields_are_named(case, words, tmp_path):
     name, switches, message = REFUSED[case]
     switches = {"shape": "qwen3", **switches}
     build(name, **switches, bos_token_id=2, eos_token_id=3).save_pretrained(tmp_path / "source")
@@ -151,10 +151,10 @@ def test_what_stands_in_the_way_is_named(case, words, tmp_path):
 
 def test_a_tokenizer_is_needed(words, tmp_path):
     build(DECODER).save_pretrained(tmp_path / "source")
-    with pytest.raises(InputError, match="no tokenizer.json there"):
+    with pytest.raises(InputError, match="no tokenizer.json, which"):
         export(tmp_path / "source", tmp_path / "out", "gguf")
     build_tokenizer().save_pretrained(tmp_path / "source")
-    with pytest.raises(InputError, match=r"\['\[CLS\]', 'a', '\[SEP\]'\] of 'a': llama.cpp can put bos"):
+    with pytest.raises(InputError, match=r"\['\[CLS\]', 'a', '\[SEP\]'\] of 'a': llama.cpp can add bos"):
         export(tmp_path / "source", tmp_path / "out", "gguf")
 
 
@@ -164,7 +164,7 @@ def split(regex):
     )
 
 
-def test_rules_that_llama_cpp_knows(words):
+def test_supported_tokenizer_rules(words):
     assert pre_tokenizer_rule(words) == "smollm"
     assert pre_tokenizer_rule(build_tokenizer()) == "gpt-2"
     theirs = (
@@ -179,7 +179,7 @@ def test_rules_that_llama_cpp_knows(words):
     assert pre_tokenizer_rule(tokenizer) == "llama-bpe"
 
 
-def test_rules_that_it_does_not_know():
+def test_unsupported_tokenizer_rules_are_refused():
     tokenizer = build_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     with pytest.raises(InputError, match="pre_tokenizer ByteLevel of tokenizer.json: llama.cpp has no such rule"):
@@ -193,8 +193,8 @@ def test_rules_that_it_does_not_know():
         pre_tokenizer_rule(train_tokenizer(kind="bytes"))
 
 
-def test_llama_cpp_is_not_told_from_without(monkeypatch, words, tmp_path):
-    """Where it is not installed the file is compared by transformers alone, and the report says so."""
+def test_without_llama_cpp_only_transformers_checks_the_file(monkeypatch, words, tmp_path):
+    """The report names transformers as the only runtime."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: name != "llama_cpp" and find(name, *args))
     report = export(save(tmp_path / "source", words), tmp_path / "out", "gguf")
@@ -218,7 +218,7 @@ def learn(model, words, steps=150):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SHAPES)
-def test_llama_cpp_writes_the_same_text(case, words, tmp_path):
+def test_llama_cpp_generates_the_same_text(case, words, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp")
     source = save(tmp_path / "source", words, **SHAPES[case][0])
     model = AutoModelForCausalLM.from_pretrained(source)

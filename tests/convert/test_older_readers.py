@@ -193,7 +193,7 @@ def test_transformers_4_computes_the_same(folders, tmp_path):
 
 
 @with_older
-def test_transformers_4_stops_where_no_field_of_it_is_right(folders, tmp_path):
+def test_transformers_4_raises_without_a_matching_field(folders, tmp_path):
     requests = [
         {"folder": str(folders(name)), "auto_class": auto_class_of(class_name)}
         for name, (_, class_name, *_) in UNREADABLE.items()
@@ -202,7 +202,7 @@ def test_transformers_4_stops_where_no_field_of_it_is_right(folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_the_report_says_what_transformers_4_cannot_build(folders, name, tmp_path, capsys):
+def test_the_report_names_obstacles_for_transformers_4(folders, name, tmp_path, capsys):
     family, *_ = UNREADABLE[name]
     report = json.loads((folders(name) / "export_check.json").read_text())
     assert len(report["unreadable_before_5"]) == 1 and name in report["unreadable_before_5"][0]
@@ -212,8 +212,8 @@ def test_the_report_says_what_transformers_4_cannot_build(folders, name, tmp_pat
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_the_fields_of_both_versions_say_the_same(folders, name, tmp_path):
-    """Either version's fields alone give the model, and so do both; nothing else is read from them."""
+def test_fields_of_both_versions_agree(folders, name, tmp_path):
+    """The fields of one version alone describe the model, and so do those of both."""
     folder, family = folders(name), FAMILIES[EXPORTS[name][0]]
     assert json.loads((folder / "export_check.json").read_text())["unreadable_before_5"] == []
     fields = json.loads((folder / "config.json").read_text())
@@ -327,7 +327,7 @@ def test_saved_tokenizers_have_no_field_of_one_version_alone(tokenizers, kind, s
     assert read.added_tokens_decoder == tokenizer.added_tokens_decoder
 
 
-def test_a_tokenizer_of_version_5_is_mended_once(tmp_path):
+def test_tokenizer_files_of_version_5_are_rewritten_once(tmp_path):
     tokenizer = made_tokenizer("bpe", "encoder")
     untrimmed = tokenizer.backend_tokenizer.post_processor[1]
     old = made_tokenizer("bpe", "encoder")
@@ -361,8 +361,8 @@ def test_another_librarys_tokenizer_keeps_its_offsets(tmp_path):
     assert read.backend_tokenizer.to_str() == build_tokenizer().backend_tokenizer.to_str()
 
 
-def test_this_version_reads_tokenizers_without_a_word(tokenizers, tmp_path):
-    """Beside a native configuration, or none, it neither asks nor warns."""
+def test_this_version_reads_tokenizers_without_warnings(tokenizers, tmp_path):
+    """Neither beside a native configuration nor without one."""
     folders = []
     for (kind, style), folder in tokenizers.items():
         alone = tmp_path / f"{kind}-{style}"

@@ -36,7 +36,7 @@ def code_of(card):
 
 
 @pytest.mark.parametrize("shape", ["qwen3", pytest.param("mixed", marks=pytest.mark.slow)])
-def test_a_decoder_goes_on_from_its_cache(packages, shape, tmp_path, monkeypatch):
+def test_decoders_continue_from_their_cache(packages, shape, tmp_path, monkeypatch):
     model = save(tmp_path / "model", DECODER, shape)
     (check,) = export(tmp_path / "model", tmp_path / "out", "onnx").checks
     assert check.max_difference < 1e-4 and check.greedy_same == check.greedy_tokens == 3 * 24
@@ -75,7 +75,7 @@ HEADS = [
     "name, shape", [HEADS[0], *(pytest.param(*head, marks=pytest.mark.slow) for head in HEADS[1:])]
 )
 def test_every_head_reads_padded_batches(packages, name, shape, tmp_path, monkeypatch, capsys):
-    """Texts of three lengths in one batch, against one by one in torch."""
+    """Compares a batch of three lengths with single rows in torch."""
     save(tmp_path / "model", name, shape)
     (check,) = export(tmp_path / "model", tmp_path / "out", "onnx").checks
     assert check.max_difference < 1e-4 and check.same_choice in (None, 1)
@@ -85,13 +85,13 @@ def test_every_head_reads_padded_batches(packages, name, shape, tmp_path, monkey
         assert ("[CLS]" if name == DECODER else "tensor(") in capsys.readouterr().out
 
 
-def test_what_stands_in_the_way_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_obstacles_are_reported_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == "onnxruntime" else True)
     build("TfmEncoderModel").save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=r"needs the package onnxruntime: pip install 'hf-tfm\[export\]'"):
         export(tmp_path / "model", tmp_path / "out", "onnx")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: True)
     build(DECODER, add_cross_attention=True).save_pretrained(tmp_path / "crossed")
-    with pytest.raises(InputError, match="add_cross_attention=True: ONNX holds a decoder"):
+    with pytest.raises(InputError, match="add_cross_attention=True: the ONNX export supports"):
         export(tmp_path / "crossed", tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists() and torch.is_grad_enabled()

@@ -30,7 +30,7 @@ def port():
 
 
 @pytest.mark.slow
-def test_a_chat_over_http_is_what_generate_writes(tmp_path, tokenizer, port):
+def test_a_chat_over_http_equals_generate(tmp_path, tokenizer, port):
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     model = build("TfmDecoderForCausalLM")

@@ -60,7 +60,7 @@ def test_what_is_private_is_found_and_not_repeated(name, tmp_path, monkeypatch):
 def test_secrets_go_by_the_end_of_their_name(name, tmp_path, monkeypatch):
     monkeypatch.setenv(name, "hunter2-hunter2")
     (tmp_path / "a.txt").write_text("hunter2-hunter2")
-    assert private_part(tmp_path / "a.txt") == f"holds the value of {name}"
+    assert private_part(tmp_path / "a.txt") == f"contains the value of {name}"
     assert name not in stranger_environment(tmp_path)
 
 

@@ -18,7 +18,7 @@ from tiny import build_tokenizer
 from transformers import AutoTokenizer
 
 from hf_tfm import TfmEncoderForMultipleChoice
-from hf_tfm.artifacts import card_text
+from hf_tfm.artifacts.card_values import results_text
 from hf_tfm.artifacts.record import RunRecord, model_facts
 from hf_tfm.evaluate import language_model
 
@@ -224,7 +224,7 @@ def test_figures_come_into_the_card(models, data, tmp_path):
     assert tasks["text"]["settings"]["window"] == 24, "as in training"
     card = (folder / "README.md").read_text()
     figure = tasks["text"]["results"]["bits_per_byte"]
-    assert "## Evaluation" in card and f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in card
+    assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in card
     assert f"```text\n{tasks['samples']['samples'][0]}\n```" in card
 
 
@@ -288,7 +288,7 @@ def test_figures_of_two_runs_have_their_own_commands(models, data, tmp_path, mon
 
 def test_prompts_alone_make_no_empty_table(models, tmp_path):
     measured(models / "decoder", tmp_path, "--prompts", "the cat", "--max_new_tokens", 2)
-    text = card_text.results_body("a model", json.loads((tmp_path / "evaluation.json").read_text()))
+    text = results_text(json.loads((tmp_path / "evaluation.json").read_text()))
     assert "```text\nthe cat" in text and "|" not in text.partition("```text")[0]
 
 

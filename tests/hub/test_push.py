@@ -1,4 +1,4 @@
-"""Folders onto the Hub over HTTP on loopback: checks before, the push, who loads it then, and what goes wrong."""
+"""Pushes over HTTP to a Hub on loopback: checks, uploads, loading afterwards, and failures."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def save(folder: Path, name: str = "TfmDecoderForCausalLM", seed: int = 0, **opt
 
 
 @pytest.mark.quick
-def test_a_runs_state_is_no_part_of_a_model(tmp_path):
+def test_the_state_of_a_run_is_not_pushed(tmp_path):
     kept = ["config.json", ".eval_results/x.yaml", "1_Pooling/config.json", "model.safetensors", "curve.png"]
     left = [
         *("checkpoint-3/config.json", ".recipe.json", ".git/HEAD", "optimizer.pt", "rng_state_0.pth", "scheduler.pt"),
@@ -48,9 +48,6 @@ def test_a_runs_state_is_no_part_of_a_model(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert set(push.files_to_push(tmp_path)) == set(kept)
-
-
-# Checks that fail
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +73,7 @@ def decoder(whole, tmp_path) -> Path:
 
 
 def refusal(folder: Path, capsys, monkeypatch, *options: str, repo: str = "me/x") -> str:
-    """The one line that a push is refused with; nothing may have been uploaded."""
+    """Return the error line of a refused push, which must not upload anything."""
     monkeypatch.setattr(push, "upload", lambda *_: pytest.fail("it was uploaded"))
     capsys.readouterr()
     assert main(["push", str(folder), repo, *options]) == 2
@@ -93,11 +90,11 @@ def test_a_path_or_a_token_in_any_file_stops_the_push(decoder, capsys, monkeypat
         text = before.replace("{", f'{{"note": "{planted}",', 1) if name.endswith("json") else f"{before}# {planted}\n"
         (decoder / name).write_text(text)
         said = refusal(decoder, capsys, monkeypatch)
-        assert f"{name}: holds " in said and TOKEN not in said
+        assert f"{name}: contains " in said and TOKEN not in said
 
 
 @pytest.mark.quick
-def test_weights_that_are_pickled_or_damaged_stop_the_push(decoder, capsys, monkeypatch):
+def test_pickled_or_damaged_weights_stop_the_push(decoder, capsys, monkeypatch):
     torch.save({}, decoder / "pytorch_model.bin")
     assert "pytorch_model.bin: a pickled file" in refusal(decoder, capsys, monkeypatch)
     (decoder / "pytorch_model.bin").unlink()
@@ -106,7 +103,7 @@ def test_weights_that_are_pickled_or_damaged_stop_the_push(decoder, capsys, monk
     assert "model.safetensors: is damaged" in refusal(decoder, capsys, monkeypatch)
 
 
-def test_what_is_no_model_or_no_name_is_refused(decoder, whole, tmp_path, capsys, monkeypatch):
+def test_folders_without_model_and_invalid_names_are_refused(decoder, whole, tmp_path, capsys, monkeypatch):
     assert "no such folder" in refusal(tmp_path / "nowhere", capsys, monkeypatch)
     (tmp_path / "empty").mkdir()
     assert "no model and no results" in refusal(tmp_path / "empty", capsys, monkeypatch)
@@ -120,8 +117,8 @@ def test_what_is_no_model_or_no_name_is_refused(decoder, whole, tmp_path, capsys
     assert "decoder" in refusal(decoder, capsys, monkeypatch)
 
 
-def test_code_that_gives_something_else_stops_the_push(decoder, capsys, monkeypatch):
-    """The folder's code is what strangers run, whatever the installed package does."""
+def test_code_with_other_outputs_stops_the_push(decoder, capsys, monkeypatch):
+    """Users run the folder's code, whatever the installed package does."""
     code = decoder / "modeling_tfm_decoder.py"
     before = code.read_text()
     code.write_text(before.replace("self.lm_head(select_positions", "1.01 * self.lm_head(select_positions"))
@@ -173,9 +170,9 @@ codes = [
     main(["push", str(results), "me/dry", "--dry-run"]),
 ]
 # What was checked once is not checked again here.
-checked = hub.Checked(whole / "classifier", "model", hub.files_to_push(whole / "classifier"))
+checked = hub.CheckedFolder(whole / "classifier", "model", hub.files_to_push(whole / "classifier"))
 hub.upload(checked, "me/classifier", private=True, revision="dev")
-checked = hub.Checked(whole / "decoder", "model", hub.files_to_push(whole / "decoder"))
+checked = hub.CheckedFolder(whole / "decoder", "model", hub.files_to_push(whole / "decoder"))
 for options in ({"private": True}, {"tag": "v1"}, {"revision": "v1"}, {"token": "hf_" + "Wrong" * 8}):
     try:
         hub.upload(checked, "me/decoder" if "token" not in options else "me/new", **options)
@@ -210,7 +207,7 @@ def content_of(server: HubServer, file: dict) -> bytes:
     return server.store.content(file["lfs"] or file["oid"]).read_bytes()
 
 
-def test_older_tokenizer_files_are_mended_on_the_way(decoder):
+def test_older_tokenizer_files_are_updated(decoder):
     tiny.build_tokenizer().save_pretrained(decoder)
     saved = (decoder / "tokenizer_config.json").read_text()
     with push.checked_folder(decoder, clean_process=False) as checked:
@@ -219,7 +216,7 @@ def test_older_tokenizer_files_are_mended_on_the_way(decoder):
     assert (decoder / "tokenizer_config.json").read_text() == saved
 
 
-def test_the_whole_folder_is_there(pushed, server, whole):
+def test_the_complete_folder_is_pushed(pushed, server, whole):
     assert pushed["codes"][:4] == [0] * 4, pushed["errors"][-2000:]
     for revision, folder in (("v1", "decoder"), ("dev", "classifier")):
         there = files_at(server, f"models/me/{folder}", revision)
@@ -242,14 +239,14 @@ def test_branch_tag_and_privacy(pushed, server):
     assert "models/me/dry" not in repos and "datasets/me/dry" not in repos
 
 
-def test_the_hub_s_refusals_are_one_line_and_change_nothing(pushed, server):
+def test_refusals_of_the_hub_are_one_line_and_change_nothing(pushed, server):
     public, tagged, on_a_tag, wrong = pushed["codes"][4:8]
-    assert "is there already and public" in public and "has a tag v1 already" in tagged
+    assert "exists and is public" in public and "tag v1 exists already" in tagged
     assert "v1 is a tag" in on_a_tag and "log in with `hf auth login`" in wrong and "WrongWrong" not in wrong
     assert len(server.store.repos["models/me/decoder"]["commits"]) == 2 and "models/me/new" not in server.store.repos
 
 
-def test_an_adapter_names_its_base_by_its_name_on_the_hub(pushed, server, whole):
+def test_a_pushed_adapter_names_its_base_on_the_hub(pushed, server, whole):
     there = files_at(server, "models/me/adapter")
     config = json.loads(content_of(server, there["adapter_config.json"]))
     assert config["base_model_name_or_path"] == "me/decoder"
@@ -281,7 +278,7 @@ def visit(address: str, root: Path, wanted: list[tuple]) -> dict[str, dict]:
     return {f"{one[0]} {one[1]}": found for one, found in zip(wanted, torch.load(root / "found.pt"))}
 
 
-def test_a_stranger_loads_it_by_every_auto_class(visits, server, whole):
+def test_every_auto_class_loads_it_without_this_package(visits, server, whole):
     assert len(visits) == 7
     commit = server.store.find("models/me/decoder", "v1")
     for name, auto_class in tiny.MODELS.items():
@@ -309,7 +306,7 @@ with torch.no_grad():
 """
 
 
-def test_an_adapter_and_results_load_by_their_names(pushed, server, whole, tmp_path):
+def test_adapters_and_results_load_by_name(pushed, server, whole, tmp_path):
     from peft import PeftModel
 
     done = client(server.address, tmp_path, "-c", LOADS, IDS, tmp_path / "logits.pt", token=None)
@@ -320,8 +317,8 @@ def test_an_adapter_and_results_load_by_their_names(pushed, server, whole, tmp_p
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-6, rtol=0)
 
 
-def test_no_token_is_left_anywhere(pushed, server):
-    """Not in what is stored, nor in an address that was asked for; only files' own addresses came without one."""
+def test_no_token_is_stored_or_sent_in_addresses(pushed, server):
+    """Only requests to the addresses of files come without a token in the header."""
     for path in server.store.root.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
@@ -336,7 +333,7 @@ from hf_tfm.hub import push as hub
 
 folder = Path(sys.argv[1])
 try:
-    hub.upload(hub.Checked(folder, "model", hub.files_to_push(folder)), "me/large")
+    hub.upload(hub.CheckedFolder(folder, "model", hub.files_to_push(folder)), "me/large")
 except InputError as error:
     sys.exit(f"error: {error}")
 """
@@ -361,8 +358,8 @@ def uploads(root: Path) -> list[str]:
     return re.findall(r"PUT \S+/objects/(\w{64})", (root / "requests.log").read_text())
 
 
-def test_a_hub_that_dies_half_way_gets_the_rest_when_it_is_back(large, tmp_path):
-    """The client waits for it; then the repository has one new commit with every file whole."""
+def test_a_push_continues_when_the_hub_is_back(large, tmp_path):
+    """The client waits; then the repository has one new commit with every complete file."""
     root = tmp_path / "hub"
     process, address = start_server(root, 0, "--die-after", "2")
     result = []
@@ -381,7 +378,7 @@ def test_a_hub_that_dies_half_way_gets_the_rest_when_it_is_back(large, tmp_path)
     check_large(root, large)
 
 
-def test_what_one_thread_closed_for_the_others_is_sent_again():
+def test_a_call_is_repeated_if_another_thread_closed_the_connection():
     closed = RuntimeError("Error while uploading 'a' to the Hub.")
     closed.__cause__ = RuntimeError("Cannot send a request, as the client has been closed.")
     answers = [closed, closed.__cause__, "done", RuntimeError("the disk is full")]
@@ -391,13 +388,13 @@ def test_what_one_thread_closed_for_the_others_is_sent_again():
             raise answer
         return answer
 
-    assert push.again_if_closed(call) == "done"
+    assert push.retry_if_closed(call) == "done"
     with pytest.raises(RuntimeError, match="disk"):
-        push.again_if_closed(call)
+        push.retry_if_closed(call)
 
 
-def test_a_push_that_is_killed_goes_on_where_it_was(large, tmp_path):
-    """Killed, then started again: what had arrived is not sent again, and until the end nobody sees a part."""
+def test_a_killed_push_continues(large, tmp_path):
+    """After a kill and a restart, files that arrived are not sent again; until the end the repository is unchanged."""
     root = tmp_path / "hub"
     process, address = start_server(root, 0, "--die-after", "2")
     known = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
@@ -424,12 +421,12 @@ def test_a_push_that_is_killed_goes_on_where_it_was(large, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hub_that_stays_away_is_told_in_one_line(large, tmp_path):
+def test_an_unreachable_hub_is_reported_in_one_line(large, tmp_path):
     process, address = start_server(tmp_path / "hub", 0, "--die-after", "2")
     done = client(address, tmp_path, "-c", UPLOAD, large)
     process.wait()
     assert done.returncode == 1
-    assert re.search(r"error: me/large: .*; the same command goes on where it stopped", done.stderr)
+    assert re.search(r"error: me/large: .*; the same command continues where it stopped", done.stderr)
     assert "Traceback" not in done.stderr
 
 
@@ -441,8 +438,8 @@ def check_large(root: Path, large: Path) -> None:
         assert (root / "contents" / (files[name]["lfs"] or files[name]["oid"])).read_bytes() == path.read_bytes(), name
 
 
-def test_weights_that_the_folder_no_longer_has_go(server, large, tmp_path):
-    """Shards of before would be loaded instead of what is new, or stay for ever."""
+def test_obsolete_weights_are_deleted(server, large, tmp_path):
+    """Obsolete shards would be loaded instead of new weights, or stay forever."""
     assert client(server.address, tmp_path, "-c", UPLOAD, large).returncode == 0
     assert "model.safetensors.index.json" in files_at(server, "models/me/large")
     shutil.rmtree(large)
@@ -453,8 +450,8 @@ def test_weights_that_the_folder_no_longer_has_go(server, large, tmp_path):
     assert ".gitattributes" in there
 
 
-def test_what_the_hub_says_is_told_without_the_token():
-    with pytest.raises(InputError) as refused, push.hub_errors("me/x", TOKEN):
+def test_messages_of_the_hub_are_shown_without_the_token():
+    with pytest.raises(InputError) as refused, push.explain_hub_errors("me/x", TOKEN):
         raise OSError(f"cannot send Bearer {TOKEN}\nto it")
     assert TOKEN not in str(refused.value) and "\n" not in str(refused.value)
 
@@ -483,8 +480,8 @@ trainer.push_to_hub()
 """
 
 
-def test_a_trainer_pushes_the_same_whole_folder(server, tmp_path):
-    """Model, code, tokenizer and card, and not the arguments with the token, which a Trainer pickles beside them."""
+def test_trainer_pushes_the_complete_folder(server, tmp_path):
+    """Model, code, tokenizer and card are pushed; the pickled arguments with the token are not."""
     done = client(server.address, tmp_path, "-c", TRAINS, tmp_path / "run", "--hub_token", TOKEN)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "training_args.bin").is_file()
@@ -516,8 +513,8 @@ def tool(name: str, *install: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_mirror_that_others_wrote_serves_what_was_pushed(visits, server, tmp_path):
-    """olah, a pull-through proxy for the Hub, in front of it: a stranger who knows the mirror alone finds the same."""
+def test_a_mirror_serves_pushed_models(visits, server, tmp_path):
+    """A client behind olah, a proxy for the Hub, loads the same files."""
     installed = tool("olah", f"{sys.executable} -m venv .", "bin/pip install -q olah==0.5.4")
     port = int(server.address.rpartition(":")[2]) ^ 1
     where = server.address.removeprefix("http://")
@@ -570,8 +567,8 @@ await uploadFiles({ repo: "me/from-javascript", accessToken, hubUrl, files, useX
 
 
 @pytest.mark.slow
-def test_the_official_javascript_client_reads_it_and_writes_beside_it(pushed, server, whole, tmp_path):
-    """So the Hub of these tests is understood by a second client, and what was pushed is read by it byte for byte."""
+def test_the_javascript_client_reads_and_writes_too(pushed, server, whole, tmp_path):
+    """A second client understands the Hub of these tests and reads the pushed files byte for byte."""
     if shutil.which("npm") is None:
         pytest.skip("needs npm")
     installed = tool("npm", "npm install --no-audit --no-fund @huggingface/hub@2.17.5")

@@ -170,7 +170,7 @@ def test_an_adapter_without_the_embeddings_of_new_tokens_is_refused(tmp_path, ki
     assert cli(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2
     error = capsys.readouterr().err
     lost = {"adapted": "3 of them (row 281", "single tokens": "1 of them (row 282"}[kind]
-    assert f"{path.parent}: was trained after tokens were added" in error and lost in error
+    assert f"{path.parent}: tokens were added to its base model" in error and lost in error
     assert not (tmp_path / "merged").exists()
 
 

@@ -377,7 +377,7 @@ def test_packed_texts_are_independent_in_any_architecture(name, auto, fields, ap
         zero_init_output_projections(model)
     initial = {key: value.clone() for key, value in model.state_dict().items()}
     rows = PackedRows.of(model)
-    assert rows.apart == apart
+    assert rows.supports_packing == apart
     assert all(torch.equal(value, initial[key]) for key, value in model.state_dict().items())
     ids, lengths = torch.randint(2, 99, (2, 32)), (14, 12, 6)
     inputs = rows.fit({"input_ids": ids, "position_ids": torch.cat([torch.arange(n) for n in lengths]).repeat(2, 1)})
@@ -546,7 +546,7 @@ def test_causal_models_of_any_name_mask_later_tokens(use_cache):
     config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=4, vocab_size=99, initializer_range=0.3)
     config.use_cache = use_cache
     rows = PackedRows.of(AutoModelForCausalLM.from_config(config).eval())
-    assert rows.apart and rows.is_causal and rows.mask == ("all" if use_cache else None)
+    assert rows.supports_packing and rows.is_causal and rows.mask == ("all" if use_cache else None)
 
 
 def test_a_configuration_in_bf16_is_trained_in_fp32(files):

@@ -86,7 +86,8 @@ def verify(
 
     The exit code is 1 if a check fails.
     """
-    from hf_tfm.artifacts.verify import CHECKS, as_json, as_table, open_subject, versions_line
+    from hf_tfm.artifacts.checks import CHECKS
+    from hf_tfm.artifacts.verify import as_json, as_table, open_subject, versions_line
     from hf_tfm.artifacts.verify import verify as run_checks
     from hf_tfm.core.errors import InputError
 
