@@ -18,7 +18,9 @@ import torch
 from hub_server import TOKEN, USER, HubServer
 from shapes import logits_of
 
+from hf_tfm import TfmDecoderConfig
 from hf_tfm.apps.cli import main
+from hf_tfm.artifacts.refresh import code_files
 from hf_tfm.artifacts.tokenizer_files import save_tokenizer
 from hf_tfm.core.errors import InputError
 from hf_tfm.hub import push
@@ -488,7 +490,7 @@ def test_trainer_pushes_the_complete_folder(server, tmp_path):
     there, repo = files_at(server, "models/me/trained"), server.store.repos["models/me/trained"]
     assert repo["private"]
     expected = {"config.json", "generation_config.json", "model.safetensors", "README.md", "tokenizer.json"}
-    code = {"configuration_tfm.py", "modeling_tfm.py", "modeling_tfm_decoder.py"}
+    code = code_files(TfmDecoderConfig).keys()
     assert set(there) == expected | code | {".gitattributes", "tokenizer_config.json", "run_record.json"}
     assert "--hub_token" not in json.loads(content_of(server, there["run_record.json"]))["command"]
     assert content_of(server, there["model.safetensors"]) == (tmp_path / "run" / "model.safetensors").read_bytes()
