@@ -399,7 +399,7 @@ def test_new_modules_of_the_changelog_exist():
 def test_quick_tests_cover_every_package():
     for package in (REPOSITORY / "hf_tfm").glob("*/__init__.py"):
         files = (REPOSITORY / "tests" / package.parent.name).glob("test_*.py")
-        assert any("pytest.mark.quick" in path.read_text(encoding="utf-8") for path in files), package.parent.name
+        assert any(".mark.quick" in path.read_text(encoding="utf-8") for path in files), package.parent.name
 
 
 def test_the_file_map_names_modules():

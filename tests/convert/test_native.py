@@ -714,7 +714,8 @@ def test_tokenizer_known_by_model_type_alone(tmp_path):
 def test_only_needed_files_are_downloaded(tmp_path, native_folder, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or native_folder
+        "hf_tfm.core.model_files.snapshot_download",
+        lambda name, **options: asked.append((name, options)) or native_folder,
     )
     convert_folder("some/model", tmp_path / "ours")
     assert [name for name, _ in asked] == ["some/model"]

@@ -256,7 +256,7 @@ def test_the_command_shows_and_writes_them(folder, tmp_path, capsys):
     "options, message",
     [
         (["--html", "x.html"], "give that too"),
-        (["--top-p", "1.5"], "must be at most 1.0, not 1.5"),
+        (["--top-p", "1.5"], "less than or equal to 1"),
         (["--compare", "--html", "{folder}/nowhere/x.html"], "cannot be written"),
         (["--compare", "--temperature", "0"], "--temperature 0: with --compare"),
         (["--compare", "--beams", "1"], "--beams 1: with --compare"),
