@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import build
 
-from hf_tfm.core.inference import evaluation_mode, unwrap_adapter
+from hf_tfm.core.inference import evaluation_mode, is_bidirectional, unwrap_adapter
 
 
 pytestmark = pytest.mark.quick
@@ -26,3 +26,9 @@ def test_the_model_inside_an_adapter_keeps_the_adapters_layers():
     assert unwrap_adapter(model) is model
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     assert unwrap_adapter(wrapped) is model and any("lora_A" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(("name", "expected"), [("TfmEncoderModel", True), ("TfmDecoderForCausalLM", False)])
+def test_a_model_is_bidirectional_if_its_tokens_see_later_ones(name, expected):
+    model = build(name).train()
+    assert is_bidirectional(model) is expected and model.training
