@@ -5,7 +5,16 @@ Models are used from outside: by attention implementations registered with trans
 Read `generation.py` first.
 """
 
+from .attention import enable_blockwise_attention, enable_unpadded_training
+from .compile import compile_blocks
+from .encoding import enable_unpadded_encoding
 from .generation import generate
 
 
-__all__ = ["generate"]
+__all__ = [
+    "compile_blocks",
+    "enable_blockwise_attention",
+    "enable_unpadded_encoding",
+    "enable_unpadded_training",
+    "generate",
+]

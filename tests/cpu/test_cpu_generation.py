@@ -9,7 +9,7 @@ from torch import nn
 from transformers import DynamicCache, GenerationConfig, TextStreamer
 
 from hf_tfm import TfmDecoderForCausalLM, cpu
-from hf_tfm.cpu import generation
+from hf_tfm.cpu import decoding_block, generation
 from hf_tfm.models.modeling_tfm_compat import CACHE_NAME
 
 
@@ -54,7 +54,7 @@ def test_tokens_equal_transformers(shape, padded, settings, fast_calls):
 @pytest.mark.parametrize("shape", ["qwen3", "mistral"])
 def test_buffers_grow(shape, fast_calls, monkeypatch):
     """With more tokens than the initial capacity, in layers with and without a window."""
-    monkeypatch.setattr(generation.DecodingBlock, "initial_capacity", 3)
+    monkeypatch.setattr(decoding_block.DecodingBlock, "initial_capacity", 3)
     fast, stock = generate_both(build(LM, shape), random_ids(2, 5), max_new_tokens=14, do_sample=False)
     assert fast_calls == [True] and torch.equal(fast, stock)
 
@@ -183,14 +183,14 @@ def test_moved_removed_or_repeated_layers(order):
     assert torch.equal(fast, stock) and torch.equal(stock, model.generate(ids, use_cache=False, **settings))
 
 
-@pytest.mark.skipif(not generation._can_pack(torch.float32), reason="torch without oneDNN")
+@pytest.mark.skipif(not decoding_block._can_pack(torch.float32), reason="torch without oneDNN")
 def test_packed_products_equal_torchs():
     """The private operators of torch that the loop uses keep their meaning."""
-    for dtype in filter(generation._can_pack, (torch.float32, torch.bfloat16)):
+    for dtype in filter(decoding_block._can_pack, (torch.float32, torch.bfloat16)):
         layers = [nn.Linear(48, 40, bias=bias, dtype=dtype) for bias in (True, False)]
         states = torch.randn(3, 48, dtype=dtype)
-        packed = generation.FusedLinear(*layers, rows=3)
-        assert packed.product is generation._packed_product
+        packed = decoding_block.FusedLinear(*layers, rows=3)
+        assert packed.product is decoding_block._packed_product
         expected = torch.cat([layer(states) for layer in layers], dim=-1)
         torch.testing.assert_close(packed(states), expected)
 
