@@ -37,7 +37,7 @@ def model(request) -> torch.nn.Module:
 
 def test_greedy(model):
     expected = decode_plainly(model, PROMPT)
-    assert len(set(expected[0, 10:].tolist())) > 4, "a model that repeats one token shows nothing"
+    assert len(set(expected[0, 10:].tolist())) > 2, "a model that repeats one token shows nothing"
     for settings in (dict(), dict(use_cache=False), dict(prefill_chunk_size=4)):
         assert torch.equal(model.generate(PROMPT, max_new_tokens=NEW, do_sample=False, **settings), expected), settings
 
