@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -338,7 +339,7 @@ def test_options_that_are_mentioned_alone_belong_to_a_command_or_script(read_arg
 
 def test_files_targets_extras_and_names_that_are_mentioned_exist():
     makefile = read_page("Makefile")
-    extras = metadata.metadata("hf-tfm").get_all("Provides-Extra")
+    extras = tomllib.loads(read_page("pyproject.toml"))["project"]["optional-dependencies"]
     for page in PAGES:
         text = read_page(page)
         for path in re.findall(r"\b(?:hf_tfm|training|tests|model_cards)/[\w./-]*[\w/]", text):
