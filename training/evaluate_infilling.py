@@ -19,12 +19,11 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import auto_class_of, fingerprint, open_model, recorded
 from hf_tfm.data.sources import read_documents
-from hf_tfm.evaluate.result_store import ResultStore, content_hash
+from hf_tfm.evaluate.result_store import content_hash, open_results
 from hf_tfm.tasks.infilling import FILL_METHODS, cut_gaps, measure_infilling
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
@@ -35,23 +34,25 @@ import torch
 class InfillingRecipe:
     """The model, and the number and lengths of the gaps."""
 
-    model: str = field(metadata={"help": "folder or Hub name of a masked or causal LM"})
-    text: str = field(metadata={"help": "file of held-out text to cut gaps into"})
+    model: str = field(metadata={"help": "Folder or Hub name of a masked or causal LM."})
+    text: str = field(metadata={"help": "File of held-out text to cut gaps into."})
     ways: list[str] = field(
         default_factory=list,
-        metadata={"help": "once, iterative, left, denoise, denoise_free; by default those the model was trained for"},
+        metadata={
+            "help": "Methods: once, iterative, left, denoise, denoise_free; by default those the model was trained for."
+        },
     )
-    text_field: str = field(default="text", metadata={"help": "field of a record with its text"})
-    passages: int = field(default=300, metadata={"help": "maximum number of passages"})
-    per_text: int = field(default=6, metadata={"help": "maximum number of consecutive passages per document"})
-    words: int = field(default=60, metadata={"help": "words per passage; shorter documents are left out"})
-    gaps: int = field(default=3, metadata={"help": "gaps per passage"})
-    longest_gap: int = field(default=3, metadata={"help": "maximum words of a gap; all lengths are equally frequent"})
-    batch_size: int = field(default=16, metadata={"help": "passages at once; changes the speed only"})
-    seed: int = field(default=0, metadata={"help": "seed of the gaps' places"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model's folder carries"})
+    text_field: str = field(default="text", metadata={"help": "Field of a record with its text."})
+    passages: int = field(default=300, metadata={"help": "Maximum number of passages."})
+    per_text: int = field(default=6, metadata={"help": "Maximum number of consecutive passages per document."})
+    words: int = field(default=60, metadata={"help": "Words per passage; shorter documents are left out."})
+    gaps: int = field(default=3, metadata={"help": "Gaps per passage."})
+    longest_gap: int = field(default=3, metadata={"help": "Maximum words of a gap; all lengths are equally frequent."})
+    batch_size: int = field(default=16, metadata={"help": "Passages at once; changes the speed only."})
+    seed: int = field(default=0, metadata={"help": "Seed of the gaps' places."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the model's folder carries."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "folder of the results; by default runs/infilling/MODEL"}
+        default=None, metadata={"help": "Folder of the results; by default runs/infilling/MODEL."}
     )
 
     def __post_init__(self):
@@ -70,8 +71,6 @@ def main(argv: list[str] | None = None) -> None:
     if not texts:
         raise InputError(f"{recipe.text}: no document has {recipe.words} words; lower --words")
 
-    folder = Path(recipe.model)
-    name = folder.resolve().name if folder.exists() else recipe.model
     settings = {"text_field": recipe.text_field, "passages": len(texts), **cutting}
     key = {"task": "infilling", "text": content_hash(recipe.text), **settings}
     results, loaded_class = None, None
@@ -82,9 +81,11 @@ def main(argv: list[str] | None = None) -> None:
             model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
             loaded_class = auto_class
         if results is None:
-            identity = {"name": name, "sha256": fingerprint(model, tokenizer)}
-            results = ResultStore(recipe.output_dir or f"runs/infilling/{name.replace('/', '--')}", identity)
-            print(f"model      {name}, {model.num_parameters():,} parameters; {len(texts)} passages", flush=True)
+            identity = fingerprint(model, tokenizer)
+            results = open_results("infilling", recipe.model, recipe.output_dir, sha256=identity)
+            print(
+                f"model      {results.name}, {model.num_parameters():,} parameters; {len(texts)} passages", flush=True
+            )
         compute = partial(measure_infilling, model, tokenizer, texts, method, recipe.batch_size)
         figures = results.compute_once({"way": method, **key}, compute)
         results.add_task(f"infilling, {method}", recipe.text, {"way": method, **settings}, figures)

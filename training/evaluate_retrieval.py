@@ -31,22 +31,22 @@ import torch
 class RetrievalRecipe:
     """What to index, and what to measure."""
 
-    questions: str = field(metadata={"help": "records with question, context and answers, in SQuAD's format"})
-    encoder: str = field(metadata={"help": "folder or Hub name of a model that embeds texts"})
-    decoder: str | None = field(default=None, metadata={"help": "causal LM with a chat template, to answer with"})
-    output_dir: str = field(default="runs/retrieval", metadata={"help": "folder of the index and the results"})
-    passage_length: int = field(default=160, metadata={"help": "maximum tokens of a passage"})
-    overlap: int | None = field(default=None, metadata={"help": "tokens that two passages share; by default a fifth"})
+    questions: str = field(metadata={"help": "Records with question, context and answers, in SQuAD's format."})
+    encoder: str = field(metadata={"help": "Folder or Hub name of a model that embeds texts."})
+    decoder: str | None = field(default=None, metadata={"help": "Causal LM with a chat template, to answer with."})
+    output_dir: str = field(default="runs/retrieval", metadata={"help": "Folder of the index and the results."})
+    passage_length: int = field(default=160, metadata={"help": "Maximum tokens of a passage."})
+    overlap: int | None = field(default=None, metadata={"help": "Tokens that two passages share; by default a fifth."})
     recall_at: list[int] = field(
-        default_factory=lambda: [1, 5, 20], metadata={"help": "numbers of best passages to measure the recall at"}
+        default_factory=lambda: [1, 5, 20], metadata={"help": "Numbers of best passages to measure the recall at."}
     )
-    passages: list[int] = field(default_factory=lambda: [1, 3], metadata={"help": "numbers of passages in the prompt"})
-    bf16: bool = field(default=False, metadata={"help": "answer in bf16: faster where the hardware has it"})
-    sample: int = field(default=100, metadata={"help": "number of questions to answer"})
-    seed: int = field(default=0, metadata={"help": "seed of the sample"})
-    max_new_tokens: int = field(default=32, metadata={"help": "maximum tokens of an answer"})
-    batch_tokens: int = field(default=4096, metadata={"help": "tokens embedded at once; changes the speed only"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the models' folders carry"})
+    passages: list[int] = field(default_factory=lambda: [1, 3], metadata={"help": "Numbers of passages in the prompt."})
+    bf16: bool = field(default=False, metadata={"help": "Answer in bf16: faster where the hardware has it."})
+    sample: int = field(default=100, metadata={"help": "Number of questions to answer."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sample."})
+    max_new_tokens: int = field(default=32, metadata={"help": "Maximum tokens of an answer."})
+    batch_tokens: int = field(default=4096, metadata={"help": "Tokens embedded at once; changes the speed only."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the models' folders carry."})
 
     def __post_init__(self):
         refuse_below(self, recall_at=1, passages=1, sample=1, max_new_tokens=1, batch_tokens=1)

@@ -53,6 +53,11 @@ class ResultStore:
         if text and not text.endswith("\n"):
             self._append("")
 
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model["name"]
+
     def compute_once(self, settings: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """Return the result of `compute` as JSON restores it, from disk if these settings were computed before."""
         key = hashlib.sha256(json.dumps([self.model, settings], sort_keys=True).encode()).hexdigest()
@@ -119,6 +124,18 @@ class ResultStore:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def open_results(kind: str, location: str, output_dir: str | None, **identity: Any) -> ResultStore:
+    """
+    Return the results of a model in `output_dir`, by default `runs/KIND/MODEL`.
+
+    Args:
+        location: folder or Hub name of the model; the folder's name, or the Hub name, becomes the model's name.
+        identity: further facts that tell the model from others.
+    """
+    name = Path(location).resolve().name if Path(location).exists() else location
+    return ResultStore(output_dir or f"runs/{kind}/{name.replace('/', '--')}", {"name": name, **identity})
 
 
 def content_hash(path: str, split: str = "train") -> str:

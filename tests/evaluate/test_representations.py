@@ -11,6 +11,7 @@ from finetune_checks import write
 from tiny import CORPUS, build, build_tokenizer
 
 from hf_tfm.data.records import Records
+from hf_tfm.evaluate import representations
 from hf_tfm.evaluate.predict import Predictor
 
 
@@ -20,16 +21,18 @@ def test_static_and_contextual_are_means_of_vectors(tokenizer):
     texts = ["the cat sat on the mat", "rain"]
     ids = tokenizer(texts[0], add_special_tokens=False, return_tensors="pt")["input_ids"]
     weight = model.get_input_embeddings().weight.detach()
-    np.testing.assert_allclose(script.static(predictor, texts)[0], weight[ids[0]].mean(0), atol=1e-6)
+    np.testing.assert_allclose(
+        representations.static_embeddings(predictor, texts)[0], weight[ids[0]].mean(0), atol=1e-6
+    )
     with torch.no_grad():
         states = model(**tokenizer(texts[0], return_tensors="pt")).last_hidden_state[0]
     records = Records([{"text": text} for text in texts], ["it"] * 2, "it")
-    np.testing.assert_allclose(script.contextual(predictor, records)[0], states.mean(0), atol=1e-5)
+    np.testing.assert_allclose(representations.contextual_embeddings(predictor, records)[0], states.mean(0), atol=1e-5)
 
 
 def test_scaling_knows_the_training_texts_alone():
     train, test = np.array([[0.0, 5.0], [2.0, 5.0]]), np.array([[4.0, 6.0]])
-    scaled, other = script.scaled(train, test)
+    scaled, other = representations.standardize(train, test)
     np.testing.assert_allclose(scaled, [[-1, 0], [1, 0]], atol=1e-4)
     assert other[0, 0] == pytest.approx(3, abs=1e-4)
 
