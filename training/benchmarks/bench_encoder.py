@@ -1,12 +1,12 @@
 """
-Encoding many texts: this project's encoder against BERT and ModernBERT of equal size.
+Encode many texts: our encoder against BERT and ModernBERT of equal size.
 
     python training/benchmarks/bench_encoder.py
     python training/benchmarks/bench_encoder.py --shape s --texts 1024 --threads 2
 
-Texts have 8 to 128 tokens, in the proportions of sentences and short paragraphs. Every model gets the same batches,
-sorted by length and padded to the longest of each. Opponents run in fp32, in bf16 and in bf16 autocast, and the fastest
-way counts; this project's model does what `hf-tfm predict` does, in a process of its own that keeps freed memory.
+Texts have 8 to 128 tokens, distributed as in sentences and short paragraphs. Every model gets the same batches, sorted
+by length and padded to the longest text. Opponents run in fp32, in bf16 and in bf16 autocast, and the fastest counts;
+our model runs as in `hf-tfm predict`, in a process of its own that keeps freed memory.
 """
 
 import argparse
@@ -17,7 +17,17 @@ from typing import Any
 
 from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.cpu.encoding import enable_unpadded_encoding
-from side_by_side import SHAPES, apart, fastest, interleaved, masked_configs, parameters, spread, write_result
+from side_by_side import (
+    SHAPES,
+    benchmark_parser,
+    describe_size,
+    fastest,
+    in_two_processes,
+    interleaved,
+    masked_configs,
+    report_ratios,
+    spread,
+)
 
 import numpy as np
 import torch
@@ -25,7 +35,7 @@ from transformers import AutoModel
 
 
 def sorted_batches(texts: int, rows: int, vocab_size: int) -> list[dict[str, torch.Tensor]]:
-    """Rows of random tokens with the lengths of texts (log-normal, median 28), shortest first."""
+    """Return batches of random tokens with lengths as in texts (log-normal, median 28), shortest first."""
     draw = np.random.default_rng(0)
     lengths = np.sort(np.clip(np.exp(draw.normal(np.log(28), 0.7, texts)), 8, 128).astype(int))
     batches = []
@@ -37,7 +47,9 @@ def sorted_batches(texts: int, rows: int, vocab_size: int) -> list[dict[str, tor
     return batches
 
 
-def encoder(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], autocast: bool):
+def make_encode(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], autocast: bool) -> Callable[[], None]:
+    """Return a function that encodes all batches."""
+
     @torch.inference_mode()
     def encode() -> None:
         for batch in batches:
@@ -48,7 +60,7 @@ def encoder(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], auto
 
 
 def build(names: list[str], args: argparse.Namespace) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
-    """Encoding of all texts by each model in each way; tokens and sizes."""
+    """Return a function for each model and precision that encodes all texts, and the number of tokens and sizes."""
     torch.manual_seed(0)
     batches = sorted_batches(args.texts, args.rows, args.vocab)
     functions, sizes = {}, {}
@@ -59,25 +71,20 @@ def build(names: list[str], args: argparse.Namespace) -> tuple[dict[str, Callabl
             if way != "fp32" and not has_fast_bf16():
                 continue
             model = AutoModel.from_config(copy.deepcopy(configs[name])).eval().to(dtype)
-            sizes[name] = parameters(model)
+            sizes[name] = describe_size(model)
             if name == "hf_tfm":
                 enable_unpadded_encoding(model)
-            functions[f"{name} {way}"] = encoder(model, batches, autocast)
+            functions[f"{name} {way}"] = make_encode(model, batches, autocast)
     return functions, {"sizes": sizes, "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches)}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="s")
-    parser.add_argument("--vocab", type=int, default=8192)
-    parser.add_argument("--texts", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
+    parser = benchmark_parser(__doc__, shape="s", repeats=7)
+    parser.add_argument("--texts", type=int, default=256, help="number of texts")
+    parser.add_argument("--rows", type=int, default=32, help="texts per batch")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    with apart(build, ["bert", "modernbert"], args) as (functions, facts):
+    with in_two_processes(build, ["bert", "modernbert"], args) as (functions, facts):
         seconds = {name: spread(samples) for name, samples in interleaved(functions, args.repeats, warmups=1).items()}
     for name, value in seconds.items():
         print(f"  {name:34} {value['median'] * 1e3:7.1f} ms  {facts['tokens'] / value['median']:9,.0f} tokens/s   "
@@ -85,19 +92,17 @@ def main(argv: list[str] | None = None) -> int:
     ours = fastest(seconds, "hf_tfm")
     ratios = {
         "encoder_inference": fastest(seconds, "bert") / ours,
-        "encoder_inference_same_memory": fastest(seconds, "bert", kept=True) / ours,
+        "encoder_inference_same_memory": fastest(seconds, "bert", memory_kept=True) / ours,
         "encoder_inference_against_modernbert": fastest(seconds, "modernbert") / ours,
     }
-    print("  " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
-    if not args.dry_run:
-        write_result(
-            "encoder_inference",
-            ratios,
-            "python training/benchmarks/bench_encoder.py " + " ".join(sys.argv[1:]),
-            opponent="BERT, the fastest of fp32, bf16 and autocast",
-            settings={**vars(args), "tokens": facts["tokens"], "models": facts["sizes"]},
-            seconds=seconds,
-        )
+    report_ratios(
+        "encoder_inference",
+        ratios,
+        args,
+        opponent="BERT, the fastest of fp32, bf16 and autocast",
+        settings={"tokens": facts["tokens"], "models": facts["sizes"]},
+        seconds=seconds,
+    )
     return 0
 
 

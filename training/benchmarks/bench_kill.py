@@ -1,14 +1,14 @@
 """
-Kill a pretraining run with SIGKILL, again and again, and see whether it ends as if nothing had happened.
+Kill a pretraining run with SIGKILL repeatedly, and compare its end with that of an uninterrupted run.
 
     python training/benchmarks/bench_kill.py --kills 30
 
 A small run with dropout, evaluation and a checkpoint every other step is killed (its whole process group) at random
-moments, and at random moments of what is most delicate: while a checkpoint is written, while an old one is deleted,
-while the finished model is put in place. The same command goes on; what comes out at the end is compared bit by bit
-with a run that nobody touched: weights, optimizer, schedule, random state, losses. Writes results/bench_kill.json.
+moments, and at the most critical ones: while a checkpoint is written, while an old one is deleted, while the finished
+model is moved into place. The same command resumes it; at the end weights, optimizer, schedule, random state and losses
+are compared bit by bit with those of an uninterrupted run. Writes results/bench_kill.json.
 
-Imports are paid once: each attempt is a fork of one process that has them.
+Each attempt is a fork of one process, so that imports are paid once.
 """
 
 import argparse
@@ -34,14 +34,14 @@ from side_by_side import ALL_RESULTS  # noqa: E402
 
 
 STEPS, KILLS_PER_RUN = 24, 3
-# What lies in the run's folder while something delicate happens.
+# Files in the run's folder during critical moments.
 MOMENTS = {
     "anywhere": None,
     "checkpoint written": ".checkpoint-*.partial",
     "old checkpoint deleted": ".checkpoint-*.deleted",
     "model put in place": "*finished*",
 }
-# Dropout, so that the random state matters.
+# Dropout makes the random state matter.
 OVERRIDES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_dropout": 0.1}
 
 
@@ -56,7 +56,7 @@ def arguments(root: Path, run: Path) -> list[str]:
 
 
 def prepare(root: Path) -> None:
-    """A text and its tokenizer."""
+    """Write a text and its tokenizer."""
     draw = random.Random(0)
     words = ["river", "miller", "forest", "story", "told", "asked", "the", "and", "a", "of", "once", "lived"]
     texts = [" ".join(draw.choices(words, k=60)) + "." for _ in range(200)]
@@ -65,7 +65,7 @@ def prepare(root: Path) -> None:
 
 
 def start(root: Path, run: Path) -> int:
-    """The run, in a process group of its own; returns its process."""
+    """Start the run in a process group of its own and return its process id."""
     child = os.fork()
     if child:
         return child
@@ -81,7 +81,7 @@ def start(root: Path, run: Path) -> int:
 
 
 def finished(child: int) -> bool:
-    """Whether a process has ended by itself; raises if it failed."""
+    """Return whether a process has ended by itself. Raises `RuntimeError` if it failed."""
     process, status = os.waitpid(child, os.WNOHANG)
     if process and os.waitstatus_to_exitcode(status):
         raise RuntimeError(f"the run failed with exit code {os.waitstatus_to_exitcode(status)}: see its log")
@@ -89,10 +89,10 @@ def finished(child: int) -> bool:
 
 
 def attempt(root: Path, run: Path, moment: str, draw: random.Random, seconds: float) -> dict | None:
-    """Start the run, or let it go on, and kill it; None if it ended before that."""
+    """Start or resume the run and kill it; returns None if it ended before."""
     before = complete_checkpoints(run)
     child, began = start(root, run), time.monotonic()
-    # Of the checkpoints that are still to come one is chosen; a delicate moment lasts some milliseconds.
+    # A random one of the next checkpoints; a critical moment lasts some milliseconds.
     wait, seen, skip = draw.uniform(0, 0.8 * seconds), set(), draw.randrange(3)
     while True:
         if finished(child):
@@ -120,7 +120,7 @@ def attempt(root: Path, run: Path, moment: str, draw: random.Random, seconds: fl
 
 
 def difference(one: Path, other: Path) -> str | None:
-    """The first thing in which two finished runs differ, or None."""
+    """Return the first file or field in which two finished runs differ, or None."""
     last = f"checkpoint-{STEPS}"
     for name in ("model.safetensors", f"{last}/model.safetensors"):
         if (one / name).read_bytes() != (other / name).read_bytes():
@@ -137,7 +137,7 @@ def difference(one: Path, other: Path) -> str | None:
 
 
 def same(first: object, second: object) -> bool:
-    """Whether two states are equal, every bit of their tensors included."""
+    """Return whether two states are equal, including every bit of their tensors."""
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
@@ -152,8 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=ALL_RESULTS / "bench_kill.json")
-    options = parser.parse_args(argv)
-    draw, kills, runs = random.Random(options.seed), [], 0
+    args = parser.parse_args(argv)
+    draw, kills, runs = random.Random(args.seed), [], 0
     with tempfile.TemporaryDirectory(prefix="bench_kill_") as folder:
         root = Path(folder)
         prepare(root)
@@ -163,12 +163,12 @@ def main(argv: list[str] | None = None) -> int:
             time.sleep(0.01)
         seconds = time.monotonic() - began
         print(f"untouched run: {STEPS} steps, {STEPS // 2} checkpoints, {seconds:.1f} s", flush=True)
-        while len(kills) < options.kills:
+        while len(kills) < args.kills:
             runs += 1
             run, own = root / f"run{runs}", []
             while not (run / RECORD_FILE).exists():
                 moment = list(MOMENTS)[(len(kills) + len(own)) % len(MOMENTS)]
-                wanted = len(own) < min(KILLS_PER_RUN, options.kills - len(kills))
+                wanted = len(own) < min(KILLS_PER_RUN, args.kills - len(kills))
                 if not wanted:
                     moment, limit = "anywhere", float("inf")
                 hit = attempt(root, run, moment, draw, seconds if wanted else limit)
@@ -183,9 +183,9 @@ def main(argv: list[str] | None = None) -> int:
     identical = sum(kill["bit-identical"] for kill in kills)
     print(f"\n{identical} of {len(kills)} kills left no trace, in {len({kill['run'] for kill in kills})} runs")
     print("hit: " + ", ".join(f"{count} {hit}" for hit, count in Counter(kill["hit"] for kill in kills).items()))
-    options.results.parent.mkdir(exist_ok=True)
-    facts = {"versions": versions(), "steps": STEPS, "seed": options.seed, "identical": identical, "kills": kills}
-    options.results.write_text(json.dumps(facts, indent=1) + "\n")
+    args.results.parent.mkdir(exist_ok=True)
+    facts = {"versions": versions(), "steps": STEPS, "seed": args.seed, "identical": identical, "kills": kills}
+    args.results.write_text(json.dumps(facts, indent=1) + "\n")
     return 0 if identical == len(kills) else 1
 
 

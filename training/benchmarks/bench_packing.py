@@ -3,10 +3,10 @@ From tokenised documents to training batches: transformers' recipe against hf_tf
 
     python training/benchmarks/bench_packing.py texts.jsonl.gz --tokenizer my-tokenizer
 
-The recipe is that of transformers' `run_clm.py`: `group_texts` in `Dataset.map`, then a shuffling DataLoader with
-`default_data_collator`. Both sides start from the same tokens and give batches of `--batch_size` rows as tensors for
-one epoch, both loaders in this process. Tokenising is measured on its own. All times are of the CPU, so that other work
-on the machine counts less; best of `--repeats`.
+The recipe is that of transformers' example `run_clm.py`: `group_texts` in `Dataset.map`, then a shuffling DataLoader
+with `default_data_collator`. Both sides start from the same tokens and give batches of `--batch_size` rows as tensors
+for one epoch, both loaders in this process. Tokenising is measured separately. All times are CPU times, which other
+load on the machine affects less; the best of `--repeats` counts. counts.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, default_data_collator
 
 
 def group_texts(examples: dict[str, list], block_length: int) -> dict[str, list]:
-    """Concatenates everything and cuts it, as the recipe does."""
+    """Concatenate all texts and cut them into blocks, as the recipe does."""
     joined = {name: list(itertools.chain(*lists)) for name, lists in examples.items()}
     total = len(joined["input_ids"]) // block_length * block_length
     rows = {name: [ids[i : i + block_length] for i in range(0, total, block_length)] for name, ids in joined.items()}
@@ -38,13 +38,14 @@ def group_texts(examples: dict[str, list], block_length: int) -> dict[str, list]
 
 
 def seconds(function, *args) -> tuple[float, object]:
+    """Return the CPU seconds of a call, and its result."""
     started = time.process_time()
     result = function(*args)
     return time.process_time() - started, result
 
 
 def consume(loader) -> int:
-    """Goes through a loader; the number of tokens it gave."""
+    """Iterate over a loader and return its number of tokens."""
     return sum(batch["input_ids"].numel() for batch in loader)
 
 
@@ -60,7 +61,7 @@ def recipe(tokenized: datasets.Dataset, args) -> dict[str, float]:
 
 
 def packed(store: TokenStore, args) -> dict[str, float]:
-    in_memory = TokenStore(store.tokens, store.offsets, store.byte_counts)  # so that its plan is not found on disk
+    in_memory = TokenStore(store.tokens, store.offsets, store.byte_counts)  # without the plan on disk
     packing, blocks = seconds(PackedBlocks, in_memory, args.block_length)
     loader = StepBatches(blocks.rows, args.batch_size, blocks.num_blocks // args.batch_size).loader()
     batching, tokens = seconds(consume, loader)
@@ -71,11 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("data", help="text: a file, folder, glob or hub:NAME")
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--documents", type=int, default=1000, help="number of documents")
     parser.add_argument("--block_length", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=16, help="16 is the pretraining scripts' own")
+    parser.add_argument("--batch_size", type=int, default=16, help="16 is the default of the pretraining scripts")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
+    parser.add_argument("--dry_run", action="store_true", help="print the figures without writing them")
     args = parser.parse_args(argv)
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)

@@ -1,14 +1,13 @@
 """
-A training step of both models against transformers' own of equal size.
+Train for a step: our decoder and encoder against transformers' models of equal size.
 
     python training/benchmarks/bench_step.py
     python training/benchmarks/bench_step.py --kind masked --shape s --rows 32 --length 128 --threads 2
 
-One step is forward, backward, clipping and AdamW on both sides, in bf16 autocast where the processor multiplies bf16
-(`--fp32` for the other), on tokens drawn at random. Each model runs eagerly and compiled, and they take turns: this
-project's in a process that keeps freed memory, as its training scripts do, opponents in one with and one without. The
-ratio in the summary sets this project's faster way against the fastest of the opponents without; `_same_memory` against
-the fastest with it.
+A step is forward, backward, clipping and AdamW on both sides, on random tokens, in bf16 autocast where the CPU has bf16
+(`--fp32`: without). Each model runs eagerly and compiled, and all take turns: ours in a process that keeps freed memory
+as the training scripts do, opponents in one process that does and one that does not. The ratio in the summary compares
+our faster variant with the fastest opponent that does not; `_same_memory` with the fastest one that does.
 """
 
 import argparse
@@ -22,15 +21,16 @@ from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.train.optim import build_optimizer
 from side_by_side import (
     SHAPES,
-    apart,
+    benchmark_parser,
     causal_configs,
+    describe_size,
     fastest,
     first_calls,
+    in_two_processes,
     interleaved,
     masked_configs,
-    parameters,
+    report_ratios,
     spread,
-    write_result,
 )
 
 import torch
@@ -45,7 +45,7 @@ def causal_batch(rows: int, length: int, vocab_size: int) -> dict[str, dict[str,
 
 
 def masked_batch(rows: int, length: int, vocab_size: int) -> dict[str, dict[str, torch.Tensor]]:
-    """The same rows with 15 % to predict, for this project also as positions, which its objective gives."""
+    """Return rows with 15 % masked tokens; for our model as positions, in the form its objective returns."""
     ids = torch.randint(5, vocab_size, (rows, length))
     chosen = torch.rand(rows, length).argsort().argsort() < round(0.15 * length)
     labels = torch.where(chosen, ids, -100)
@@ -56,7 +56,8 @@ def masked_batch(rows: int, length: int, vocab_size: int) -> dict[str, dict[str,
     return {"hf_tfm": {**compact, "skip_logits": True}, "modernbert": dense, "bert": dense}
 
 
-def make_step(model: torch.nn.Module, batch: dict[str, torch.Tensor], bf16: bool):
+def make_step(model: torch.nn.Module, batch: dict[str, torch.Tensor], bf16: bool) -> Callable[[], float]:
+    """Return a function that trains a model for a step."""
     optimizer = build_optimizer(model, "adamw")
 
     def step() -> float:
@@ -72,11 +73,11 @@ def make_step(model: torch.nn.Module, batch: dict[str, torch.Tensor], bf16: bool
 
 
 def build(names: list[str], kind: str, args: argparse.Namespace) -> tuple[dict[str, Callable], dict[str, str]]:
-    """A step of each model, eager and compiled; sizes."""
+    """Return a training step of each model, eager and compiled, and the models' sizes."""
     configs = {"causal": causal_configs, "masked": masked_configs}[kind](SHAPES[args.shape], args.vocab, args.length)
     batches = {"causal": causal_batch, "masked": masked_batch}[kind](args.rows, args.length, args.vocab)
     auto = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}[kind]
-    torch._inductor.config.force_disable_caches = True  # so that first steps tell what compiling takes
+    torch._inductor.config.force_disable_caches = True  # so that first steps include compiling
     steps, sizes = {}, {}
     for name in names:
         for way in ("eager", "compiled"):
@@ -84,7 +85,7 @@ def build(names: list[str], kind: str, args: argparse.Namespace) -> tuple[dict[s
             model = auto.from_config(copy.deepcopy(configs[name])).train()
             if kind == "causal":
                 model.config.use_cache = False  # as transformers' Trainer has it
-            sizes[name] = parameters(model)
+            sizes[name] = describe_size(model)
             if name == "hf_tfm":
                 enable_blockwise_attention(model)
             if way == "compiled":
@@ -98,7 +99,7 @@ def build(names: list[str], kind: str, args: argparse.Namespace) -> tuple[dict[s
 
 def measure(kind: str, args: argparse.Namespace) -> None:
     peers = {"causal": ["llama", "gpt2"], "masked": ["modernbert", "bert"]}[kind]
-    with apart(build, peers, kind, args) as (steps, sizes):
+    with in_two_processes(build, peers, kind, args) as (steps, sizes):
         first = first_calls(steps)
         seconds = {name: spread(samples) for name, samples in interleaved(steps, args.repeats).items()}
     bf16 = has_fast_bf16() and not args.fp32
@@ -109,39 +110,32 @@ def measure(kind: str, args: argparse.Namespace) -> None:
               f"{first[name]:5.1f} s   {sizes[name.split()[0]]}")  # fmt: skip
     ours = fastest(seconds, "hf_tfm")
 
-    def best(*words: str, kept: bool = False) -> float:
-        return min(fastest(seconds, peer, *words, kept=kept) for peer in peers)
+    def best(*words: str, memory_kept: bool = False) -> float:
+        return min(fastest(seconds, peer, *words, memory_kept=memory_kept) for peer in peers)
 
     ratios = {
         f"{kind}_step": best() / ours,
-        f"{kind}_step_same_memory": best(kept=True) / ours,
+        f"{kind}_step_same_memory": best(memory_kept=True) / ours,
         f"{kind}_step_against_eager": best("eager") / ours,
         f"{kind}_step_eager": best("eager") / fastest(seconds, "hf_tfm", "eager"),
     }
-    print("  " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
-    if not args.dry_run:
-        write_result(
-            f"{kind}_step",
-            ratios,
-            "python training/benchmarks/bench_step.py " + " ".join(sys.argv[1:]),
-            opponent="the faster of eager and compiled among " + ", ".join(peers),
-            settings={**vars(args), "bf16": bf16, "models": sizes},
-            seconds=seconds,
-            first_step_seconds=first,
-        )
+    report_ratios(
+        f"{kind}_step",
+        ratios,
+        args,
+        opponent="the faster of eager and compiled among " + ", ".join(peers),
+        settings={"bf16": bf16, "models": sizes},
+        seconds=seconds,
+        first_step_seconds=first,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
+    parser = benchmark_parser(__doc__, shape="xs", repeats=15)
     parser.add_argument("--kind", choices=("causal", "masked", "both"), default="both")
-    parser.add_argument("--shape", choices=SHAPES, default="xs")
-    parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--fp32", action="store_true")
-    parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     for kind in ("causal", "masked") if args.kind == "both" else (args.kind,):

@@ -1,5 +1,5 @@
 """
-How long pretraining takes to the loss that a tuned opponent ends with.
+Pretrain to a loss: the time to the final loss of a tuned opponent.
 
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind masked --seeds 1
@@ -7,18 +7,18 @@ How long pretraining takes to the loss that a tuned opponent ends with.
     python training/benchmarks/bench_time_to_loss.py TRAIN VALIDATION --kind causal --own_shape
 
 Opponents are transformers' models of equal size with fused AdamW, on rows cut from the joined text. Their learning rate
-is swept by factors of two until the best one is not at the edge, then their schedule; the best is run with `--seeds`
-seeds. This project trains with its own recipe (Muon, packing, windows; for masked tokens also its rates, and next
-tokens first), in the shape of a native family, or with --own_shape in one that none has. It gets fewer and fewer steps,
-until the mean over the seeds no longer reaches the opponent's. Same tokenizer, same tokens in a step, same held-out
-rows, bf16 autocast (fp32 where the processor has no bf16), no dropout, gradients clipped at 1. With --long both have
-twice the rows in a step where that is better, opponents at √2 times the rate.
+is swept by factors of two until the best one is not at the edge, then their schedule; the best settings are run with
+`--seeds` seeds. This project trains with its own recipe (Muon, packing, windows; for masked tokens also its masking
+rates, and next tokens first), in the shape of a native family, or with --own_shape in one that no family has. It gets
+fewer and fewer steps, until the mean over the seeds no longer reaches the opponent's. Both sides have the same
+tokenizer, tokens per step and held-out rows, bf16 autocast (fp32 where the CPU has no bf16), no dropout, and gradients
+clipped at 1. With --long both have twice the rows per step where that is better, opponents at √2 times the rate.
 
-Seconds are steps times the median of steps that take turns, so that what else the machine does falls on both, the
-compiler's time added where compiling pays. This project's run in a process that keeps freed memory, as its scripts do,
-the opponent's in one with and in one without; `_same_memory` is the ratio to the one with it. Every run is kept in
-`results/time_to_loss_runs.jsonl`, and is not made again while its code and settings are the same: the command goes on
-where it was stopped. They are compiled, which changes a loss by rounding only.
+Seconds are steps times the median of steps that take turns, so that other load on the machine affects both alike, plus
+the compiler's time where compiling pays. Our run is in a process that keeps freed memory, as in the scripts; the
+opponent's is in one that does and one that does not, and `_same_memory` is the ratio to the former. Every run is stored
+in `results/time_to_loss_runs.jsonl` and reused while its code and settings are the same, so the same command resumes a
+stopped benchmark. Runs are compiled, which changes a loss by rounding only.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from pathlib import Path
 import hf_tfm
 from hf_tfm.artifacts.record import public_command
 from hf_tfm.core.limits import has_fast_bf16
+from hf_tfm.core.statistics import to_bits_per_byte
 from hf_tfm.cpu.attention import enable_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.data.objectives import CausalFirst, Masked, RateSchedule, causal
@@ -48,11 +49,12 @@ from hf_tfm.train.optim import build_optimizer
 from hf_tfm.train.schedule import build_scheduler
 from side_by_side import (
     ALL_RESULTS,
-    KEPT,
+    MEMORY_KEPT,
     SHAPES,
-    apart,
+    benchmark_parser,
     causal_configs,
     first_calls,
+    in_two_processes,
     interleaved,
     masked_configs,
     spread,
@@ -71,7 +73,7 @@ RUNS = ALL_RESULTS / "time_to_loss_runs.jsonl"
 PEERS = {"causal": ("llama", "gpt2"), "masked": ("modernbert",)}
 STEPS = {"causal": 400, "masked": 600}
 ROWS = {"causal": (8, 256), "masked": (32, 128)}
-# This project's recipe, and the share of the opponent's steps that it is first tried with.
+# This project's recipe, and the share of the opponent's steps to try it with first.
 RECIPES = {
     "causal": {
         "lengths": "0:128,0.5:256",
@@ -81,18 +83,18 @@ RECIPES = {
     "masked": {"window": 3, "causal_first": 0.2, "lr": 0.015, "masking_rate": 0.4},
 }
 GUESSES = {"causal": 0.34, "masked": 0.33}
-# Ten times the tokens: a larger batch with a larger rate pays then, for the opponents too, who get it as well.
+# At ten times the tokens a larger batch with a larger rate pays; the opponents get one, too.
 LONG_RECIPES = {
     "causal": {**RECIPES["causal"], "rows": 16, "optimizer": "normuon", "lr": 0.014, "embedding_lr": 0.012},
 }
-# What no native family has.
+# Switches that no native family has.
 OWN_SHAPE = {"attention_gate": True, "value_residual": True}
 LONG_GUESSES = {"causal": 0.59}
 FIRST_RATES = {"causal": (5e-4, 1e-3, 2e-3), "masked": (5e-4, 1e-3, 2e-3)}
 
 
 class Text:
-    """Tokenizer, training and held-out tokens, and the held-out batches that every model is measured on."""
+    """Tokenizer, training tokens, and the held-out batches that every model is measured on."""
 
     def __init__(self, train: str, validation: str, kind: str, vocab_size: int, cache: Path):
         self.kind, (self.rows, self.length) = kind, ROWS[kind]
@@ -115,7 +117,7 @@ class Text:
         ]
 
     def digest(self) -> str:
-        """Of what is trained on and measured."""
+        """Return a hash of the training and held-out tokens."""
         held_out = b"".join(batch["input_ids"].numpy().tobytes() for batch in self.held_out)
         return hashlib.sha256(held_out + np.asarray(self.store.tokens).tobytes()).hexdigest()[:12]
 
@@ -123,7 +125,7 @@ class Text:
         return len(store.tokens) // (self.length - 2 * (self.frame is not None))
 
     def joined_rows(self, store: TokenStore, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows cut from the joined text, for an encoder between cls and sep: what example scripts train on."""
+        """Return rows cut from the joined text as in example scripts, for an encoder between cls and sep."""
         width = self.length - 2 * (self.frame is not None)
         rows = np.stack([store.tokens[i * width : (i + 1) * width] for i in numbers]).astype(np.int64)
         if self.frame is not None:
@@ -132,15 +134,17 @@ class Text:
         return {"input_ids": rows, "position_ids": positions, "sequence_ids": np.ones_like(rows), "rows": numbers}
 
     def shuffled_rows(self, seed: int) -> Callable[[np.ndarray], dict]:
-        """All rows of the training text in an order by seed."""
+        """Return a function of row numbers that gives the training rows in a random order."""
         order = np.random.default_rng(seed).permutation(self.row_count(self.store))
         return lambda numbers: {**self.joined_rows(self.store, order[numbers % len(order)]), "rows": numbers}
 
 
 class Contestant:
     """
-    A model with its optimizer, schedule and batches; `step()` trains one. `phases` are the numbers of the steps from
-    which on batches have another shape, and of the end.
+    A model with its optimizer, schedule and batches; `step()` trains for a step.
+
+    Attributes:
+        phases: numbers of the steps at which the shape of the batches changes, and of the end.
     """
 
     def __init__(self, text: Text, name: str, shape: str, steps: int, seed: int, way: str = "eager", **settings):
@@ -215,7 +219,7 @@ class Contestant:
 
     @torch.no_grad()
     def measure(self) -> float:
-        """Held-out bits per byte, or nats per masked token."""
+        """Return held-out bits per byte, or nats per masked token."""
         self.model.eval()
         nats, count = 0.0, 0
         for batch in self.text.held_out:
@@ -227,7 +231,7 @@ class Contestant:
         self.model.train()
         if self.text.kind == "masked":
             return nats / count
-        return nats / count / math.log(2) / self.text.bytes_per_token
+        return to_bits_per_byte(nats / count, self.text.bytes_per_token)
 
 
 def causal_rows(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -236,7 +240,7 @@ def causal_rows(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def code_hash(name: str) -> str:
-    """Changes with the code that decides what a run ends with."""
+    """Return a hash of the code that decides a run's final loss."""
     if name != "hf_tfm":
         return f"torch {torch.__version__}, transformers {transformers.__version__}"
     folder = Path(hf_tfm.__file__).parent
@@ -247,8 +251,8 @@ def code_hash(name: str) -> str:
 def build(
     names: list[str], args: argparse.Namespace, settings: dict[str, dict], steps: int
 ) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
-    """Steps by contestant, way and phase, and how many of them a run has (an opponent's are all of one kind)."""
-    torch._inductor.config.force_disable_caches = True  # what earlier runs compiled would come for nothing
+    """Return a step of each model, eager and compiled, in each phase, and the number of such steps in a run."""
+    torch._inductor.config.force_disable_caches = True  # or earlier runs would pay for compiling
     text = Text(args.train, args.validation, args.kind, args.vocab, args.cache)
     functions, counts = {}, {}
     for name, way in itertools.product(names, ("eager", "compiled")):
@@ -272,7 +276,7 @@ class Bench:
         self.known = {json.dumps(run["key"], sort_keys=True): run for run in map(json.loads, lines)}
 
     def run(self, name: str, steps: int, seed: int, **settings) -> float:
-        """The loss that a run ends with; read where it was made before."""
+        """Return the final loss of a run, from disk if it was made before."""
         same = {"kind": self.text.kind, "text": self.digest, "shape": self.args.shape, "vocab": self.args.vocab}
         if not has_fast_bf16():
             same["precision"] = "fp32"
@@ -296,7 +300,7 @@ class Bench:
         return found["loss"]
 
     def tuned_peer(self, name: str, steps: int) -> tuple[float, dict]:
-        """An opponent's best loss with seed 0, and its settings; the best rate is never at the edge of the sweep."""
+        """Return an opponent's best loss with seed 0, and its settings; the best rate is inside the sweep."""
         rates = list(FIRST_RATES[self.text.kind])
         losses = {rate: self.run(name, steps, 0, lr=rate) for rate in rates}
         while (best := min(losses, key=losses.get)) in (min(losses), max(losses)):
@@ -307,14 +311,14 @@ class Bench:
         return min(other, losses[best]), settings
 
     def fewest_steps(self, goal: float, steps: int, seeds: int) -> tuple[int, float]:
-        """The fewest steps, by notches of 8 %, at which the mean over the seeds reaches the goal; and that mean."""
+        """Return the fewest steps, in steps of 8 %, whose mean loss over the seeds reaches the goal, and that mean."""
         recipe = self.args.recipe
 
         def reached(count: int) -> tuple[bool, float]:
             losses = []
             for seed in range(seeds):
                 losses.append(self.run("hf_tfm", count, seed, **recipe))
-                if seed == 0 and losses[0] > goal * 1.004:  # no other seeds make good for that
+                if seed == 0 and losses[0] > goal * 1.004:  # other seeds cannot make up for that
                     return False, losses[0]
             return statistics.mean(losses) <= goal, statistics.mean(losses)
 
@@ -345,7 +349,7 @@ class Bench:
         peers = {name: self.tuned_peer(name, STEPS[kind]) for name in PEERS[kind]}
         name = min(peers, key=lambda n: peers[n][0])
         settings = peers[name][1]
-        if args.long:  # the one that was better in fewer steps; more steps want a smaller rate
+        if args.long:  # more steps need a smaller rate
             losses = {
                 r: self.run(name, steps, 0, **{**settings, "lr": r}) for r in (settings["lr"], settings["lr"] / 2)
             }
@@ -360,7 +364,7 @@ class Bench:
         print(f"goal: {name} {goal:.4f}")
         ours, loss = self.fewest_steps(goal, steps, seeds)
         recipe = args.recipe
-        with apart(build, [name], args, {"hf_tfm": recipe, name: settings}, ours) as (functions, counts):
+        with in_two_processes(build, [name], args, {"hf_tfm": recipe, name: settings}, ours) as (functions, counts):
             first = first_calls(functions)
             seconds = {step: spread(samples) for step, samples in interleaved(functions, args.repeats).items()}
 
@@ -373,7 +377,7 @@ class Bench:
             return min(totals)
 
         (theirs, their_way), (mine, my_way) = wall(name, steps), wall("hf_tfm", ours)
-        kept, _ = wall(name, steps, KEPT)
+        kept, _ = wall(name, steps, MEMORY_KEPT)
         label = f"{kind}_time_to_loss" + "_long" * args.long + "_own_shape" * args.own_shape
         print(f"{name:10} {steps} steps, {their_way}: {theirs:.0f} s to {goal:.4f}")
         print(f"{'hf_tfm':10} {ours} steps, {my_way}: {mine:.0f} s to {loss:.4f}; {steps / ours:.2f} times fewer steps")
@@ -396,7 +400,7 @@ class Bench:
                 },
                 steps={name: steps, "hf_tfm": ours},
                 loss={name: goals, "hf_tfm": loss},
-                wall_clock_seconds={name: theirs, name + KEPT: kept, "hf_tfm": mine},
+                wall_clock_seconds={name: theirs, name + MEMORY_KEPT: kept, "hf_tfm": mine},
                 way={name: their_way, "hf_tfm": my_way},
                 step_seconds=seconds,
                 first_step_seconds=first,
@@ -404,26 +408,19 @@ class Bench:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
+    parser = benchmark_parser(__doc__, shape="xs", repeats=12)
     parser.add_argument("train", help="text to train on: a file, folder or glob")
-    parser.add_argument("validation")
+    parser.add_argument("validation", help="held-out text")
     parser.add_argument("--kind", choices=("causal", "masked"), default="causal")
     parser.add_argument("--long", action="store_true", help="ten times the steps, one seed")
     parser.add_argument(
-        "--own_shape", action="store_true", help="with gates and embeddings in the values, which no native family has"
+        "--own_shape", action="store_true", help="with attention gates and value residuals, which no native family has"
     )
-    parser.add_argument("--shape", choices=SHAPES, default="xs")
-    parser.add_argument("--vocab", type=int, default=8192)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--recipe", help="this project's settings as JSON: lr, embedding_lr, momentum, lengths, window, config, …"
-    )
-    parser.add_argument("--guess", type=float, help="share of the opponent's steps to begin with")
-    parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the final runs")
+    parser.add_argument("--recipe", help="our settings as JSON: lr, embedding_lr, momentum, lengths, window, config, …")
+    parser.add_argument("--guess", type=float, help="share of the opponent's steps to try first")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "hf_tfm" / "benchmarks")
-    parser.add_argument("--only_run", metavar="JSON", help="one run: model, steps, seed and settings, and nothing else")
-    parser.add_argument("--dry_run", action="store_true", help="print only, write no result")
+    parser.add_argument("--only_run", metavar="JSON", help="make one run only: model, steps, seed and settings")
     args = parser.parse_args(argv)
     recipes, guesses = (LONG_RECIPES, LONG_GUESSES) if args.long else (RECIPES, GUESSES)
     args.recipe = dict(recipes.get(args.kind, RECIPES[args.kind]) if args.recipe is None else json.loads(args.recipe))

@@ -1,13 +1,13 @@
 """
-All benchmarks, one after the other, and their summary as a table and a picture.
+Run all benchmarks, and summarise them as a table and a picture.
 
     python training/benchmarks/run_all.py
     python training/benchmarks/run_all.py --train texts.jsonl.gz --validation held_out.jsonl.gz --threads 2
     python training/benchmarks/run_all.py --only step decode
 
-Leave the machine alone meanwhile: hours, most of them for the time to loss (`--only` chooses). Results stand in
-`training/benchmarks/results/`, where the processor has no bf16 in its folder `fp32`: a file for each benchmark with
-opponent, settings, spread and commit, `summary.json` with the ratios by name, `summary.md` and `summary.png`.
+This takes hours on an idle machine, most of them for the time to loss (`--only` selects). Results are written to
+`training/benchmarks/results/`, on a CPU without bf16 to its folder `fp32`: a file per benchmark with opponent,
+settings, spread and commit, `summary.json` with the ratios by name, `summary.md` and `summary.png`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SHOWN = {
 
 
 def commands(args: argparse.Namespace, folder: str) -> dict[str, list[list[str]]]:
-    """The command lines of each benchmark by name."""
+    """Return the command lines of each benchmark by name."""
     text, threads = [args.train, args.validation], ["--threads", str(args.threads)]
     tokenizer = str(Path(folder) / "tokenizer")
     masked = ["--kind", "masked", "--rows", "32", "--length", "128"]
@@ -68,7 +68,7 @@ def commands(args: argparse.Namespace, folder: str) -> dict[str, list[list[str]]
 
 
 def summarise() -> None:
-    """Write the table and the picture of what `summary.json` holds."""
+    """Write a table and a picture of the ratios in `summary.json`."""
     from matplotlib.figure import Figure
 
     ratios = json.loads((RESULTS / "summary.json").read_text())
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--validation", default=str(TEXT / "validation.jsonl.gz"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="step, decode, encoder, packing, kill, time_to_loss")
-    parser.add_argument("--summary", action="store_true", help="run nothing, only write the table and the picture anew")
+    parser.add_argument("--summary", action="store_true", help="run nothing; only rewrite the table and the picture")
     args = parser.parse_args(argv)
     # As the Makefile has it; as fast as threads that never sleep, on both sides.
     environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
