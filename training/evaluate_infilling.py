@@ -38,9 +38,7 @@ class InfillingRecipe:
     text: str = field(metadata={"help": "File of held-out text to cut gaps into."})
     ways: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "Methods: once, iterative, left, denoise, denoise_free; by default those the model was trained for."
-        },
+        metadata={"help": "Some of once, iterative, left, denoise, denoise_free; by default as trained."},
     )
     text_field: str = field(default="text", metadata={"help": "Field of a record with its text."})
     passages: int = field(default=300, metadata={"help": "Maximum number of passages."})
