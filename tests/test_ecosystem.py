@@ -1,4 +1,4 @@
-"""The models in the hands of the tools around them: PEFT, TRL, sentence-transformers, torchao, accelerate, Trainer."""
+"""The models in other libraries: PEFT, TRL, sentence-transformers, torchao, accelerate, Trainer."""
 
 import re
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from tiny import DECODER_HEADS, ENCODER_HEADS, MODELS, build, inputs_for, random_ids
+from tiny import MODELS, build, inputs_for, random_ids
 from torch.testing import assert_close
 from transformers import (
     AutoModel,
@@ -65,7 +65,7 @@ def test_importing_the_package_is_light_and_peft_knows_it_in_any_order():
 # PEFT
 
 
-def test_pefts_tables_have_our_models_wherever_they_have_qwen3():
+def test_tables_of_peft_name_our_models_wherever_they_name_qwen3():
     from peft.utils import constants
 
     build(FOR_CAUSAL_LM)
@@ -87,7 +87,7 @@ def test_other_methods_of_peft_need_no_target_modules(method):
         assert any(p.grad is not None for p in adapted.parameters() if p.requires_grad)
 
 
-def test_peft_adapts_both_families_without_being_told_where():
+def test_peft_has_default_target_modules_for_both_families():
     from peft import LoraConfig, get_peft_model
 
     for name in (FOR_CAUSAL_LM, FOR_MASKED_LM):
@@ -114,7 +114,7 @@ def test_an_adapter_trains_saves_loads_and_merges(name, tmp_path):
     inputs = inputs_for(name)
     inputs.pop("labels", None)
     before = build(name)
-    # Of these two tasks PEFT does not know that the head is trained whole (nor with BERT): it wants to be told.
+    # For these two tasks PEFT has to be told (also with BERT) that the head is trained without an adapter.
     exclude = ["score", "classifier", "qa_outputs"] if task in ("TOKEN_CLS", "QUESTION_ANS") else None
     config = LoraConfig(r=2, target_modules="all-linear", task_type=task, exclude_modules=exclude)
     adapted = get_peft_model(build(name), config)
@@ -143,7 +143,7 @@ def test_an_adapter_trains_saves_loads_and_merges(name, tmp_path):
 
 
 def test_adapting_tied_embeddings_merges_without_loss(tmp_path):
-    """A tied matrix adapted in both of its places, as new tokens need it, stays tied and equal through a merge."""
+    """A tied matrix that is trained in both of its places, as for new tokens, stays tied and equal after merging."""
     from peft import LoraConfig, get_peft_model
 
     model = build(FOR_CAUSAL_LM)
@@ -164,7 +164,7 @@ def test_adapting_tied_embeddings_merges_without_loss(tmp_path):
 
 
 def test_an_adapter_on_untied_embeddings_merges_without_loss():
-    """Both ends adapted on their own; tied they would share one matrix, which a merge can give to one end only."""
+    """Embeddings and output layer with separate adapters merge; tied, they would share one matrix."""
     from peft import LoraConfig, get_peft_model
 
     model = build(FOR_CAUSAL_LM, tie_word_embeddings=False)
@@ -179,7 +179,7 @@ def test_an_adapter_on_untied_embeddings_merges_without_loss():
 # TRL
 
 
-def test_trl_trains_on_packed_texts_that_stay_apart(tokenizer, tmp_path):
+def test_trl_trains_on_packed_texts_that_do_not_see_each_other(tokenizer, tmp_path):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -304,27 +304,29 @@ def test_parallel_plans_name_modules_that_exist(name):
 # Trainer
 
 
+# Every kind of labels: of tokens, of texts, of several options, and of two heads.
 @pytest.mark.parametrize(
-    "name", [*(f"TfmDecoder{head}" for head in DECODER_HEADS), *(f"TfmEncoder{head}" for head in ENCODER_HEADS)]
+    "name",
+    [FOR_CAUSAL_LM, "TfmDecoderForSequenceClassification", "TfmEncoderForMultipleChoice", "TfmEncoderForPreTraining"],
 )
 def test_a_stopped_run_resumes_to_the_same_bits(name, tmp_path, tokenizer):
-    """Dropout on, so that the random state counts; the checkpoint is a whole model folder by itself."""
+    """Dropout makes the random state matter; the checkpoint is a complete model folder."""
     final = []
     for resume in (False, True):
         model = build(name, hidden_dropout=0.1, attention_dropout=0.1)
         trainer = Trainer(
             model,
-            arguments(tmp_path / "run", max_steps=6, save_strategy="steps", save_steps=3),
+            arguments(tmp_path / "run", max_steps=4, save_strategy="steps", save_steps=2),
             train_dataset=rows_for(name),
             data_collator=default_data_collator,
             processing_class=tokenizer,
         )
-        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3") if resume else None)
-        assert trainer.state.global_step == 6
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2") if resume else None)
+        assert trainer.state.global_step == 4
         final.append({key: value.clone() for key, value in model.state_dict().items()})
     assert all(torch.equal(value, final[0][key]) for key, value in final[1].items())
 
-    checkpoint = tmp_path / "run" / "checkpoint-6"
+    checkpoint = tmp_path / "run" / "checkpoint-4"
     family = "decoder" if "Decoder" in name else "encoder"
     files = {path.name for path in checkpoint.iterdir()}
     assert {

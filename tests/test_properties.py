@@ -1,7 +1,7 @@
 """
-Properties that hold for anything a user might give: every valid combination of switches, any text, any command line.
+Properties that hold for any input of a user: every valid combination of switches, any text, any command line.
 
-Examples are drawn by hypothesis, always the same ones; `HF_TFM_EXAMPLES=500` tries as many new ones.
+Hypothesis draws the examples, by default the same ones every time; `HF_TFM_EXAMPLES=500` tries 500 new ones.
 """
 
 import os
@@ -30,8 +30,8 @@ from hf_tfm.models.configuration_tfm import ACTIVATIONS
 EXAMPLES = os.environ.get("HF_TFM_EXAMPLES")
 
 
-def some(count: int):
-    """Settings for so many examples, in a time that is not measured."""
+def examples(count: int):
+    """Return settings for a number of examples, without a time limit."""
     return settings(
         max_examples=int(EXAMPLES or count),
         derandomize=not EXAMPLES,
@@ -43,7 +43,7 @@ def some(count: int):
 
 @st.composite
 def switches(draw, family: str) -> dict:
-    """A valid combination of the switches of a family, for a model of two or three small layers."""
+    """Draw a valid combination of the switches of a family, for a model of one to three small layers."""
     heads = draw(st.sampled_from([1, 2, 4]))
     layers = draw(st.integers(1, 3))
     positions = draw(st.sampled_from(["rope", "learned", "sinusoidal", "none"]))
@@ -88,7 +88,7 @@ def switches(draw, family: str) -> dict:
 
 
 def train_save_reload(config, model_class, auto_class) -> torch.nn.Module:
-    """One training step that lowers the loss, then a folder that gives the same logits; the model that came back."""
+    """Check that a training step lowers the loss and that a saved folder gives the same logits; return its model."""
     torch.manual_seed(0)
     model = model_class(config)
     ids = torch.randint(7, config.vocab_size, (2, 12))
@@ -104,7 +104,7 @@ def train_save_reload(config, model_class, auto_class) -> torch.nn.Module:
         model.save_pretrained(folder)
         again = auto_class.from_pretrained(folder)
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
-        # Padding changes nothing.
+        # Padding does not change outputs.
         mask = torch.ones(1, 12, dtype=torch.long)
         padded, padded_mask = torch.full((1, 15), PAD), torch.zeros(1, 15, dtype=torch.long)
         padded[:, :12], padded_mask[:, :12] = ids[:1], mask
@@ -114,9 +114,9 @@ def train_save_reload(config, model_class, auto_class) -> torch.nn.Module:
     return again
 
 
-@some(25)
+@examples(12)
 @given(switches("decoder"))
-def test_any_decoder_trains_saves_reloads_and_writes(fields):
+def test_any_decoder_trains_saves_reloads_and_generates(fields):
     config = TfmDecoderConfig(**fields)
     model = train_save_reload(config, hf_tfm.TfmDecoderForCausalLM, AutoModelForCausalLM)
     ids = torch.randint(7, config.vocab_size, (2, 5))
@@ -124,16 +124,16 @@ def test_any_decoder_trains_saves_reloads_and_writes(fields):
     assert ways[0].shape[1] <= 11 and torch.equal(*ways)
 
 
-@some(25)
+@examples(12)
 @given(switches("encoder"))
-def test_any_encoder_trains_saves_reloads_and_fills(fields):
+def test_any_encoder_trains_saves_reloads_and_fills_masks(fields):
     config = TfmEncoderConfig(**fields)
     model = train_save_reload(config, hf_tfm.TfmEncoderForMaskedLM, AutoModelForMaskedLM)
     filled = model.generate(torch.tensor([[CLS, 20, MASK, MASK, 30, SEP]]))
     assert MASK not in filled[0]
 
 
-@some(60)
+@examples(40)
 @given(
     st.sampled_from([TfmDecoderConfig, TfmEncoderConfig]),
     st.dictionaries(
@@ -148,7 +148,7 @@ def test_a_wrong_config_is_refused_in_one_line_or_works(config_class, fields):
     size = dict(vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     try:
         config = config_class(**{**size, **fields})
-    except Exception as error:  # whatever it is, it must be the one kind that says what to change
+    except Exception as error:  # any error must say in one line what to change
         assert isinstance(error, ValueError | TypeError) and len(str(error).strip().splitlines()) == 1, repr(error)
         return
     assume(config.hidden_size * config.num_hidden_layers < 4000)
@@ -156,7 +156,7 @@ def test_a_wrong_config_is_refused_in_one_line_or_works(config_class, fields):
     assert torch.isfinite(model_class(config).eval()(torch.tensor([[7]])).last_hidden_state).all()
 
 
-# Text as it comes: any Unicode with lone surrogates left out (no file holds them), empty lines, NUL bytes, long lines.
+# Any Unicode without lone surrogates (no file contains them), empty lines, NUL bytes, long lines.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 HARD = [
     "",
@@ -186,9 +186,9 @@ def tokenizers() -> dict:
 
 
 @pytest.mark.parametrize("style", ["decoder", "bytes"])
-@some(120)
+@examples(60)
 @given(text=st.one_of(TEXT, st.sampled_from(HARD)))
-def test_byte_level_tokenizers_give_any_text_back(tokenizers, style, text):
+def test_byte_level_tokenizers_restore_any_text(tokenizers, style, text):
     tokenizer = tokenizers[style]
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.unk_token_id not in ids
@@ -196,7 +196,7 @@ def test_byte_level_tokenizers_give_any_text_back(tokenizers, style, text):
 
 
 @pytest.mark.parametrize("style", ["decoder", "encoder"])
-@some(40)
+@examples(20)
 @given(texts=st.lists(st.one_of(TEXT, st.sampled_from(HARD)), min_size=1, max_size=8), seed=st.integers(0, 3))
 def test_any_text_goes_through_store_packing_and_objective(tokenizers, style, texts, seed):
     tokenizer = tokenizers[style]
@@ -208,7 +208,7 @@ def test_any_text_goes_through_store_packing_and_objective(tokenizers, style, te
     blocks = PackedBlocks(store, 32, seed=seed, pad_token_id=tokenizer.pad_token_id)
     rows = blocks.rows(np.arange(blocks.num_blocks))
     real = rows["sequence_ids"] > 0
-    # Every token is there once.
+    # Every token occurs once.
     assert np.array_equal(np.sort(rows["input_ids"][real]), np.sort(np.asarray(store.tokens)))
     inputs = causal(rows) if style == "decoder" else Masked(tokenizer, 0.3, seed=seed)(rows)
     predicted = inputs["labels"] != -100
@@ -244,10 +244,10 @@ ARGUMENT = st.one_of(
 )  # fmt: skip
 
 
-@some(80)
+@examples(40)
 @given(st.sampled_from(COMMANDS), st.lists(ARGUMENT, max_size=5))
-def test_any_command_line_ends_in_one_line_and_a_code(command, arguments):
-    """Never a traceback, and nothing written: nowhere is a model here."""
+def test_any_command_line_ends_with_an_exit_code_and_one_line(command, arguments):
+    """No traceback, and no file is written, because no argument names a model."""
     import contextlib
     import io
 

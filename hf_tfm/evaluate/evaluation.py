@@ -145,7 +145,12 @@ def measure_by_prompt(lm: LanguageModel, recipe: EvaluationRecipe, results: Resu
     drawn = train.subset(few_shot.draw_examples(train, recipe.examples, recipe.seed))
     examples = list(zip(drawn, labels.encode(drawn)))
     task = f"{len(examples)}-shot classification"
-    settings = {"task": task, "template": template, "words": prompt.words, "instruction": prompt.instruction}
+    settings: dict[str, Any] = {
+        "task": task,
+        "template": template,
+        "words": prompt.words,
+        "instruction": prompt.instruction,
+    }
     settings |= {"label_field": labels.field, "seed": recipe.seed}
     figures = results.compute_once(
         {**settings, "data": content_hash(path, "test"), "examples": examples},

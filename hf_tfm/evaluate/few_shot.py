@@ -83,6 +83,17 @@ class Prompt:
             ) from None
 
 
+class _SameText(dict[str, str]):
+    """A record whose fields all have the same text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.text = text
+
+    def __missing__(self, field: str) -> str:
+        return self.text
+
+
 def draw_examples(records: Records, k: int, seed: int) -> list[int]:
     """Return the numbers of `k` random records. Raises `InputError` if there are fewer."""
     if k > len(records):
@@ -135,7 +146,7 @@ def score_labels(
     if not prefix:
         raise InputError("this tokenizer begins texts with nothing: give an --instruction or examples")
     questions = [prompt.render(record, place) for record, place in zip(records, records.places, strict=True)]
-    content_free = [prompt.render(defaultdict(lambda text=text: text), "nothing") for text in _CONTENT_FREE]
+    content_free = [prompt.render(_SameText(text), "nothing") for text in _CONTENT_FREE]
     labels = encode_text(lm.tokenizer, prompt.answers)
     room = lm.max_length - len(prefix) - max(map(len, labels))
     contexts = encode_text(lm.tokenizer, [*questions, *content_free])

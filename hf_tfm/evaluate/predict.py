@@ -220,7 +220,7 @@ def _as_json(value: Any, place: str) -> str:
 
 
 def _csv_writer(file: TextIO) -> Callable[[dict[str, Any], str], None]:
-    rows: list[csv.DictWriter] = []
+    rows: list[csv.DictWriter[str]] = []
 
     def write(record: dict[str, Any], place: str) -> None:
         if not rows:

@@ -1,4 +1,4 @@
-"""Gaps in held-out text: where they are, how each way fills them, what counts as right, and the script."""
+"""Gaps in held-out text: their places, how each method fills them, which fillings are right, and the script."""
 
 import json
 
@@ -26,7 +26,7 @@ def tokenizers():
 
 
 def model_for(way: str, tokenizers):
-    """A model for a way, with random weights, and its tokenizer."""
+    """Return a model for a method, with random weights, and its tokenizer."""
     tokenizer = tokenizers["encoder" if way in ("once", "iterative") else "decoder"]
     name = "TfmEncoderForMaskedLM" if way in ("once", "iterative") else "TfmDecoderForCausalLM"
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("pad", "bos", "eos", "mask")}
@@ -56,7 +56,7 @@ def test_gaps_are_whole_words_and_the_same_for_every_model():
         next(cut_gaps(DOCUMENTS, 30, gaps=6, longest_gap=4))
 
 
-def test_what_counts_as_right(tokenizers, monkeypatch):
+def test_a_gap_is_right_if_all_of_its_tokens_are(tokenizers, monkeypatch):
     model, tokenizer = model_for("left", tokenizers)
     texts = [GappedText(["Once there", " a", "."], [" was", " miller lived"])] * 3 + [
         GappedText(["Once", " was a", "."], [" there by the", " hunter"])
@@ -78,9 +78,9 @@ def test_what_counts_as_right(tokenizers, monkeypatch):
 
 
 @pytest.mark.parametrize("way", FILL_METHODS)
-def test_every_way_fills_every_gap_whatever_the_batch(way, tokenizers):
+def test_every_method_fills_every_gap_in_any_batch(way, tokenizers):
     model, tokenizer = model_for(way, tokenizers)
-    texts = list(cut_gaps(DOCUMENTS[:5], words=20, gaps=2, longest_gap=2))
+    texts = list(cut_gaps(DOCUMENTS[:3], words=20, gaps=2, longest_gap=2))
     passages = [EncodedGaps.of(tokenizer, text) for text in texts]
     together = FILL_METHODS[way](model, tokenizer, passages)
     assert [FILL_METHODS[way](model, tokenizer, [one])[0] for one in passages] == together

@@ -1,4 +1,4 @@
-"""Reinforcement learning from answers that can be checked: rewards, a model that earns more, exact resumption."""
+"""Reinforcement learning with verifiable rewards: verifiers, a model that gains reward, exact resumption."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def says_nothing(answer, record):
         ("no idea", None),
     ],
 )
-def test_the_number_that_a_text_arrives_at(text, number):
+def test_the_final_number_of_a_text(text, number):
     assert final_number(text) == number
 
 
@@ -82,7 +82,7 @@ def test_rewards_of_three_kinds(tmp_path):
         ("{}/mine.py:says_nothing", "gives nan for an answer to line 1, not a number"),
     ],
 )
-def test_rewards_that_cannot_be_had_are_refused(tmp_path, kind, complaint):
+def test_impossible_rewards_are_refused(tmp_path, kind, complaint):
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "broken.py").write_text("def score(")
     records = Records([{"answer": "1"}, {"answer": "("}], ["line 1", "line 2"], "x")
@@ -90,7 +90,7 @@ def test_rewards_that_cannot_be_had_are_refused(tmp_path, kind, complaint):
         read_verifier(kind.format(tmp_path), records, "answer")("so", 0)
 
 
-def test_sums_of_the_test_stand_nowhere_else(tmp_path):
+def test_test_sums_occur_in_no_other_split(tmp_path):
     assert make_sums.main(["--output", str(tmp_path), "--digits", "1"]) == 0
     assert make_sums.main(["--output", str(tmp_path / "train.jsonl")]) == 2, "a file is no folder to write"
     assert make_sums.main(["--output", str(tmp_path), "--lines", "0"]) == 2
@@ -136,7 +136,9 @@ def arguments(model: Path, files: Path, out: Path, **changes) -> list[str]:
         "test_file": files / "test.jsonl",
         "output_dir": out,
         "reward": "pattern",
-        "max_steps": 10,
+        "max_steps": 8,
+        "eval_steps": 0.25,
+        "save_steps": 0.25,
         "per_device_train_batch_size": 32,
         "answers_per_prompt": 8,
         "max_new_tokens": 4,
@@ -148,7 +150,7 @@ def arguments(model: Path, files: Path, out: Path, **changes) -> list[str]:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_what_earns_becomes_likelier(base, files, tmp_path, capsys, lora):
+def test_rewarded_answers_become_likelier(base, files, tmp_path, capsys, lora):
     out = tmp_path / "run"
     changes = dict(lora="true", learning_rate=5e-2, beta=0.01) if lora else {}
     assert finetune_rlvr.main(arguments(base, files, out, **changes)) == 0
@@ -171,9 +173,10 @@ def test_what_earns_becomes_likelier(base, files, tmp_path, capsys, lora):
         assert json.loads((out / "config.json").read_text())["use_cache"] is True
 
 
-def test_a_function_of_ones_own_is_the_reward(base, files, tmp_path):
+def test_a_function_of_the_user_is_the_reward(base, files, tmp_path):
     out = tmp_path / "run"
-    assert finetune_rlvr.main(arguments(base, files, out, reward=f"{files}/mine.py:score", test_file=None)) == 0
+    argv = arguments(base, files, out, reward=f"{files}/mine.py:score", test_file=None, max_steps=4)
+    assert finetune_rlvr.main(argv) == 0
     record = record_of(out)
     assert record["results"]["reward"]["value"] > record["baselines"]["before"]["reward"]["value"]
     assert record["measured_on"] == "validation"

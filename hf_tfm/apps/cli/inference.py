@@ -74,7 +74,7 @@ def generate(
     if (html or candidates) and not compare:
         raise InputError("--html and --candidates show what --compare finds: give that too")
     lm, tokenizer = open_model(model, "AutoModelForCausalLM", base, trust_remote_code)
-    options = dict(
+    options: dict[str, Any] = dict(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         beams=beams,
     )  # fmt: skip
