@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -42,16 +42,27 @@ def check_whole_folder(folder: Path, weights: str = "model.safetensors") -> None
 
 
 def check_resumption(
-    script: ModuleType, run: Callable[..., list[str]], tmp_path: Path, monkeypatch, capsys, steps: int = 30, **changes
+    script: ModuleType,
+    run: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch,
+    capsys,
+    steps: int = 30,
+    stops: Sequence[int] = (12, 19),
+    **changes,
 ) -> None:
-    """Checks that SIGTERM within an epoch and at its end exits with 0, and that the resumed run ends bit for bit."""
+    """
+    Checks that SIGTERM exits with 0, and that the resumed run ends bit for bit.
+
+    Args:
+        stops: steps during which the signal comes; by default within an epoch of ten steps and at its end.
+    """
     weights = "adapter_model.safetensors" if changes.get("lora") else "model.safetensors"
-    per_epoch = 10
     for out in ("whole", "parts"):
         argv = run(tmp_path / out, max_steps=steps, num_train_epochs=3, **changes)
         with monkeypatch.context() as context:
             if out == "parts":
-                stop_at = {per_epoch + 2, 2 * per_epoch - 1}  # the current step is the last
+                stop_at = set(stops)  # the current step is the last
                 real = ProgressLine.on_step_end
 
                 def signalled(self, args, state, control, stop_at=stop_at, real=real, **kwargs):
@@ -61,7 +72,7 @@ def check_resumption(
                     return real(self, args, state, control, **kwargs)
 
                 context.setattr(ProgressLine, "on_step_end", signalled)
-                for _ in range(2):
+                for _ in stops:
                     assert script.main(argv) == 0
                     assert f"of {steps}; the same command goes on there" in capsys.readouterr().out
                     assert not (tmp_path / out / "run_record.json").exists()

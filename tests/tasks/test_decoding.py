@@ -1,7 +1,6 @@
-"""Ways of decoding side by side: probabilities against a forward pass, cuts done again by hand, how it looks."""
+"""Decoding methods side by side: probabilities against a forward pass, cuts recomputed, output as text and HTML."""
 
 import itertools
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from tiny import build_tokenizer
 
 from hf_tfm.apps import rendering
 from hf_tfm.apps.cli import main
-from hf_tfm.core.errors import InputError
 from hf_tfm.tasks.decoding import (
     Decoding,
     TokenCandidate,
@@ -22,7 +20,7 @@ from hf_tfm.tasks.decoding import (
     distinct,
     token_text,
 )
-from hf_tfm.tasks.generation import encode_prompt, sampling_options, stream_text
+from hf_tfm.tasks.generation import encode_prompt
 
 
 pytestmark = pytest.mark.quick
@@ -38,7 +36,7 @@ SWITCHES = dict(temperature=0.7, top_k=7, top_p=0.6, min_p=0.2, beams=3)
 
 
 def by_hand(method: str, logits: torch.Tensor) -> torch.Tensor | None:
-    """What each method makes of one place's logits, written out."""
+    """Return a method's probabilities from the logits of one position, step by step."""
     shares = logits.softmax(-1)
     if method.startswith("beam"):
         return None
@@ -90,7 +88,7 @@ def test_probabilities_are_those_of_a_forward_pass(name, tokenizer):
             assert all(choice.rank == 1 for choice in decoding.choices)
 
 
-def test_a_repetition_penalty_changes_what_is_adjusted_alone(tokenizer):
+def test_a_repetition_penalty_changes_adjusted_probabilities_only(tokenizer):
     model = MODELS["qwen3"]()
     [plain] = compare_decodings(model, tokenizer, PROMPT, {"greedy": decoding_methods()["greedy"]}, 1)
     methods = decoding_methods(repetition_penalty=5.0)
@@ -121,7 +119,7 @@ def test_enough_beams_find_the_likeliest_text(tokenizer):
     assert len(found.alternatives) == 2 and len({found.text, *found.alternatives}) == 3
 
 
-def test_draws_follow_the_seed(tokenizer):
+def test_samples_depend_on_the_seed(tokenizer):
     model, methods = MODELS["qwen3"](), decoding_methods(temperature=2.0)
     tokens = [
         [
@@ -135,7 +133,7 @@ def test_draws_follow_the_seed(tokenizer):
     assert same[:2] == [True, True] and not all(same[2:]), "greedy and beams draw nothing"
 
 
-def test_the_models_own_settings_do_not_count(tokenizer):
+def test_generation_settings_of_the_model_are_ignored(tokenizer):
     model = MODELS["qwen3"]()
     methods = decoding_methods()
     expected = compare_decodings(model, tokenizer, PROMPT, methods, 12)
@@ -147,7 +145,7 @@ def test_the_models_own_settings_do_not_count(tokenizer):
     assert model.generation_config is own
 
 
-def test_pieces_make_the_text(tokenizer):
+def test_texts_of_tokens_join_to_the_whole_text(tokenizer):
     text = "naïve 漢字 — the  cat\nsat 🦜 on"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     before = tokenizer("the", add_special_tokens=False)["input_ids"]
@@ -156,7 +154,7 @@ def test_pieces_make_the_text(tokenizer):
     assert "" in pieces, "part of a character is nothing yet"
 
 
-def test_figures_count_what_is_repeated():
+def test_figures_measure_repetition():
     assert distinct([1, 2, 1, 2, 1], 1) == 2 / 5 and distinct([1, 2, 1, 2, 1], 2) == 2 / 4 and distinct([1], 2) == 1
 
     def choice(token: int, probability: float) -> TokenChoice:
@@ -169,57 +167,6 @@ def test_figures_count_what_is_repeated():
     assert figures["repeat-4"] == pytest.approx(1 - 4 / 9)
 
 
-@pytest.mark.parametrize(
-    "switches, options",
-    [
-        ({}, {}),
-        ({"temperature": 0.0, "top_p": 0.9}, {"do_sample": False}),
-        ({"temperature": 0.5}, {"do_sample": True, "temperature": 0.5}),
-        ({"top_k": 5}, {"do_sample": True, "top_k": 5}),
-        ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
-        ({"beams": 3}, {"do_sample": False, "num_beams": 3}),
-        ({"beams": 3, "min_p": 0.1}, {"do_sample": True, "min_p": 0.1, "num_beams": 3}),
-    ],
-)
-def test_switches_become_options(switches, options):
-    assert sampling_options(**switches) == options
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-def test_streamed_pieces_are_what_generate_gives(tokenizer, beams):
-    model = MODELS["qwen3"]()
-    ids, _ = encode_prompt(model, tokenizer, PROMPT)
-    options = dict(do_sample=False, num_beams=beams, max_new_tokens=9)
-    whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
-    for skip, start in ((True, ids.shape[1]), (False, 0)):
-        pieces = list(stream_text(model, tokenizer, ids, skip_prompt=skip, **options))
-        assert "".join(pieces) == tokenizer.decode(whole[start:], skip_special_tokens=True)
-    assert len(pieces) > 1 or beams > 1, "it comes piece by piece"
-
-
-def test_whoever_stops_reading_stops_the_model(tokenizer):
-    model = tiny.build("TfmDecoderForCausalLM", eos_token_id=None, max_position_embeddings=100_000)
-    ids, _ = encode_prompt(model, tokenizer, PROMPT)
-    threads = threading.active_count()
-    pieces = stream_text(model, tokenizer, ids, max_new_tokens=90_000, do_sample=True)
-    next(pieces)
-    pieces.close()
-    assert threading.active_count() == threads
-
-
-def test_an_error_of_the_model_reaches_the_reader(tokenizer):
-    model = MODELS["qwen3"]()
-    ids, _ = encode_prompt(model, tokenizer, PROMPT)
-    with pytest.raises(ValueError, match="strictly positive"):
-        list(stream_text(model, tokenizer, ids, max_new_tokens=2, do_sample=True, temperature=-1.0))
-
-
-def test_prompts_that_do_not_go(tokenizer):
-    model = MODELS["qwen3"]()
-    with pytest.raises(InputError, match="leaves no room: it has .* tokens and the model reads 64"):
-        encode_prompt(model, tokenizer, "zq" * 100)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("decoder")
@@ -228,7 +175,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_command_shows_and_writes_them(folder, tmp_path, capsys):
+def test_the_command_prints_and_writes_a_comparison(folder, tmp_path, capsys):
     page = tmp_path / "compared.html"
     arguments = ["generate", str(folder), "<b>the cat", "--max-new-tokens", "6", "--compare", "--min-p", "0.1"]
     assert main([*arguments, "--beams", "2", "--html", str(page)]) == 0
@@ -262,7 +209,7 @@ def test_the_command_shows_and_writes_them(folder, tmp_path, capsys):
         (["--compare", "--beams", "1"], "--beams 1: with --compare"),
     ],
 )
-def test_switches_that_do_not_go(folder, capsys, options, message):
+def test_invalid_options_are_refused(folder, capsys, options, message):
     arguments = ["generate", str(folder), "the cat", "--max-new-tokens", "2"]
     try:
         code = main([*arguments, *(option.format(folder=folder) for option in options)])
@@ -272,13 +219,13 @@ def test_switches_that_do_not_go(folder, capsys, options, message):
     assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
-def test_colours_tell_sure_from_surprised():
+def test_colours_range_from_likely_to_unlikely():
     colours = [rendering.colour_of(share) for share in (1.0, 0.5, 0.1, 0.01, 1e-4, 1e-9)]
     assert all(one != other for one, other in itertools.pairwise(colours[:5])) and colours[4:] == [colours[4]] * 2
     assert colours[0][1] > colours[0][0] and colours[-1][0] > colours[-1][1], "from green to red"
 
 
-def test_text_on_a_terminal_cannot_steer_it():
+def test_generated_text_cannot_control_the_terminal():
     evil = TokenChoice(1, "\x1b[2Jboo\nline", 0.5, 0.5, 1.0, 1, 3, (TokenCandidate(1, "\x1b[2J", 0.5, 0.5),))
     shown = rendering.comparison_as_text("a\x1b]0;", [Decoding("any", (evil,))], colours=True, candidates=True)
     own = shown.replace("\x1b[48;2;", "").replace("\x1b[38;2;31;35;40m", "").replace("\x1b[0m", "")

@@ -1,13 +1,12 @@
-"""Preferences from the outside: DPO and reward models learn them, resume exactly, and name what is wrong."""
+"""Preferences: DPO and reward models learn them, runs resume exactly, and errors name the record or option."""
 
 import json
-import os
-import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from finetune_checks import record_of, write
+from finetune_checks import check_resumption, record_of, write
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import build, build_tokenizer
@@ -24,7 +23,6 @@ from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.tasks.preferences import encode_pairs, read_pairs
-from hf_tfm.train.callbacks import ProgressLine
 
 
 pytest.importorskip("trl")
@@ -78,7 +76,7 @@ def arguments(model: Path, files: Path, out: Path, **changes) -> list[str]:
 
 
 def log_likelihoods(model, tokenizer, pairs: list[dict], which: str) -> torch.Tensor:
-    """Of whole answers behind their prompts, each by itself."""
+    """Return the log-likelihood of each answer behind its prompt."""
     sums = []
     for one in pairs:
         chat = [{"role": "user", "content": one["prompt"]}, {"role": "assistant", "content": one[which]}]
@@ -90,7 +88,7 @@ def log_likelihoods(model, tokenizer, pairs: list[dict], which: str) -> torch.Te
     return torch.stack(sums)
 
 
-def test_pairs_of_three_shapes_say_the_same():
+def test_pairs_of_three_formats_are_equal():
     user, other = {"role": "user", "content": "why?"}, {"role": "user", "content": "and?"}
     good, bad = {"role": "assistant", "content": "so."}, {"role": "assistant", "content": "dunno"}
     records = [
@@ -107,7 +105,7 @@ def test_pairs_of_three_shapes_say_the_same():
     assert long == ([user, bad, other], "so.", "dunno")
 
 
-def test_pairs_that_teach_nothing_are_left_out_and_counted():
+def test_useless_pairs_are_dropped_and_counted():
     encoder = ChatEncoder(train_tokenizer(kind="bytes"))
     records = [pair(1), {**pair(2), "rejected": pair(2)["chosen"]}, {**pair(3), "rejected": "no " * 30}]
     found = encode_pairs(encoder, read_pairs(Records(records, ["x"] * 3, "x")), ["x"] * 3, 64)
@@ -117,7 +115,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted():
 
 
 @pytest.mark.parametrize(("base", "lora"), [("ours", False), ("ours", True), ("llama", False)])
-def test_dpo_prefers_what_is_preferred(bases, files, tmp_path, capsys, base, lora):
+def test_dpo_makes_chosen_answers_likelier(bases, files, tmp_path, capsys, base, lora):
     out = tmp_path / "run"
     changes = dict(lora="true", learning_rate=3e-2) if lora else {}
     assert finetune_preference.main(arguments(bases / base, files, out, **changes)) == 0
@@ -149,7 +147,7 @@ def test_dpo_prefers_what_is_preferred(bases, files, tmp_path, capsys, base, lor
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_reward_model_gives_the_better_answer_more(bases, files, tmp_path, lora):
+def test_a_reward_model_gives_the_better_answer_a_higher_reward(bases, files, tmp_path, lora):
     out = tmp_path / "run"
     argv = arguments(bases / "ours", files, out, mode="reward", lora=str(lora).lower(), num_train_epochs=6)
     assert finetune_preference.main(argv) == 0
@@ -183,28 +181,10 @@ def test_accumulated_batches_train_as_one(bases, files, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": "true"}, {"mode": "reward"}])
-def test_stopped_and_resumed_equals_straight_through(bases, files, tmp_path, monkeypatch, capsys, changes):
-    weights = "adapter_model.safetensors" if "lora" in changes else "model.safetensors"
-    for out in ("whole", "parts"):
-        argv = arguments(bases / "ours", files, tmp_path / out, max_steps=14, **changes)
-        with monkeypatch.context() as context:
-            if out == "parts":
-                stop_at, real = {8}, ProgressLine.on_step_end  # in the second epoch
-
-                def signalled(self, args, state, control, stop_at=stop_at, real=real, **kwargs):
-                    if state.global_step in stop_at:
-                        stop_at.remove(state.global_step)
-                        os.kill(os.getpid(), signal.SIGTERM)
-                    return real(self, args, state, control, **kwargs)
-
-                context.setattr(ProgressLine, "on_step_end", signalled)
-                assert finetune_preference.main(argv) == 0
-                assert "at step 9 of 14" in capsys.readouterr().out
-            assert finetune_preference.main(argv) == 0
-    whole, parts = (load_file(tmp_path / out / "checkpoint-14" / weights) for out in ("whole", "parts"))
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, parts[name]), name
-    assert record_of(tmp_path / "whole")["results"] == record_of(tmp_path / "parts")["results"]
+def test_a_stopped_run_resumes_to_the_same_bits(bases, files, tmp_path, monkeypatch, capsys, changes):
+    run = partial(arguments, bases / "ours", files)
+    # The stop is in the second epoch.
+    check_resumption(finetune_preference, run, tmp_path, monkeypatch, capsys, steps=14, stops=[8], **changes)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +229,7 @@ def test_bad_settings_are_refused(bases, files, tmp_path, capsys, changes, compl
     assert shown.startswith("error: ") and shown.count("\n") == 1 and complaint in shown
 
 
-def test_the_recipe_names_fields_that_there_are():
+def test_the_recipe_has_valid_fields():
     from hf_tfm.train.recipe import parse_recipe
 
     recipe = Path(__file__).parents[2] / "training" / "recipes" / "finetune_preference.yaml"
