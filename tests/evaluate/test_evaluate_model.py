@@ -1,4 +1,4 @@
-"""The evaluation script from the outside: every kind of model and task, going on, the card, answers to mistakes."""
+"""The evaluation script from end to end: every kind of model and task, resumption, the card, errors."""
 
 import gzip
 import json
@@ -79,7 +79,7 @@ def models(tmp_path_factory) -> Path:
 
 
 def measured(model: Path, out: Path, *arguments) -> dict:
-    """`evaluation.json` after a run, its tasks by name."""
+    """Run the script and return the tasks of `evaluation.json` by name."""
     assert evaluate_model.main(["--model", str(model), "--output_dir", str(out), *map(str, arguments)]) == 0
     found = json.loads((out / "evaluation.json").read_text())
     assert str(model.parent) not in json.dumps(found), "results name folders of this machine"
@@ -87,7 +87,7 @@ def measured(model: Path, out: Path, *arguments) -> dict:
 
 
 @pytest.mark.parametrize("name", ["decoder", "gpt2", "adapter"])
-def test_everything_of_a_causal_model(name, models, data, tmp_path, capsys):
+def test_a_causal_model_is_measured_on_everything(name, models, data, tmp_path, capsys):
     tasks = measured(
         models / name, tmp_path / "out",
         "--text", data / "text.jsonl.gz", "--source_field", "source", "--window", 16,
@@ -122,7 +122,7 @@ def test_adapter_differs_from_its_base(models, data, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["encoder", "bert"])
-def test_a_masked_model(name, models, data, tmp_path, capsys):
+def test_a_masked_model_is_measured_by_pseudo_likelihood(name, models, data, tmp_path, capsys):
     arguments = ["--text", data / "text.jsonl.gz", "--max_documents", 2, "--minimal_pairs", data / "pairs.jsonl"]
     measured(models / name, tmp_path, *arguments, "--pairs_per_group", 2)
     assert "reads a piece once for each token in it" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_heads_do_not_depend_on_the_batch(name, arguments, metric, value, models
     assert figures[0] == figures[1] and figures[0][metric]["n"] in (24, 3, 5)
 
 
-def test_choices_are_the_models_own(models, data, tmp_path):
+def test_accuracy_of_choices_equals_the_models_choices(models, data, tmp_path):
     model = TfmEncoderForMultipleChoice.from_pretrained(models / "choices").eval()
     tokenizer, right = AutoTokenizer.from_pretrained(models / "choices"), 0
     records = [json.loads(line) for line in (data / "choices.jsonl").read_text().splitlines()]
@@ -176,7 +176,7 @@ def test_classifier_equals_the_pipeline(models, data, tmp_path):
         assert results["accuracy"]["value"] == right / len(rows)
 
 
-def test_of_a_folder_the_test_part_is_measured(models, data, tmp_path):
+def test_the_test_split_of_a_folder_is_measured(models, data, tmp_path):
     lines = (data / "labels.jsonl").read_text().splitlines()
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -190,7 +190,7 @@ def test_of_a_folder_the_test_part_is_measured(models, data, tmp_path):
     assert one == other and one["accuracy"]["n"] == len(lines) - 10
 
 
-def test_stopped_evaluation_goes_on(models, data, tmp_path, monkeypatch):
+def test_a_stopped_evaluation_resumes(models, data, tmp_path, monkeypatch):
     arguments = ["--minimal_pairs", data / "pairs.jsonl", "--text", data / "text.jsonl.gz"]
     whole = measured(models / "decoder", tmp_path / "whole", *arguments)
     calls = []
@@ -210,7 +210,7 @@ def test_stopped_evaluation_goes_on(models, data, tmp_path, monkeypatch):
     assert len(calls) == 4, "finished groups were computed again"
 
 
-def test_figures_come_into_the_card(models, data, tmp_path):
+def test_figures_are_added_to_the_card(models, data, tmp_path):
     model = tiny.build("TfmDecoderForCausalLM")
     folder = tmp_path / "model"
     model.save_pretrained(folder)
@@ -238,7 +238,7 @@ def on_the_hub(place: Path) -> list:
 
 
 @pytest.mark.parametrize("has_record", [True, False])
-def test_results_on_a_data_set_of_the_hub(has_record, models, data, tmp_path):
+def test_figures_on_a_hub_data_set_are_written_for_the_hub(has_record, models, data, tmp_path):
     """They stand beside the model once somebody says which data set it is, and only as long as there are figures."""
     folder = shutil.copytree(models / "classifier", tmp_path / "model")
     if has_record:
@@ -268,13 +268,13 @@ def test_results_on_a_data_set_of_the_hub(has_record, models, data, tmp_path):
     assert [path.name for path in (folder / ".eval_results").iterdir()] == ["mine.yaml"]
 
 
-def test_a_card_is_left_alone_on_request(models, data, tmp_path):
+def test_the_card_is_unchanged_on_request(models, data, tmp_path):
     before = sorted((models / "classifier").rglob("*"))
     measured(models / "classifier", tmp_path, "--test_file", data / "labels.jsonl", *HUB, "--card", "false")
     assert sorted((models / "classifier").rglob("*")) == before and on_the_hub(tmp_path)
 
 
-def test_figures_of_two_runs_have_their_own_commands(models, data, tmp_path, monkeypatch):
+def test_figures_of_two_runs_keep_their_commands(models, data, tmp_path, monkeypatch):
     folder = shutil.copytree(models / "decoder", tmp_path / "model")
     record = RunRecord("pretrain_clm", 0)
     record["model"] = model_facts(tiny.build("TfmDecoderForCausalLM"))
@@ -286,7 +286,7 @@ def test_figures_of_two_runs_have_their_own_commands(models, data, tmp_path, mon
         assert [f"--run={n}" in card for n in range(2)] == [True, number == 1]
 
 
-def test_prompts_alone_make_no_empty_table(models, tmp_path):
+def test_prompts_alone_give_no_empty_table(models, tmp_path):
     measured(models / "decoder", tmp_path, "--prompts", "the cat", "--max_new_tokens", 2)
     text = results_text(json.loads((tmp_path / "evaluation.json").read_text()))
     assert "```text\nthe cat" in text and "|" not in text.partition("```text")[0]
@@ -330,7 +330,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_mistakes_are_one_line(case, models, data, tmp_path, capsys):
+def test_errors_are_one_line(case, models, data, tmp_path, capsys):
     arguments, said = WRONG[case]
     arguments = [part.format(models=models, data=data) for part in arguments]
     if "--model" not in arguments:

@@ -46,7 +46,7 @@ def test_labels_are_decided_by_three_rules(tokenizer):
     np.testing.assert_allclose(np.log(np.exp(nothing).mean(0)), 0, atol=1e-6)
 
 
-def test_examples_are_drawn_by_seed():
+def test_examples_depend_on_the_seed():
     records = as_records([(str(n), n % 2) for n in range(50)])
     assert draw_examples(records, 4, 1) == draw_examples(records, 4, 1) != draw_examples(records, 4, 2)
 
@@ -71,7 +71,7 @@ def test_too_many_examples_are_refused(tokenizer):
         (lambda: label_words(read_labels(as_records([("a", "x"), ("b", "y")])), ["z=1"]), "label out of x, y"),
     ],
 )
-def test_mistakes_in_prompts_are_one_line(mistake, message):
+def test_invalid_prompts_are_refused_in_one_line(mistake, message):
     with pytest.raises(InputError) as caught:
         mistake()
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -90,7 +90,7 @@ def test_pseudo_bits_per_byte_of_a_masked_model(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "native/gpt2", "default"])
-def test_minimal_pairs_equal_whole_sentences_compared(name, tokenizer):
+def test_minimal_pairs_compare_whole_sentences(name, tokenizer):
     lm = language_model(name, tokenizer)
     expected = []
     for pair in PAIRS:
@@ -135,7 +135,7 @@ def test_adapters_are_measured_as_the_merged_model(tokenizer):
     assert value[0] == pytest.approx(value[1], rel=1e-5) and abs(value[0] - value[2]) > 1e-3
 
 
-def test_samples_are_drawn_by_seed(tokenizer):
+def test_samples_depend_on_the_seed(tokenizer):
     lm = language_model("qwen3", tokenizer)
     first = generate_samples(lm, ["the cat"], 8, seed=1, do_sample=True)
     assert first == generate_samples(lm, ["the cat"], 8, seed=1, do_sample=True)
@@ -144,7 +144,7 @@ def test_samples_are_drawn_by_seed(tokenizer):
         generate_samples(lm, ["zq" * 80], 8)
 
 
-def test_mistakes_are_one_line(tokenizer):
+def test_invalid_windows_and_texts_are_refused(tokenizer):
     lm = language_model("qwen3", tokenizer)
     with pytest.raises(InputError, match="window 65: this model takes 1 to 64"):
         bits_per_byte(lm, [("all", "a")], window=65)
@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(tokenizer):
         minimal_pairs(lm, [("zq" * 80, "a")])
 
 
-def test_text_comes_with_its_source(tmp_path):
+def test_text_is_read_with_its_source(tmp_path):
     file = tmp_path / "text.jsonl"
     file.write_text('{"text": "one two", "source": "x"}\n{"text": "three", "source": "y"}\n')
     assert list(read_text(str(file))) == [("all", "one two"), ("all", "three")]
@@ -165,7 +165,7 @@ def test_text_comes_with_its_source(tmp_path):
         list(read_text(str(file), source_field="kind"))
 
 
-def test_groups_and_their_intervals():
+def test_accuracy_by_group_has_intervals():
     records = as_records([("a", 1), ("b", 2), ("c", 1)])
     assert group_rows(records, "label") == {"1": [0, 2], "2": [1]} and group_rows(records, None) == {"all": [0, 1, 2]}
     shares = accuracy_by_group({"x": (8, 10), "y": (1, 10)})

@@ -5,7 +5,7 @@ import numpy as np
 from hf_tfm.evaluate.result_store import PARTS_FILE, ResultStore
 
 
-def test_finished_parts_are_not_computed_again(tmp_path):
+def test_finished_parts_are_not_recomputed(tmp_path):
     calls = []
 
     def compute():
@@ -23,7 +23,7 @@ def test_finished_parts_are_not_computed_again(tmp_path):
     assert len(calls) == 3, "figures of another model were taken for this one's"
 
 
-def test_a_torn_line_costs_one_part(tmp_path):
+def test_a_torn_line_loses_one_part(tmp_path):
     results = ResultStore(tmp_path, {"name": "m"})
     for group in "xyz":
         results.compute_once({"group": group}, lambda: 1)

@@ -1,4 +1,4 @@
-"""A masked LM writes by filling masks: on a stub whose guesses are known, and on the real model."""
+"""A masked LM generates by filling masks: with a stub whose predictions are known, and with a real model."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.quick
 
 
 class Counting(nn.Module):
-    """Guesses at each place its column plus 100; the surer, the more of its neighbours are known."""
+    """Predicts at each position its column plus 100, more confidently the more of its neighbours are known."""
 
     config = SimpleNamespace(mask_token_id=MASK, pad_token_id=PAD)
 
@@ -33,7 +33,7 @@ class Counting(nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def test_the_surest_mask_is_filled_first_one_a_step():
+def test_the_most_confident_mask_is_filled_first_one_per_step():
     model = Counting()
     filled = fill_masks_together(model, torch.tensor([[7, MASK, MASK, MASK, MASK, 8]]), remask=False)
     assert filled.tolist() == [[7, 101, 102, 103, 104, 8]]
@@ -42,14 +42,14 @@ def test_the_surest_mask_is_filled_first_one_a_step():
     assert model.seen[1][0, 2] == MASK and model.seen[1][0, 3] == MASK
 
 
-def test_steps_share_the_masks_evenly_whatever_stands_beside_a_row():
+def test_steps_share_the_masks_evenly_whatever_the_other_rows():
     model = Counting()
     rows = torch.tensor([[MASK] * 6, [7, MASK, 8, MASK, 9, 9]])
     fill_masks_together(model, rows, steps=3)
     assert [(ids == MASK).sum(1).tolist() for ids in model.seen] == [[6, 2], [4, 1], [2, 0]]
 
 
-def test_the_least_sure_filling_is_taken_back():
+def test_the_least_confident_filling_is_masked_again():
     class Doubting(Counting):
         """Unsure of column 1 at first, sure of it once column 3 is known."""
 
@@ -78,7 +78,7 @@ def model():
     return build("TfmEncoderForMaskedLM").eval()
 
 
-def test_rows_are_filled_alike_alone_and_padded_in_a_batch(model):
+def test_rows_are_filled_equally_alone_and_padded_in_a_batch(model):
     short = torch.tensor([[CLS, 20, MASK, 31, MASK, SEP]])
     long = torch.tensor([[CLS, 40, MASK, MASK, MASK, MASK, 44, MASK, SEP]])
     batch = torch.full((2, 9), PAD)
@@ -90,7 +90,7 @@ def test_rows_are_filled_alike_alone_and_padded_in_a_batch(model):
         assert torch.equal(together[0, 6:], batch[0, 6:])
 
 
-def test_one_step_is_the_plain_guess_and_nothing_else_changes(model):
+def test_one_step_is_the_argmax_and_changes_masks_only(model):
     ids = torch.tensor([[CLS, 20, MASK, 31, MASK, SEP]])
     with torch.no_grad():
         logits = model(ids).logits[0, [2, 4]]
@@ -100,7 +100,7 @@ def test_one_step_is_the_plain_guess_and_nothing_else_changes(model):
     assert filled[0, [0, 1, 3, 5]].tolist() == [CLS, 20, 31, SEP]
 
 
-def test_new_tokens_stand_in_front_of_the_closing_separator(model):
+def test_new_tokens_are_inserted_before_the_final_separator(model):
     batch = torch.tensor([[CLS, 20, 21, SEP], [PAD, CLS, 30, 31]])
     written = model.generate(batch, attention_mask=(batch != PAD).long(), max_new_tokens=3)
     assert written.shape == (2, 7)
@@ -109,7 +109,7 @@ def test_new_tokens_stand_in_front_of_the_closing_separator(model):
     assert not torch.isin(written[0, 3:6], torch.tensor([PAD, CLS, SEP, MASK])).any()
 
 
-def test_drawn_fillings_follow_the_generator(model):
+def test_sampled_fillings_depend_on_the_generator(model):
     ids = torch.tensor([[CLS, *[MASK] * 12, SEP]])
     drawn = [model.generate(ids, temperature=1.0, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
@@ -130,7 +130,7 @@ def test_drawn_fillings_follow_the_generator(model):
         ({"num_beams": 4}, "does not know num_beams"),
     ],
 )
-def test_settings_that_mean_nothing(model, settings, message):
+def test_invalid_settings_are_refused(model, settings, message):
     with pytest.raises(ValueError, match=message):
         model.generate(torch.tensor([[CLS, MASK, SEP]]), **settings)
 
@@ -142,7 +142,7 @@ def test_settings_left_open_and_the_smallest_temperature(model):
     assert model.generate(ids, temperature=1e-40, generator=torch.Generator()).shape == ids.shape
 
 
-def test_text_without_masks_comes_back_as_it_was(model):
+def test_text_without_masks_is_unchanged(model):
     ids = torch.randint(10, VOCAB_SIZE, (2, 5))
     assert torch.equal(model.generate(ids), ids)
 
