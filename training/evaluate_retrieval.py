@@ -29,7 +29,7 @@ import torch
 
 @dataclass
 class RetrievalRecipe:
-    """What to index, and what to measure."""
+    """The questions to index and answer, and the models."""
 
     questions: str = field(metadata={"help": "Records with question, context and answers, in SQuAD's format."})
     encoder: str = field(metadata={"help": "Folder or Hub name of a model that embeds texts."})

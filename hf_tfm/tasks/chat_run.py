@@ -1,8 +1,8 @@
 """
-What the scripts share that train on conversations: their files, their model, and figures before and after the training.
+Shared code of the scripts that train on conversations: model, chat template, and figures before and after training.
 
-`finetune_instruct.py`, `finetune_preference.py` and `finetune_rlvr.py` differ in their Trainer and in their measure; no
-record of theirs has a label, so the runner of labelled tasks (`run.py`) is not for them.
+`finetune_instruct.py`, `finetune_preference.py` and `finetune_rlvr.py` have different Trainers and different figures;
+their records have no labels, so they do not use the runner of labelled tasks (`run.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
