@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         decay=recipe.decay,
     )
     report.report_time_estimate(trainer)
-    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
+    trainer.train_or_resume(finetune.finetuning_identity(recipe, args, record["data"]))
     if trainer.stopped:
         return report.report_stopped(trainer)
 

@@ -113,7 +113,7 @@ def train_and_report(
     if before:
         figures = ", ".join(f"{name} {figure}" for name, figure in before.figures.items())
         report.print_line("before", f"{figures} on {split}")
-    trainer.train_or_resume(finetune.run_identity(recipe, trainer.args, record["data"]))
+    trainer.train_or_resume(finetune.finetuning_identity(recipe, trainer.args, record["data"]))
     if trainer.stopped:
         return report.report_stopped(trainer)
     model = trainer.finished_model()

@@ -93,7 +93,7 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: TrainingArguments, job:
         record=record,
     )
     report.report_time_estimate(trainer)
-    trainer.train_or_resume(finetune.run_identity(recipe, args, record["data"]))
+    trainer.train_or_resume(finetune.finetuning_identity(recipe, args, record["data"]))
     if trainer.stopped:
         return report.report_stopped(trainer)
 

@@ -18,7 +18,7 @@ from ..core.errors import InputError, explain
 from ..core.limits import UNLIMITED, has_fast_bf16, longest_input
 from ..cpu.attention import enable_blockwise_attention
 from ..data.records import Records, carve, read_records
-from . import identity
+from .identity import run_identity
 from .recipe import FinetuningRecipe, read_mapping
 from .trainer import check_arguments
 
@@ -204,7 +204,9 @@ def trl_arguments(config_class: type, args: TrainingArguments, given: str, **fie
         return config_class(**{**shared, **fields, **trl_fields})
 
 
-def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[dict[str, Any]]) -> dict[str, Any]:
+def finetuning_identity(
+    recipe: FinetuningRecipe, args: TrainingArguments, data: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return all that a resumed run must have in common with the stopped one; files count by their content."""
     fields = {
         name: Path(value).name if name in ("model", "tokenizer") and value else value
@@ -213,4 +215,4 @@ def run_identity(recipe: FinetuningRecipe, args: TrainingArguments, data: list[d
     }
     contents = {name: getattr(args, name) for name in _BATCH_ARGUMENTS}
     contents |= {f"{facts['split']} data": facts.get("sha256") for facts in data}
-    return identity.run_identity(fields, args, contents, free=_FREE_FIELDS)
+    return run_identity(fields, args, contents, free=_FREE_FIELDS)

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..cpu.attention import supports_unpadded_training
 from ..cpu.compile import compile_blocks, has_compiler, is_worth_compiling
 from .averaging import AveragingMixin
 from .identity import read_identity
+from .measured import MeasuredEvaluation
 from .optim import build_optimizer, describe_optimizer
 from .pretrain_data import PretrainingData, notes_on_text
 from .pretrain_model import check_fit
@@ -31,7 +31,7 @@ from .schedule import build_scheduler
 from .trainer import RunTrainer
 
 
-class PretrainingTrainer(AveragingMixin, RunTrainer):
+class PretrainingTrainer(AveragingMixin, MeasuredEvaluation, RunTrainer):
     """
     Trainer over batches that are a pure function of their number.
 
@@ -118,15 +118,12 @@ class PretrainingTrainer(AveragingMixin, RunTrainer):
         return self.lr_scheduler
 
     @torch.no_grad()
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def measure(self, eval_dataset: list[dict[str, Any]]) -> dict[str, float]:
         """Return the mean loss over the predicted tokens, and bits per byte if every token is predicted."""
         self.model.eval()
-        started, nats, predicted, text_bytes, text_tokens = time.time(), 0.0, 0, 0, 0
-        # Evaluation is too short to repay compiling for it.
-        with self.averaged(), torch.compiler.set_stance("force_eager"):
-            for batch in eval_dataset or self.data.evaluation:
+        nats, predicted, text_bytes, text_tokens = 0.0, 0, 0, 0
+        with torch.compiler.set_stance("force_eager"):  # evaluation is too short to repay compiling
+            for batch in eval_dataset:
                 inputs = {name: value for name, value in batch.items() if not name.startswith("num_")}
                 inputs = self._fit_inputs(send_to_device(inputs, self.args.device))
                 count = int((self._predicted_labels(inputs) != -100).sum())
@@ -137,15 +134,11 @@ class PretrainingTrainer(AveragingMixin, RunTrainer):
                 predicted += count
                 text_bytes += batch["num_bytes"]
                 text_tokens += batch.get("num_text_tokens", 0)
-        metrics = {f"{metric_key_prefix}_loss": nats / predicted}
-        if self._loss_shifts_labels and text_bytes:
-            metrics[f"{metric_key_prefix}_bits_per_byte"] = to_bits_per_byte(nats / predicted, text_bytes / text_tokens)
-        metrics[f"{metric_key_prefix}_predicted_tokens"] = predicted
-        metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - started, 2)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.model.train()
-        return metrics
+        metrics = {"loss": nats / predicted}
+        if self._loss_shifts_labels and text_bytes:
+            metrics["bits_per_byte"] = to_bits_per_byte(nats / predicted, text_bytes / text_tokens)
+        return {**metrics, "predicted_tokens": predicted}
 
     def final_evaluation(self) -> dict[str, float]:
         """Return the evaluation after the last step; evaluate now if there is none, or of another checkpoint."""

@@ -44,7 +44,7 @@ class _RecipeParser(HfArgumentParser):
 
 def parse_recipe(
     argv: list[str] | None,
-    script_class: type,
+    recipe_class: type,
     training_class: type[TrainingArguments] | None,
     description: str | None = None,
 ) -> tuple[Any, TrainingArguments | None]:
@@ -53,7 +53,7 @@ def parse_recipe(
 
     Args:
         argv: arguments after the script's name, `sys.argv[1:]` by default.
-        script_class: dataclass of the script's own fields, each with `metadata={"help": ...}`.
+        recipe_class: dataclass of the script's own fields, each with `metadata={"help": ...}`.
         training_class: `TrainingArguments` or a subclass with other defaults; None for a script that does not train.
         description: the script's docstring, shown by `--help`.
 
@@ -64,10 +64,10 @@ def parse_recipe(
         InputError: the recipe cannot be read, or a field is unknown or has a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    classes = (script_class,) if training_class is None else (script_class, training_class)
+    classes = (recipe_class,) if training_class is None else (recipe_class, training_class)
     if {"-h", "--help"} & set(argv):
         help_parser = HfArgumentParser(
-            script_class,
+            recipe_class,
             description=description,
             usage="%(prog)s [recipe.yaml] [--field value …]",
             formatter_class=_HelpFormatter,
@@ -93,14 +93,14 @@ def parse_recipe(
 
     parser = _RecipeParser(classes, allow_abbrev=False)
     try:
-        script, *training = parser.parse_args_into_dataclasses([*recipe_arguments, *argv], look_for_args_file=False)
+        recipe, *training = parser.parse_args_into_dataclasses([*recipe_arguments, *argv], look_for_args_file=False)
     except InputError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(" ".join(str(error).split())) from error
     global _output_dir
     _output_dir = training[0].output_dir if training else None
-    return script, training[0] if training else None
+    return recipe, training[0] if training else None
 
 
 def _recipe_arguments(path: Path, fields: set[str]) -> list[str]:

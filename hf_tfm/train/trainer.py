@@ -79,7 +79,7 @@ def check_arguments(args: TrainingArguments, model: str, ignored: Mapping[str, s
 
 
 def _is_no_step_mismatch(line: logging.LogRecord) -> bool:
-    """Trainer takes a share of the run (`eval_steps: 0.2`) for a changed number of steps; the identity is compared."""
+    """Return False for Trainer's warning that `eval_steps` changed, which it gives for any share of the run (0.2)."""
     return "do not match the ones in the `trainer_state.json`" not in line.getMessage()
 
 
