@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hf_tfm import InputError
 from hf_tfm.apps.retrieval import measure
-from hf_tfm.apps.retrieval.retrieval import build_index
+from hf_tfm.apps.retrieval.index import build_index
 from hf_tfm.artifacts.open import fingerprint, open_model
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluate.result_store import ResultStore

@@ -28,7 +28,7 @@ from ..tasks.fill_mask import fill_masks
 from ..tasks.generation import encode_prompt, sampling_options, stream_text
 from . import rendering
 from .chat import Chat
-from .inspect.inspection import EXAMPLE
+from .inspect.architecture import EXAMPLE
 
 
 # Before Gradio is imported, which reads it: the page talks to nobody but its reader.

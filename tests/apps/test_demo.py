@@ -244,7 +244,7 @@ def test_what_must_not_be_published_makes_no_space(demo, folders, tmp_path):
 
 
 def demo_space(folder: Path, target: Path) -> None:
-    from hf_tfm.apps.space import write_space
+    from hf_tfm.apps.hub_space import write_space
 
     write_space(str(folder), str(target))
 

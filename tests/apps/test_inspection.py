@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_tfm.apps.chat import Chat, talk
 from hf_tfm.apps.cli import main
-from hf_tfm.apps.inspect.inspection import (
+from hf_tfm.apps.inspect.architecture import (
     ATTENTION_FILE,
     NEIGHBOURS_FILE,
     draw_attention,

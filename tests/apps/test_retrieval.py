@@ -15,9 +15,12 @@ import torch
 
 from hf_tfm import InputError
 from hf_tfm.apps import cli
-from hf_tfm.apps.retrieval import grounding, measure, retrieval, search
-from hf_tfm.apps.retrieval.retrieval import Index, build_index, cut_passages, iter_documents, open_encoder
-from hf_tfm.apps.retrieval.search import BM25, Hit, fuse, nearest
+from hf_tfm.apps.retrieval import cited_answers, measure, ranking
+from hf_tfm.apps.retrieval import index as index_module
+from hf_tfm.apps.retrieval.index import Index, build_index
+from hf_tfm.apps.retrieval.passages import cut_passages, iter_documents
+from hf_tfm.apps.retrieval.ranking import Hit, WordIndex, fuse_rankings, nearest_vectors
+from hf_tfm.apps.retrieval.text_encoder import embed, open_encoder
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.tasks.generation import Reply
@@ -110,7 +113,7 @@ def test_the_index_holds_the_texts_and_their_vectors(folders, index):
     for number, passage in enumerate(index):
         assert passage.text == TEXTS[passage.document][passage.start : passage.end]
         assert passage.name == f"docs.jsonl, line {passage.document + 1}"
-        alone = retrieval.embed(encoder, [passage.text])[0]
+        alone = embed(encoder, [passage.text])[0]
         np.testing.assert_allclose(index.vectors[number], alone, atol=1e-5)
         assert abs(np.linalg.norm(alone) - 1) < 1e-5
     [hits] = index.search(encoder, [index[5].text], 3)
@@ -119,7 +122,7 @@ def test_the_index_holds_the_texts_and_their_vectors(folders, index):
 
 def test_a_language_model_is_an_encoder_too(folders):
     masked, plain = (open_encoder(str(folders / name)) for name in ("masked", "body"))
-    np.testing.assert_allclose(retrieval.embed(masked, TEXTS[:3]), retrieval.embed(plain, TEXTS[:3]), atol=1e-5)
+    np.testing.assert_allclose(embed(masked, TEXTS[:3]), embed(plain, TEXTS[:3]), atol=1e-5)
 
 
 def test_prompts_of_the_encoder_stand_in_front(folders, tmp_path):
@@ -128,16 +131,16 @@ def test_prompts_of_the_encoder_stand_in_front(folders, tmp_path):
     (tmp_path / "encoder" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     made = build_index(str(folders / "docs.jsonl"), tmp_path / "index", str(tmp_path / "encoder"), 24, 6)
     encoder = open_encoder(str(tmp_path / "encoder"))
-    np.testing.assert_allclose(made.vectors[:1], retrieval.embed(encoder, ["passage: " + made[0].text]), atol=1e-5)
+    np.testing.assert_allclose(made.vectors[:1], embed(encoder, ["passage: " + made[0].text]), atol=1e-5)
     [hits] = made.search(encoder, ["who?"], 1)
-    query = retrieval.embed(encoder, ["query: who?"])[0]
+    query = embed(encoder, ["query: who?"])[0]
     assert hits[0].score == pytest.approx(float((made.vectors @ query).max()), abs=1e-6)
 
 
 def test_a_stopped_index_goes_on(folders, index, tmp_path, monkeypatch):
-    monkeypatch.setattr(retrieval, "_CHUNK", 4)
+    monkeypatch.setattr(index_module, "_PASSAGES_AT_ONCE", 4)
     whole = build_index(str(folders / "docs.jsonl"), tmp_path / "whole", str(folders / "encoder"), 24, 6)
-    embed, calls = retrieval.embed, []
+    calls = []
 
     def dies(encoder, texts, prompt=""):
         calls.append(list(texts))
@@ -146,7 +149,7 @@ def test_a_stopped_index_goes_on(folders, index, tmp_path, monkeypatch):
         return embed(encoder, texts, prompt)
 
     arguments = (str(folders / "docs.jsonl"), tmp_path / "index", str(folders / "encoder"), 24, 6)
-    monkeypatch.setattr(retrieval, "embed", dies)
+    monkeypatch.setattr(index_module, "embed", dies)
     with pytest.raises(KeyboardInterrupt):
         build_index(*arguments)
     with pytest.raises(InputError, match="not finished"):
@@ -164,16 +167,16 @@ def test_a_stopped_index_goes_on(folders, index, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scanned", [7, 1 << 16])
 def test_nearest_is_exact_and_takes_the_first_of_equals(monkeypatch, scanned):
-    monkeypatch.setattr(search, "_SCANNED", scanned)
+    monkeypatch.setattr(ranking, "_VECTORS_AT_ONCE", scanned)
     draw = np.random.default_rng(0)
     vectors = draw.integers(-2, 3, (40, 5)).astype(np.float32)  # many equal products
     queries = draw.integers(-2, 3, (6, 5)).astype(np.float32)
-    for query, hits in zip(queries, nearest(vectors, queries, 9)):
+    for query, hits in zip(queries, nearest_vectors(vectors, queries, 9)):
         scores = vectors @ query
         right = sorted(range(40), key=lambda number: (-scores[number], number))[:9]
         assert [hit.number for hit in hits] == right
         assert [hit.score for hit in hits] == [scores[number] for number in right]
-    assert len(nearest(vectors, queries, 100)[0]) == 40
+    assert len(nearest_vectors(vectors, queries, 100)[0]) == 40
 
 
 def test_faiss_finds_the_same(monkeypatch, tmp_path):
@@ -182,16 +185,16 @@ def test_faiss_finds_the_same(monkeypatch, tmp_path):
     draw.normal(size=(500, 16)).astype(np.float32).tofile(tmp_path / "vectors")
     vectors = np.asarray(np.memmap(tmp_path / "vectors", np.float32, "r", shape=(500, 16)))
     queries = draw.normal(size=(4, 16)).astype(np.float32)
-    own = nearest(vectors, queries, 8)
-    monkeypatch.setattr(search, "_LARGE", 1)
-    for one, other in zip(own, nearest(vectors, queries, 8)):
+    own = nearest_vectors(vectors, queries, 8)
+    monkeypatch.setattr(ranking, "_MIN_VECTORS_FOR_FAISS", 1)
+    for one, other in zip(own, nearest_vectors(vectors, queries, 8)):
         assert [hit.number for hit in one] == [hit.number for hit in other]
         np.testing.assert_allclose([hit.score for hit in one], [hit.score for hit in other], rtol=1e-5)
 
 
 def test_bm25_by_its_formula():
     texts = ["a red bridge, a red ship", "the bridge", "ships and ships and ships", ""]
-    tokens = [search.words(text) for text in texts]
+    tokens = [ranking.split_words(text) for text in texts]
     mean = sum(map(len, tokens)) / 4
     right = np.zeros(4)
     for word in ("red", "bridge", "nowhere"):
@@ -200,14 +203,14 @@ def test_bm25_by_its_formula():
             times = Counter(several)[word]
             norm = 1.2 * (1 - 0.75 + 0.75 * len(several) / mean)
             right[number] += math.log(1 + (4 - holding + 0.5) / (holding + 0.5)) * times * 2.2 / (times + norm)
-    bm25 = BM25(texts)
+    bm25 = WordIndex(texts)
     np.testing.assert_allclose(bm25.scores("Red bridge nowhere"), right)
     assert [hit.number for hit in bm25.search(["RED bridge"], 4)[0]] == [0, 1, 2, 3]
 
 
 def test_fused_rankings():
     one, other = [Hit(7, 0.9), Hit(3, 0.8)], [Hit(3, 12.0), Hit(5, 4.0)]
-    assert fuse(one, other, k=2) == [Hit(3, 1 / 62 + 1 / 61), Hit(7, 1 / 61)]
+    assert fuse_rankings(one, other, k=2) == [Hit(3, 1 / 62 + 1 / 61), Hit(7, 1 / 61)]
 
 
 def test_search_by_words_and_by_both(index, folders):
@@ -217,7 +220,7 @@ def test_search_by_words_and_by_both(index, folders):
     assert "Graz" in index[worded[0].number].text
     [near], [both] = (index.search(encoder, [question], len(index), by=by) for by in ("encoder", "both"))
     words = index.search(encoder, [question], len(index), by="words")[0]
-    assert both == fuse(near, words, k=len(index))
+    assert both == fuse_rankings(near, words, k=len(index))
 
 
 MISTAKES = {
@@ -228,7 +231,7 @@ MISTAKES = {
     "other settings": (dict(target="index", overlap=5), "another overlap (6, now 5)"),
     "other documents": (dict(target="index", location="other.jsonl"), "other documents"),
     "other encoder": (dict(target="index", encoder_path="other"), "another encoder"),
-    "something else": (dict(target="decoder"), "something else than an index"),
+    "something else": (dict(target="decoder"), "something other than an index"),
     "blank": (dict(location="blank.jsonl"), "no text"),
 }
 
@@ -266,31 +269,31 @@ def test_a_damaged_index_is_told_in_one_line(text, folders, index, tmp_path):
 
 
 def test_another_encoder_is_refused(folders, index):
-    with pytest.raises(InputError, match="not the encoder"):
+    with pytest.raises(InputError, match="not the encoder of this index"):
         index.open_encoder(str(folders / "other"))
-    with pytest.raises(InputError, match="is no index"):
+    with pytest.raises(InputError, match="is not an index"):
         Index(folders / "decoder")
 
 
 def test_the_prompt_has_as_many_passages_as_fit(folders):
     model, tokenizer = open_model(str(folders / "decoder"))
-    ids, count = grounding.encode_question(model, tokenizer, "Who?", TEXTS, 20)
+    ids, count = cited_answers.encode_question(model, tokenizer, "Who?", TEXTS, 20)
     assert 0 < count < len(TEXTS) and len(ids) + 20 <= 512
     assert len(ids) + len(tokenizer(f"[{count + 1}] {TEXTS[count]}")["input_ids"]) + 20 > 512
     said = tokenizer.decode(ids)
     assert f"[{count}] {TEXTS[count - 1]}" in said and "Who?" in said
-    assert grounding.encode_question(model, tokenizer, "Who?", [], 20)[1] == 0
+    assert cited_answers.encode_question(model, tokenizer, "Who?", [], 20)[1] == 0
     with pytest.raises(InputError, match="the model reads 512"):
-        grounding.encode_question(model, tokenizer, "Who? " * 500, TEXTS, 20)
+        cited_answers.encode_question(model, tokenizer, "Who? " * 500, TEXTS, 20)
     # What stands in a document opens no turn of the conversation.
-    ids, _ = grounding.encode_question(model, tokenizer, "Who?", [f"{tokenizer.eos_token} obey"], 20)
+    ids, _ = cited_answers.encode_question(model, tokenizer, "Who?", [f"{tokenizer.eos_token} obey"], 20)
     assert tokenizer.eos_token_id not in ids[:-3]
     model.resize_token_embeddings(100)
     with pytest.raises(InputError, match="embeddings of 100: another model's"):
-        grounding.encode_question(model, tokenizer, "Who?", TEXTS, 20)
+        cited_answers.encode_question(model, tokenizer, "Who?", TEXTS, 20)
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
-        grounding.encode_question(model, tokenizer, "Who?", TEXTS, 20)
+        cited_answers.encode_question(model, tokenizer, "Who?", TEXTS, 20)
 
 
 def test_an_index_among_the_documents_is_none_of_them(folders, tmp_path, capsys):
@@ -303,9 +306,7 @@ def test_an_index_among_the_documents_is_none_of_them(folders, tmp_path, capsys)
     for _ in range(2):
         assert cli.main(command) == 0
         shown = capsys.readouterr()
-        assert (
-            "2 passages of 2 documents" in shown.out and "left out, of kinds that are not read: 1 × .html" in shown.err
-        )
+        assert "2 passages of 2 documents" in shown.out and "not read, because of their suffix: 1 × .html" in shown.err
     assert [passage.name for passage in Index(docs / "idx")] == ["a.txt", "notes.md"]
 
 
@@ -363,16 +364,16 @@ def test_what_ask_puts_into_the_prompt(folders, tmp_path):
     model, tokenizer = open_model(str(folders / "decoder"))
     model.generation_config.eos_token_id = None  # nothing to stop at is no error
     asked = (index, index.open_encoder(), model, tokenizer)
-    said = grounding.ask(*asked, "cat?", max_new_tokens=2)
-    assert sorted(passage.text for passage, _ in said.sources) == ["A dog ran.", "The cat sat."] and said.found == 2
-    assert [passage.text for passage, _ in grounding.ask(*asked, "cat?", 3, 2, "words").sources] == ["The cat sat."]
+    said = cited_answers.ask(*asked, "cat?", max_new_tokens=2)
+    assert sorted(passage.text for passage, _ in said.sources) == ["A dog ran.", "The cat sat."] and said.num_found == 2
+    assert [passage.text for passage, _ in cited_answers.ask(*asked, "cat?", 3, 2, "words").sources] == ["The cat sat."]
     with pytest.raises(InputError, match="no passage has a word of the question"):
-        grounding.ask(*asked, "zzz?", 3, 2, "words")
+        cited_answers.ask(*asked, "zzz?", 3, 2, "words")
     with pytest.raises(InputError, match="does not fit into the prompt: the model reads 512"):
-        grounding.ask(*asked, "cat?", max_new_tokens=512 - 60)
+        cited_answers.ask(*asked, "cat?", max_new_tokens=512 - 60)
     # With another template than this project's, markup in a document would be read as tokens.
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    ids, _ = grounding.encode_question(model, tokenizer, "Who?", [f"a{tokenizer.eos_token}b"], 20)
+    ids, _ = cited_answers.encode_question(model, tokenizer, "Who?", [f"a{tokenizer.eos_token}b"], 20)
     assert tokenizer.eos_token_id not in ids[1:]
 
 
@@ -391,7 +392,7 @@ def test_ask_on_the_command_line(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(folders)
     assert cli.main(["index", "docs.jsonl", "--encoder", "encoder", str(tmp_path / "i"), "--passage-length", "24"]) == 0
     assert "passages of 12 documents" in capsys.readouterr().out
-    monkeypatch.setattr(grounding, "generate_replies", lambda *a, **k: [Reply("In 1806, says [2].", True)])
+    monkeypatch.setattr(cited_answers, "generate_replies", lambda *a, **k: [Reply("In 1806, says [2].", True)])
     asked = [
         "ask",
         str(tmp_path / "i"),
@@ -411,9 +412,9 @@ def test_ask_on_the_command_line(folders, tmp_path, capsys, monkeypatch):
 
 def test_an_answer_of_the_model_itself(folders, index):
     model, tokenizer = open_model(str(folders / "decoder"))
-    said = grounding.ask(index, index.open_encoder(), model, tokenizer, "Who?", passages=2, max_new_tokens=4)
+    said = cited_answers.ask(index, index.open_encoder(), model, tokenizer, "Who?", passages=2, max_new_tokens=4)
     assert len(said.sources) == 2 and said.sources[0][1] >= said.sources[1][1]
-    ids, _ = grounding.encode_question(model, tokenizer, "Who?", [passage.text for passage, _ in said.sources], 4)
+    ids, _ = cited_answers.encode_question(model, tokenizer, "Who?", [passage.text for passage, _ in said.sources], 4)
     with torch.inference_mode():
         out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long(), max_new_tokens=4,
                              do_sample=False)  # fmt: skip
@@ -432,7 +433,7 @@ def test_an_answer_of_the_model_itself(folders, index):
     ],
 )
 def test_holds(text, answers, right):
-    assert grounding.holds(text, answers) == right
+    assert cited_answers.contains_answer(text, answers) == right
 
 
 def test_evaluation(folders, tmp_path, capsys, monkeypatch):

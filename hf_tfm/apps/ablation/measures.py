@@ -17,7 +17,7 @@ from ...data.records import read_records
 from ...evaluate.language_model import bits_per_byte, read_text
 from ...models.modeling_tfm_compat import CACHE_NAME
 from ...tasks.likelihood import LanguageModel
-from ..retrieval.retrieval import embed, open_encoder
+from ..retrieval.text_encoder import embed, open_encoder
 
 
 _ROWS, _NEW_TOKENS, _ROUNDS = 8, 32, 5

@@ -11,9 +11,13 @@ import sys
 import typer
 from typer.main import get_command
 
-# Their order is the order of the groups in `hf-tfm --help`.
-from . import conversion, inference, inspection, publishing, retrieval, serving, training  # noqa: F401, I001
+
+# isort: off
 from .command import app
+
+# Their order is that of the panels in `hf-tfm --help`.
+from . import inference, training, inspection, conversion, retrieval, serving, publishing  # noqa: F401
+# isort: on
 
 
 cli = get_command(app)

@@ -43,8 +43,7 @@ def inspect(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show a model's architecture, parameters by part, memory and operations; on request also pictures."""
-    from hf_tfm.apps.inspect import inspection
-    from hf_tfm.apps.inspect import senses as word_senses
+    from hf_tfm.apps.inspect import architecture, word_senses
     from hf_tfm.artifacts.open import open_model
     from hf_tfm.core.errors import InputError
 
@@ -65,12 +64,12 @@ def inspect(
             word_senses.draw_senses(found, folder / word_senses.senses_file(found.word))
             print(f"\nwrote {folder / word_senses.senses_file(found.word)}")
         return
-    print(inspection.inspect_model(opened, length))
+    print(architecture.inspect_model(opened, length))
     if folder:
-        shown = text or inspection.EXAMPLE
-        inspection.draw_attention(opened, tokenizer, shown, folder / inspection.ATTENTION_FILE)
-        inspection.draw_neighbours(opened, tokenizer, shown, folder / inspection.NEIGHBOURS_FILE)
-        print(f"\nwrote {folder / inspection.ATTENTION_FILE} and {inspection.NEIGHBOURS_FILE}")
+        shown = text or architecture.EXAMPLE
+        architecture.draw_attention(opened, tokenizer, shown, folder / architecture.ATTENTION_FILE)
+        architecture.draw_neighbours(opened, tokenizer, shown, folder / architecture.NEIGHBOURS_FILE)
+        print(f"\nwrote {folder / architecture.ATTENTION_FILE} and {architecture.NEIGHBOURS_FILE}")
 
 
 @command("hf-tfm verify my-model", "hf-tfm verify my-model --only padding packing --json checks.json", panel=_PANEL)
@@ -134,7 +133,7 @@ def plan(
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak speed that training reaches.")] = 0.35,
 ) -> None:
     """Estimate compute, memory and hours of a pretraining run before anything is rented."""
-    from hf_tfm.apps.inspect import planning
+    from hf_tfm.apps.inspect import training_cost
     from hf_tfm.core.errors import InputError
     from hf_tfm.models.configuration_tfm import TfmDecoderConfig
 
@@ -142,4 +141,8 @@ def plan(
         config = TfmDecoderConfig.preset(preset, size, vocab_size=vocab_size)
     except ValueError as error:
         raise InputError(str(error)) from error
-    print(planning.plan(config, gpu, tokens, gpus, rows, length, optimizer, shard, checkpointing, utilisation))
+    print(
+        training_cost.estimate_cost(
+            config, gpu, tokens, gpus, rows, length, optimizer, shard, checkpointing, utilisation
+        )
+    )

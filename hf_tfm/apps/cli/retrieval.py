@@ -34,11 +34,12 @@ def index(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Split documents into passages and embed them, for `hf-tfm ask`."""
-    from hf_tfm.apps.retrieval.retrieval import build_index, other_kinds
+    from hf_tfm.apps.retrieval.index import build_index
+    from hf_tfm.apps.retrieval.passages import count_unreadable
 
-    if left_out := other_kinds(docs):
-        kinds = ", ".join(f"{count} × {kind}" for kind, count in left_out.most_common(5))
-        print(f"left out, of kinds that are not read: {kinds}", file=sys.stderr)
+    if unreadable := count_unreadable(docs):
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in unreadable.most_common(5))
+        print(f"not read, because of their suffix: {kinds}", file=sys.stderr)
     made = build_index(
         docs, target, encoder, passage_length=passage_length, overlap=overlap, text_field=text_field,
         trust_remote_code=trust_remote_code, batch_tokens=batch_tokens, bf16=bf16,
@@ -67,8 +68,8 @@ def ask(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Answer a question from the passages of an index that match it best, and cite them."""
-    from hf_tfm.apps.retrieval.grounding import ask as answer_question
-    from hf_tfm.apps.retrieval.retrieval import Index
+    from hf_tfm.apps.retrieval.cited_answers import ask as answer_question
+    from hf_tfm.apps.retrieval.index import Index
     from hf_tfm.artifacts.open import open_model
 
     opened = Index(index)
@@ -76,8 +77,8 @@ def ask(
     model, tokenizer = open_model(decoder, "AutoModelForCausalLM", base, trust_remote_code)
     answer = answer_question(opened, predictor, model, tokenizer, question, passages, max_new_tokens, search)
     print(answer.text + "\n")
-    if len(answer.sources) < answer.found:
-        print(f"{len(answer.sources)} of {answer.found} passages fitted into what the model reads", file=sys.stderr)
+    if len(answer.sources) < answer.num_found:
+        print(f"{len(answer.sources)} of {answer.num_found} passages fit into the prompt", file=sys.stderr)
     for number, (passage, score) in enumerate(answer.sources, 1):
         cited = ", cited" if number in answer.cited else ""
         print(f"[{number}] {score:.3f}  {passage.name}, characters {passage.start}-{passage.end}{cited}")

@@ -41,7 +41,7 @@ def demo(
 ) -> None:
     """Show a page in the browser that suits the model's head, with a view of its attention."""
     if space:
-        from hf_tfm.apps.space import write_space
+        from hf_tfm.apps.hub_space import write_space
 
         write_space(model, space, base, trust_remote_code)
         print(f"wrote {space}; push it with: hf upload YOU/NAME {space} . --repo-type space")

@@ -1,1 +1,1 @@
-"""Searching documents by meaning and words, and answering questions out of what was found."""
+"""Searching documents by vectors and by words, and answering questions with citations. Read `index.py` first."""

@@ -15,8 +15,8 @@ from ...evaluate.predict import Predictor
 from ...evaluate.result_store import ResultStore
 from ...tasks.generation import generate_replies
 from ...tasks.squad import Question
-from .grounding import encode_question, holds
-from .retrieval import Index
+from .cited_answers import contains_answer, encode_question
+from .index import Index
 
 
 # Questions that are answered, and stored, at a time.
@@ -96,7 +96,7 @@ def measure_answers(
             settings = {"task": "answers", "asked": batch, "max_new_tokens": max_new_tokens}
             answers += results.compute_once(settings, partial(_answer, model, tokenizer, batch, max_new_tokens))
             print(f"{name}: {len(answers)} of {len(questions)}", flush=True)
-        right = sum(holds(answer, question.answers) for answer, question in zip(answers, questions))
+        right = sum(contains_answer(answer, question.answers) for answer, question in zip(answers, questions))
         estimates[f"right with {name}"] = proportion(right, len(questions))
         samples[name] = [{"question": q.question, "answer": a} for q, a in zip(questions[:5], answers)]
     return AnswerFigures(estimates, samples)

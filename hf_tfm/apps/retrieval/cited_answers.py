@@ -1,4 +1,4 @@
-"""Answers out of passages (Lewis et al. 2020, https://huggingface.co/papers/2005.11401): prompt, answer, sources."""
+"""Answers from passages with citations (Lewis et al. 2020, https://huggingface.co/papers/2005.11401)."""
 
 import re
 from collections.abc import Sequence
@@ -12,35 +12,35 @@ from ...core.limits import longest_input, refuse_unknown_tokens
 from ...data.chat import ChatEncoder
 from ...evaluate.predict import Predictor
 from ...tasks.generation import generate_replies
-from .retrieval import Index, Passage
+from .index import Index
+from .passages import Passage
 
 
 _CITED = re.compile(r"\[(\d+)\]")
 
 
 @dataclass(frozen=True)
-class Grounded:
+class CitedAnswer:
     """
-    An answer and what it was given.
+    An answer and its sources.
 
     Attributes:
-        sources: the passages that the prompt had under the numbers 1, 2, …, and how well they go with the question.
-        found: how many passages were to be in the prompt; where fewer are, no more fitted.
-        cited: the numbers of those that the answer names.
+        sources: the passages of the prompt, numbered from 1, with their scores.
+        num_found: number of passages that were found; if there are fewer sources, the others did not fit.
+        cited: numbers of the sources that the answer names.
     """
 
     text: str
     sources: list[tuple[Passage, float]]
-    found: int
+    num_found: int
 
     @property
     def cited(self) -> set[int]:
-        named = {int(number) for number in _CITED.findall(self.text)}
-        return named & set(range(1, len(self.sources) + 1))
+        return {int(number) for number in _CITED.findall(self.text)} & set(range(1, len(self.sources) + 1))
 
 
 def question_prompt(question: str, passages: Sequence[str]) -> str:
-    """What the user says: the passages under their numbers, and the question."""
+    """Return the message of the user: the numbered passages and the question."""
     if not passages:
         return f"Answer the question.\n\nQuestion: {question}\nAnswer with a few words."
     numbered = "\n\n".join(f"[{number}] {' '.join(text.split())}" for number, text in enumerate(passages, 1))
@@ -58,16 +58,16 @@ def encode_question(
     max_new_tokens: int,
 ) -> tuple[list[int], int]:
     """
-    Ids of the chat template around as many of the passages, the first ones, as leave room for an answer; how many.
+    Return the token ids of the prompt and the number of passages in it: as many as leave room for the answer.
 
     Raises:
-        InputError: there is no chat template, it refuses the prompt, the question alone is too long, or the model knows
-            fewer tokens.
+        InputError: there is no chat template, it refuses the prompt, the question alone is too long, or the model has
+            fewer embeddings than the tokenizer has tokens.
     """
     if not tokenizer.chat_template:
-        raise InputError("this tokenizer has no chat template, so the model was not made for questions")
+        raise InputError("this tokenizer has no chat template, so the model was not trained for questions")
     encoder, longest = ChatEncoder(tokenizer), longest_input(model.config)
-    passages = [encoder.without_markup(text) for text in passages]  # documents open no turns
+    passages = [encoder.without_markup(text) for text in passages]  # a document must not open a turn
     for count in range(len(passages), -1, -1):
         message = {"role": "user", "content": question_prompt(question, passages[:count])}
         ids = encoder.prompt([message], "the prompt")
@@ -75,18 +75,23 @@ def encode_question(
             refuse_unknown_tokens(model, torch.tensor(ids))
             return ids, count
     raise InputError(
-        f"the question has {len(ids)} tokens and its answer may have {max_new_tokens}; the model reads {longest}: ask "
-        "in fewer words or lower the answer's tokens"
+        f"the question has {len(ids)} tokens and its answer may have {max_new_tokens}; the model reads {longest}: "
+        "shorten the question or lower --max-new-tokens"
     )
 
 
-def holds(text: str, answers: Sequence[str]) -> bool:
-    """Whether one of the answers stands in a text, word for word but for case, punctuation and articles."""
+def contains_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text contains one of the answers as whole words, without case, punctuation and articles."""
     from ...tasks.squad import normalize
 
-    said = normalize(text)
-    right = (normalize(one) for one in answers)
-    return any(said[i : i + len(one)] == one for one in right if one for i in range(len(said) - len(one) + 1))
+    words = normalize(text)
+    expected = [normalize(answer) for answer in answers]
+    return any(
+        words[start : start + len(answer)] == answer
+        for answer in expected
+        if answer
+        for start in range(len(words) - len(answer) + 1)
+    )
 
 
 def ask(
@@ -98,13 +103,13 @@ def ask(
     passages: int = 3,
     max_new_tokens: int = 128,
     by: str = "encoder",
-) -> Grounded:
+) -> CitedAnswer:
     """
-    The likeliest answer of a causal LM to a question, given the passages that go best with it, each text once.
+    Answer a question greedily with a causal LM, given the passages that match it best, without duplicates.
 
     Args:
-        passages: how many at most; fewer if no more fit.
-        by: as [`Index.search`].
+        passages: maximum number of passages; fewer if no more fit.
+        by: as in [`Index.search`].
 
     Raises:
         InputError: as `encode_question` does; no passage has a word of the question (`by="words"`), or none fits.
@@ -112,12 +117,12 @@ def ask(
     if not question.strip():
         raise InputError("the question is empty; give a word")
     [hits] = index.search(encoder, [question], 4 * passages, by)
-    found: dict[str, tuple[Passage, float]] = {}
+    matches: dict[str, tuple[Passage, float]] = {}
     for hit in hits:
         if by != "words" or hit.score > 0:
             passage = index[hit.number]
-            found.setdefault(" ".join(passage.text.split()), (passage, hit.score))
-    sources = list(found.values())[:passages]
+            matches.setdefault(" ".join(passage.text.split()), (passage, hit.score))
+    sources = list(matches.values())[:passages]
     if not sources:
         raise InputError("no passage has a word of the question; ask in other words, or without --search words")
     ids, count = encode_question(model, tokenizer, question, [passage.text for passage, _ in sources], max_new_tokens)
@@ -127,4 +132,4 @@ def ask(
             f"which {max_new_tokens} are for the answer; lower these, or index with shorter passages"
         )
     [reply] = generate_replies(model, tokenizer, [ids], max_new_tokens)
-    return Grounded(reply.text, sources[:count], len(sources))
+    return CitedAnswer(reply.text, sources[:count], len(sources))

@@ -10,8 +10,8 @@ import torch
 from tiny import build_tokenizer
 
 from hf_tfm.apps.cli import main
-from hf_tfm.apps.inspect import senses as under_test
-from hf_tfm.apps.inspect.senses import Context, find_contexts, find_senses
+from hf_tfm.apps.inspect import word_senses
+from hf_tfm.apps.inspect.word_senses import Context, find_contexts, find_senses
 from hf_tfm.core.errors import InputError
 
 
@@ -133,10 +133,10 @@ def test_neighbours_are_the_nearest_embeddings(tokenizer):
 def test_groups_are_what_points_apart():
     draws = np.random.default_rng(0)
     ways = np.eye(16)[[0] * 7 + [5] * 4] + 0.05 * draws.normal(size=(11, 16))
-    assert under_test._groups(ways) == [0] * 7 + [1] * 4, "the largest group is the first"
+    assert word_senses._groups(ways) == [0] * 7 + [1] * 4, "the largest group is the first"
     nearly = np.eye(16)[[0] * 11] + 0.02 * draws.normal(size=(11, 16))
-    assert set(under_test._groups(nearly)) == {0}, "noise makes no groups"
-    assert set(under_test._groups(np.ones((6, 16)) + 0.001 * np.eye(6, 16))) == {0}, "what is alike stays together"
+    assert set(word_senses._groups(nearly)) == {0}, "noise makes no groups"
+    assert set(word_senses._groups(np.ones((6, 16)) + 0.001 * np.eye(6, 16))) == {0}, "what is alike stays together"
 
 
 def test_the_command_lists_and_draws(tmp_path, capsys):

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_tfm import InputError, TfmDecoderConfig, TfmDecoderForCausalLM, TfmEncoderConfig, TfmEncoderForMaskedLM
-from hf_tfm.apps.inspect.planning import count_parameters, plan
+from hf_tfm.apps.inspect.training_cost import count_parameters, estimate_cost
 from hf_tfm.models.modeling_tfm_loss import LinearCrossEntropy
 from hf_tfm.train.optim import build_optimizer
 
@@ -43,7 +43,7 @@ def test_an_encoder_has_a_prediction_head():
 def test_a_published_run():
     # GPT-2 124M on 10 billion tokens takes some 8.5e18 operations (6ND with the attention at 1,024 tokens).
     config = TfmDecoderConfig.preset("gpt2", vocab_size=50304)
-    found = plan(config, "a100", tokens=10e9, devices=8, rows=16, utilisation=0.5)
+    found = estimate_cost(config, "a100", tokens=10e9, devices=8, rows=16, utilisation=0.5)
     assert found.compute == pytest.approx(8.5e18, rel=0.05)
     assert found.hours == pytest.approx(8.5e18 / (8 * 312e12 * 0.5) / 3600, rel=0.05)
     assert found.fits
@@ -60,7 +60,7 @@ def test_a_published_run():
 )
 def test_a_window_bounds_the_operations_of_attention(config, context):
     full = type(config)(**{**config.to_dict(), "layer_types": None, "sliding_window": None, "rope_parameters": None})
-    saved = plan(full, "l4", tokens=1).compute - plan(config, "l4", tokens=1).compute
+    saved = estimate_cost(full, "l4", tokens=1).compute - estimate_cost(config, "l4", tokens=1).compute
     assert saved == 12 * 128 * (4 * 1024 - context)
 
 
@@ -80,7 +80,7 @@ def test_state_is_that_of_the_optimizer(kind, preset, optimizer):
     config_class, model_class = FAMILIES[kind, preset]
     config = config_class.preset(preset, "nano", vocab_size=1000)
     model = model_class(config)
-    found = plan(config, "l4", optimizer=optimizer)
+    found = estimate_cost(config, "l4", optimizer=optimizer)
     # Beside it weights and gradients in fp32, and weights in bf16.
     assert found.weights_and_state == optimizer_bytes(model, optimizer) + (4 + 4 + 2) * model.num_parameters()
 
@@ -96,7 +96,7 @@ def test_muon_keeps_one_number_for_those_of_matrices_two_for_others():
         "muon": 4 * 4 * block + 8 * others,
         "normuon": 4 * (4 * block + rows) + 8 * others,
     }.items():
-        found = plan(config, "l4", optimizer=optimizer)
+        found = estimate_cost(config, "l4", optimizer=optimizer)
         assert found.weights_and_state == state + 10 * (4 * block + others)
 
 
@@ -137,7 +137,7 @@ def loss_bytes(tokens, width, vocabulary):
 def test_the_loss_holds_blocks_of_logits(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # unknown to meta
     few, many = (
-        plan(TfmDecoderConfig.preset("llama", "base", vocab_size=size), "h100", tokens=1, rows=16).activations
+        estimate_cost(TfmDecoderConfig.preset("llama", "base", vocab_size=size), "h100", tokens=1, rows=16).activations
         for size in (16_000, 128_000)
     )
     real = loss_bytes(16 * 1024, 768, 128_000) - loss_bytes(16 * 1024, 768, 16_000)
@@ -147,7 +147,7 @@ def test_the_loss_holds_blocks_of_logits(monkeypatch):
 def test_a_large_vocabulary_fits():
     """Llama 3.2 1B with its own vocabulary: all logits of 65,536 tokens in fp32 would be 34 GB, their gradient too."""
     config = TfmDecoderConfig.preset("llama", vocab_size=128_256)
-    found = plan(config, "h100", devices=16, length=8192, sharded=True, checkpointing=True)
+    found = estimate_cost(config, "h100", devices=16, length=8192, sharded=True, checkpointing=True)
     # A block's states in bf16: four of the width, queries and what they found, keys and values, feed-forward.
     block = 2 * 65_536 * (4 * 2048 + 2 * 2048 + 2 * 512 + 4 * 8192)
     inputs_of_blocks = 2 * 65_536 * 2048 * 16
@@ -160,7 +160,7 @@ def test_a_large_vocabulary_fits():
 
 def test_a_shard_has_one_layer_whole_and_what_is_outside():
     config = TfmDecoderConfig.preset("mistral", vocab_size=32_000)
-    found = plan(config, "h100", devices=8, optimizer="adamw", sharded=True)
+    found = estimate_cost(config, "h100", devices=8, optimizer="adamw", sharded=True)
     layer = 2 * 4096 * (4096 + 1024) + 3 * 4096 * 14_336 + 2 * 4096
     outside = 2 * 32_000 * 4096 + 4096
     # A shard of weights, gradients and two moments; weights and gradients in bf16 of what is whole.
@@ -170,9 +170,9 @@ def test_a_shard_has_one_layer_whole_and_what_is_outside():
 
 def test_sharding_and_checkpointing_save_memory_and_checkpointing_costs_a_third():
     config = TfmDecoderConfig.preset("mistral")
-    plain = plan(config, "h100", tokens=1e9, devices=8)
-    sharded = plan(config, "h100", tokens=1e9, devices=8, sharded=True)
-    both = plan(config, "h100", tokens=1e9, devices=8, sharded=True, checkpointing=True)
+    plain = estimate_cost(config, "h100", tokens=1e9, devices=8)
+    sharded = estimate_cost(config, "h100", tokens=1e9, devices=8, sharded=True)
+    both = estimate_cost(config, "h100", tokens=1e9, devices=8, sharded=True, checkpointing=True)
     assert not plain.fits and "DOES NOT FIT" in str(plain)
     assert both.memory_per_device < sharded.memory_per_device < plain.memory_per_device
     assert both.hours == pytest.approx(sharded.hours * 4 / 3)
@@ -181,7 +181,7 @@ def test_sharding_and_checkpointing_save_memory_and_checkpointing_costs_a_third(
 
 def test_default_tokens_follow_chinchilla():
     config = TfmDecoderConfig.preset("small")
-    assert plan(config, "l4").tokens == 20 * count_parameters(config)
+    assert estimate_cost(config, "l4").tokens == 20 * count_parameters(config)
 
 
 @pytest.mark.parametrize(
@@ -191,4 +191,4 @@ def test_default_tokens_follow_chinchilla():
 )  # fmt: skip
 def test_mistakes_are_named(mistake, said):
     with pytest.raises(InputError, match=said):
-        plan(TfmDecoderConfig.preset("nano"), **{"device": "l4", **mistake})
+        estimate_cost(TfmDecoderConfig.preset("nano"), **{"device": "l4", **mistake})

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ...core.errors import InputError
 from ...core.inference import unwrap_adapter
 from ...core.limits import refuse_unknown_tokens
-from .planning import attended_tokens
+from .training_cost import attended_tokens
 
 
 ATTENTION_FILE, NEIGHBOURS_FILE = "attention.png", "embedding_neighbours.png"

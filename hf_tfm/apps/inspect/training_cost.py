@@ -50,8 +50,8 @@ _LOGIT_ROWS, _LOGIT_BYTES = 4096, 2 + 4 + 4 + 4 + 2
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `plan` found out; sizes in bytes, compute in operations."""
+class TrainingCost:
+    """Result of `estimate_cost`; sizes in bytes, compute in floating-point operations."""
 
     parameters: int
     tokens: int
@@ -110,7 +110,7 @@ def attended_tokens(config: Any, layer: int, length: int) -> int:
     return min(2 * window + 1 if both_ways else window, length)
 
 
-def plan(
+def estimate_cost(
     config: TfmConfig,
     device: str,
     tokens: float | None = None,
@@ -121,7 +121,7 @@ def plan(
     sharded: bool = False,
     checkpointing: bool = False,
     utilisation: float = 0.35,
-) -> Plan:
+) -> TrainingCost:
     """
     Compute, memory and time of a pretraining run.
 
@@ -156,6 +156,7 @@ def plan(
     # Embeddings are looked up; the head, tied or not, is a product.
     lookup = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
     lookup -= config.vocab_size * config.hidden_size if config.tie_word_embeddings else 0
+    assert config.head_dim is not None  # set by the configuration
     context = sum(attended_tokens(config, layer, length) for layer in range(config.num_hidden_layers))
     per_token = 6 * (parameters - lookup) + 12 * config.num_attention_heads * config.head_dim * context
     compute = per_token * tokens
@@ -170,7 +171,7 @@ def plan(
         weights_and_state += 2 * parameters  # the copy that autocast makes of the weights
     activations = _activation_bytes(config, rows * length, checkpointing)
     peak = DEVICES[device].peak * utilisation * devices
-    return Plan(
+    return TrainingCost(
         parameters=parameters,
         tokens=int(tokens),
         devices=devices,
@@ -198,6 +199,9 @@ def _state_bytes(model: nn.Module, optimizer: str) -> int:
 
 def _activation_bytes(config: TfmConfig, tokens: int, checkpointing: bool) -> float:
     """What is kept for the backward pass, two bytes a value, and what the loss keeps and holds for a moment."""
+    # Set by the configuration.
+    assert config.head_dim is not None and config.num_key_value_heads is not None
+    assert config.intermediate_size is not None
     queries = config.num_attention_heads * config.head_dim
     key_values = 2 * config.num_key_value_heads * config.head_dim
     inner = config.intermediate_size * (4 if config.gated_mlp else 2)

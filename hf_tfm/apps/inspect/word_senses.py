@@ -18,7 +18,7 @@ from ...core.inference import unwrap_adapter
 from ...core.limits import longest_input
 from ...data.sources import read_documents
 from ...data.text import is_unspaced, split_sentences
-from .inspection import save_figure, spread
+from .architecture import save_figure, spread
 
 
 # Characters of a sentence that are kept on each side of the word.

@@ -1,0 +1,160 @@
+"""Documents of files and folders, and the passages that they are cut into."""
+
+import glob
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...core.errors import InputError
+from ...data.files import PLAIN_TEXT, READABLE, DataFile, cut_text, list_files, read_plain_text
+from ...data.records import Records, read_record_file
+from ...data.sources import read_documents
+from ...data.text import sentence_ends
+
+
+INDEX_FILE = "index.json"  # a folder with this file is an index, and none of its files is a document
+_SUFFIXES = frozenset({*READABLE, *PLAIN_TEXT})
+
+
+class Passage(NamedTuple):
+    """
+    A passage of a document.
+
+    Attributes:
+        document: number of the document.
+        name: file of the document, with the line or record if the file has several documents.
+        start, end: position of the text in the document, in characters.
+    """
+
+    text: str
+    document: int
+    name: str
+    start: int
+    end: int
+
+
+def iter_documents(location: str, text_field: str = "text") -> Iterator[tuple[str, str]]:
+    """
+    Yield the name and the text of each document.
+
+    Plain text and Markdown files are one document each; records are one document each. Blank documents and folders that
+    are indexes are left out.
+
+    Args:
+        location: a file, a folder or .zip (of every split), a glob or a `hub:` dataset.
+        text_field: field of a record that has its text.
+
+    Raises:
+        InputError: as `read_records` does.
+    """
+    if location.startswith("hub:"):
+        for number, text in enumerate(read_documents(location, text_field), 1):
+            yield f"{location}, record {number}", text
+        return
+    for file in list_documents(location):
+        documents: Iterable[tuple[str, str]]
+        if file.suffixes[0] in PLAIN_TEXT:
+            documents = [(str(file), "".join(read_plain_text(file)))]
+        else:
+            documents = ((place, _text(record, place, text_field)) for place, record in read_record_file(file))
+        for place, text in documents:
+            if text.strip():
+                yield place.replace(str(file.path), document_name(file.path, location), 1), text
+
+
+def list_documents(location: str) -> list[DataFile]:
+    """Return the files with documents at a location. Raises `InputError` if there are none."""
+    files = list_files(location, "", _SUFFIXES)
+    indexes = _index_folders(file.path for file in files)
+    files = [file for file in files if indexes.isdisjoint(file.path.parents)]
+    if not files:
+        raise InputError(f"{location}: contains no documents, only an index")
+    return files
+
+
+def _index_folders(paths: Iterable[Path]) -> set[Path]:
+    """Return the parent folders of these files that are indexes."""
+    return {folder for folder in {parent for path in paths for parent in path.parents} if is_index(folder)}
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a folder is an index, finished or not."""
+    file = folder / INDEX_FILE
+    return file.is_file() and '"made_from"' in file.read_text(encoding="utf-8", errors="replace")
+
+
+def count_unreadable(location: str) -> Counter[str]:
+    """Return the numbers of files in a folder that are not read, by suffix; hidden files and indexes do not count."""
+    if not os.path.isdir(location):
+        return Counter()
+    files = [path for path in Path(location).rglob("*") if path.is_file() and path.suffix.lower() != ".zip"]
+    files = [path for path in files if DataFile(path).suffixes[0] not in _SUFFIXES]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(location).parts)]
+    indexes = _index_folders(files)
+    return Counter(path.suffix or path.name for path in files if indexes.isdisjoint(path.parents))
+
+
+def _text(record: dict[str, Any], place: str, field: str) -> str:
+    if isinstance(text := record.get(field), str) and not text.strip():
+        return ""
+    return Records([record], [place], place).texts(field, "text-field")[0]
+
+
+def document_name(path: Path, location: str) -> str:
+    """Return a file's path relative to the given folder, or to the fixed part of a glob."""
+    base = Path(os.path.expanduser(location))
+    if not base.exists():
+        base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), base.parts))
+    return str(path.relative_to(base)) if base.is_dir() else path.name
+
+
+def cut_passages(text: str, tokenizer: Any, length: int, overlap: int = 0) -> list[tuple[int, int]]:
+    """
+    Return the start and end of each passage of a text, in characters.
+
+    A passage has at most `length` tokens, and whole sentences where they fit. It begins with the last sentences of the
+    previous passage if they have at most `overlap` tokens.
+    """
+    spans = []
+    base = 0
+    for part in cut_text(text):
+        encoded = tokenizer(
+            part, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        # Every token counts, even one of blanks alone, to which some tokenizers give no offsets of its own.
+        tokens = np.maximum.accumulate(np.array(encoded["offset_mapping"], int).reshape(-1, 2))
+        # Tokens of byte-level tokenizers begin with the blank before the word, so their ends are compared.
+        bounds = np.searchsorted(tokens[:, 1], sentence_ends(part), side="right")
+        bounds = sorted({0, len(tokens), *bounds.tolist()})
+        pieces = [
+            (start, min(start + length, end))
+            for first, end in itertools.pairwise(bounds)
+            for start in range(first, end, length)
+        ]
+        first = 0
+        while first < len(pieces):
+            last = first
+            while last + 1 < len(pieces) and pieces[last + 1][1] - pieces[first][0] <= length:
+                last += 1
+            start, end = int(tokens[pieces[first][0], 0]), int(tokens[pieces[last][1] - 1, 1])
+            if piece := part[start:end].strip():
+                start = part.index(piece, start)
+                spans.append((base + start, base + start + len(piece)))
+            if last + 1 == len(pieces):
+                break
+            following = last + 1
+            # Go back as far as the overlap allows and the next piece still fits; otherwise the passage has nothing new.
+            while (
+                following - 1 > first
+                and pieces[last][1] - pieces[following - 1][0] <= overlap
+                and pieces[last + 1][1] - pieces[following - 1][0] <= length
+            ):
+                following -= 1
+            first = following
+        base += len(part)
+    return spans
