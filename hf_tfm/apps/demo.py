@@ -26,8 +26,9 @@ from ..evaluate.predict import Predictor, open_predictor
 from ..tasks.decoding import compare_decodings, decoding_methods
 from ..tasks.fill_mask import fill_masks
 from ..tasks.generation import encode_prompt, sampling_options, stream_text
-from . import rendering
+from . import html_report
 from .chat import Chat
+from .formatting import percent
 from .inspect.architecture import EXAMPLE
 
 
@@ -222,7 +223,7 @@ def _decodings(predictor: Predictor) -> None:
     def compare(prompt: str, tokens: float, temperature: float, top_k: float, top_p: float, beams: float) -> str:
         methods = decoding_methods(temperature, int(top_k), top_p, beams=int(beams))
         decodings = compare_decodings(predictor.model, predictor.tokenizer, prompt, methods, int(tokens))
-        return rendering.comparison_as_html(prompt, decodings)
+        return html_report.comparison_as_html(prompt, decodings)
 
     prompt = gr.Textbox("Once upon a time", label="Text")
     with gr.Row():
@@ -241,7 +242,7 @@ def _masked(predictor: Predictor) -> None:
 
     def fill(text: str) -> str:
         found = fill_masks(model, tokenizer, text, 8)
-        return rendering.bars([(f"{tokenizer.mask_token} {n}", rows) for n, rows in enumerate(found, 1)])
+        return html_report.bars([(f"{tokenizer.mask_token} {n}", rows) for n, rows in enumerate(found, 1)])
 
     with gr.Tab("Masks"):
         mask = tokenizer.mask_token or "[MASK]"
@@ -254,12 +255,12 @@ def _labels(predictor: Predictor) -> None:
     def classify(*texts: str) -> str:
         said = _ask(predictor, dict(zip(("text", "text_pair"), texts)))
         if "predicted_number" in said:
-            return rendering.note(f"{said['predicted_number']:.4f}", "the model's number for it")
+            return html_report.note(f"{said['predicted_number']:.4f}", "the model's number for it")
         if "predicted_follows" in said:
             share = said["predicted_score"]
-            return rendering.bars([("", [("follows", share), ("does not follow", 1 - share)])])
+            return html_report.bars([("", [("follows", share), ("does not follow", 1 - share)])])
         title = "each label by itself" if "predicted_labels" in said else "labels"
-        return rendering.bars([(title, list(said["predicted_scores"].items()))])
+        return html_report.bars([(title, list(said["predicted_scores"].items()))])
 
     with gr.Tab("Labels"):
         inputs = [gr.Textbox(_EXAMPLES["text"], label="Text")]
@@ -278,14 +279,14 @@ def _tags(predictor: Predictor) -> None:
             place += len(word)
         scores = said["predicted_scores"]
         if "predicted_entities" not in said:
-            return rendering.marked_text(
+            return html_report.marked_text(
                 text, [(*at, *of) for at, of in zip(places, zip(said["predicted_tags"], scores))]
             )
         spans = []
         for entity in said["predicted_entities"]:
             first, last = entity["first_word"], entity["last_word"]
             spans.append((places[first][0], places[last][1], entity["type"], min(scores[first : last + 1])))
-        return rendering.marked_text(text, spans)
+        return html_report.marked_text(text, spans)
 
     with gr.Tab("Tags"):
         _form([gr.Textbox(_EXAMPLES["text"], label="Text", lines=3)], tag, "Tag")
@@ -296,9 +297,9 @@ def _answers(predictor: Predictor) -> None:
         said = _ask(predictor, {"question": question, "context": context})
         spans = [(one["start"], one["end"], "", one["score"]) for one in said["predicted_answers"]]
         best = said["predicted_answer"]
-        shown = rendering.note(best or "no answer", f"probability {rendering.percent(said['predicted_score'])}")
+        shown = html_report.note(best or "no answer", f"probability {percent(said['predicted_score'])}")
         rows = [(one["text"], one["score"]) for one in said["predicted_answers"]]
-        return shown + rendering.marked_text(context, spans) + rendering.bars([("likeliest spans", rows)])
+        return shown + html_report.marked_text(context, spans) + html_report.bars([("likeliest spans", rows)])
 
     with gr.Tab("Answers"):
         question = gr.Textbox(_EXAMPLES["question"], label="Question")
@@ -312,7 +313,7 @@ def _options(predictor: Predictor) -> None:
             raise InputError("give at least two options, each on a line of its own")
         said = _ask(predictor, {"question": question, "options": several})
         ranked = sorted(zip(several, said["predicted_scores"]), key=lambda pair: -pair[1])
-        return rendering.bars([("options", ranked)])
+        return html_report.bars([("options", ranked)])
 
     with gr.Tab("Options"):
         question = gr.Textbox("Alice opened the book.", label="Question, or what went before")
@@ -329,7 +330,7 @@ def _embeddings(predictor: Predictor) -> None:
         vectors = F.normalize(torch.tensor([row["embedding"] for row in asked(records)]), dim=-1)
         numbers = [str(number) for number in range(1, len(lines) + 1)]
         names = [f"{line}  {number}" for line, number in zip(lines, numbers)]
-        return rendering.matrix(names, numbers, (vectors @ vectors.T).tolist(), "Cosines", numbers=True)
+        return html_report.matrix(names, numbers, (vectors @ vectors.T).tolist(), "Cosines", numbers=True)
 
     with gr.Tab("Similarity"):
         _form([gr.Textbox(_EXAMPLES["texts"], label="Texts, one a line", lines=6)], compare, "Compare")
@@ -337,7 +338,7 @@ def _embeddings(predictor: Predictor) -> None:
 
 def _translation(predictor: Predictor) -> None:
     def translate(text: str) -> str:
-        return rendering.note(_translated(predictor, text)[0], "")
+        return html_report.note(_translated(predictor, text)[0], "")
 
     with gr.Tab("Translate"):
         _form([gr.Textbox("Where is the cat?", label="Text")], translate, "Translate")
@@ -378,7 +379,7 @@ def _attention(predictor: Predictor) -> None:
         weights = weights.mean(0) if head == 0 else weights[int(head) - 1]
         rows, columns = ([tokenizer.decode([number]) for number in ids[0].tolist()] for ids in (target, source))
         which = "mean of all heads" if head == 0 else f"head {int(head)}"
-        return rendering.matrix(rows, columns, weights.tolist(), f"Block {int(block)}, {which}")
+        return html_report.matrix(rows, columns, weights.tolist(), f"Block {int(block)}, {which}")
 
     text = gr.Textbox(EXAMPLE, label="Text")
     with gr.Row():

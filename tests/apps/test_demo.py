@@ -112,7 +112,7 @@ def test_the_twin_shares_weights_and_leaves_the_model_as_it_was(demo):
 
 @pytest.mark.parametrize("name", ["TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
 def test_masks(demo, folders, name):
-    from hf_tfm.apps.rendering import percent
+    from hf_tfm.apps.formatting import percent
 
     shown = event(demo.build(str(folders / name)), "fill_in")("the [MASK] sat [MASK]")
     found = outputs(folders / name, "the [MASK] sat [MASK]")

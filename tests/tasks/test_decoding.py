@@ -1,15 +1,18 @@
 """Decoding methods side by side: probabilities against a forward pass, cuts recomputed, output as text and HTML."""
 
+import io
 import itertools
+import re
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from parity_table import native_model
+from rich.console import Console
 from tiny import build_tokenizer
 
-from hf_tfm.apps import rendering
+from hf_tfm.apps import formatting, html_report, terminal_report
 from hf_tfm.apps.cli import main
 from hf_tfm.tasks.decoding import (
     Decoding,
@@ -220,15 +223,18 @@ def test_invalid_options_are_refused(folder, capsys, options, message):
 
 
 def test_colours_range_from_likely_to_unlikely():
-    colours = [rendering.colour_of(share) for share in (1.0, 0.5, 0.1, 0.01, 1e-4, 1e-9)]
+    colours = [formatting.colour_of(share) for share in (1.0, 0.5, 0.1, 0.01, 1e-4, 1e-9)]
     assert all(one != other for one, other in itertools.pairwise(colours[:5])) and colours[4:] == [colours[4]] * 2
     assert colours[0][1] > colours[0][0] and colours[-1][0] > colours[-1][1], "from green to red"
 
 
 def test_generated_text_cannot_control_the_terminal():
     evil = TokenChoice(1, "\x1b[2Jboo\nline", 0.5, 0.5, 1.0, 1, 3, (TokenCandidate(1, "\x1b[2J", 0.5, 0.5),))
-    shown = rendering.comparison_as_text("a\x1b]0;", [Decoding("any", (evil,))], colours=True, candidates=True)
-    own = shown.replace("\x1b[48;2;", "").replace("\x1b[38;2;31;35;40m", "").replace("\x1b[0m", "")
-    assert "\x1b" not in own and "\\x1b[2Jboo" in own
-    html = rendering.comparison_as_html("a\x1b]0;", [Decoding("any", (evil,))])
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", markup=False)
+    terminal_report.print_comparison("a\x1b]0;", [Decoding("any", (evil,))], candidates=True, console=console)
+    shown = console.file.getvalue()
+    assert "\x1b[38;2;31;35;40;48;2;" in shown
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert "\x1b" not in plain and "\\x1b[2Jboo" in plain
+    html = html_report.comparison_as_html("a\x1b]0;", [Decoding("any", (evil,))])
     assert "\x1b" not in html.replace("a\x1b]0;", "")

@@ -1,7 +1,6 @@
 """Commands that run a model: `generate`, `chat`, `fill-mask`, `predict`."""
 
 import os
-import sys
 from typing import Annotated, Any, Literal
 
 import typer
@@ -94,7 +93,7 @@ def _compare(
     html: str | None, name: str,
 ) -> None:  # fmt: skip
     """Print the continuations of several decoding methods, and write them as a page."""
-    from hf_tfm.apps import rendering
+    from hf_tfm.apps import html_report, terminal_report
     from hf_tfm.core.errors import InputError
     from hf_tfm.tasks.decoding import compare_decodings, decoding_methods
 
@@ -104,10 +103,9 @@ def _compare(
             given = f"--{option.replace('_', '-')} {options[option]:g}"
             raise InputError(f"{given}: with --compare it is the value of a method of its own, and is none of it")
     decodings = compare_decodings(model, tokenizer, prompt, decoding_methods(**options), max_new_tokens, seed)
-    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(rendering.comparison_as_text(prompt, decodings, colours, candidates))
+    terminal_report.print_comparison(prompt, decodings, candidates)
     if html:
-        rendering.write_page(html, f"Ways of decoding: {name}", rendering.comparison_as_html(prompt, decodings))
+        html_report.write_page(html, f"Decoding methods: {name}", html_report.comparison_as_html(prompt, decodings))
         print(f"\nwrote {html}")
 
 

@@ -1,20 +1,13 @@
-"""What models say, as colours on a terminal and as HTML: everything that comes from a model or a person is escaped."""
+"""Parts of HTML pages that show model outputs; everything that comes from a model or a person is escaped."""
 
-import colorsys
-import math
-import re
 from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..tasks.decoding import Decoding, TokenCandidate, TokenChoice
+from ..tasks.decoding import Decoding, TokenChoice
+from .formatting import SCALE, colour_of, escape_controls, figures_table, percent, visible
 
-
-# Surprise in bits from which on a token is fully red.
-_RED = 10.0
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_SCALE = (1.0, 0.5, 0.1, 0.01, 0.001)
 
 # Each rule names the class twice, to come before those of the page around it, in its light and in its dark colours.
 STYLE = """
@@ -53,127 +46,21 @@ STYLE = """
 """
 
 
-def colour_of(probability: float) -> tuple[int, int, int]:
-    """From green, for what the model was sure of, to red: equal steps for equal surprise, in bits."""
-    surprise = -math.log2(max(probability, 1e-30))
-    hue = 0.38 * (1.0 - min(surprise, _RED) / _RED)
-    red, green, blue = colorsys.hls_to_rgb(hue, 0.80, 0.72)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
 def _css(probability: float) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour_of(probability))
-
-
-def percent(share: float | None) -> str:
-    """A probability with as many digits as say something."""
-    if share is None:
-        return "–"
-    return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share:.0e}"
-
-
-def visible(text: str) -> str:
-    """Text with blanks and control characters that can be seen."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\n", "↵").replace("\t", "⇥"))
-
-
-def comparison_as_text(prompt: str, decodings: Sequence[Decoding], colours: bool, candidates: bool = False) -> str:
-    """
-    Continuations for a terminal, under one another, and a table of their figures.
-
-    Args:
-        colours: by 24-bit escape codes, the more surprising the redder.
-        candidates: list each token with what it was chosen from.
-    """
-    lines = []
-    for decoding in decodings:
-        title = f"── {decoding.method} "
-        lines += [title + "─" * max(0, 72 - len(title))]
-        lines += [_safe(prompt) + "".join(_coloured(choice, colours) for choice in decoding.choices)]
-        lines += [f"   second to it: {visible(text.strip())}" for text in decoding.alternatives]
-        if candidates:
-            lines += ["", *_listed(decoding)]
-        lines += [""]
-    if colours:
-        painted = " ".join(_painted(f" {share:g} ", share) for share in _SCALE)
-        lines += [f"the model's probability: {painted}", ""]
-    lines += [*_aligned(_figures_table(decodings)), "", "surprise and entropy in bits a token, of the model's own"]
-    return "\n".join(lines)
-
-
-def _safe(text: str) -> str:
-    return "\n".join(visible(line) for line in text.split("\n"))
-
-
-def _painted(text: str, probability: float) -> str:
-    red, green, blue = colour_of(probability)
-    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;31;35;40m{text}\x1b[0m"
-
-
-def _coloured(choice: TokenChoice, colours: bool) -> str:
-    text = _safe(choice.text)
-    if not colours:
-        return text
-    # A background would run on to the end of the line.
-    return "\n".join(_painted(part, choice.probability) if part else "" for part in text.split("\n"))
-
-
-def _listed(decoding: Decoding) -> list[str]:
-    rows = [("token", "model", "adjusted", "entropy", "rank", "left", "likeliest, of the model → adjusted")]
-    for choice in decoding.choices:
-        others = ", ".join(f"{visible(one.text)!r} {_both(one)}" for one in choice.candidates)
-        rows.append(
-            (
-                repr(visible(choice.text)),
-                percent(choice.probability),
-                percent(choice.adjusted),
-                f"{choice.entropy:.2f}",
-                str(choice.rank),
-                "–" if choice.num_remaining is None else f"{choice.num_remaining:,}",
-                others,
-            )
-        )
-    return _aligned(rows)
-
-
-def _both(candidate: TokenCandidate) -> str:
-    if candidate.adjusted is None:
-        return percent(candidate.probability)
-    return f"{percent(candidate.probability)} → {percent(candidate.adjusted) if candidate.adjusted else 'cut'}"
-
-
-def _figures_table(decodings: Sequence[Decoding]) -> list[list[str]]:
-    figures = [decoding.figures() for decoding in decodings]
-    return [["", *figures[0]]] + [
-        [decoding.method, *(f"{value:,}" if name == "tokens" else f"{value:.2f}" for name, value in one.items())]
-        for decoding, one in zip(decodings, figures)
-    ]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of one width each: the first and a last one of texts to the left, figures to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    last = len(widths) - 1
-    return [
-        "  ".join(
-            cell.ljust(width) if column in (0, last) and (column == 0 or width > 20) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def comparison_as_html(prompt: str, decodings: Sequence[Decoding]) -> str:
     """Continuations side by side; whoever points at a token, or tabs to it, sees what it was chosen from."""
     scale = " ".join(
-        f'<span class="tok" style="background:{_css(share)}">&nbsp;{share:g}&nbsp;</span>' for share in _SCALE
+        f'<span class="tok" style="background:{_css(share)}">&nbsp;{share:g}&nbsp;</span>' for share in SCALE
     )
     cards = "".join(_card(prompt, decoding) for decoding in decodings)
     return (
         f'{STYLE}<div class="tfm"><p class="note">Colour: the model\'s probability of the token, {scale}; '
         "line under it: the thicker, the more entropy. Point at a token to see what it was chosen from.</p>"
         f'<div class="grid">{cards}</div><h3 style="margin-top:18px">Repetition and surprise</h3>'
-        f'<div class="scroll">{_html_table(_figures_table(decodings))}</div><p class="note">Adjusted: behind penalty, '
+        f'<div class="scroll">{_html_table(figures_table(decodings))}</div><p class="note">Adjusted: behind penalty, '
         "temperature and cuts, as it was drawn. Surprise: −log₂ of the "
         "model's own probability, in bits, mean over the tokens. Entropy: of its distribution at each place, in "
         "bits. distinct-n: different n-grams among all. repeat-4: 4-grams that were there before.</p></div>"
@@ -201,7 +88,7 @@ def _card(prompt: str, decoding: Decoding) -> str:
         f'<span class="tip">{_tip(choice)}</span></span>'
         for choice in decoding.choices
     )
-    others = "".join(f'<p class="note">second to it: {escape(text)}</p>' for text in decoding.alternatives)
+    others = "".join(f'<p class="note">alternative: {escape(text)}</p>' for text in decoding.alternatives)
     return (
         f'<section class="card"><h3>{escape(decoding.method)}</h3><div class="text">'
         f'<span class="prompt">{escape(prompt)}</span>{tokens}</div>{others}</section>'
@@ -216,7 +103,7 @@ def _shown(text: str) -> str:
     """A token in the text: what would leave no trace is given a sign."""
     if not text:
         return "·"
-    return escape(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)).replace("\n", "↵\n")
+    return escape(escape_controls(text)).replace("\n", "↵\n")
 
 
 def _tip(choice: TokenChoice) -> str:
