@@ -103,7 +103,7 @@ def test_vectors_are_the_models_own(name, tokenizer):
         # What all have in common is taken off, so differences are what is left as it was.
         for own, expected in ((found.contextual, torch.stack(direct)), (found.static, torch.stack(static))):
             np.testing.assert_allclose(own - own[0], (expected - expected[0]).numpy(), atol=1e-5)
-        assert found.layer == layer and len(found.alike) == 3
+        assert found.layer == layer and len(found.self_similarity) == 3
     assert found.nearest() == [int(row.argsort()[-2]) for row in found.cosines]
     with pytest.raises(InputError, match="layer 3: the model has 2"):
         find_senses(model, tokenizer, "left", contexts, 3)

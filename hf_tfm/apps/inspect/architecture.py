@@ -1,4 +1,4 @@
-"""What a saved model is: its shape, where its parameters are, what it costs, and pictures of what it looks at."""
+"""The architecture of a saved model: shape, parameters by part, costs; and pictures of attention and embeddings."""
 
 import re
 from collections import defaultdict
@@ -42,13 +42,13 @@ _SHOWN_KEYS = {
 @dataclass(frozen=True)
 class Inspection:
     """
-    What `inspect_model` found.
+    Result of `inspect_model`.
 
     Attributes:
-        shape: switches of the architecture by their names for people.
-        parameters: of each part; tied matrices count once.
-        memory: bytes, by what they are for.
-        flops: floating-point operations for one token, by what is done with it, at `length` tokens of context.
+        shape: readable names of the architecture's fields, with their values.
+        parameters: numbers of parameters by part; tied matrices count once.
+        memory: bytes by purpose.
+        flops: floating-point operations per token by computation, at a context of `length` tokens.
     """
 
     model_class: str
@@ -73,13 +73,14 @@ class Inspection:
 
 def inspect_model(model: PreTrainedModel, length: int | None = None) -> Inspection:
     """
-    Shape and costs of a model of any family.
+    Return shape and costs of a model of any family.
 
-    Operations are twice the weights that a token is multiplied with, and attention's 4 · width · context in each block
-    (scores and sums); training's are three times as many (Kaplan et al. 2020, https://huggingface.co/papers/2001.08361).
+    Operations are twice the number of weights that a token is multiplied with, plus attention's 4 · width · context in
+    each block (scores and sums); training needs three times as many (Kaplan et al. 2020,
+    https://huggingface.co/papers/2001.08361).
 
     Args:
-        length: context in tokens; by default as much as the model was made for.
+        length: context in tokens; by default the model's maximum.
     """
     model = unwrap_adapter(model)
     config = model.config.get_text_config()
@@ -133,14 +134,14 @@ def draw_attention(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, path: Path, most: int = 8
 ) -> None:
     """
-    A picture of which tokens each head looks at: a row for each block, a column for each head.
+    Draw the attention weights of each head: a row for each block, a column for each head.
 
     Args:
-        model: opened with `attn_implementation="eager"`; other implementations do not tell.
-        most: blocks and heads that are shown, spread evenly if there are more.
+        model: opened with `attn_implementation="eager"`; others return no weights.
+        most: maximum number of blocks and of heads; more are sampled evenly.
 
     Raises:
-        InputError: the model gives no attention, is an encoder and a decoder in one, or does not know the tokens.
+        InputError: the model returns no attention weights, is an encoder-decoder, or lacks embeddings for the tokens.
     """
     if model.config.is_encoder_decoder:
         raise InputError(f"{type(model).__name__}: pictures are drawn of one encoder or decoder; try `hf-tfm demo`")
@@ -149,7 +150,7 @@ def draw_attention(
     with torch.inference_mode():
         attentions = model(**inputs, output_attentions=True).attentions
     if not attentions or attentions[0] is None:
-        raise InputError(f"{type(model).__name__} does not tell where it looks; there is no picture of its attention")
+        raise InputError(f"{type(model).__name__} returns no attention weights, so there is no picture of them")
     tokens = [tokenizer.decode([number]) or "·" for number in inputs["input_ids"][0].tolist()]
     blocks = spread(len(attentions), most)
     heads = spread(attentions[0].shape[1], most)
@@ -162,13 +163,13 @@ def draw_attention(
             ticks = range(len(tokens))
             panel.set_yticks(ticks, tokens if column == 0 else [], fontsize=4)
             panel.set_xticks(ticks, tokens if row == len(blocks) - 1 else [], fontsize=4, rotation=90)
-    figure.supxlabel("looked at", fontsize=9)
+    figure.supxlabel("attended token", fontsize=9)
     figure.supylabel("token", fontsize=9)
     save_figure(figure, path)
 
 
 def nearest_tokens(model: PreTrainedModel, token_ids: list[int], most: int = 8) -> list[list[tuple[int, float]]]:
-    """For each token the tokens whose embeddings have the highest cosine with its own, itself left out."""
+    """Return for each token the other tokens whose embeddings have the highest cosine with its own."""
     embeddings = F.normalize(model.get_input_embeddings().weight.detach().float(), dim=-1)
     cosines = embeddings[token_ids] @ embeddings.T
     cosines[torch.arange(len(token_ids)), token_ids] = -torch.inf
@@ -177,11 +178,11 @@ def nearest_tokens(model: PreTrainedModel, token_ids: list[int], most: int = 8) 
 
 
 def draw_neighbours(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, path: Path) -> None:
-    """A picture of the nearest embeddings of the text's tokens, twelve different ones at most."""
+    """Draw the nearest embeddings of at most twelve different tokens of the text."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = list(dict.fromkeys(ids))[:12]
     if not ids:
-        raise InputError("the text for the pictures has no tokens; give another one as --text")
+        raise InputError("the text for the pictures has no tokens; give another --text")
     columns = 4
     figure, axes = _figure(-(-len(ids) // columns), columns, 2.4)
     panels = [panel for row in axes for panel in row]
@@ -200,7 +201,7 @@ def draw_neighbours(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` of `range(count)`, the first and the last among them."""
+    """Return at most `most` evenly spaced numbers of `range(count)`, with the first and the last."""
     if count <= most:
         return list(range(count))
     return [round(number * (count - 1) / (most - 1)) for number in range(most)]
@@ -216,6 +217,7 @@ def _figure(rows: int, columns: int, inches: float) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
+    """Save and close a Matplotlib figure; the folder is created."""
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 """
-The way up: what a run costs in compute, memory and hours, by the usual formulas, before anything is rented.
+Estimates of what a pretraining run costs in compute, memory and hours, by the usual formulas.
 
 Compute is 6 operations for each parameter and token (Kaplan et al. 2020, https://huggingface.co/papers/2001.08361) plus
 attention's 12 · width for each token and token of context in each layer. Activations follow Korthikanti et al. 2022
@@ -88,7 +88,7 @@ class TrainingCost:
 
 
 def count_parameters(config: TfmConfig) -> int:
-    """Parameters of the causal LM, or of an encoder's masked LM with its prediction head; a tied head counts once."""
+    """Return the parameters of the causal LM, or of an encoder's masked LM; a tied head counts once."""
     return _on_meta(config).num_parameters()
 
 
@@ -98,16 +98,16 @@ def _on_meta(config: TfmConfig) -> TfmDecoderForCausalLM | TfmEncoderForMaskedLM
 
 
 def attended_tokens(config: Any, layer: int, length: int) -> int:
-    """How many tokens a token of a full context can look at in a layer."""
+    """Return the number of tokens that a token of a full context attends to in a layer."""
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     # Without kinds all layers slide, as Mistral's do, unless there is a switch for it, which Qwen2's relatives have.
     sliding = kinds[layer] == "sliding_attention" if kinds else getattr(config, "use_sliding_window", True)
     if not window or not sliding:
         return length
-    # Encoders of this shape look so far on each side.
-    both_ways = config.model_type in ("tfm_encoder", "modernbert")
-    return min(2 * window + 1 if both_ways else window, length)
+    # The window of these encoders is on each side of the token.
+    is_bidirectional = config.model_type in ("tfm_encoder", "modernbert")
+    return min(2 * window + 1 if is_bidirectional else window, length)
 
 
 def estimate_cost(
@@ -123,18 +123,18 @@ def estimate_cost(
     utilisation: float = 0.35,
 ) -> TrainingCost:
     """
-    Compute, memory and time of a pretraining run.
+    Estimate compute, memory and time of a pretraining run.
 
     Args:
         config: shape of the model.
         device: a name in `DEVICES`.
-        tokens: to train on; 20 for each parameter by default (Hoffmann et al. 2022,
+        tokens: training tokens; by default 20 for each parameter (Hoffmann et al. 2022,
             https://huggingface.co/papers/2203.15556).
-        devices: how many.
-        rows, length: what one device computes at once.
-        optimizer: a name in `OPTIMIZER_BYTES`; it decides the memory of the optimizer's state.
+        devices: number of devices.
+        rows, length: rows that one device computes at once, and their tokens.
+        optimizer: a name in `OPTIMIZER_BYTES`; it determines the memory of the optimizer's state.
         sharded: weights, gradients and optimizer state divided among the devices (FSDP2) instead of copied (DDP).
-        checkpointing: activations are computed again in the backward pass: a third more compute, far less memory.
+        checkpointing: recompute activations in the backward pass: a third more compute, far less memory.
         utilisation: share of the peak that training reaches; 0.3 to 0.5 is usual above 100 million parameters.
 
     Raises:
@@ -164,11 +164,11 @@ def estimate_cost(
 
     weights_and_state: float = parameters * (4 + 4) + _state_bytes(model, optimizer)  # fp32 weights and gradients
     if sharded:
-        # Whole are one layer at a time and what is outside the layers: bf16 weights, and gradients not yet summed up.
+        # One layer at a time is gathered, beside all weights outside the layers: bf16 weights and unreduced gradients.
         whole = parameters - sum(weight.numel() for weight in model.model.layers[:-1].parameters())
         weights_and_state = weights_and_state / devices + whole * (2 + 2)
     else:
-        weights_and_state += 2 * parameters  # the copy that autocast makes of the weights
+        weights_and_state += 2 * parameters  # the bf16 copy of autocast
     activations = _activation_bytes(config, rows * length, checkpointing)
     peak = DEVICES[device].peak * utilisation * devices
     return TrainingCost(
@@ -188,7 +188,7 @@ def estimate_cost(
 
 
 def _state_bytes(model: nn.Module, optimizer: str) -> int:
-    """What the optimizer keeps between steps."""
+    """Return the bytes of the optimizer's state."""
     kinds, size = parameter_kinds(model), 0
     for name, weight in model.named_parameters():
         algorithm = optimizer if kinds[name] == "matrices" else "adamw"
@@ -198,7 +198,7 @@ def _state_bytes(model: nn.Module, optimizer: str) -> int:
 
 
 def _activation_bytes(config: TfmConfig, tokens: int, checkpointing: bool) -> float:
-    """What is kept for the backward pass, two bytes a value, and what the loss keeps and holds for a moment."""
+    """Return the bytes of activations kept for the backward pass, two per value, and of the loss at its peak."""
     # Set by the configuration.
     assert config.head_dim is not None and config.num_key_value_heads is not None
     assert config.intermediate_size is not None
@@ -207,8 +207,8 @@ def _activation_bytes(config: TfmConfig, tokens: int, checkpointing: bool) -> fl
     inner = config.intermediate_size * (4 if config.gated_mlp else 2)
     of_a_block = 2 * (4 * config.hidden_size + 2 * queries + key_values + inner)
     kept = config.num_hidden_layers * (2 * config.hidden_size if checkpointing else of_a_block)
-    # The loss has its gradients before the backward pass: of the states, and of the whole head in fp32.
+    # The loss computes its gradients in the forward pass: those of the states, and of the whole head in fp32.
     gradients = 2 * config.hidden_size * tokens + 4 * config.vocab_size * config.hidden_size
     logits = _LOGIT_BYTES * config.vocab_size * min(tokens, _LOGIT_ROWS)
-    # Logits are gone when blocks are computed again.
+    # Logits are freed before blocks are recomputed.
     return tokens * kept + gradients + max(logits, tokens * of_a_block if checkpointing else 0)

@@ -1,4 +1,4 @@
-"""One word in many contexts: its static embedding beside the vectors that the model makes of it in each."""
+"""One word in many contexts: its static embedding compared with its contextual vectors."""
 
 import re
 import unicodedata
@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+from sklearn.metrics.pairwise import cosine_distances, cosine_similarity
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,22 +25,21 @@ from ...data.text import is_unspaced, split_sentences
 from .architecture import save_figure, spread
 
 
-# Characters of a sentence that are kept on each side of the word.
-_AROUND = 200
+_MAX_CONTEXT = 200  # characters of a sentence on each side of the word
 _APOSTROPHES = str.maketrans("’ʼ‘", "'''")
-_APART = 0.05  # of cosines: what sets groups apart at least
-_READ = 100_000  # documents, and ten times the contexts asked for: then it is enough to choose from
+_MIN_SEPARATION = 0.05  # of cosine distances within and between groups
+_MAX_DOCUMENTS = 100_000
 
 
 class Context(NamedTuple):
-    """A sentence and where the word stands in it, in characters."""
+    """A sentence and the position of the word in it, in characters."""
 
     sentence: str
     start: int
     end: int
 
     def halves(self, around: int) -> tuple[str, str]:
-        """At most so many characters before the word; the word in brackets and as many characters behind it."""
+        """Return at most `around` characters before the word, and the word in brackets with as many after it."""
         left, right = self.sentence[: self.start], self.sentence[self.end :]
         left = left if len(left) <= around else "…" + left[-around:]
         right = right if len(right) <= around else right[:around] + "…"
@@ -44,24 +47,22 @@ class Context(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Senses:
+class WordSenses:
     """
-    What a model makes of a word.
+    Vectors of a word in its contexts.
 
-    The vectors have what all tokens of these sentences have in common taken off (their mean), because in most models
-    everything points the same way (Mu & Viswanath 2018, https://huggingface.co/papers/1702.01417).
+    The mean over all tokens of the sentences is subtracted from the vectors, because in most models all vectors share a
+    large common direction (Mu & Viswanath 2018, https://huggingface.co/papers/1702.01417).
 
     Attributes:
-        contexts: where the word was found.
-        layer: whose vectors are compared, 0 being what goes into the first block.
-        static: the mean of the embeddings of the word's tokens, `(contexts, hidden)`: one vector for each way of
-            writing the word.
-        contextual: the mean of their states behind the layer, `(contexts, hidden)`.
-        alike: for each layer the mean cosine of the word in two contexts, and of two other tokens of these sentences,
-            nothing taken off (self-similarity and its baseline, Ethayarajh 2019,
-            https://huggingface.co/papers/1909.00512).
-        groups: a number for each context, 0 being the largest group.
-        neighbours: tokens whose static embeddings are nearest to the word's, with cosine and vector.
+        contexts: sentences with the word.
+        layer: the block whose outputs are compared; 0 is the input of the first block.
+        static: mean embedding of the word's tokens (contexts, hidden); equal wherever the word has the same tokens.
+        contextual: mean hidden state of the word's tokens after the layer (contexts, hidden).
+        self_similarity: for each layer the mean cosine of the word in two contexts, and of two other tokens of these
+            sentences, without subtracting the mean (Ethayarajh 2019, https://huggingface.co/papers/1909.00512).
+        groups: number of each context's group; 0 is the largest group.
+        neighbours: tokens with the nearest static embeddings, with cosine and vector.
     """
 
     word: str
@@ -69,17 +70,17 @@ class Senses:
     layer: int
     static: np.ndarray
     contextual: np.ndarray
-    alike: list[tuple[float, float]]
+    self_similarity: list[tuple[float, float]]
     groups: list[int]
     neighbours: list[tuple[str, float, np.ndarray]]
 
     @property
     def cosines(self) -> np.ndarray:
-        """Of every two contexts, `(contexts, contexts)`."""
-        return _cosines(self.contextual)
+        """Cosines of the word's vectors in every two contexts (contexts, contexts)."""
+        return cosine_similarity(self.contextual)
 
     def forms(self) -> list[tuple[str, list[int]]]:
-        """For each static vector the word as it is written there, and the numbers of the contexts that have it."""
+        """Return the spelling of the word for each static vector, and the numbers of its contexts."""
         numbers: dict[bytes, list[int]] = {}
         for number, vector in enumerate(self.static):
             numbers.setdefault(vector.round(5).tobytes(), []).append(number)
@@ -94,15 +95,19 @@ class Senses:
         return forms
 
     def nearest(self) -> list[int]:
-        """For each context the other one where the word's vector is most alike."""
+        """Return for each context the number of the other context with the most similar vector."""
         return (self.cosines - 3 * np.eye(len(self.contexts))).argmax(1).tolist()
 
 
 def find_contexts(documents: Iterable[str], word: str, most: int = 24) -> list[Context]:
     """
-    Different sentences with a word, once each and spread over the documents; upper and lower case are the same, and so
-    are straight and curly apostrophes, and accents however they are encoded. In scripts without blanks the word may
-    stand inside of another.
+    Return different sentences that contain a word, spread over the documents.
+
+    Case, the shape of apostrophes and the encoding of accents are ignored. In scripts without spaces the word may be
+    part of another one.
+
+    Args:
+        most: maximum number of sentences.
 
     Raises:
         InputError: there are fewer than two.
@@ -110,9 +115,9 @@ def find_contexts(documents: Iterable[str], word: str, most: int = 24) -> list[C
     if not word.strip():
         raise InputError("the word to look for is empty")
     pattern = re.compile(re.escape(_folded(word.strip())), re.IGNORECASE)
-    found: dict[str, Context] = {}
+    contexts: dict[str, Context] = {}
     for number, document in enumerate(documents):
-        if number == _READ or len(found) >= 10 * most:
+        if number == _MAX_DOCUMENTS or len(contexts) >= 10 * most:
             break
         document = unicodedata.normalize("NFC", document)
         for sentence in split_sentences(document, r"\n\s*\n") if pattern.search(_folded(document)) else ():
@@ -120,29 +125,29 @@ def find_contexts(documents: Iterable[str], word: str, most: int = 24) -> list[C
             places = pattern.finditer(_folded(sentence))
             if (place := next((place for place in places if _is_word(sentence, *place.span())), None)) is None:
                 continue
-            first = max(0, place.start() - _AROUND)
+            first = max(0, place.start() - _MAX_CONTEXT)
             first = first and sentence.find(" ", first, place.start()) + 1 or first
-            cut = sentence[first : place.end() + _AROUND]
-            found.setdefault(cut, Context(cut, place.start() - first, place.end() - first))
-    if len(found) < 2:
-        raise InputError(f"{word!r} is in {len(found)} of the sentences read; give a text where it comes up more often")
-    everything = list(found.values())
-    return [everything[number] for number in spread(len(everything), most)]
+            cut = sentence[first : place.end() + _MAX_CONTEXT]
+            contexts.setdefault(cut, Context(cut, place.start() - first, place.end() - first))
+    if len(contexts) < 2:
+        raise InputError(f"{word!r} is in {len(contexts)} of the sentences read; give a text with more of them")
+    candidates = list(contexts.values())
+    return [candidates[number] for number in spread(len(candidates), most)]
 
 
 def _folded(text: str) -> str:
-    """A text to look in, character for character as long as its normal form."""
+    """Return the text in its normal form with straight apostrophes, without changing the number of characters."""
     return unicodedata.normalize("NFC", text).translate(_APOSTROPHES)
 
 
 def _is_word(sentence: str, start: int, end: int) -> bool:
-    """Whether what stands there is part of no longer word."""
+    """Whether the characters are a whole word rather than a part of one."""
     before, after = sentence[max(0, start - 1) : start + 1], sentence[end - 1 : end + 1]
     return not (len(before) == 2 and _joined(*before)) and not (len(after) == 2 and _joined(*after))
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two characters in a row are of one word: letters, digits, and marks upon them."""
+    """Whether two adjacent characters belong to one word: letters, digits and combining marks."""
     kinds = unicodedata.category(left)[0], unicodedata.category(right)[0]
     if kinds[1] == "M":
         return True
@@ -157,16 +162,16 @@ def find_senses(
     contexts: Sequence[Context],
     layer: int | None = None,
     neighbours: int = 8,
-) -> Senses:
+) -> WordSenses:
     """
-    The word's vectors in its contexts, and what is near them.
+    Compute the vectors of a word in its contexts, and its nearest static neighbours.
 
     Args:
-        layer: behind which block; by default the last.
+        layer: block whose outputs are compared; by default the last.
 
     Raises:
-        InputError: the model has no such layer or is none for texts, its tokenizer tells no places or makes nothing of
-            the word, or the word alone is longer than what the model reads.
+        InputError: the model has no such layer or is an encoder-decoder, its tokenizer gives no offsets or no token for
+            the word, or the word alone exceeds the model's maximum length.
     """
     plain = unwrap_adapter(model)
     if not tokenizer.is_fast or plain.config.is_encoder_decoder:
@@ -182,7 +187,7 @@ def find_senses(
         spans = inputs.pop("offset_mapping")[0].tolist()
         columns = [n for n, (a, b) in enumerate(spans) if a < context.end and b > context.start]
         if not columns:
-            raise InputError(f"{word!r}: this tokenizer makes no token of it")
+            raise InputError(f"{word!r}: this tokenizer has no token for it")
         real = [n for n, (a, b) in enumerate(spans) if b > a]
         ids = inputs["input_ids"][0]
         states = plain.base_model(**inputs.to(plain.device), output_hidden_states=True).hidden_states
@@ -196,12 +201,12 @@ def find_senses(
     blocks = len(words[0]) - 1
     layer = blocks if layer is None else layer
     if not 0 <= layer <= blocks:
-        raise InputError(f"layer {layer}: the model has {blocks}, and 0 is what goes into the first")
+        raise InputError(f"layer {layer}: the model has {blocks}; 0 is the input of the first")
     all_states = torch.cat(others, 1)
     centre = all_states.mean(1)
     as_they_are, other_states = torch.stack(words), torch.cat(rest, 1)
     centred = as_they_are - centre
-    alike = [
+    self_similarity = [
         (_mean_of_pairs(as_they_are[:, number]), _mean_of_pairs(_some(other_states[number])))
         for number in range(blocks + 1)
     ]
@@ -213,11 +218,13 @@ def find_senses(
         if text and text.casefold() != word.casefold() and token not in own_ids | set(tokenizer.all_special_ids):
             near.setdefault(text.casefold(), (text, float(cosines[token]), (table[token] - common).numpy()))
     contextual, nearest = centred[:, layer].numpy(), list(near.values())[:neighbours]
-    return Senses(word, list(contexts), layer, (own - common).numpy(), contextual, alike, _groups(contextual), nearest)
+    return WordSenses(
+        word, list(contexts), layer, (own - common).numpy(), contextual, self_similarity, _groups(contextual), nearest
+    )
 
 
 def _fitting(context: Context, tokenizer: PreTrainedTokenizerBase, longest: int) -> tuple[Context, Any]:
-    """A context, cut down around its word until it has at most `longest` tokens; its inputs with their places."""
+    """Return a context, cut around its word to at most `longest` tokens, and its inputs with offsets."""
     around = max(context.start, len(context.sentence) - context.end)
     while True:
         inputs = tokenizer(context.sentence, return_tensors="pt", return_offsets_mapping=True, verbose=False)
@@ -233,20 +240,15 @@ def _fitting(context: Context, tokenizer: PreTrainedTokenizerBase, longest: int)
 
 def read_senses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, word: str, source: str, layer: int | None = None
-) -> Senses:
-    """What a model makes of a word in a file of texts, of any kind that training reads."""
+) -> WordSenses:
+    """Compute the vectors of a word in a file of texts, of any format that training reads."""
     return find_senses(model, tokenizer, word, find_contexts(read_documents(source), word), layer)
 
 
-def _cosines(vectors: np.ndarray) -> np.ndarray:
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit @ unit.T
-
-
 def _mean_of_pairs(vectors: torch.Tensor) -> float:
-    cosines, number = _cosines(vectors.numpy()), len(vectors)
-    if number < 2:
+    if (number := len(vectors)) < 2:
         return float("nan")
+    cosines = cosine_similarity(vectors.numpy())
     return float((cosines.sum() - np.trace(cosines)) / (number * (number - 1)))
 
 
@@ -256,27 +258,24 @@ def _some(states: torch.Tensor) -> torch.Tensor:
 
 def _groups(vectors: np.ndarray, most: int = 5) -> list[int]:
     """
-    Groups by average cosine, as many as set themselves apart best (silhouette, Rousseeuw 1987); one if none do, or if
-    those in different groups are hardly further from one another than those in the same.
-    """
-    from sklearn.cluster import AgglomerativeClustering
-    from sklearn.metrics import silhouette_score
+    Cluster vectors by average cosine into the number of groups with the best silhouette (Rousseeuw 1987).
 
-    distances = np.clip(1.0 - _cosines(vectors), 0.0, 2.0)
-    np.fill_diagonal(distances, 0.0)
+    There is one group if no clustering is good, or if distances between groups hardly exceed those within them.
+    """
+    distances = cosine_distances(vectors)
     best, labels = 0.05, np.zeros(len(vectors), int)
     for number in range(2, min(most, len(vectors) - 1) + 1):
         tried = AgglomerativeClustering(number, metric="precomputed", linkage="average").fit_predict(distances)
         same = tried[:, None] == tried[None]
         apart = distances[~same].mean() - distances[same & ~np.eye(len(tried), dtype=bool)].mean()
-        if apart > _APART and (score := silhouette_score(distances, tried, metric="precomputed")) > best:
+        if apart > _MIN_SEPARATION and (score := silhouette_score(distances, tried, metric="precomputed")) > best:
             best, labels = score, tried
     order = np.argsort(-np.bincount(labels), kind="stable").tolist()
     return [order.index(label) for label in labels]
 
 
-def senses_as_text(senses: Senses) -> str:
-    """What was found, for a terminal."""
+def senses_as_text(senses: WordSenses) -> str:
+    """Return the comparison as text for a terminal."""
     forms = len(senses.forms())
     near = ", ".join(f"{text} {cosine:.2f}" for text, cosine, _ in senses.neighbours)
     static = "one vector in all contexts" if forms == 1 else f"{forms} vectors, one for each way it is written"
@@ -286,9 +285,9 @@ def senses_as_text(senses: Senses) -> str:
         f"static embedding   {static}; nearest: {near}",
         f"contextual         behind block {senses.layer}; cosine of two contexts {_mean(senses):.2f} on average",
         "",
-        "mean cosine        of the word in two contexts, of two other tokens (nothing taken off)",
-        *(f"  {f'block {n}' if n else 'embedded':16} {senses.alike[n][0]:6.2f} {senses.alike[n][1]:6.2f}"
-          for n in spread(len(senses.alike), 10)),
+        "mean cosine        of the word in two contexts, of two other tokens (mean not subtracted)",
+        *("  {:16} {:6.2f} {:6.2f}".format(f"block {n}" if n else "embedded", *senses.self_similarity[n])
+          for n in spread(len(senses.self_similarity), 10)),
         "",
         "context  group  nearest",
     ]  # fmt: skip
@@ -301,12 +300,12 @@ def senses_as_text(senses: Senses) -> str:
     return "\n".join(lines)
 
 
-def _mean(senses: Senses) -> float:
+def _mean(senses: WordSenses) -> float:
     return _mean_of_pairs(torch.from_numpy(senses.contextual))
 
 
-def draw_senses(senses: Senses, path: Path) -> None:
-    """The static embedding among its neighbours beside the contextual vectors, each by its two main directions."""
+def draw_senses(senses: WordSenses, path: Path) -> None:
+    """Draw the static embedding with its neighbours, and the contextual vectors, by their principal components."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -318,7 +317,9 @@ def draw_senses(senses: Senses, path: Path) -> None:
         2, 2, figsize=(12, 5.4 + 0.2 * count), layout="constrained", height_ratios=[5, 0.3 + 0.19 * count]
     )
     left, right = axes[0]
-    points = _plane(np.concatenate([senses.static, np.stack([vector for *_, vector in senses.neighbours])]))
+    points = PCA(2).fit_transform(
+        np.concatenate([senses.static, np.stack([vector for *_, vector in senses.neighbours])])
+    )
     left.scatter(*points[:count].T, s=160, color="black", zorder=3)
     for form, numbers in senses.forms():
         said = f"{form} ({len(numbers)} contexts)" if len(numbers) > 1 else form
@@ -328,7 +329,7 @@ def draw_senses(senses: Senses, path: Path) -> None:
         place = (6, 4 if number % 2 else -11)  # near ones on two lines
         left.annotate(text, point, place, textcoords="offset points", fontsize=9, color="dimgray", parse_math=False)
     left.set_title("static: the embedding, and those nearest to it")
-    points = _plane(senses.contextual)
+    points = PCA(2).fit_transform(senses.contextual)
     for number, (point, group) in enumerate(zip(points, senses.groups), 1):
         right.scatter(*point, s=190, color=colours[group], alpha=0.75)
         right.annotate(str(number), point, ha="center", va="center", fontsize=7, color="white", weight="bold")
@@ -351,14 +352,7 @@ def draw_senses(senses: Senses, path: Path) -> None:
         save_figure(figure, path)
 
 
-def _plane(vectors: np.ndarray) -> np.ndarray:
-    """The two directions in which vectors differ most (principal components), `(vectors, 2)`."""
-    centred = vectors - vectors.mean(0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    return centred @ directions[:2].T if len(directions) > 1 else np.pad(centred @ directions.T, ((0, 0), (0, 1)))
-
-
 def senses_file(word: str) -> str:
-    """Name of the picture of a word."""
+    """Return the file name of a word's picture."""
     name = re.sub(r"[^\w-]+", "_", word.strip())
     return f"senses_{name}.png"
