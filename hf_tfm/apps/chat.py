@@ -1,4 +1,4 @@
-"""A conversation with a causal LM on the terminal, its answers shown as they are made."""
+"""Chatting with a causal LM in the terminal; answers are printed as they are generated."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,13 +17,13 @@ HELP = "/new begins a new conversation, /quit (or Ctrl-D) ends; Ctrl-C stops an 
 
 class Chat:
     """
-    A conversation.
+    A conversation with a causal LM.
 
     Args:
-        model, tokenizer: of a causal LM; the tokenizer has a chat template.
-        system: what stands in front of the conversation.
-        max_new_tokens: of an answer.
-        sampling: as `generate` takes it; what is not given is the model's own.
+        model, tokenizer: a causal LM and its tokenizer, which must have a chat template.
+        system: system message.
+        max_new_tokens: maximum number of tokens of an answer.
+        sampling: options of `generate`; by default the model's own.
 
     Raises:
         InputError: the tokenizer has no chat template.
@@ -38,7 +38,7 @@ class Chat:
         **sampling: Any,
     ):
         if not tokenizer.chat_template:
-            raise InputError("this tokenizer has no chat template, so the model was not made for conversations")
+            raise InputError("this tokenizer has no chat template, so the model was not trained for conversations")
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
         self.system = [] if system is None else [{"role": "system", "content": system}]
@@ -46,11 +46,13 @@ class Chat:
 
     def ask(self, text: str) -> str:
         """
-        The answer, printed as it is made. Interrupted, what there is of it stays in the conversation.
+        Print the answer as it is generated, and return it.
+
+        An answer that is interrupted by Ctrl-C stays in the conversation as far as it was generated.
 
         Raises:
-            InputError: the message alone is too long for the model or has tokens that it does not know, or the template
-                refuses the conversation.
+            InputError: the message alone is too long for the model, the model lacks embeddings for its tokens, or the
+                template refuses the conversation.
         """
         try:
             for piece in self.stream(text):
@@ -61,13 +63,13 @@ class Chat:
         return self.turns[-1]["content"]
 
     def stream(self, text: str) -> Iterator[str]:
-        """The answer in pieces, as [`ask`] prints it; the turn is kept when the iterator ends or is closed."""
-        before = list(self.turns)
+        """Yield the answer in pieces; it joins the conversation when the iterator ends or is closed."""
+        earlier_turns = list(self.turns)
         self.turns.append({"role": "user", "content": text})
         try:
             prompt, room = self._prompt()
         except InputError:
-            self.turns = before
+            self.turns = earlier_turns
             raise
         pieces: list[str] = []
         try:
@@ -80,7 +82,7 @@ class Chat:
             self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
 
     def _prompt(self) -> tuple[torch.Tensor, int]:
-        """The conversation's ids and how many tokens are left; the oldest turns are forgotten where it is too long."""
+        """Return the ids of the conversation, without its oldest turns if it is too long, and the tokens left."""
         longest = longest_input(self.model.config)
         while True:
             try:
@@ -101,7 +103,7 @@ class Chat:
 
 
 def talk(chat: Chat, seed: int = 0, read: Callable[[str], str] = input) -> None:
-    """Read messages and answer them until the reader ends. Raises `InputError` where it reads what is no text."""
+    """Read messages and answer them until the input ends. Raises `InputError` for bytes that are not text."""
     set_seed(seed)
     print(HELP)
     while True:
@@ -111,7 +113,7 @@ def talk(chat: Chat, seed: int = 0, read: Callable[[str], str] = input) -> None:
             print()
             return
         except UnicodeDecodeError as error:
-            raise InputError(f"what is read holds bytes that are no text in {error.encoding}") from None
+            raise InputError(f"the input contains bytes that are not text in {error.encoding}") from None
         if text == "/quit":
             return
         if text == "/new":

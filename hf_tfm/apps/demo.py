@@ -1,8 +1,7 @@
 """
-A page that suits a model's head: chat, continuation, masks, labels, answers, tags, options, translations, embeddings;
-and for every model a look at its attention.
+The demo page of a model in the browser: a tab for its head, such as chat, masks or labels, and a view of its attention.
 
-This module alone needs Gradio (`pip install hf-tfm[demo]`).
+Only this module needs Gradio (`pip install hf-tfm[demo]`).
 """
 
 import copy
@@ -32,14 +31,14 @@ from .formatting import percent
 from .inspect.architecture import EXAMPLE
 
 
-# Before Gradio is imported, which reads it: the page talks to nobody but its reader.
+# Gradio reads this when it is imported; the page must not send anything to third parties.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 try:
     import gradio as gr
 except ImportError:
     raise InputError("the page needs Gradio, which is not installed: pip install 'hf-tfm[demo]'") from None
 
-_MOST_TOKENS = 48  # in a picture of attention
+_MAX_ATTENTION_TOKENS = 48
 _EXAMPLES = {
     "context": "Alice was beginning to get very tired of sitting by her sister on the bank. Once or twice she had "
     "peeped into the book her sister was reading, but it had no pictures or conversations in it.",
@@ -51,28 +50,31 @@ _EXAMPLES = {
 
 
 def serve(path: str, port: int, base: str | None = None, trust_remote_code: bool = False) -> None:
-    """Show a model's page on this machine alone, until Ctrl-C. Raises `InputError` if the port is taken."""
+    """Serve the page of a model on this machine only, until Ctrl-C. Raises `InputError` if the port is taken."""
     page = build(path, base, trust_remote_code)
     try:
         launch(page, server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
     except OSError as error:
-        raise InputError(f"port {port} is not free; give another as --port") from error
+        raise InputError(f"port {port} is not free; give another --port") from error
     print(f"http://127.0.0.1:{port}  (Ctrl-C ends)", flush=True)
     page.block_thread()
 
 
 def launch(page: gr.Blocks, **options: Any) -> Any:
-    """Gradio's `launch` with what these pages need: fonts of the reader's machine, so that nothing is fetched."""
+    """Call Gradio's `launch` with local fonts, so that the page fetches nothing from elsewhere."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return page.launch(theme=theme, ssr_mode=False, footer_links=[], **options)
 
 
 def build(path: str, base: str | None = None, trust_remote_code: bool = False, title: str | None = None) -> gr.Blocks:
     """
-    The page of a model, by default with the name of its folder as title.
+    Build the page of a model.
+
+    Args:
+        title: by default the name of the folder.
 
     Raises:
-        InputError: there is no such model, or no page for its kind.
+        InputError: there is no such model, or no page for its head.
     """
     kind = auto_class_of(path, trust_remote_code)
     if kind not in _PAGES:
@@ -93,8 +95,8 @@ def build(path: str, base: str | None = None, trust_remote_code: bool = False, t
     return page
 
 
-def _told(function: Callable) -> Callable:
-    """Says on the page what a person gave wrong."""
+def _show_errors(function: Callable) -> Callable:
+    """Show an `InputError` on the page."""
 
     @functools.wraps(function)
     def wrapper(*values: Any) -> Any:
@@ -106,8 +108,8 @@ def _told(function: Callable) -> Callable:
     return wrapper
 
 
-def _told_stream(function: Callable[..., Iterator]) -> Callable[..., Iterator]:
-    """The same for what comes piece by piece."""
+def _show_stream_errors(function: Callable[..., Iterator]) -> Callable[..., Iterator]:
+    """Show an `InputError` of a generator on the page."""
 
     @functools.wraps(function)
     def wrapper(*values: Any) -> Iterator:
@@ -120,37 +122,37 @@ def _told_stream(function: Callable[..., Iterator]) -> Callable[..., Iterator]:
 
 
 def _form(inputs: Sequence[gr.Component], function: Callable, action: str) -> None:
-    """A button that shows HTML for the inputs; Enter in a field of one line presses it."""
+    """Add a button that shows HTML for the inputs; Enter in a field of one line presses it too."""
     button = gr.Button(action, variant="primary")
-    shown = gr.HTML(label="Result")
+    result = gr.HTML(label="Result")
     gr.on(
-        [button.click, *(one.submit for one in inputs if isinstance(one, gr.Textbox) and one.lines == 1)],
-        _told(function),
+        [button.click, *(field.submit for field in inputs if isinstance(field, gr.Textbox) and field.lines == 1)],
+        _show_errors(function),
         inputs,
-        shown,
+        result,
         api_name=action.lower().replace(" ", "_"),
     )
 
 
-def _ask(predictor: Predictor, record: dict[str, Any]) -> dict[str, Any]:
-    """What the model says of one record whose fields bear their own names."""
+def _predict(predictor: Predictor, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the prediction for one record whose fields have their standard names."""
     fields = {f"{name}_field": name for name in record if name != "options"}
-    asked = replace(predictor, fields=fields, top=max(predictor.top, 8))
-    [output] = asked(Records([record], ["the page"], "the page"))
+    predict = replace(predictor, fields=fields, top=max(predictor.top, 8))
+    [output] = predict(Records([record], ["the page"], "the page"))
     return output
 
 
 def _sampling_controls(model: PreTrainedModel) -> list[gr.Component]:
-    """As `hf-tfm generate` has them, set to the model's own settings."""
-    own = model.generation_config
-    temperature = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
+    """Return the sampling options of `hf-tfm generate`, set to the model's own settings."""
+    config = model.generation_config
+    temperature = (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0
     longest = longest_input(model.config, 1 << 16)
     return [
         gr.Slider(0, 2, temperature, step=0.05, label="Temperature", info="0 takes the likeliest token"),
-        gr.Slider(0, 200, own.top_k or 0, step=1, label="Top-k", info="0: no cut"),
-        gr.Slider(0.05, 1, 1.0 if own.top_p is None else own.top_p, step=0.01, label="Top-p", info="1: no cut"),
-        gr.Slider(0, 1, own.min_p or 0.0, step=0.01, label="Min-p", info="0: no cut"),
-        gr.Slider(0.8, 2, own.repetition_penalty or 1.0, step=0.05, label="Repetition penalty", info="1: none"),
+        gr.Slider(0, 200, config.top_k or 0, step=1, label="Top-k", info="0: no cut"),
+        gr.Slider(0.05, 1, 1.0 if config.top_p is None else config.top_p, step=0.01, label="Top-p", info="1: no cut"),
+        gr.Slider(0, 1, config.min_p or 0.0, step=0.01, label="Min-p", info="0: no cut"),
+        gr.Slider(0.8, 2, config.repetition_penalty or 1.0, step=0.05, label="Repetition penalty", info="1: none"),
         gr.Slider(1, min(2048, longest), min(128, longest), step=1, label="New tokens", info="at most"),
         gr.Number(0, label="Seed", precision=0),
     ]
@@ -182,7 +184,7 @@ def _chat(predictor: Predictor) -> None:
         with gr.Row():
             controls = _sampling_controls(predictor.model)
     gr.ChatInterface(
-        _told_stream(answer),
+        _show_stream_errors(answer),
         chatbot=gr.Chatbot(height=460, show_label=False, render_markdown=False, buttons=["copy"]),
         additional_inputs=[system, *controls],
         additional_inputs_accordion=settings,
@@ -191,7 +193,7 @@ def _chat(predictor: Predictor) -> None:
 
 
 def _text_of(content: Any) -> str:
-    """A turn's text; Gradio gives it as it is or in parts."""
+    """Return the text of a turn, which Gradio gives as a string or in parts."""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
@@ -215,7 +217,7 @@ def _continuation(predictor: Predictor) -> None:
     text = gr.Textbox(label="Continued", lines=8, buttons=["copy"])
     with gr.Accordion("Settings", open=False), gr.Row():
         controls = _sampling_controls(model)
-    running = button.click(_told_stream(go_on), [prompt, *controls], text, api_name="continue")
+    running = button.click(_show_stream_errors(go_on), [prompt, *controls], text, api_name="continue")
     stop.click(None, cancels=[running])
 
 
@@ -241,8 +243,8 @@ def _masked(predictor: Predictor) -> None:
     model, tokenizer = predictor.model, predictor.tokenizer
 
     def fill(text: str) -> str:
-        found = fill_masks(model, tokenizer, text, 8)
-        return html_report.bars([(f"{tokenizer.mask_token} {n}", rows) for n, rows in enumerate(found, 1)])
+        masks = fill_masks(model, tokenizer, text, 8)
+        return html_report.bars([(f"{tokenizer.mask_token} {n}", rows) for n, rows in enumerate(masks, 1)])
 
     with gr.Tab("Masks"):
         mask = tokenizer.mask_token or "[MASK]"
@@ -253,14 +255,14 @@ def _labels(predictor: Predictor) -> None:
     pair = predictor.kind == "AutoModelForNextSentencePrediction" or bool(predictor.fields.get("text_pair_field"))
 
     def classify(*texts: str) -> str:
-        said = _ask(predictor, dict(zip(("text", "text_pair"), texts)))
-        if "predicted_number" in said:
-            return html_report.note(f"{said['predicted_number']:.4f}", "the model's number for it")
-        if "predicted_follows" in said:
-            share = said["predicted_score"]
+        prediction = _predict(predictor, dict(zip(("text", "text_pair"), texts)))
+        if "predicted_number" in prediction:
+            return html_report.note(f"{prediction['predicted_number']:.4f}", "the model's number for it")
+        if "predicted_follows" in prediction:
+            share = prediction["predicted_score"]
             return html_report.bars([("", [("follows", share), ("does not follow", 1 - share)])])
-        title = "each label by itself" if "predicted_labels" in said else "labels"
-        return html_report.bars([(title, list(said["predicted_scores"].items()))])
+        title = "each label by itself" if "predicted_labels" in prediction else "labels"
+        return html_report.bars([(title, list(prediction["predicted_scores"].items()))])
 
     with gr.Tab("Labels"):
         inputs = [gr.Textbox(_EXAMPLES["text"], label="Text")]
@@ -271,19 +273,19 @@ def _labels(predictor: Predictor) -> None:
 
 def _tags(predictor: Predictor) -> None:
     def tag(text: str) -> str:
-        said = _ask(predictor, {"text": text})
+        prediction = _predict(predictor, {"text": text})
         place, places = 0, []
-        for word in said["tokens"]:
+        for word in prediction["tokens"]:
             place = text.index(word, place)
             places.append((place, place + len(word)))
             place += len(word)
-        scores = said["predicted_scores"]
-        if "predicted_entities" not in said:
+        scores = prediction["predicted_scores"]
+        if "predicted_entities" not in prediction:
             return html_report.marked_text(
-                text, [(*at, *of) for at, of in zip(places, zip(said["predicted_tags"], scores))]
+                text, [(*at, *of) for at, of in zip(places, zip(prediction["predicted_tags"], scores))]
             )
         spans = []
-        for entity in said["predicted_entities"]:
+        for entity in prediction["predicted_entities"]:
             first, last = entity["first_word"], entity["last_word"]
             spans.append((places[first][0], places[last][1], entity["type"], min(scores[first : last + 1])))
         return html_report.marked_text(text, spans)
@@ -294,12 +296,12 @@ def _tags(predictor: Predictor) -> None:
 
 def _answers(predictor: Predictor) -> None:
     def answer(question: str, context: str) -> str:
-        said = _ask(predictor, {"question": question, "context": context})
-        spans = [(one["start"], one["end"], "", one["score"]) for one in said["predicted_answers"]]
-        best = said["predicted_answer"]
-        shown = html_report.note(best or "no answer", f"probability {percent(said['predicted_score'])}")
-        rows = [(one["text"], one["score"]) for one in said["predicted_answers"]]
-        return shown + html_report.marked_text(context, spans) + html_report.bars([("likeliest spans", rows)])
+        prediction = _predict(predictor, {"question": question, "context": context})
+        spans = [(one["start"], one["end"], "", one["score"]) for one in prediction["predicted_answers"]]
+        best = prediction["predicted_answer"]
+        answer = html_report.note(best or "no answer", f"probability {percent(prediction['predicted_score'])}")
+        rows = [(one["text"], one["score"]) for one in prediction["predicted_answers"]]
+        return answer + html_report.marked_text(context, spans) + html_report.bars([("likeliest spans", rows)])
 
     with gr.Tab("Answers"):
         question = gr.Textbox(_EXAMPLES["question"], label="Question")
@@ -311,8 +313,8 @@ def _options(predictor: Predictor) -> None:
         several = [line.strip() for line in options.splitlines() if line.strip()]
         if len(several) < 2:
             raise InputError("give at least two options, each on a line of its own")
-        said = _ask(predictor, {"question": question, "options": several})
-        ranked = sorted(zip(several, said["predicted_scores"]), key=lambda pair: -pair[1])
+        prediction = _predict(predictor, {"question": question, "options": several})
+        ranked = sorted(zip(several, prediction["predicted_scores"]), key=lambda pair: -pair[1])
         return html_report.bars([("options", ranked)])
 
     with gr.Tab("Options"):
@@ -325,9 +327,9 @@ def _embeddings(predictor: Predictor) -> None:
         lines = [line.strip() for line in texts.splitlines() if line.strip()]
         if len(lines) < 2:
             raise InputError("give at least two texts, each on a line of its own")
-        asked = replace(predictor, fields={"text_field": "text"})
+        embed = replace(predictor, fields={"text_field": "text"})
         records = Records([{"text": line} for line in lines], ["the page"] * len(lines), "the page")
-        vectors = F.normalize(torch.tensor([row["embedding"] for row in asked(records)]), dim=-1)
+        vectors = F.normalize(torch.tensor([row["embedding"] for row in embed(records)]), dim=-1)
         numbers = [str(number) for number in range(1, len(lines) + 1)]
         names = [f"{line}  {number}" for line, number in zip(lines, numbers)]
         return html_report.matrix(names, numbers, (vectors @ vectors.T).tolist(), "Cosines", numbers=True)
@@ -346,7 +348,7 @@ def _translation(predictor: Predictor) -> None:
 
 @torch.inference_mode()
 def _translated(predictor: Predictor, text: str) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """Translation, and the ids of source and translation."""
+    """Return the translation, and the ids of source and translation."""
     if not text.strip():
         raise InputError("there is no text to translate")
     model, tokenizer = predictor.model, predictor.tokenizer
@@ -364,18 +366,20 @@ def _attention(predictor: Predictor) -> None:
     @torch.inference_mode()
     def show(text: str, block: float, head: float) -> str:
         if not text.strip():
-            raise InputError("there is no text to look at")
+            raise InputError("there is no text to show")
         if plain.config.is_encoder_decoder:
             _, source, target = _translated(predictor, text)
-            source, target = source[:, :_MOST_TOKENS], target[:, :_MOST_TOKENS]
-            found = eager(input_ids=source, decoder_input_ids=target, output_attentions=True).cross_attentions
+            source, target = source[:, :_MAX_ATTENTION_TOKENS], target[:, :_MAX_ATTENTION_TOKENS]
+            attentions = eager(input_ids=source, decoder_input_ids=target, output_attentions=True).cross_attentions
         else:
-            inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=_MOST_TOKENS).to(plain.device)
+            inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=_MAX_ATTENTION_TOKENS).to(
+                plain.device
+            )
             source = target = inputs["input_ids"]
-            found = eager.base_model(**inputs, output_attentions=True).attentions
-        if not found or found[0] is None:
-            raise InputError(f"{type(plain).__name__} does not tell where it looks")
-        weights = found[int(block) - 1][0].float()
+            attentions = eager.base_model(**inputs, output_attentions=True).attentions
+        if not attentions or attentions[0] is None:
+            raise InputError(f"{type(plain).__name__} returns no attention weights")
+        weights = attentions[int(block) - 1][0].float()
         weights = weights.mean(0) if head == 0 else weights[int(head) - 1]
         rows, columns = ([tokenizer.decode([number]) for number in ids[0].tolist()] for ids in (target, source))
         which = "mean of all heads" if head == 0 else f"head {int(head)}"
@@ -386,18 +390,18 @@ def _attention(predictor: Predictor) -> None:
         block = gr.Slider(1, blocks, blocks, step=1, label="Block")
         head = gr.Slider(0, heads, 0, step=1, label="Head", info="0: the mean of all")
     button = gr.Button("Look", variant="primary")
-    shown = gr.HTML()
+    picture = gr.HTML()
     gr.on(
         [button.click, text.submit, block.release, head.release],
-        _told(show),
+        _show_errors(show),
         [text, block, head],
-        shown,
+        picture,
         api_name="look",
     )
 
 
 def eager_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that tells its attention, while the other one goes on as fast as it can."""
+    """Return a model that shares the weights but returns attention weights; the other keeps its fast attention."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, shared)
     twin.set_attn_implementation("eager")

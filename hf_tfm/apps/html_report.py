@@ -51,24 +51,24 @@ def _css(probability: float) -> str:
 
 
 def comparison_as_html(prompt: str, decodings: Sequence[Decoding]) -> str:
-    """Continuations side by side; whoever points at a token, or tabs to it, sees what it was chosen from."""
+    """Return continuations side by side; pointing at a token, or tabbing to it, shows its candidates."""
     scale = " ".join(
         f'<span class="tok" style="background:{_css(share)}">&nbsp;{share:g}&nbsp;</span>' for share in SCALE
     )
     cards = "".join(_card(prompt, decoding) for decoding in decodings)
     return (
         f'{STYLE}<div class="tfm"><p class="note">Colour: the model\'s probability of the token, {scale}; '
-        "line under it: the thicker, the more entropy. Point at a token to see what it was chosen from.</p>"
+        "line under it: the thicker, the more entropy. Point at a token to see its candidates.</p>"
         f'<div class="grid">{cards}</div><h3 style="margin-top:18px">Repetition and surprise</h3>'
-        f'<div class="scroll">{_html_table(figures_table(decodings))}</div><p class="note">Adjusted: behind penalty, '
-        "temperature and cuts, as it was drawn. Surprise: −log₂ of the "
+        f'<div class="scroll">{_html_table(figures_table(decodings))}</div><p class="note">Adjusted: after penalty, '
+        "temperature and cuts, as it was sampled. Surprise: −log₂ of the "
         "model's own probability, in bits, mean over the tokens. Entropy: of its distribution at each place, in "
-        "bits. distinct-n: different n-grams among all. repeat-4: 4-grams that were there before.</p></div>"
+        "bits. distinct-n: share of different n-grams. repeat-4: share of 4-grams that occurred before.</p></div>"
     )
 
 
 def write_page(path: str, title: str, body: str) -> None:
-    """A whole HTML file that needs nothing else. Raises `InputError` if it cannot be written."""
+    """Write a self-contained HTML file. Raises `InputError` if it cannot be written."""
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head>'
@@ -84,7 +84,7 @@ def write_page(path: str, title: str, body: str) -> None:
 
 def _card(prompt: str, decoding: Decoding) -> str:
     tokens = "".join(
-        f'<span class="tok" tabindex="0" style="{_look(choice)}">{_shown(choice.text)}'
+        f'<span class="tok" tabindex="0" style="{_look(choice)}">{_token_html(choice.text)}'
         f'<span class="tip">{_tip(choice)}</span></span>'
         for choice in decoding.choices
     )
@@ -99,8 +99,8 @@ def _look(choice: TokenChoice) -> str:
     return f"background:{_css(choice.probability)};box-shadow:inset 0 -{min(choice.entropy / 3, 4):.1f}px #57606a88"
 
 
-def _shown(text: str) -> str:
-    """A token in the text: what would leave no trace is given a sign."""
+def _token_html(text: str) -> str:
+    """Return the escaped text of a token, with signs for invisible characters."""
     if not text:
         return "·"
     return escape(escape_controls(text)).replace("\n", "↵\n")
@@ -132,18 +132,18 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
 
 def marked_text(text: str, spans: Iterable[tuple[int, int, str, float]]) -> str:
     """
-    A text with spans marked, each with its label.
+    Return a text with marked spans and their labels.
 
     Args:
-        spans: first character and the one behind the last, label, and probability, which colours the mark. Of those
-            that overlap the first is shown.
+        spans: start and end in characters, label, and probability, which gives the colour. Of overlapping spans the
+            first is shown.
     """
-    parts, shown = [], []
+    parts, marked = [], []
     for span in spans:
-        if all(span[1] <= start or end <= span[0] for start, end, *_ in shown):
-            shown.append(span)
+        if all(span[1] <= start or end <= span[0] for start, end, *_ in marked):
+            marked.append(span)
     place = 0
-    for start, end, label, share in sorted(shown):
+    for start, end, label, share in sorted(marked):
         name = f"<small>{escape(label)} {percent(share)}</small>" if label else ""
         parts.append(escape(text[place:start]))
         parts.append(f'<mark style="background:{_css(share)}">{escape(text[start:end])}{name}</mark>')
@@ -152,7 +152,7 @@ def marked_text(text: str, spans: Iterable[tuple[int, int, str, float]]) -> str:
 
 
 def bars(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
-    """Names with their probabilities as bars, under a title for each group."""
+    """Return names with their probabilities as bars, under a title for each group."""
     parts = []
     for title, rows in groups:
         lines = "".join(
@@ -165,19 +165,19 @@ def bars(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
     return f'{STYLE}<div class="tfm">{"".join(parts)}</div>'
 
 
-def note(said: str, about: str) -> str:
-    """One thing that a model says, in large letters."""
-    return f'{STYLE}<div class="tfm"><p class="said">{escape(said)}</p><p class="note">{escape(about)}</p></div>'
+def note(text: str, caption: str) -> str:
+    """Return one output of a model in large letters, with a caption."""
+    return f'{STYLE}<div class="tfm"><p class="said">{escape(text)}</p><p class="note">{escape(caption)}</p></div>'
 
 
 def matrix(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], title: str, numbers: bool = False
 ) -> str:
     """
-    Weights as squares, the darker the more.
+    Return a matrix as squares; larger values are darker.
 
     Args:
-        values: of each row for each column; what is below 0 is white.
+        values: (rows, columns); values below 0 are white.
         numbers: write the values into larger squares.
     """
     size, letters = (44, 60) if numbers else (20, 24)
@@ -209,7 +209,7 @@ def matrix(
     )
     width, height = left + size * len(heads) + 10, top + size * len(names) + 10
     frame = f'<rect x="{left}" y="{top}" width="{size * len(heads)}" height="{size * len(names)}"'
-    legend = "" if numbers else f'<p class="note">Rows look at columns; full colour is {most:.2f}.</p>'
+    legend = "" if numbers else f'<p class="note">Rows attend to columns; full colour is {most:.2f}.</p>'
     return (
         f'{STYLE}<div class="tfm"><h3>{escape(title)}</h3><div class="scroll"><svg width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-size="12" font-family="system-ui, sans-serif" fill="#1f2328">'

@@ -1,4 +1,4 @@
-"""A model's page as a Space of the Hub: a folder with everything that it needs to start, there or anywhere else."""
+"""The demo page of a model as a Space of the Hub: a folder with everything that the page needs."""
 
 import json
 import shutil
@@ -16,10 +16,10 @@ from ..hub.push import check_files, files_to_push
 from .demo import build
 
 
-# What the page imports; the rest of the package's requirements is for training.
+# Packages that the page imports; the other requirements of this package are for training.
 _REQUIREMENTS = ("torch", "transformers", "accelerate", "numpy", "scipy", "tqdm", "jinja2", "gradio")
 
-_APP = '''"""The page of a model. Started with `python app.py`; a Space starts it by itself."""
+_APP = '''"""The demo page of a model. Start it with `python app.py`; a Space starts it by itself."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ _README = """---
 
 # {title}
 
-A page that suits the model's head, with a look at its attention; made by `hf-tfm demo --space`.
+A page for the model's head, with a view of its attention; written by `hf-tfm demo --space`.
 
 ```bash
 pip install -r requirements.txt
@@ -50,19 +50,20 @@ python app.py
 
 def write_space(path: str, target: str, base: str | None = None, trust_remote_code: bool = False) -> None:
     """
-    Write a Space: `app.py`, `requirements.txt`, `README.md` with its metadata, this package's code, and the model, if
-    it is a folder; a model of the Hub is left there and named.
+    Write a Space: `app.py`, `requirements.txt`, `README.md` with metadata, this package's code, and the model.
+
+    A model on the Hub is not copied; the Space loads it from there.
 
     Args:
         target: folder that does not exist or is empty.
-        base: an adapter's base model, if it is not where the adapter says.
+        base: base model of an adapter, if it is not where the adapter's settings say.
 
     Raises:
-        InputError: there is no such model or no page for it, `target` has something in it, or a file of the model's
-            folder must not be published.
+        InputError: there is no such model or no page for it, `target` is not empty, or a file of the model's folder
+            must not be published.
     """
     require_empty(target)
-    build(path, base, trust_remote_code)  # whatever is wrong with the model shows now
+    build(path, base, trust_remote_code)  # raises the errors of the model before anything is written
     folder = Path(path)
     with atomic_directory(target) as space:
         models = [] if folder.is_dir() else [path]
@@ -98,12 +99,12 @@ def write_space(path: str, target: str, base: str | None = None, trust_remote_co
 
 def _copy_model(folder: Path, target: Path) -> None:
     for name, source in files_to_push(folder).items():
-        if name == "README.md":  # the Space has its own
+        if name == "README.md":  # the Space has a README of its own
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target / name)
     if not target.is_dir():
-        raise InputError(f"{folder}: no file of a model is there")
+        raise InputError(f"{folder}: contains no file of a model")
 
 
 def _readme(title: str, models: list[str], license_: str | None) -> str:

@@ -269,8 +269,8 @@ WRONG = {
     "no number": ("generate {models}/decoder hello --temperature nan", "'--temperature': "),
     "seed out of range": ("generate {models}/decoder hello --seed -1", "greater than or equal to 0"),
     "seed too large": ("chat {models}/decoder --seed 99999999999", "less than or equal to 4294967295"),
-    "text without picture": ("inspect {models}/decoder --text hello", "--text is what --picture is drawn for"),
-    "layer without senses": ("inspect {models}/decoder --layer 1", "--layer is of what --senses compares"),
+    "text without picture": ("inspect {models}/decoder --text hello", "--text needs --picture"),
+    "layer without senses": ("inspect {models}/decoder --layer 1", "--layer needs --senses"),
     "adapter file that holds a list": (
         "generate {models}/listed hello",
         "adapter_config.json: holds no object but a list",

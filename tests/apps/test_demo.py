@@ -65,7 +65,7 @@ def demo():
 
 def event(page, name: str):
     """The function that a button of the page calls."""
-    return next(one.fn for one in page.fns.values() if one.api_name == name)
+    return next(handler.fn for handler in page.fns.values() if handler.api_name == name)
 
 
 def bars(html: str) -> dict[str, str]:
@@ -198,7 +198,7 @@ def test_pages_that_cannot_be(demo, folders, tmp_path, capsys):
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["demo", str(folders / "TfmEncoderModel"), "--port", str(port)]) == 2
-    assert capsys.readouterr().err == f"error: port {port} is not free; give another as --port\n"
+    assert capsys.readouterr().err == f"error: port {port} is not free; give another --port\n"
     assert main(["demo", str(folders / "chat"), "--space", str(folders / "chat")]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
 
@@ -212,7 +212,7 @@ def test_translations(demo, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     page = demo.build(str(tmp_path))
     assert '<p class="said">' in event(page, "translate")("the cat sat")
-    assert "Rows look at columns" in event(page, "look")("the cat sat", 1, 0)
+    assert "Rows attend to columns" in event(page, "look")("the cat sat", 1, 0)
 
 
 def test_a_space_of_an_adapter_holds_its_base(demo, folders, tmp_path):

@@ -191,7 +191,7 @@ def test_bytes_that_are_no_text_are_one_line(speaker):
     from hf_tfm.artifacts.open import open_model
 
     piped = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8")
-    with pytest.raises(InputError, match="bytes that are no text in utf-8"):
+    with pytest.raises(InputError, match="bytes that are not text in utf-8"):
         talk(Chat(*open_model(str(speaker))), read=lambda prompt: piped.readline())
 
 

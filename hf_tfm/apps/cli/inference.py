@@ -71,7 +71,7 @@ def generate(
     from hf_tfm.tasks.generation import encode_prompt, sampling_options, stream_text
 
     if (html or candidates) and not compare:
-        raise InputError("--html and --candidates show what --compare finds: give that too")
+        raise InputError("--html and --candidates need --compare")
     lm, tokenizer = open_model(model, "AutoModelForCausalLM", base, trust_remote_code)
     options: dict[str, Any] = dict(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -101,7 +101,7 @@ def _compare(
     for option, least in smallest.items():
         if options[option] is not None and options[option] < least:
             given = f"--{option.replace('_', '-')} {options[option]:g}"
-            raise InputError(f"{given}: with --compare it is the value of a method of its own, and is none of it")
+            raise InputError(f"{given}: with --compare it must be a value that changes the distribution")
     decodings = compare_decodings(model, tokenizer, prompt, decoding_methods(**options), max_new_tokens, seed)
     terminal_report.print_comparison(prompt, decodings, candidates)
     if html:

@@ -48,9 +48,9 @@ def inspect(
     from hf_tfm.core.errors import InputError
 
     if layer is not None and not senses:
-        raise InputError("--layer is of what --senses compares: give that too")
+        raise InputError("--layer needs --senses: it is the layer whose vectors are compared")
     if text is not None and (senses or not picture):
-        raise InputError("--text is what --picture is drawn for: give that too, and no --senses")
+        raise InputError("--text needs --picture, and excludes --senses: it is the text of the pictures")
     folder = Path(picture) if picture else None
     if folder and folder.exists() and not folder.is_dir():
         raise InputError(f"--picture {folder} is a file; give the name of a folder")
@@ -58,17 +58,18 @@ def inspect(
     opened, tokenizer = open_model(model, None, base, trust_remote_code, **eager)
     if senses:
         word, file = senses
-        found = word_senses.read_senses(opened, tokenizer, word, file, layer)
-        print(word_senses.senses_as_text(found))
+        comparison = word_senses.read_senses(opened, tokenizer, word, file, layer)
+        print(word_senses.senses_as_text(comparison))
         if folder:
-            word_senses.draw_senses(found, folder / word_senses.senses_file(found.word))
-            print(f"\nwrote {folder / word_senses.senses_file(found.word)}")
+            path = folder / word_senses.senses_file(word)
+            word_senses.draw_senses(comparison, path)
+            print(f"\nwrote {path}")
         return
     print(architecture.inspect_model(opened, length))
     if folder:
-        shown = text or architecture.EXAMPLE
-        architecture.draw_attention(opened, tokenizer, shown, folder / architecture.ATTENTION_FILE)
-        architecture.draw_neighbours(opened, tokenizer, shown, folder / architecture.NEIGHBOURS_FILE)
+        text = text or architecture.EXAMPLE
+        architecture.draw_attention(opened, tokenizer, text, folder / architecture.ATTENTION_FILE)
+        architecture.draw_neighbours(opened, tokenizer, text, folder / architecture.NEIGHBOURS_FILE)
         print(f"\nwrote {folder / architecture.ATTENTION_FILE} and {architecture.NEIGHBOURS_FILE}")
 
 

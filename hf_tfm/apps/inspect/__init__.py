@@ -1,1 +1,1 @@
-"""Looking into a model: its shape and attention, word senses, the cost of training a size."""
+"""Inspecting a model: architecture and attention, senses of words, the cost of training."""

@@ -322,8 +322,8 @@ def draw_senses(senses: WordSenses, path: Path) -> None:
     )
     left.scatter(*points[:count].T, s=160, color="black", zorder=3)
     for form, numbers in senses.forms():
-        said = f"{form} ({len(numbers)} contexts)" if len(numbers) > 1 else form
-        left.annotate(said, points[numbers[0]], (9, 7), textcoords="offset points", weight="bold", parse_math=False)
+        label = f"{form} ({len(numbers)} contexts)" if len(numbers) > 1 else form
+        left.annotate(label, points[numbers[0]], (9, 7), textcoords="offset points", weight="bold", parse_math=False)
     left.scatter(*points[count:].T, s=24, color="silver")
     for number, ((text, *_), point) in enumerate(zip(senses.neighbours, points[count:])):
         place = (6, 4 if number % 2 else -11)  # near ones on two lines
