@@ -1,4 +1,4 @@
-"""The `hf-tfm` command: what it writes and prints, and one line with exit code 2 where the input is wrong."""
+"""The `hf-tfm` command: its output, its help, and one line with exit code 2 for wrong input."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ from hf_tfm.apps.cli.command import Command
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """A decoder and an encoder of this package, a native model, and folders with something wrong."""
+    """A decoder and an encoder of this package, a native model, and folders with faults."""
     folder = tmp_path_factory.mktemp("models")
     for name, model in {
         "decoder": tiny.build("TfmDecoderForCausalLM"),
@@ -128,7 +128,7 @@ def test_convert_and_export(models, tmp_path, capsys):
     assert b"lm_head.weight" in (tmp_path / "untied/model.safetensors").read_bytes()[:5000]
 
 
-def test_convert_says_what_it_leaves_behind(tmp_path, capsys):
+def test_convert_lists_weights_without_a_place(tmp_path, capsys):
     native_model("bert", "PreTraining").save_pretrained(tmp_path / "native")
     assert main(["convert", str(tmp_path / "native"), str(tmp_path / "ours"), "--head", "MaskedLM"]) == 0
     assert "left behind" in (printed := capsys.readouterr().out) and "cls.seq_relationship.weight" in printed
@@ -150,8 +150,8 @@ def test_generate_continues_the_prompt(models, model, capsys):
     assert text("--temperature", "2", "--seed", "1") != drawn
 
 
-def test_generate_stops_where_positions_end(models, capsys):
-    """One learned position too many would be an IndexError."""
+def test_generate_stops_at_the_last_position(models, capsys):
+    """A further position would raise an IndexError."""
     assert main(["generate", str(models / "gpt2"), "the", "--max-new-tokens", "1000", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("the")
 
@@ -167,7 +167,7 @@ def test_fill_mask_shows_candidates(models, capsys):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(models, tmp_path, capsys):
-    """After minutes of work: what was found stays on the screen."""
+    """The results stay on the screen."""
     target = tmp_path / "nowhere/checks.json"
     assert main(["verify", str(models / "decoder"), "--only", "loading", "--json", str(target)]) == 2
     printed = capsys.readouterr()
@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_written_is_one_line(models, tmp_path, capsys):
     assert "config.json/x" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
-def test_a_reader_who_has_seen_enough_is_no_error(models, tmp_path):
+def test_a_closed_pipe_is_not_an_error(models, tmp_path):
     """As `hf-tfm predict … | head -1`."""
     (tmp_path / "many.jsonl").write_text('{"text": "the cat sat on the mat"}\n' * 5000)
     command = [sys.executable, "-m", "hf_tfm.apps.cli", "predict", models / "base", tmp_path / "many.jsonl"]
@@ -311,13 +311,11 @@ def test_wrong_input_is_one_line_and_writes_nothing(models, tmp_path, capsys, ca
     assert not list(tmp_path.iterdir()) and sorted(models.rglob("*")) == before
 
 
-def test_installed_command_exits_with_2(models, tmp_path):
+def test_a_mistake_in_a_process_of_its_own_is_one_line_too(models, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "hf_tfm.apps.cli", "convert", models / "truncated", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+        [sys.executable, "-m", "hf_tfm_command", "convert", models / "truncated", tmp_path / "out"],
+        capture_output=True, text=True, timeout=300, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,8 @@
 """
-`hf-tfm demo`: what each head's page says against the model itself, the Space that it becomes, and the real page in a
-real browser.
+`hf-tfm demo`: the page of each head compared with the model itself, its Space, and a page in a real browser.
 """
 
+import functools
 import json
 import os
 import re
@@ -56,6 +56,12 @@ def folders(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def page_of(demo, folders):
+    """The page of a model in `folders`, built once."""
+    return functools.cache(lambda name: demo.build(str(folders / name)))
+
+
+@pytest.fixture(scope="module")
 def demo():
     pytest.importorskip("gradio", reason="the page needs Gradio")
     from hf_tfm.apps import demo
@@ -80,7 +86,7 @@ def outputs(folder: Path, *texts: str):
         return model(**tokenizer(*texts, return_tensors="pt"))
 
 
-def test_without_gradio_it_says_so(folders, monkeypatch, capsys):
+def test_without_gradio_one_line_names_the_extra(folders, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "hf_tfm.apps.demo", raising=False)
     assert main(["demo", str(folders / "chat")]) == 2
@@ -88,8 +94,8 @@ def test_without_gradio_it_says_so(folders, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_every_head_has_a_page_and_shows_its_attention(demo, folders, name):
-    page = demo.build(str(folders / name))
+def test_every_head_has_a_page_and_shows_its_attention(page_of, name):
+    page = page_of(name)
     shown = event(page, "look")("the cat sat on the mat", 2, 1)
     model = build(name, **HEADS[name])
     model.set_attn_implementation("eager")
@@ -101,7 +107,7 @@ def test_every_head_has_a_page_and_shows_its_attention(demo, folders, name):
     assert "Block 2, head 1" in shown
 
 
-def test_the_twin_shares_weights_and_leaves_the_model_as_it_was(demo):
+def test_the_eager_twin_shares_weights_and_leaves_the_model_unchanged(demo):
     model = build("TfmDecoderForCausalLM")
     before = model.config._attn_implementation
     twin = demo.eager_twin(model)
@@ -111,10 +117,10 @@ def test_the_twin_shares_weights_and_leaves_the_model_as_it_was(demo):
 
 
 @pytest.mark.parametrize("name", ["TfmEncoderForMaskedLM", "TfmEncoderForPreTraining"])
-def test_masks(demo, folders, name):
+def test_masks(page_of, folders, name):
     from hf_tfm.apps.formatting import percent
 
-    shown = event(demo.build(str(folders / name)), "fill_in")("the [MASK] sat [MASK]")
+    shown = event(page_of(name), "fill_in")("the [MASK] sat [MASK]")
     found = outputs(folders / name, "the [MASK] sat [MASK]")
     logits = found.logits if "logits" in found else found.prediction_logits
     ids = build_tokenizer()("the [MASK] sat [MASK]")["input_ids"]
@@ -125,34 +131,34 @@ def test_masks(demo, folders, name):
 
 
 @pytest.mark.parametrize("name", ["TfmEncoderForSequenceClassification", "TfmDecoderForSequenceClassification"])
-def test_labels(demo, folders, name):
-    shown = bars(event(demo.build(str(folders / name)), "label")("the cat sat"))
+def test_labels(page_of, folders, name):
+    shown = bars(event(page_of(name), "label")("the cat sat"))
     logits = outputs(folders / name, "the cat sat").logits[0]
     shares = logits.softmax(-1) if "Encoder" in name else logits.sigmoid()
     assert shown == {f"LABEL_{number}": f"{share:.1%}" for number, share in enumerate(shares.tolist())}
 
 
-def test_next_sentence(demo, folders):
+def test_next_sentence(page_of, folders):
     folder = folders / "TfmEncoderForNextSentencePrediction"
-    shown = bars(event(demo.build(str(folder)), "label")("the cat", "sat on"))
+    shown = bars(event(page_of(folder.name), "label")("the cat", "sat on"))
     share = float(outputs(folder, "the cat", "sat on").logits[0].softmax(-1)[0])
     assert shown == {"follows": f"{share:.1%}", "does not follow": f"{1 - share:.1%}"}
 
 
-def test_tags_are_marked_where_they_are(demo, folders):
+def test_tags_are_marked_at_their_words(page_of):
     text = "the cat, <b>sat</b> the cat"
-    shown = event(demo.build(str(folders / "TfmEncoderForTokenClassification")), "tag")(text)
+    shown = event(page_of("TfmEncoderForTokenClassification"), "tag")(text)
     assert "<mark" in shown and "<b>" not in shown
     marked = re.sub(r"<small>.*?</small>|<style>.*?</style>|</?(?:mark|div|p)[^>]*>", "", shown, flags=re.DOTALL)
     assert marked.strip() == text.replace("<", "&lt;").replace(">", "&gt;")
 
 
-def test_answers_are_marked_in_the_text(demo, folders):
+def test_answers_are_marked_in_the_text(page_of, folders):
     from hf_tfm.data.records import Records
     from hf_tfm.evaluate.predict import open_predictor
 
     folder, context = folders / "TfmEncoderForQuestionAnswering", "the cat sat on the mat and looked at the moon"
-    shown = event(demo.build(str(folder)), "find_the_answer")("who sat?", context)
+    shown = event(page_of(folder.name), "find_the_answer")("who sat?", context)
     [said] = open_predictor(str(folder))(Records([{"question": "who sat?", "context": context}], ["it"], "it"))
     best = said["predicted_answers"][0]
     assert f'<p class="said">{best["text"]}</p>' in shown
@@ -162,8 +168,8 @@ def test_answers_are_marked_in_the_text(demo, folders):
     assert f">{context[best['start'] : best['end']]}</mark>" in rest
 
 
-def test_options(demo, folders):
-    choose = event(demo.build(str(folders / "TfmEncoderForMultipleChoice")), "choose")
+def test_options(page_of):
+    choose = event(page_of("TfmEncoderForMultipleChoice"), "choose")
     shown = bars(choose("the cat", "sat\nran\n\nlooked"))
     assert set(shown) == {"sat", "ran", "looked"}
     shares = [float(share.rstrip("%")) for share in shown.values()]
@@ -172,14 +178,14 @@ def test_options(demo, folders):
         choose("the cat", "sat")
 
 
-def test_similarities(demo, folders):
-    shown = event(demo.build(str(folders / "TfmEncoderModel")), "compare")("the cat sat\nthe cat sat\nrain fell")
+def test_similarities(page_of):
+    shown = event(page_of("TfmEncoderModel"), "compare")("the cat sat\nthe cat sat\nrain fell")
     written = re.findall(r'pointer-events="none">(-?[\d.]+)</text>', shown)
     assert len(written) == 9 and written[0] == written[1] == written[4] == "1.00" and written[2] != "1.00"
 
 
-def test_a_text_goes_on_piece_by_piece(demo, folders):
-    page = demo.build(str(folders / "TfmDecoderForCausalLM"))
+def test_a_text_is_continued_piece_by_piece(page_of):
+    page = page_of("TfmDecoderForCausalLM")
     pieces = list(event(page, "continue")("the cat", 0.0, 0, 1.0, 0.0, 1.0, 12, 0))
     assert len(pieces) > 2 and all(later.startswith(earlier) for earlier, later in zip(pieces, pieces[1:]))
     drawn = [list(event(page, "continue")("the cat", 2.0, 0, 1.0, 0.0, 1.0, 12, seed))[-1] for seed in (0, 0, 1)]
@@ -190,7 +196,7 @@ def test_a_text_goes_on_piece_by_piece(demo, folders):
         list(event(page, "continue")("zq" * 200, 0.0, 0, 1.0, 0.0, 1.0, 12, 0))
 
 
-def test_pages_that_cannot_be(demo, folders, tmp_path, capsys):
+def test_mistakes_are_one_line(demo, folders, tmp_path, capsys):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         demo.build(str(tmp_path / "nowhere"))
     with socket.socket() as taken:
@@ -215,7 +221,7 @@ def test_translations(demo, tmp_path):
     assert "Rows attend to columns" in event(page, "look")("the cat sat", 1, 0)
 
 
-def test_a_space_of_an_adapter_holds_its_base(demo, folders, tmp_path):
+def test_a_space_of_an_adapter_contains_its_base(demo, folders, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     base = folders / "TfmEncoderForSequenceClassification"
@@ -234,7 +240,7 @@ def test_a_space_of_an_adapter_holds_its_base(demo, folders, tmp_path):
     assert bars(event(page, "label")("the cat")) == bars(event(own, "label")("the cat"))
 
 
-def test_what_must_not_be_published_makes_no_space(demo, folders, tmp_path):
+def test_a_file_that_must_not_be_published_is_refused(demo, folders, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(folders / "TfmEncoderModel", folder)
     (folder / "optimizer_state.pkl").write_bytes(b"x")

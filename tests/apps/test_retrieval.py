@@ -1,4 +1,4 @@
-"""Passages, their index, the search in it, and answers with their sources."""
+"""Passages, their index, search by vectors and words, and answers with citations."""
 
 import json
 import math
@@ -36,7 +36,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """An encoder, the same as a masked LM, a decoder that chats, and documents."""
+    """An encoder, a masked LM and its body, a decoder with a chat template, and documents."""
     root = tmp_path_factory.mktemp("retrieval")
     tokenizer = tiny.build_tokenizer()
     for name, model in {
@@ -78,7 +78,7 @@ def test_passages_fit_and_cover_the_text(length, overlap):
 
 
 @pytest.mark.parametrize("style", ["decoder", "encoder"])
-def test_tokens_of_blanks_alone_count_in_a_passage(style):
+def test_tokens_of_blanks_count_in_a_passage(style):
     tokenizer = train_tokenizer(TEXTS, "bpe", 320, style=style)
     text = "a  b   c    d\n\n  e " * 20
     spans = cut_passages(text, tokenizer, 9)
@@ -96,7 +96,7 @@ def test_passages_are_whole_sentences_and_share_the_last_one():
     assert all(passage.endswith(".") for passage in passages)
 
 
-def test_documents_are_all_files_of_a_folder(tmp_path):
+def test_documents_are_all_readable_files_of_a_folder(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "test.txt").write_text("first\n\nsecond")
     (tmp_path / "b.csv").write_text("text\none\n" + '"  "\ntwo\n')
@@ -107,7 +107,7 @@ def test_documents_are_all_files_of_a_folder(tmp_path):
     assert [name for name, _ in found] == ["b.csv, line 2", "b.csv, line 4", "sub/test.txt"]
 
 
-def test_the_index_holds_the_texts_and_their_vectors(folders, index):
+def test_the_index_contains_texts_and_vectors(folders, index):
     encoder = open_encoder(str(folders / "encoder"))
     assert len(index) > len(TEXTS) and sorted({passage.document for passage in index}) == list(range(len(TEXTS)))
     for number, passage in enumerate(index):
@@ -125,7 +125,7 @@ def test_a_language_model_is_an_encoder_too(folders):
     np.testing.assert_allclose(embed(masked, TEXTS[:3]), embed(plain, TEXTS[:3]), atol=1e-5)
 
 
-def test_prompts_of_the_encoder_stand_in_front(folders, tmp_path):
+def test_prompts_of_the_encoder_are_prepended(folders, tmp_path):
     shutil.copytree(folders / "encoder", tmp_path / "encoder")
     prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
     (tmp_path / "encoder" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
@@ -137,7 +137,7 @@ def test_prompts_of_the_encoder_stand_in_front(folders, tmp_path):
     assert hits[0].score == pytest.approx(float((made.vectors @ query).max()), abs=1e-6)
 
 
-def test_a_stopped_index_goes_on(folders, index, tmp_path, monkeypatch):
+def test_a_stopped_index_is_resumed(folders, index, tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "_PASSAGES_AT_ONCE", 4)
     whole = build_index(str(folders / "docs.jsonl"), tmp_path / "whole", str(folders / "encoder"), 24, 6)
     calls = []
@@ -166,7 +166,7 @@ def test_a_stopped_index_goes_on(folders, index, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scanned", [7, 1 << 16])
-def test_nearest_is_exact_and_takes_the_first_of_equals(monkeypatch, scanned):
+def test_nearest_vectors_are_exact_and_ties_go_to_the_first(monkeypatch, scanned):
     monkeypatch.setattr(ranking, "_VECTORS_AT_ONCE", scanned)
     draw = np.random.default_rng(0)
     vectors = draw.integers(-2, 3, (40, 5)).astype(np.float32)  # many equal products
@@ -192,7 +192,7 @@ def test_faiss_finds_the_same(monkeypatch, tmp_path):
         np.testing.assert_allclose([hit.score for hit in one], [hit.score for hit in other], rtol=1e-5)
 
 
-def test_bm25_by_its_formula():
+def test_bm25_equals_its_formula():
     texts = ["a red bridge, a red ship", "the bridge", "ships and ships and ships", ""]
     tokens = [ranking.split_words(text) for text in texts]
     mean = sum(map(len, tokens)) / 4
@@ -208,7 +208,7 @@ def test_bm25_by_its_formula():
     assert [hit.number for hit in bm25.search(["RED bridge"], 4)[0]] == [0, 1, 2, 3]
 
 
-def test_fused_rankings():
+def test_fusion_of_rankings():
     one, other = [Hit(7, 0.9), Hit(3, 0.8)], [Hit(3, 12.0), Hit(5, 4.0)]
     assert fuse_rankings(one, other, k=2) == [Hit(3, 1 / 62 + 1 / 61), Hit(7, 1 / 61)]
 
@@ -237,7 +237,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_in_one_line(name, folders, index, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(name, folders, index, tmp_path, monkeypatch):
     changes, message = MISTAKES[name]
     monkeypatch.chdir(folders)
     Path("other.jsonl").write_text('{"text": "Another text."}\n')
@@ -253,7 +253,7 @@ def test_mistakes_in_one_line(name, folders, index, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_a_damaged_index_is_told_in_one_line(text, folders, index, tmp_path):
+def test_a_damaged_index_is_one_line(text, folders, index, tmp_path):
     damaged = shutil.copytree(folders / "index", tmp_path / "damaged")
     vectors = (damaged / "vectors.bin").read_bytes()
     (damaged / "vectors.bin").write_bytes(vectors[:-4])
@@ -275,7 +275,7 @@ def test_another_encoder_is_refused(folders, index):
         Index(folders / "decoder")
 
 
-def test_the_prompt_has_as_many_passages_as_fit(folders):
+def test_the_prompt_contains_as_many_passages_as_fit(folders):
     model, tokenizer = open_model(str(folders / "decoder"))
     ids, count = cited_answers.encode_question(model, tokenizer, "Who?", TEXTS, 20)
     assert 0 < count < len(TEXTS) and len(ids) + 20 <= 512
@@ -296,7 +296,7 @@ def test_the_prompt_has_as_many_passages_as_fit(folders):
         cited_answers.encode_question(model, tokenizer, "Who?", TEXTS, 20)
 
 
-def test_an_index_among_the_documents_is_none_of_them(folders, tmp_path, capsys):
+def test_an_index_among_the_documents_is_not_a_document(folders, tmp_path, capsys):
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "a.txt").write_text("The bridge was built by Marcus.")
@@ -310,7 +310,7 @@ def test_an_index_among_the_documents_is_none_of_them(folders, tmp_path, capsys)
     assert [passage.name for passage in Index(docs / "idx")] == ["a.txt", "notes.md"]
 
 
-def test_mended_documents_take_the_same_folder(folders, tmp_path):
+def test_corrected_documents_use_the_same_folder(folders, tmp_path):
     docs, arguments = tmp_path / "docs.txt", (tmp_path / "i", str(folders / "encoder"), 24, 6)
     docs.write_text(" ")
     with pytest.raises(InputError, match="no text"):
@@ -321,7 +321,7 @@ def test_mended_documents_take_the_same_folder(folders, tmp_path):
         build_index(str(docs), *arguments, bf16=True)
 
 
-def test_every_member_of_an_archive_is_read_as_what_it_is(tmp_path):
+def test_members_of_an_archive_are_read_by_their_suffix(tmp_path):
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         archive.writestr("a.txt", "first text")
         archive.writestr("r.jsonl", '{"body": "one"}\n{"body": "two"}\n')
@@ -337,7 +337,7 @@ def test_every_member_of_an_archive_is_read_as_what_it_is(tmp_path):
     assert list(iter_documents(str(tmp_path), "body")) == found
 
 
-def test_names_below_a_glob(tmp_path):
+def test_names_are_relative_to_the_fixed_part_of_a_glob(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "readme.txt").write_text(folder)
@@ -345,7 +345,7 @@ def test_names_below_a_glob(tmp_path):
     assert names == ["a/readme.txt", "b/readme.txt"]
 
 
-def test_no_passage_is_inside_the_one_before():
+def test_no_passage_is_inside_the_previous_one():
     tokenizer = tiny.build_tokenizer()
     long = " ".join(f"word {number} runs" for number in range(9))
     text = "He came. She went. A short end here. " + long + ". Tail. “Go now.” “No, I stay.” 我来了。他走了。"
@@ -357,7 +357,7 @@ def test_no_passage_is_inside_the_one_before():
     assert "“No, I stay.”" in sentences and "他走了。" in sentences[-1]
 
 
-def test_what_ask_puts_into_the_prompt(folders, tmp_path):
+def test_the_prompt_has_each_text_once_and_no_markup(folders, tmp_path):
     docs = tmp_path / "docs.jsonl"
     docs.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["The cat sat."] * 5 + ["A dog ran."]))
     index = build_index(str(docs), tmp_path / "i", str(folders / "encoder"), 24, 6)
@@ -377,7 +377,7 @@ def test_what_ask_puts_into_the_prompt(folders, tmp_path):
     assert tokenizer.eos_token_id not in ids[1:]
 
 
-def test_an_encoder_that_moved(folders, tmp_path, monkeypatch):
+def test_an_encoder_that_has_moved(folders, tmp_path, monkeypatch):
     shutil.copytree(folders / "encoder", tmp_path / "encoder")
     monkeypatch.chdir(tmp_path)
     index = build_index(str(folders / "docs.jsonl"), tmp_path / "i", "encoder", 24, 6)
@@ -410,7 +410,7 @@ def test_ask_on_the_command_line(folders, tmp_path, capsys, monkeypatch):
     assert "the question is empty" in capsys.readouterr().err
 
 
-def test_an_answer_of_the_model_itself(folders, index):
+def test_the_answer_is_the_models_greedy_one(folders, index):
     model, tokenizer = open_model(str(folders / "decoder"))
     said = cited_answers.ask(index, index.open_encoder(), model, tokenizer, "Who?", passages=2, max_new_tokens=4)
     assert len(said.sources) == 2 and said.sources[0][1] >= said.sources[1][1]
@@ -432,7 +432,7 @@ def test_an_answer_of_the_model_itself(folders, index):
         ("anything", ["the"], False),
     ],
 )
-def test_holds(text, answers, right):
+def test_contains_answer(text, answers, right):
     assert cited_answers.contains_answer(text, answers) == right
 
 

