@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from .command import command
-from .options import Base, Target, TrustRemoteCode
+from .options import Base, Target, TrustRemoteCode, flag
 
 
 _PANEL = "Convert a model"
@@ -59,7 +59,7 @@ def export(
         ),
     ],
     untie: Annotated[
-        bool, typer.Option("--untie", help="Write the output projection even if it is tied to the token embedding.")
+        bool, flag("--untie", "Write the output projection even if it is tied to the token embedding.")
     ] = False,
     dtype: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"] | None,
@@ -84,7 +84,7 @@ def merge(
     target: Target,
     base: Base = None,
     untie: Annotated[
-        bool, typer.Option("--untie", help="Let the output projection differ from the token embedding if it must.")
+        bool, flag("--untie", "Let the output projection differ from the token embedding if it must.")
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -101,7 +101,7 @@ def merge(
 @command("hf-tfm refresh my-model", "hf-tfm refresh my-model --dry-run", panel=_PANEL)
 def refresh(
     folder: Annotated[str, typer.Argument(help="Folder of a model of this package, or of an adapter.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and list the changes; write nothing.")] = False,
+    dry_run: Annotated[bool, flag("--dry-run", "Verify and list the changes; write nothing.")] = False,
 ) -> None:
     """Update the code and the tokenizer files of a saved folder, and verify it.
 

@@ -21,6 +21,7 @@ from .options import (
     TrustRemoteCode,
     check_number,
     check_text,
+    flag,
 )
 
 
@@ -47,15 +48,13 @@ def generate(
     beams: Annotated[int | None, typer.Option(min=1, help="Beam search with this many beams.")] = None,
     compare: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--compare",
-            help="Compare greedy search, beam search, temperature, top-k and top-p; each takes its value from the "
+            "Compare greedy search, beam search, temperature, top-k and top-p; each takes its value from the "
             "option of that name.",
         ),
     ] = False,
-    candidates: Annotated[
-        bool, typer.Option("--candidates", help="With --compare: list the candidates of each token.")
-    ] = False,
+    candidates: Annotated[bool, flag("--candidates", "With --compare: list the candidates of each token.")] = False,
     html: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="With --compare: write a page that shows the candidates of each token."),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .command import command
-from .options import AnyModel, Base, TrustRemoteCode, check_number, check_text
+from .options import AnyModel, Base, TrustRemoteCode, check_number, check_text, flag
 
 
 _PANEL = "Inspect a model"
@@ -126,11 +126,9 @@ def plan(
     length: Annotated[int, typer.Option(min=1, help="Tokens in a row.")] = 1024,
     optimizer: Annotated[str, typer.Option(help="muon, normuon or adamw.")] = "muon",
     shard: Annotated[
-        bool, typer.Option("--shard", help="Shard the training state over the GPUs (FSDP2) instead of copying it.")
+        bool, flag("--shard", "Shard the training state over the GPUs (FSDP2) instead of copying it.")
     ] = False,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Recompute activations in the backward pass.")
-    ] = False,
+    checkpointing: Annotated[bool, flag("--checkpointing", "Recompute activations in the backward pass.")] = False,
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak speed that training reaches.")] = 0.35,
 ) -> None:
     """Estimate compute, memory and hours of a pretraining run before anything is rented."""

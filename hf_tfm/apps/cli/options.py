@@ -1,7 +1,7 @@
 """Arguments and options that several commands share."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,11 @@ def check_number(number: float | None) -> float | None:
     return number
 
 
+def flag(name: str, help: str) -> Any:
+    """Return a switch without a value; Typer shows `<bool>` as the value of one that has no metavar."""
+    return typer.Option(name, help=help, metavar=" ")
+
+
 # Opening a model
 AnyModel = Annotated[str, typer.Argument(help="Folder of a model or an adapter, or a name on the Hub.")]
 CausalModel = Annotated[str, typer.Argument(help="Folder of a causal LM or of an adapter, or a name on the Hub.")]
@@ -30,13 +35,11 @@ Base = Annotated[
     str | None,
     typer.Option(metavar="FOLDER", help="Base model of an adapter, if it is not where the adapter's settings say."),
 ]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that the model carries.")]
+TrustRemoteCode = Annotated[bool, flag("--trust-remote-code", "Run the code that the model carries.")]
 
 # Computing in batches
 BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens computed at once.")]
-Bf16 = Annotated[
-    bool, typer.Option("--bf16", help="Compute in bf16: faster where the hardware supports it, less exact.")
-]
+Bf16 = Annotated[bool, flag("--bf16", "Compute in bf16: faster where the hardware supports it, less exact.")]
 
 # Sampling; without a value the model's own settings hold
 _PANEL = "Sampling"

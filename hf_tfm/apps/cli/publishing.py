@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .command import command
-from .options import Base, check_number, check_text
+from .options import Base, check_number, check_text, flag
 
 
 _PANEL = "Publish a model"
@@ -63,7 +63,7 @@ def push(
         str, typer.Argument(metavar="USER/REPO", help="Repository on the Hub; it is created if it does not exist.")
     ],
     private: Annotated[
-        bool, typer.Option("--private", help="Make the repository private; one that is public already is refused.")
+        bool, flag("--private", "Make the repository private; one that is public already is refused.")
     ] = False,
     revision: Annotated[
         str | None,
@@ -76,10 +76,10 @@ def push(
         str | None, typer.Option(metavar="USER/REPO", help="Name of an adapter's base model on the Hub.")
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code in the folder that is not this package's.")
+        bool, flag("--trust-remote-code", "Run code in the folder that is not this package's.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and list the files to push; nothing leaves the machine.")
+        bool, flag("--dry-run", "Check and list the files to push; nothing leaves the machine.")
     ] = False,
 ) -> None:
     """Push a folder to the Hub in one commit, with code, tokenizer and card.

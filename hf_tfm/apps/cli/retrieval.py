@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from .command import command
-from .options import Base, BatchTokens, Bf16, TrustRemoteCode, check_text
+from .options import Base, BatchTokens, Bf16, TrustRemoteCode, check_text, flag
 
 
 _PANEL = "Search documents"
@@ -60,7 +60,7 @@ def ask(
         typer.Option(help="Search by the encoder's vectors, by words (BM25; reads all passages first), or by both."),
     ] = "encoder",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of the answer.")] = 128,
-    show: Annotated[bool, typer.Option("--show", help="Show the texts of the passages too.")] = False,
+    show: Annotated[bool, flag("--show", "Show the texts of the passages too.")] = False,
     encoder: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Encoder of the index, if it has moved.")
     ] = None,
