@@ -314,6 +314,7 @@ def test_scripts_that_are_mentioned_take_what_they_are_given(read_arguments):
 
 def test_options_that_are_mentioned_alone_belong_to_a_command_or_script(read_arguments):
     of_commands = {name for each in cli.cli.commands.values() for option in each.params for name in option.opts}
+    of_commands.add("--help")
     scripts = {mention.words[0] for mention in MENTIONS if mention.words[0].startswith("training/")}
 
     def takes(script: str, words: list[str]) -> bool:
