@@ -153,8 +153,8 @@ def _text_figures(columns: list[np.ndarray], pieces: list[tuple[float, int]]) ->
 
     nats, byte_counts, token_counts = columns
     if len(nats) == 1:
-        # A single document has no others to resample: its pieces are resampled instead.
-        piece_nats, piece_tokens = (np.array(column) for column in zip(*pieces))
+        # A single document has no others to resample: its pieces are resampled instead, in an order without the batch.
+        piece_nats, piece_tokens = (np.array(column) for column in zip(*sorted(pieces)))
         columns = [piece_nats, piece_tokens * (byte_counts.sum() / token_counts.sum()), piece_tokens]
     value = figures(nats, byte_counts, token_counts)
     estimates = {
