@@ -79,7 +79,7 @@ class TfmInfilling:
         known = {*inspect.signature(fill_masks_together).parameters, *inspect.signature(self.forward).parameters}
         known -= {"labels", "masked_positions", "inputs_embeds", "next_sentence_label"}
         if max_new_tokens and "position_ids" in settings:
-            raise ValueError("max_new_tokens goes without position_ids: leave them out, or append the masks yourself")
+            raise ValueError("max_new_tokens counts positions itself: leave position_ids out, or append the masks")
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f"a masked LM's generate does not know {', '.join(unknown)}")
         if max_new_tokens < 0:
