@@ -34,6 +34,8 @@ SUITES = {
     "public API": ["test_public_api", "core/test_version"],
     "models": [
         "models/test_modeling",
+        "models/test_padding_and_packing",
+        "models/test_padding_and_packing",
         "models/test_cross_attention",
         "models/test_prefix",
         "models/test_configuration",

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import open_model
-from hf_tfm.core.files import write_atomically
+from hf_tfm.core.atomic_files import write_atomically
 from hf_tfm.core.limits import longest_input
-from hf_tfm.core.privacy import public_name
+from hf_tfm.core.secret_scan import public_name
 from hf_tfm.core.statistics import Estimate
 from hf_tfm.data.records import read_records
 from hf_tfm.evaluate.predict import Predictor

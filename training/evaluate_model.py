@@ -17,7 +17,7 @@ from pathlib import Path
 from hf_tfm import InputError
 from hf_tfm.artifacts.card import add_evaluation
 from hf_tfm.artifacts.open import LANGUAGE_MODELS, auto_class_of, fingerprint, open_model
-from hf_tfm.evaluate.evaluation import LANGUAGE_MODEL_MEASUREMENTS, EvaluationRecipe, measure_by_head
+from hf_tfm.evaluate.measure_model import LANGUAGE_MODEL_MEASUREMENTS, EvaluationRecipe, measure_by_head
 from hf_tfm.evaluate.result_store import open_results
 from hf_tfm.tasks.likelihood import LanguageModel
 from hf_tfm.train.recipe import one_line_errors, parse_recipe

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm.tasks.classification import Classification
-from hf_tfm.tasks.run import TaskRecipe, fine_tune
+from hf_tfm.tasks.fine_tune import TaskRecipe, fine_tune
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.recipe import one_line_errors, parse_recipe
 

@@ -15,8 +15,8 @@ validation set; the test set is measured once, beside simple rules. The same com
 import sys
 from dataclasses import dataclass, field
 
+from hf_tfm.tasks.fine_tune import TaskRecipe, fine_tune
 from hf_tfm.tasks.question_answering import QuestionAnswering
-from hf_tfm.tasks.run import TaskRecipe, fine_tune
 from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.recipe import one_line_errors, parse_recipe
 

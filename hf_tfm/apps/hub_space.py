@@ -10,8 +10,8 @@ from huggingface_hub import SpaceCardData
 import hf_tfm
 
 from ..artifacts.open import ADAPTER_FILE, recorded
+from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError
-from ..core.files import atomic_directory, require_empty
 from ..hub.push import check_files, files_to_push
 from .demo import build
 

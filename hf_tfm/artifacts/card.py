@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
+from ..core.atomic_files import write_atomically
 from ..core.errors import InputError
-from ..core.files import write_atomically
 from .card_values import card_values, results_text
-from .heads import has_own_code, head_of_record, is_adapter
+from .head_table import has_own_code, head_of_record, is_adapter
 from .measurements import EVALUATION_FILE, eval_results, hub_results, hub_sources, read_evaluation
 from .record import CURVE_FILE, RECORD_FILE, read_record
 

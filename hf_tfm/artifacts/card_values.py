@@ -11,8 +11,8 @@ from ..core.energy import CORE_WATTS, MEMORY_WATTS, estimated_watts
 from ..core.errors import InputError
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from .families import FAMILIES
-from .heads import has_own_code, head_of_record, is_adapter
-from .native_config import native_config
+from .family_config import native_config
+from .head_table import has_own_code, head_of_record, is_adapter
 from .record import CURVE_FILE
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..core.errors import InputError
 from .card_values import interval_text
-from .heads import head_of_record
+from .head_table import head_of_record
 
 
 EVALUATION_FILE = "evaluation.json"

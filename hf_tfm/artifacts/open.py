@@ -13,7 +13,7 @@ from ..core.errors import InputError, explain
 from ..core.memory import keep_freed_memory
 from ..core.model_files import read_config
 from ..core.quiet import quiet
-from .heads import head_of_class
+from .head_table import head_of_class
 from .record import RECORD_FILE, read_record
 from .tokenizer_files import tokenizer_fingerprint
 

@@ -15,12 +15,12 @@ from ..core.checkpoints import MARKER, write_marker
 from ..core.errors import InputError, explain
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
-from .checks import reference_outputs
 from .open import ADAPTER_FILE
 from .record import RECORD_FILE, read_record, versions
-from .subject import Subject
 from .tokenizer_files import mend_tokenizer_files
 from .verify import Verdict, open_subject, verify
+from .verify_checks import reference_outputs
+from .verify_subject import Subject
 
 
 # The reference outputs of a run record are for this text.

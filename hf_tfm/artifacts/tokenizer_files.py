@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..core.atomic_files import write_atomically
 from ..core.errors import UNREADABLE, explain, reason_of
-from ..core.files import write_atomically
 from ..core.quiet import quiet
 
 

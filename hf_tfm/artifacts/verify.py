@@ -1,4 +1,4 @@
-"""Verifies the promises of a saved model: runs the checks of `checks.py` and reports their outcomes."""
+"""Verifies the promises of a saved model: runs the checks of `verify_checks.py` and reports their outcomes."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from ..core.errors import InputError
 from ..core.quiet import quiet
-from .checks import CHECKS
 from .open import ADAPTER_FILE, auto_class_of, open_model, recorded
 from .record import versions
-from .subject import Broken, NotApplicable, Subject
+from .verify_checks import CHECKS
+from .verify_subject import Broken, NotApplicable, Subject
 
 
 def versions_line(path: str, model: PreTrainedModel) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core.files import atomic_directory, remove_directory
+from ..core.atomic_files import atomic_directory, remove_directory
 from .card import write_card
 from .record import CURVE_FILE, RECORD_FILE, RunRecord, plot_curve, save_generation, with_cache
 from .tokenizer_files import save_tokenizer

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..artifacts.compare import Weights
+from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError, explain
-from ..core.files import atomic_directory, require_empty
 from ..data.tokenizer import GGUF_PRE_TOKENIZER
 from ..models.modeling_tfm_decoder import TfmDecoderForCausalLM
 from .check import (

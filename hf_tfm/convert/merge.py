@@ -12,8 +12,8 @@ from ..artifacts.card import write_card
 from ..artifacts.open import ADAPTER_FILE, auto_class_of, open_model
 from ..artifacts.record import RECORD_FILE
 from ..artifacts.tokenizer_files import save_tokenizer
+from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError
-from ..core.files import atomic_directory, require_empty
 from ..train.adapters import compared_outputs, merge_adapter
 
 

@@ -20,11 +20,11 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from ..artifacts.card import rewrite_card
 from ..artifacts.compare import outputs_of
 from ..artifacts.families import FAMILIES, Family
-from ..artifacts.native_config import native_config, our_config
+from ..artifacts.family_config import native_config, our_config
 from ..artifacts.record import RECORD_FILE, model_facts
 from ..artifacts.tokenizer_files import mend_tokenizer_files, save_tokenizer
+from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError, explain
-from ..core.files import atomic_directory, require_empty
 from ..core.model_files import download_model, read_config
 from ..models import modeling_tfm_decoder, modeling_tfm_encoder
 from .check import REPORT_FILE, Report, TorchRunner, check_export, comparison_rows, write_report

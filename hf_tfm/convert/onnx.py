@@ -18,8 +18,8 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ..artifacts.compare import Weights, outputs_of
+from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError, explain
-from ..core.files import atomic_directory, require_empty
 from ..core.quiet import quiet
 from ..models.modeling_tfm_compat import CACHE_NAME
 from .check import (

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .files import atomic_directory, remove_directory
+from .atomic_files import atomic_directory, remove_directory
 
 
 # Lists a checkpoint's files with their sizes in bytes.

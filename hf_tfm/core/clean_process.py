@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .privacy import SECRETS
+from .secret_scan import SECRETS
 
 
 _STRANGER = """

@@ -13,9 +13,9 @@ import numpy as np
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
+from ..core.atomic_files import atomic_directory, write_atomically
 from ..core.errors import InputError, cannot_write
-from ..core.files import atomic_directory, write_atomically
-from .files import explain_unreadable
+from .readers import explain_unreadable
 
 
 _CACHE_HINT = "free space, or set HF_TFM_CACHE to another folder"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
-from ..core.privacy import public_name
-from .files import DataFile, list_files, named_split, read_rows
+from ..core.secret_scan import public_name
+from .readers import DataFile, list_files, named_split, read_rows
 
 
 class Records(list[dict[str, Any]]):

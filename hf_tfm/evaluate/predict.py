@@ -24,8 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..artifacts.open import auto_class_of, open_model
 from ..artifacts.record import RECORD_FILE, read_record
+from ..core.atomic_files import atomic_file
 from ..core.errors import InputError, cannot_write, explain
-from ..core.files import atomic_file
 from ..core.limits import longest_input
 from ..core.statistics import to_bits_per_byte
 from ..data.records import Records, iter_records

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..artifacts.measurements import EVALUATION_FILE, HubData, read_evaluation
 from ..artifacts.record import public_command, versions
+from ..core.atomic_files import write_atomically
 from ..core.errors import InputError
-from ..core.files import write_atomically
-from ..core.privacy import public_name
+from ..core.secret_scan import public_name
 from ..core.statistics import Estimate
 from ..data.cache import default_cache_dir, file_hash
 from ..data.records import record_files

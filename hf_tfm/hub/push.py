@@ -38,12 +38,12 @@ from ..artifacts.compare import outputs_of
 from ..artifacts.measurements import EVALUATION_FILE
 from ..artifacts.open import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
 from ..artifacts.record import RECORD_FILE, model_facts, read_record
-from ..artifacts.subject import Broken, Subject, largest_difference
 from ..artifacts.tokenizer_files import mend_tokenizer_files
+from ..artifacts.verify_subject import Broken, Subject, largest_difference
+from ..core.atomic_files import write_atomically
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..core.errors import InputError, explain
-from ..core.files import write_atomically
-from ..core.privacy import private_part
+from ..core.secret_scan import private_part
 
 
 # Files with the state of a run, which do not belong to the model.

@@ -2,7 +2,7 @@
 Shared code of the scripts that train on conversations: model, chat template, and figures before and after training.
 
 `finetune_instruct.py`, `finetune_preference.py` and `finetune_rlvr.py` have different Trainers and different figures;
-their records have no labels, so they do not use the runner of labelled tasks (`run.py`).
+their records have no labels, so they do not use the runner of labelled tasks (`fine_tune.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

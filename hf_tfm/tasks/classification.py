@@ -24,16 +24,7 @@ from ..data.records import Records
 from ..train.base_model import separate_pairs
 from ..train.finetune import encode_texts
 from ..train.report import input_text
-from .labels import (
-    MULTI_LABEL,
-    REGRESSION,
-    SINGLE_LABEL,
-    Labels,
-    describe_counts,
-    label_ids,
-    label_texts,
-    read_labels,
-)
+from .labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels, describe_counts, label_ids, label_texts, read_labels
 from .losses import LossFunction
 from .task import Outputs, Split, Task, text_key
 

@@ -11,8 +11,8 @@ from ..data.chat import ChatEncoder
 from ..data.chat_rows import Encoded, encode_conversations
 from ..data.conversations import Message, read_conversations
 from ..data.records import Records
+from ..train.custom_evaluation import MeasuredEvaluation
 from ..train.finetuning_trainer import FinetuningTrainer
-from ..train.measured import MeasuredEvaluation
 from ..train.report import print_line
 from .chat_run import Measurement
 from .generation import generate_replies

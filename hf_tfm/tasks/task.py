@@ -1,8 +1,8 @@
 """
 The protocol of a task: all that training, measuring and predicting need to know about one kind of labelled record.
 
-`training/finetune_*.py` (through [`fine_tune`](run.py)), `training/evaluate_model.py` and `hf-tfm predict` use the same
-object, so a text is encoded and an output decided in one way everywhere. To add a task:
+`training/finetune_*.py` (through [`fine_tune`](fine_tune.py)), `training/evaluate_model.py` and `hf-tfm predict` use
+the same object, so a text is encoded and an output decided in one way everywhere. To add a task:
 
 1. Subclass [`Task`] as a dataclass. Its fields are what a user can set: where records have what, and options.
 2. Write `read` and `encode` (records → examples → rows of a model's inputs), `add_labels` and `loss` for training,

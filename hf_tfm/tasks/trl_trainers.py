@@ -12,7 +12,7 @@ from datasets import Dataset
 from ..core.errors import needs_extra
 from ..data.chat import ChatEncoder
 from ..data.conversations import Message
-from ..train.measured import MeasuredEvaluation
+from ..train.custom_evaluation import MeasuredEvaluation
 from ..train.trainer import RunMixin
 from .preferences import SIDES, EncodedPairs
 from .rewards import VerifiablePrompts

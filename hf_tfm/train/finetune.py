@@ -18,8 +18,8 @@ from ..core.errors import InputError, explain
 from ..core.limits import UNLIMITED, has_fast_bf16, longest_input
 from ..cpu.attention import enable_blockwise_attention
 from ..data.records import Records, carve, read_records
-from .identity import run_identity
 from .recipe import FinetuningRecipe, read_mapping
+from .run_identity import run_identity
 from .trainer import check_arguments
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from ..data.batches import SeededLengthGroups, in_order, length_of, longest_first
-from .identity import data_seed
+from .run_identity import data_seed
 from .trainer import RunMixin
 
 

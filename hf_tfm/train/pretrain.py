@@ -13,20 +13,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..artifacts.card_values import number_text
-from ..artifacts.foreign import PackedRows, sentence_loss
+from ..artifacts.packing_support import PackedRows, sentence_loss
 from ..artifacts.record import base_model_name
 from ..core.checkpoints import last_checkpoint
 from ..core.statistics import to_bits_per_byte
 from ..cpu.attention import supports_unpadded_training
 from ..cpu.compile import compile_blocks, has_compiler, is_worth_compiling
 from .averaging import AveragingMixin
-from .identity import read_identity
-from .measured import MeasuredEvaluation
+from .custom_evaluation import MeasuredEvaluation
 from .optim import build_optimizer, describe_optimizer
 from .pretrain_data import PretrainingData, notes_on_text
 from .pretrain_model import check_fit
 from .pretrain_recipe import PretrainingRecipe
 from .report import measure_step, print_line, write_finished_model
+from .run_identity import read_identity
 from .schedule import build_scheduler
 from .trainer import RunTrainer
 

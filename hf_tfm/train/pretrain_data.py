@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ..artifacts.foreign import sentence_label
+from ..artifacts.packing_support import sentence_label
 from ..core.errors import InputError
 from ..data.cache import default_cache_dir, file_hash
 from ..data.objectives import Masked, causal, masked_next_token
@@ -19,8 +19,8 @@ from ..data.sentence_pairs import SentencePairs
 from ..data.sources import Source
 from ..data.step_batches import StepBatches
 from ..data.tokens import TokenStore, TokenStream, piece_ends
-from .identity import data_seed
 from .pretrain_recipe import PretrainingRecipe
+from .run_identity import data_seed
 
 
 Objective = Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]]

@@ -14,8 +14,8 @@ from ..data.cache import default_cache_dir, file_hash
 from ..data.sources import Source, parse_sources
 from ..data.step_batches import LengthSchedule
 from ..data.tokens import contents_digest
-from .identity import run_identity
 from .recipe import refuse_below
+from .run_identity import run_identity
 from .trainer import check_arguments
 
 

@@ -20,7 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..core.checkpoints import last_checkpoint
 from ..core.errors import InputError
-from ..core.packaged import find_packaged
+from ..core.package_data import find_packaged
 from ..core.quiet import quiet_command
 
 

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from ..artifacts.heads import is_adapter, opening_call
+from ..artifacts.head_table import is_adapter, opening_call
 from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name
 from ..artifacts.write import write_model_folder
 from ..core.inference import unwrap_adapter

@@ -18,16 +18,16 @@ from transformers.utils import logging as transformers_logging
 
 from ..artifacts.record import RECORD_FILE, RunRecord, save_generation, with_cache
 from ..artifacts.tokenizer_files import mend_tokenizer_files
+from ..core.atomic_files import partial_path
 from ..core.checkpoints import atomic_checkpoint, last_checkpoint, rotate_checkpoints
 from ..core.errors import InputError, explain
-from ..core.files import partial_path
 from ..core.memory import keep_freed_memory
 from ..cpu.attention import enable_blockwise_attention
 from ..cpu.compile import uncompile_blocks
 from ..hub.trainer import PushMixin
 from .callbacks import ProgressLine, RefuseDiverged, StopOnSignal
-from .identity import IDENTITY_FILE, require_same_identity, write_identity
 from .recipe import refuse_below, refuse_ignored
+from .run_identity import IDENTITY_FILE, require_same_identity, write_identity
 
 
 # Private names of transformers' Trainer that this package overrides or calls, because no public hook does the job.

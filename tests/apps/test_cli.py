@@ -15,7 +15,7 @@ from tiny import build_tokenizer
 
 from hf_tfm.apps import cli
 from hf_tfm.apps.cli import main, training
-from hf_tfm.apps.cli.command import Command
+from hf_tfm.apps.cli.app import Command
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_tfm.core.packaged import find_packaged
+from hf_tfm.core.package_data import find_packaged
 
 
 REPOSITORY = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hf_tfm.apps.cli import main
 from hf_tfm.artifacts.card import render_card, rewrite_card, write_card, write_results_card
 from hf_tfm.artifacts.card_values import energy_text, native_families
-from hf_tfm.artifacts.heads import head_of_class
+from hf_tfm.artifacts.head_table import head_of_class
 from hf_tfm.artifacts.measurements import hub_results, read_evaluation
 from hf_tfm.artifacts.open import auto_class_of
 from hf_tfm.artifacts.record import model_facts

@@ -13,7 +13,7 @@ from tiny import build, build_tokenizer
 import hf_tfm
 from hf_tfm import TfmEncoderDecoderModel
 from hf_tfm.apps import cli
-from hf_tfm.artifacts import checks, refresh
+from hf_tfm.artifacts import refresh, verify_checks
 from hf_tfm.core.checkpoints import MARKER, atomic_checkpoint, is_complete
 from hf_tfm.core.errors import InputError
 
@@ -69,7 +69,7 @@ def test_refresh_replaces_code_only(folder, capsys):
 @pytest.fixture
 def in_process(monkeypatch):
     """Skip the slowest check, which the test above runs."""
-    monkeypatch.delitem(checks.CHECKS, "clean process")
+    monkeypatch.delitem(verify_checks.CHECKS, "clean process")
 
 
 def test_the_record_gets_the_verified_versions(folder, in_process):

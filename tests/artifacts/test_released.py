@@ -14,9 +14,9 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from hf_tfm import cpu
-from hf_tfm.artifacts.checks import reference_outputs
 from hf_tfm.artifacts.open import auto_class_of, open_model
 from hf_tfm.artifacts.refresh import code_files
+from hf_tfm.artifacts.verify_checks import reference_outputs
 from hf_tfm.convert.native import export_folder
 from hf_tfm.core.clean_process import stranger_environment
 

@@ -18,9 +18,9 @@ from transformers import (
 
 from hf_tfm import TfmEncoderDecoderModel
 from hf_tfm.apps import cli
-from hf_tfm.artifacts import checks, verify
-from hf_tfm.artifacts.checks import CHECKS
-from hf_tfm.artifacts.subject import Broken, Subject, largest_difference
+from hf_tfm.artifacts import verify, verify_checks
+from hf_tfm.artifacts.verify_checks import CHECKS
+from hf_tfm.artifacts.verify_subject import Broken, Subject, largest_difference
 from hf_tfm.models import modeling_tfm_decoder
 
 
@@ -338,9 +338,9 @@ def test_a_folder_that_loads_only_with_this_package_fails(folder, capsys, monkey
     """The push of such a folder, with a real process, is tested in tests/hub/test_push.py."""
 
     def fail(*arguments):
-        raise checks.DoesNotLoad("no file modeling_tfm_decoder.py")
+        raise verify_checks.DoesNotLoad("no file modeling_tfm_decoder.py")
 
-    monkeypatch.setattr(checks, "outputs_for_a_stranger", fail)
+    monkeypatch.setattr(verify_checks, "outputs_for_a_stranger", fail)
     assert cli.main(["verify", str(folder), "--only", "clean process"]) == 1
     output = capsys.readouterr().out
     assert "FAILED" in output and "does not load without this package: no file modeling_tfm_decoder.py" in output

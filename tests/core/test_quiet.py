@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from hf_tfm.apps import cli
-from hf_tfm.apps.cli.command import Command
+from hf_tfm.apps.cli.app import Command
 from hf_tfm.core.quiet import quiet, quiet_command, quiet_imports
 
 

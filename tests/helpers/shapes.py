@@ -1,5 +1,6 @@
 """The tested shapes of both models, and the tolerance of their outputs."""
 
+import pytest
 import torch
 from tiny import (
     DECODER_SHAPES,
@@ -33,3 +34,14 @@ def padded(rows: list[torch.Tensor], side: str, to: int, value: int) -> torch.Te
             for row in rows
         ]
     )
+
+
+SHAPES_AND_BACKENDS = [
+    *[(family, shape, attention) for family, shape in SHAPES for attention in ("eager", "sdpa")],
+    # FlexAttention compiles its kernels, up to a minute for a shape; these have every kind of mask.
+    *[
+        pytest.param(family, shape, "flex_attention", marks=pytest.mark.slow)
+        for family, shape in SHAPES
+        if shape in ("qwen3", "mixed", "default", "modernbert")
+    ],
+]

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.train import optim
+from hf_tfm.train import muon, optim
 from hf_tfm.train.initialization import zero_init_output_projections
 from hf_tfm.train.parameters import parameter_kinds
 from hf_tfm.train.schedule import build_scheduler
@@ -35,7 +35,7 @@ def test_every_parameter_is_in_exactly_one_group(family, name):
 @pytest.fixture
 def exact(monkeypatch):
     """Use fp32 products, so that two ways to the same update differ by rounding only."""
-    monkeypatch.setattr(optim, "orthogonalization_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(muon, "orthogonalization_dtype", lambda device: torch.float32)
 
 
 EVEN = {"row_beta": 0.9, "cautious": True, "weight_decay": 0.5, "lr": 0.1}
@@ -45,8 +45,8 @@ EVEN = {"row_beta": 0.9, "cautious": True, "weight_decay": 0.5, "lr": 0.1}
 def test_conv1d_learns_like_linear(settings, exact):
     linear, conv = nn.Linear(16, 24, bias=False), Conv1D(24, 16)
     conv.weight.data = linear.weight.data.T.clone()
-    a = optim.Muon([{"params": [linear.weight], "algorithm": "muon"}], **settings)
-    b = optim.Muon([{"params": [conv.weight], "algorithm": "muon", "transposed": True}], **settings)
+    a = muon.Muon([{"params": [linear.weight], "algorithm": "muon"}], **settings)
+    b = muon.Muon([{"params": [conv.weight], "algorithm": "muon", "transposed": True}], **settings)
     for _ in range(3):
         linear.weight.grad = torch.randn(24, 16)
         conv.weight.grad = linear.weight.grad.T.clone()
@@ -62,8 +62,8 @@ def test_fused_weight_learns_like_separate_ones(transposed, settings, exact):
     whole = torch.cat([p.detach() for p in parts])
     fused = nn.Parameter((whole.T if transposed else whole).contiguous())
     group = {"params": [fused], "algorithm": "muon", "blocks": (32, 16, 16), "transposed": transposed}
-    a = optim.Muon([{"params": parts, "algorithm": "muon"}], **settings)
-    b = optim.Muon([group], **settings)
+    a = muon.Muon([{"params": parts, "algorithm": "muon"}], **settings)
+    b = muon.Muon([group], **settings)
     for _ in range(3):
         for part in parts:
             part.grad = torch.randn_like(part)
@@ -100,7 +100,7 @@ def test_every_projection_of_a_family_learns_like_a_separate_weight(family, part
     separate = [nn.Parameter(matrix.clone()) for matrix in projections(weight.detach())]
     settings = EVEN | {"row_beta": 0.95} if name == "normuon" else {"lr": 0.1, "weight_decay": 0.5}
     optimizer = optim.build_optimizer(model, name, lr=0.1, weight_decay=0.5)
-    reference = optim.Muon([{"params": separate, "algorithm": "muon"}], **settings)
+    reference = muon.Muon([{"params": separate, "algorithm": "muon"}], **settings)
     for _ in range(3):
         weight.grad = torch.randn_like(weight)
         for parameter, gradient in zip(separate, projections(weight.grad), strict=True):
@@ -113,7 +113,7 @@ def test_every_projection_of_a_family_learns_like_a_separate_weight(family, part
 def test_update_is_orthogonal_scaled_and_decayed():
     weight = nn.Parameter(torch.randn(64, 16))
     initial = weight.detach().clone()
-    optimizer = optim.Muon([{"params": [weight], "algorithm": "muon"}], lr=0.1, weight_decay=0.5)
+    optimizer = muon.Muon([{"params": [weight], "algorithm": "muon"}], lr=0.1, weight_decay=0.5)
     weight.grad = torch.linalg.qr(torch.randn(64, 16)).Q * 1e-3
     optimizer.step()
     update = (initial * (1 - 0.1 * 0.5) - weight.detach()) / 0.1
@@ -126,7 +126,7 @@ def test_normuon_normalizes_rows_and_keeps_the_norm(exact):
     gradients = [torch.randn(12, 8) * torch.logspace(-2, 0, 12)[:, None] for _ in range(3)]
     weights = [nn.Parameter(torch.zeros(12, 8)) for _ in range(2)]
     plain, even = (
-        optim.Muon([{"params": [weight], "algorithm": "muon"}], lr=1.0, row_beta=beta)
+        muon.Muon([{"params": [weight], "algorithm": "muon"}], lr=1.0, row_beta=beta)
         for weight, beta in zip(weights, (0.0, 0.9), strict=True)
     )
     squares = torch.zeros(12, 1)
@@ -147,7 +147,7 @@ def test_cautious_decay_applies_to_weights_that_the_update_shrinks():
     gradient, after = torch.randn(16, 16), {}
     for decay in (0.0, 0.5):
         weight = nn.Parameter(initial.clone())
-        optimizer = optim.Muon([{"params": [weight], "algorithm": "muon"}], lr=0.1, weight_decay=decay, cautious=True)
+        optimizer = muon.Muon([{"params": [weight], "algorithm": "muon"}], lr=0.1, weight_decay=decay, cautious=True)
         weight.grad = gradient.clone()
         optimizer.step()
         after[decay] = weight.detach()
@@ -217,7 +217,7 @@ def test_resume_is_bit_identical(family, name, tmp_path):
 
 def test_a_state_of_an_older_version_can_be_resumed():
     weight = nn.Parameter(torch.randn(8, 8))
-    optimizer = optim.Muon([{"params": [weight], "algorithm": "muon"}])
+    optimizer = muon.Muon([{"params": [weight], "algorithm": "muon"}])
     state = optimizer.state_dict()
     for name in ("row_beta", "cautious", "turns"):
         del state["param_groups"][0][name]

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
-from hf_tfm.artifacts.foreign import PackedRows
+from hf_tfm.artifacts.packing_support import PackedRows
 from hf_tfm.artifacts.tokenizer_files import load_tokenizer
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.limits import has_fast_bf16

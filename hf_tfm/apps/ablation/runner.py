@@ -23,8 +23,8 @@ import yaml
 from ...artifacts.open import auto_class_of, open_model
 from ...artifacts.record import RECORD_FILE, read_record
 from ...artifacts.tokenizer_files import save_tokenizer
+from ...core.atomic_files import atomic_directory, remove_directory, write_atomically
 from ...core.checkpoints import complete_checkpoints, last_checkpoint
-from ...core.files import atomic_directory, remove_directory, write_atomically
 from ...core.quiet import quiet
 from ...data.sources import read_documents
 from ...data.tokenizer import train_tokenizer

@@ -1,7 +1,7 @@
 """
 The `hf-tfm` command, built with Typer: one module for a group of commands.
 
-Start with `command.py`, which says how a command is registered and run. These modules import nothing but Typer and the
+Start with `app.py`, which says how a command is registered and run. These modules import nothing but Typer and the
 standard library at their top, because `hf-tfm --help` must not wait for torch; the body of a command imports what it
 needs by absolute names, because the package is also loaded by its path (see `hf_tfm_command.py`).
 """
@@ -13,7 +13,7 @@ from typer.main import get_command
 
 
 # isort: off
-from .command import app
+from .app import app
 
 # Their order is that of the panels in `hf-tfm --help`.
 from . import inference, training, inspection, conversion, retrieval, serving, publishing  # noqa: F401

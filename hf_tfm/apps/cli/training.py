@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from .command import Group, app, import_package
+from .app import Group, app, import_package
 
 
 _PACKAGE = Path(__file__).parents[2]

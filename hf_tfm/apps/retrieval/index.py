@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ...artifacts.open import fingerprint
+from ...core.atomic_files import write_atomically
 from ...core.errors import InputError
-from ...core.files import write_atomically
 from ...data.cache import default_cache_dir, file_hash, open_arrays, write_arrays
 from ...evaluate.predict import Predictor
 from .passages import INDEX_FILE, Passage, cut_passages, document_name, is_index, iter_documents, list_documents

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..core.atomic_files import write_atomically
 from ..core.errors import InputError, cannot_write, explain
-from ..core.files import write_atomically
 
 
 IDENTITY_FILE = ".recipe.json"  # hidden: it names this machine's paths and is no part of the model

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..models.configuration_tfm import TfmConfig
-from .heads import head_of_class
+from .head_table import head_of_class
 
 
 Mask = Literal["all", "by layer"] | None

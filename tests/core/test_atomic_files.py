@@ -3,7 +3,7 @@
 import pytest
 
 from hf_tfm import InputError
-from hf_tfm.core.files import atomic_directory, atomic_file, require_empty, write_atomically
+from hf_tfm.core.atomic_files import atomic_directory, atomic_file, require_empty, write_atomically
 
 
 pytestmark = pytest.mark.quick

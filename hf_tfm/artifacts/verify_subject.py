@@ -1,4 +1,4 @@
-"""The model that `checks.py` verifies, with random inputs and labels for it."""
+"""The model that `verify_checks.py` verifies, with random inputs and labels for it."""
 
 import copy
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .foreign import sentence_label
+from .packing_support import sentence_label
 
 
 # Relative to the size of the outputs. Sums in another order differ by a hundredth of it.

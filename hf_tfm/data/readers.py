@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..core.errors import InputError, explain, reason_of
-from ..core.packaged import find_packaged
+from ..core.package_data import find_packaged
 
 
 # Longer documents of plain text are cut, in characters.

@@ -21,10 +21,10 @@ from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
 from ..models.configuration_tfm import TfmConfig
 from ..models.modeling_tfm_compat import CACHE_NAME
 from .compare import outputs_of
-from .foreign import PackedRows, is_loss_token_sum
 from .open import open_model, recorded
-from .subject import Broken, NotApplicable, Subject, largest_difference
+from .packing_support import PackedRows, is_loss_token_sum
 from .tokenizer_files import save_tokenizer
+from .verify_subject import Broken, NotApplicable, Subject, largest_difference
 
 
 def check_loading(subject: Subject) -> str:

@@ -8,7 +8,7 @@ from hub_server import TOKEN
 from safetensors.torch import save_file
 
 from hf_tfm.core.clean_process import stranger_environment
-from hf_tfm.core.privacy import private_part, public_name
+from hf_tfm.core.secret_scan import private_part, public_name
 
 
 pytestmark = pytest.mark.quick
@@ -74,7 +74,7 @@ def test_a_file_is_not_called_after_its_owner(monkeypatch):
 
 
 def test_a_token_between_two_pieces_of_a_large_file_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_tfm.core.privacy._PIECE", 4096)
+    monkeypatch.setattr("hf_tfm.core.secret_scan._PIECE", 4096)
     (tmp_path / "log.txt").write_text("." * (4096 - 20) + " " + TOKEN + " " + "." * 9000)
     assert "access token" in private_part(tmp_path / "log.txt")
 
