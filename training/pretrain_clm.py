@@ -14,27 +14,26 @@ import contextlib
 import sys
 from dataclasses import dataclass, field
 
-from hf_tfm import TfmDecoderConfig, cpu
+from hf_tfm import TfmDecoderConfig
 from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.artifacts.tokenizer_files import load_tokenizer
 from hf_tfm.core.errors import InputError
-from hf_tfm.data.denoisers import Denoisers, infill, parse_shares
-from hf_tfm.data.objectives import Hybrid, Masked, RateSchedule, causal
-from hf_tfm.tasks.generation import encode_prompt
+from hf_tfm.data.denoisers import Denoisers, infill
+from hf_tfm.data.objectives import Masked, causal
+from hf_tfm.tasks.generation import sample_continuation
 from hf_tfm.train.pretrain import PretrainingTrainer, report_end, report_start
-from hf_tfm.train.pretrain_data import Objective, masked_evaluation, prepare_data
+from hf_tfm.train.pretrain_data import masked_evaluation, prepare_data
 from hf_tfm.train.pretrain_model import build_model
+from hf_tfm.train.pretrain_objective import choose_causal_objective
 from hf_tfm.train.pretrain_recipe import (
     PretrainingArguments,
     PretrainingRecipe,
     check_pretraining,
     pretraining_identity,
-    rows_per_step,
 )
 from hf_tfm.train.recipe import one_line_errors, parse_recipe
 from hf_tfm.train.report import report_stopped
 
-import torch
 from transformers import AutoModelForCausalLM, set_seed
 
 
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.tokenizer)
     model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
-    objective = choose_objective(recipe, args, tokenizer, model)
+    objective = choose_causal_objective(recipe, args, tokenizer, model)
     data = prepare_data(recipe, args, tokenizer, model, objective, causal)
     record = RunRecord("pretrain_clm", args.seed)
     if isinstance(objective, Denoisers):
@@ -90,46 +89,13 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
     model.generation_config.update(max_new_tokens=128, do_sample=True, temperature=0.8, top_p=0.95)
-    record["samples"] = [continue_text(model, tokenizer, prompt, args.seed) for prompt in PROMPTS]
+    record["samples"] = [sample_continuation(model, tokenizer, prompt, args.seed) for prompt in PROMPTS]
     report_end(trainer, model, results)
     print("\n".join(["", *record["samples"]]))
     if isinstance(objective, Denoisers) and "R" in objective.shares:
         with contextlib.suppress(InputError):  # too long for a model of few positions
             print("\n".join(["", *infill(model, tokenizer, [TEXT_WITH_GAPS], gap="___", max_gap_tokens=8)]))
     return 0
-
-
-def choose_objective(recipe: CausalRecipe, args, tokenizer, model) -> Objective:
-    """Return the training objective. Raises `InputError` for contradictions, and if the model cannot learn it."""
-    if not recipe.masked_share and not recipe.denoisers:
-        return causal
-    if recipe.masked_share and recipe.denoisers:
-        raise InputError("masked_share and denoisers are two ways to train one model: choose one of them")
-    if recipe.masked_share and recipe.length_schedule and recipe.masking_rate != recipe.final_masking_rate:
-        raise InputError(
-            "masked_share with a length_schedule: the masking rate follows the number of rows, which is higher while "
-            "rows are short, and would reach its end too soon: give one rate as masking_rate and final_masking_rate"
-        )
-    if not isinstance(model.config, TfmDecoderConfig):
-        name = "masked_share" if recipe.masked_share else "denoisers"
-        raise InputError(f"{name} needs this package's decoder, not {type(model).__name__}")
-    if recipe.denoisers:
-        return Denoisers(tokenizer, parse_shares(recipe.denoisers), args.seed)
-    rate = RateSchedule(recipe.masking_rate, recipe.final_masking_rate, rows_per_step(args) * args.max_steps)
-    # All rows of a step have one objective, over all processes and accumulated batches that share the step.
-    parts = args.world_size * args.gradient_accumulation_steps
-    return Hybrid(Masked(tokenizer, rate, seed=args.seed), recipe.masked_share, parts)
-
-
-def continue_text(model, tokenizer, prompt: str, seed: int) -> str:
-    """Return the prompt with 80 sampled tokens, or as many as the model has positions for."""
-    set_seed(seed)
-    try:
-        ids, max_new_tokens = encode_prompt(model, tokenizer, prompt)
-    except InputError:  # the prompt fills all positions
-        return prompt
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": min(80, max_new_tokens)}
-    return tokenizer.decode(cpu.generate(model, ids, **options)[0], skip_special_tokens=True)
 
 
 if __name__ == "__main__":

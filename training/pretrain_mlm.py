@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.artifacts.tokenizer_files import load_tokenizer
-from hf_tfm.data.objectives import CausalFirst, DrawnRate, Masked, RateSchedule
-from hf_tfm.tasks.fill_mask import fill_masks
+from hf_tfm.data.objectives import Masked
+from hf_tfm.tasks.fill_mask import describe_mask
 from hf_tfm.train.pretrain import PretrainingTrainer, report_end, report_start
 from hf_tfm.train.pretrain_data import prepare_data, prepare_pairs
 from hf_tfm.train.pretrain_model import build_model
+from hf_tfm.train.pretrain_objective import choose_masked_objective
 from hf_tfm.train.pretrain_recipe import (
     PretrainingArguments,
     PretrainingRecipe,
     check_pretraining,
     pretraining_identity,
-    rows_per_step,
 )
 from hf_tfm.train.recipe import one_line_errors, parse_recipe
 from hf_tfm.train.report import report_stopped
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     model, is_new = build_model(auto_class, TfmEncoderConfig, tokenizer, recipe)
     # Models of this package compute logits at the masked positions only.
     compact = "masked_positions" in inspect.signature(model.forward).parameters
-    objective = choose_objective(recipe, args, tokenizer, model, compact)
+    objective = choose_masked_objective(recipe, args, tokenizer, model, compact)
     evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
     if has_pairs:
         data = prepare_pairs(recipe, args, tokenizer, model, objective, evaluation, recipe.sentence_task)
@@ -114,31 +114,10 @@ def main(argv: list[str] | None = None) -> int:
         record["samples"] = []
         for sentence in SENTENCES:
             with contextlib.suppress(InputError):  # too long for a model of few positions
-                record["samples"].append(fill_gap(model, tokenizer, sentence))
+                record["samples"].append(describe_mask(model, tokenizer, sentence))
     report_end(trainer, model, results)
     print("\n".join(["", *record.fields.get("samples", [])]))
     return 0
-
-
-def choose_objective(recipe: MaskedRecipe, args, tokenizer, model, compact: bool) -> Masked | CausalFirst:
-    """Return the training objective. Raises `InputError` if the model's attention cannot be made causal."""
-    rows = rows_per_step(args)
-    rate = RateSchedule(recipe.masking_rate, recipe.final_masking_rate, rows * args.max_steps)
-    if recipe.drawn_masking_rate:
-        rate = DrawnRate(seed=args.seed)
-    masked = Masked(tokenizer, rate, recipe.masking_unit, seed=args.seed, compact=compact)
-    if not recipe.causal_first:
-        return masked
-    if model.config._attn_implementation not in ("sdpa", "blockwise"):
-        raise InputError("causal_first: takes sdpa attention; this model's config asks for another")
-    return CausalFirst(masked, rows * round(recipe.causal_first * args.max_steps))
-
-
-def fill_gap(model, tokenizer, sentence: str) -> str:
-    """Return the sentence with its mask and the three likeliest tokens."""
-    masked = sentence.format(tokenizer.mask_token)
-    [candidates] = fill_masks(model.eval(), tokenizer, masked, 3)
-    return f"{masked}  →  " + ", ".join(f"{token.strip()} ({share:.0%})" for token, share in candidates)
 
 
 if __name__ == "__main__":

@@ -36,3 +36,10 @@ def fill_masks(
         [(tokenizer.decode([token]), probability) for token, probability in zip(*candidates)]
         for candidates in zip(ids.tolist(), probabilities.tolist())
     ]
+
+
+def describe_mask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str) -> str:
+    """Return a sentence with `{}` for its mask as one line: the mask filled in, and the three likeliest tokens."""
+    masked = sentence.format(tokenizer.mask_token)
+    [candidates] = fill_masks(model.eval(), tokenizer, masked, 3)
+    return f"{masked}  →  " + ", ".join(f"{token.strip()} ({share:.0%})" for token, share in candidates)

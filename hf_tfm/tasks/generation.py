@@ -13,6 +13,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
+    set_seed,
 )
 
 from .. import cpu
@@ -196,3 +197,14 @@ def generate_replies(
                 text = tokenizer.decode(ids[:end], skip_special_tokens=True)
                 replies[number] = Reply(text.strip(), end is not None)
     return replies
+
+
+def sample_continuation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, seed: int) -> str:
+    """Return the prompt with 80 sampled tokens, or as many as the model has positions for."""
+    set_seed(seed)
+    try:
+        ids, max_new_tokens = encode_prompt(model, tokenizer, prompt)
+    except InputError:  # the prompt fills all positions
+        return prompt
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": min(80, max_new_tokens)}
+    return tokenizer.decode(cpu.generate(model, ids, **options)[0], skip_special_tokens=True)

@@ -47,7 +47,7 @@ def quick_runs(monkeypatch):
     import pretrain_clm
 
     monkeypatch.setattr("hf_tfm.artifacts.write.plot_curve", lambda *args: None)
-    monkeypatch.setattr(pretrain_clm, "continue_text", lambda model, tokenizer, prompt, seed: prompt)
+    monkeypatch.setattr(pretrain_clm, "sample_continuation", lambda model, tokenizer, prompt, seed: prompt)
 
 
 def arguments(files, out, style="decoder", **changes):

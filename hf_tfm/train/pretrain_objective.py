@@ -1,0 +1,62 @@
+"""The objective of a pretraining run, from the fields of its recipe."""
+
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from ..core.errors import InputError
+from ..data.denoisers import Denoisers, parse_shares
+from ..data.objectives import CausalFirst, DrawnRate, Hybrid, Masked, RateSchedule, causal
+from ..models.configuration_tfm import TfmDecoderConfig
+from .pretrain_data import Objective
+from .pretrain_recipe import rows_per_step
+
+
+def choose_causal_objective(
+    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> Objective:
+    """
+    Return the objective of `pretrain_clm.py` for its recipe.
+
+    Raises:
+        InputError: the fields contradict one another, or the model cannot learn the objective.
+    """
+    if not recipe.masked_share and not recipe.denoisers:
+        return causal
+    if recipe.masked_share and recipe.denoisers:
+        raise InputError("masked_share and denoisers are two ways to train one model: choose one of them")
+    if recipe.masked_share and recipe.length_schedule and recipe.masking_rate != recipe.final_masking_rate:
+        raise InputError(
+            "masked_share with a length_schedule: the masking rate follows the number of rows, which is higher while "
+            "rows are short, and would reach its end too soon: give one rate as masking_rate and final_masking_rate"
+        )
+    if not isinstance(model.config, TfmDecoderConfig):
+        name = "masked_share" if recipe.masked_share else "denoisers"
+        raise InputError(f"{name} needs this package's decoder, not {type(model).__name__}")
+    if recipe.denoisers:
+        return Denoisers(tokenizer, parse_shares(recipe.denoisers), args.seed)
+    rate = RateSchedule(recipe.masking_rate, recipe.final_masking_rate, rows_per_step(args) * args.max_steps)
+    # All rows of a step have one objective, over all processes and accumulated batches that share the step.
+    parts = args.world_size * args.gradient_accumulation_steps
+    return Hybrid(Masked(tokenizer, rate, seed=args.seed), recipe.masked_share, parts)
+
+
+def choose_masked_objective(
+    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, compact: bool
+) -> Masked | CausalFirst:
+    """
+    Return the objective of `pretrain_mlm.py` for its recipe.
+
+    Raises:
+        InputError: the model's attention cannot be made causal.
+    """
+    rows = rows_per_step(args)
+    rate = RateSchedule(recipe.masking_rate, recipe.final_masking_rate, rows * args.max_steps)
+    if recipe.drawn_masking_rate:
+        rate = DrawnRate(seed=args.seed)
+    masked = Masked(tokenizer, rate, recipe.masking_unit, seed=args.seed, compact=compact)
+    if not recipe.causal_first:
+        return masked
+    if model.config._attn_implementation not in ("sdpa", "blockwise"):
+        raise InputError("causal_first: takes sdpa attention; this model's config asks for another")
+    return CausalFirst(masked, rows * round(recipe.causal_first * args.max_steps))
