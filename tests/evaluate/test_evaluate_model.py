@@ -299,7 +299,7 @@ WRONG = {
     "no temperature": (["--prompts", "the", "--temperature", "nan"], "--temperature nan"),
     "no such task": (["--test_file", "{data}/labels.jsonl", "--hub_task", "x"], "--hub_dataset tells"),
     "hub of what": (["--text", "{data}/text.jsonl.gz", "--hub_dataset", "a/b"], "--hub_dataset tells"),
-    "no such hub": (["--test_file", "{data}/labels.jsonl", "--hub_dataset", "a/b:c:d:e"], "'a/b:c:d:e' is no data set"),
+    "no such hub": (["--test_file", "{data}/labels.jsonl", "--hub_dataset", "a/b:c:d:e"], "'a/b:c:d:e' is no dataset"),
     "nothing to do": ([], "nothing to measure: give one of --text, --minimal_pairs"),
     "no such model": (["--model", "{models}/nowhere", "--text", "{data}/text.jsonl.gz"], "nowhere: no such folder"),
     "a base model": (["--model", "{models}/base", "--text", "{data}/text.jsonl.gz"], "is no language model"),

@@ -222,7 +222,7 @@ def test_an_adapter_merged_by_the_command_computes_the_same(adapter, base, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["{base}", "{out}"], "no adapter_config.json there"),
+        (["{base}", "{out}"], "no adapter_config.json, so no adapter to merge"),
         (["{adapter}", "{base}"], "is not an empty folder"),
         (["{adapter}", "{out}", "--base", "{out}/nowhere"], "nowhere"),
     ],

@@ -100,8 +100,8 @@ def run_command(function: Callable[..., int | None], **arguments: Any) -> int:
     """
     if not import_package():
         return 2
-    from ...core.errors import InputError
-    from ...core.quiet import quiet_command
+    from hf_tfm.core.errors import InputError
+    from hf_tfm.core.quiet import quiet_command
 
     try:
         with quiet_command(transformers_warnings=False):

@@ -29,7 +29,7 @@ def convert(
 
     The outputs of both models are compared.
     """
-    from ...convert.native import convert_folder
+    from hf_tfm.convert.native import convert_folder
 
     result = convert_folder(source, target, gguf_file=gguf_file, head=head)
     print(
@@ -70,7 +70,7 @@ def export(
 
     The outputs of both models are compared.
     """
-    from ...convert.export import export as export_model
+    from hf_tfm.convert.export import export as export_model
 
     report = export_model(source, target, to, untie=untie, dtype=dtype)
     print(f"wrote {target}: {report}")
@@ -89,7 +89,7 @@ def merge(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Merge an adapter into its base model: one folder with equal outputs that needs no PEFT."""
-    from ...convert.merge import merge_folder
+    from hf_tfm.convert.merge import merge_folder
 
     difference, model = merge_folder(adapter, target, base=base, untie=untie, trust_remote_code=trust_remote_code)
     print(
@@ -107,8 +107,8 @@ def refresh(
 
     Weights and card stay as they are.
     """
-    from ...artifacts.refresh import refresh as refresh_folder
-    from ...artifacts.verify import as_table
+    from hf_tfm.artifacts.refresh import refresh as refresh_folder
+    from hf_tfm.artifacts.verify import as_table
 
     result = refresh_folder(folder, dry_run)
     if result.verdicts:

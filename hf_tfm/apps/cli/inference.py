@@ -65,9 +65,9 @@ def generate(
     """Continue a text, printed as it is generated; or compare decoding methods token by token."""
     import transformers
 
-    from ...artifacts.open import open_model
-    from ...core.errors import InputError
-    from ...tasks.generation import encode_prompt, sampling_options, stream_text
+    from hf_tfm.artifacts.open import open_model
+    from hf_tfm.core.errors import InputError
+    from hf_tfm.tasks.generation import encode_prompt, sampling_options, stream_text
 
     if (html or candidates) and not compare:
         raise InputError("--html and --candidates need --compare")
@@ -92,9 +92,9 @@ def _compare(
     html: str | None, name: str,
 ) -> None:  # fmt: skip
     """Print the continuations of several decoding methods, and write them as a page."""
-    from ...core.errors import InputError
-    from ...tasks.decoding import compare_decodings, decoding_methods
-    from .. import html_report, terminal_report
+    from hf_tfm.apps import html_report, terminal_report
+    from hf_tfm.core.errors import InputError
+    from hf_tfm.tasks.decoding import compare_decodings, decoding_methods
 
     smallest = {"temperature": 1e-6, "top_k": 1, "top_p": 1e-9, "beams": 2}
     for option, least in smallest.items():
@@ -129,9 +129,9 @@ def chat(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a model in the terminal; answers are printed as they are generated."""
-    from ...artifacts.open import open_model
-    from ...tasks.generation import sampling_options
-    from ..chat import Chat, talk
+    from hf_tfm.apps.chat import Chat, talk
+    from hf_tfm.artifacts.open import open_model
+    from hf_tfm.tasks.generation import sampling_options
 
     lm, tokenizer = open_model(model, "AutoModelForCausalLM", base, trust_remote_code)
     sampling = sampling_options(
@@ -151,8 +151,8 @@ def fill_mask(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show the most likely tokens at each mask of a text."""
-    from ...artifacts.open import open_model
-    from ...tasks.fill_mask import fill_masks
+    from hf_tfm.artifacts.open import open_model
+    from hf_tfm.tasks.fill_mask import fill_masks
 
     lm, tokenizer = open_model(model, "AutoModelForMaskedLM", base, trust_remote_code)
     masks = fill_masks(lm, tokenizer, text, top)
@@ -211,7 +211,7 @@ def predict(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Label, tag, answer, choose, score or embed the records of a file, depending on the model's head."""
-    from ...evaluate.predict import open_predictor, predict_file
+    from hf_tfm.evaluate.predict import open_predictor, predict_file
 
     fields = {
         "text_field": text_field, "text_pair_field": text_pair_field, "words_field": words_field,

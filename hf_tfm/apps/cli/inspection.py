@@ -43,9 +43,9 @@ def inspect(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show a model's architecture, parameters by part, memory and operations; on request also pictures."""
-    from ...artifacts.open import open_model
-    from ...core.errors import InputError
-    from ..inspect import architecture, word_senses
+    from hf_tfm.apps.inspect import architecture, word_senses
+    from hf_tfm.artifacts.open import open_model
+    from hf_tfm.core.errors import InputError
 
     if layer is not None and not senses:
         raise InputError("--layer needs --senses: it is the layer whose vectors are compared")
@@ -86,10 +86,10 @@ def verify(
 
     The exit code is 1 if a check fails.
     """
-    from ...artifacts.verify import as_json, as_table, open_subject, versions_line
-    from ...artifacts.verify import verify as run_checks
-    from ...artifacts.verify_checks import CHECKS
-    from ...core.errors import InputError
+    from hf_tfm.artifacts.verify import as_json, as_table, open_subject, versions_line
+    from hf_tfm.artifacts.verify import verify as run_checks
+    from hf_tfm.artifacts.verify_checks import CHECKS
+    from hf_tfm.core.errors import InputError
 
     if unknown := set(only or ()) - CHECKS.keys():
         raise InputError(f"--only knows {', '.join(CHECKS)}, not {', '.join(sorted(unknown))}")
@@ -132,9 +132,9 @@ def plan(
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak speed that training reaches.")] = 0.35,
 ) -> None:
     """Estimate compute, memory and hours of a pretraining run before anything is rented."""
-    from ...core.errors import InputError
-    from ...models.configuration_tfm import TfmDecoderConfig
-    from ..inspect import training_cost
+    from hf_tfm.apps.inspect import training_cost
+    from hf_tfm.core.errors import InputError
+    from hf_tfm.models.configuration_tfm import TfmDecoderConfig
 
     try:
         config = TfmDecoderConfig.preset(preset, size, vocab_size=vocab_size)

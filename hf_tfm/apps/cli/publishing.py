@@ -37,9 +37,9 @@ def card(
     ] = None,
 ) -> None:
     """Write a model's card again, from the record of its training run and of its evaluations."""
-    from ...artifacts.card import rewrite_card
-    from ...artifacts.record import RECORD_FILE
-    from ...core.errors import InputError
+    from hf_tfm.artifacts.card import rewrite_card
+    from hf_tfm.artifacts.record import RECORD_FILE
+    from hf_tfm.core.errors import InputError
 
     path = Path(folder)
     if not (path / RECORD_FILE).is_file():
@@ -88,7 +88,7 @@ def push(
     """
     from huggingface_hub.utils import enable_progress_bars
 
-    from ...hub import push as hub
+    from hf_tfm.hub import push as hub
 
     hub.check_name(repo)
     with hub.checked_folder(folder, base=base, hub_base=base_model, trust_remote_code=trust_remote_code) as checked:

@@ -34,8 +34,8 @@ def index(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Split documents into passages and embed them, for `hf-tfm ask`."""
-    from ..retrieval.index import build_index
-    from ..retrieval.passages import count_unreadable
+    from hf_tfm.apps.retrieval.index import build_index
+    from hf_tfm.apps.retrieval.passages import count_unreadable
 
     if unreadable := count_unreadable(docs):
         kinds = ", ".join(f"{count} × {kind}" for kind, count in unreadable.most_common(5))
@@ -68,9 +68,9 @@ def ask(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Answer a question from the passages of an index that match it best, and cite them."""
-    from ...artifacts.open import open_model
-    from ..retrieval.cited_answers import ask as answer_question
-    from ..retrieval.index import Index
+    from hf_tfm.apps.retrieval.cited_answers import ask as answer_question
+    from hf_tfm.apps.retrieval.index import Index
+    from hf_tfm.artifacts.open import open_model
 
     opened = Index(index)
     predictor = opened.open_encoder(encoder, trust_remote_code)

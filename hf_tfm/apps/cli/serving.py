@@ -19,8 +19,8 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
 ) -> None:
     """Serve a model with OpenAI's API, by transformers' own server."""
-    from ...convert.serving import serve as serve_model
-    from ...core.model_files import read_config
+    from hf_tfm.convert.serving import serve as serve_model
+    from hf_tfm.core.model_files import read_config
 
     read_config(model)
     serve_model(model, host, port, device)
@@ -41,11 +41,11 @@ def demo(
 ) -> None:
     """Show a page in the browser that suits the model's head, with a view of its attention."""
     if space:
-        from ..hub_space import write_space
+        from hf_tfm.apps.hub_space import write_space
 
         write_space(model, space, base, trust_remote_code)
         print(f"wrote {space}; push it with: hf upload YOU/NAME {space} . --repo-type space")
     else:
-        from ..demo import serve
+        from hf_tfm.apps.demo import serve
 
         serve(model, port, base, trust_remote_code)
