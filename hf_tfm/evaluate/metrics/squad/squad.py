@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from ....tasks.squad import exact_match, token_f1
+from hf_tfm.tasks.squad import exact_match, token_f1
 
 
 class Squad(evaluate.Metric):
