@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HOME
 
 from ..core.atomic_files import atomic_directory, write_atomically
 from ..core.errors import InputError, cannot_write
-from .readers import explain_unreadable
+from .files import explain_unreadable
 
 
 _CACHE_HINT = "free space, or set HF_TFM_CACHE to another folder"

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.secret_scan import public_name
-from .readers import DataFile, list_files, named_split, read_rows
+from .files import DataFile, list_files, named_split
+from .tables import read_rows
 
 
 class Records(list[dict[str, Any]]):

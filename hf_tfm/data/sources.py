@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError, explain
-from .readers import PLAIN_TEXT, DataFile, list_files, list_skipped_files, read_plain_text, read_rows
+from .files import PLAIN_TEXT, DataFile, list_files, list_skipped_files
+from .plain_text import read_plain_text
+from .tables import read_rows
 
 
 # Plain text that is one document a file is cut into pieces of so many characters where a part of it is held out, so

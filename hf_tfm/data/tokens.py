@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from ..artifacts.tokenizer_files import tokenizer_fingerprint
 from ..core.errors import InputError
 from .cache import default_cache_dir, digest, file_hash, memo_path, open_arrays, write_arrays, write_memo
-from .readers import cut_text
+from .plain_text import cut_text
 from .sources import DocumentStream, Source, explain_hub, parse_sources
 
 

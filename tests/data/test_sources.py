@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import readers, sources
+from hf_tfm.data import files, sources, tables
 from hf_tfm.data.sources import DocumentStream, Source, parse_source, parse_sources, read_documents
 
 
@@ -26,7 +26,7 @@ def write(path: Path, texts=TEXTS, field="text") -> Path:
     """The texts in the format that the name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [{"id": i, field: text} for i, text in enumerate(texts)]
-    kind = [suffix for suffix in path.suffixes if suffix in readers.READABLE][0]
+    kind = [suffix for suffix in path.suffixes if suffix in files.READABLE][0]
     if kind == ".parquet":
         table = pa.table({"id": range(len(texts)), field: texts})
         sink = pa.BufferOutputStream()
@@ -83,7 +83,7 @@ def test_a_broken_json_array_is_refused(tmp_path):
 
 def test_a_json_array_larger_than_memory_is_refused(tmp_path, monkeypatch):
     file = write(tmp_path / "a.json")
-    monkeypatch.setattr(readers, "_MAX_SHARE_OF_MEMORY", 1e-12)
+    monkeypatch.setattr(tables, "_MAX_SHARE_OF_MEMORY", 1e-12)
     with pytest.raises(InputError, match=r"a.json: this JSON file is too large .* convert it to .jsonl"):
         list(read_documents(file))
 

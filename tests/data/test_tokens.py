@@ -108,7 +108,7 @@ def test_the_number_of_workers_changes_nothing(file, tokenizer, tmp_path, small_
 
 
 def test_long_documents_are_tokenised_in_parts_but_stay_one(tokenizer, monkeypatch):
-    monkeypatch.setattr("hf_tfm.data.readers.MAX_CHARACTERS", 100)
+    monkeypatch.setattr("hf_tfm.data.plain_text.MAX_CHARACTERS", 100)
     texts = ["the cat sat on the mat\n" * 50, "short", "x" * 450]
     store = TokenStore.from_texts(texts, tokenizer, wrap=False)
     assert [tokenizer.decode(store[i]) for i in range(3)] == texts

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core.errors import InputError
-from ...data.readers import PLAIN_TEXT, READABLE, DataFile, cut_text, list_files, read_plain_text
+from ...data.files import PLAIN_TEXT, READABLE, DataFile, list_files
+from ...data.plain_text import cut_text, read_plain_text
 from ...data.records import Records, read_record_file
 from ...data.sources import read_documents
 from ...data.text import sentence_ends
