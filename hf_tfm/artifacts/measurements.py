@@ -60,7 +60,7 @@ class _Measurement(NamedTuple):
     @property
     def metric(self) -> str:
         """The metric in the name of a figure: `accuracy by PLL, minimal pairs` is an accuracy."""
-        return re.split(r", | by ", self.name)[0]
+        return re.split(r", | by | with ", self.name)[0]
 
     @property
     def value(self) -> float:

@@ -31,7 +31,16 @@ class Estimate:
 
 
 def to_bits_per_byte(nats: float, num_bytes: float) -> float:
-    """Returns a cross-entropy in nats of so many bytes of UTF-8 as bits per byte, which compares across tokenizers."""
+    """
+    Returns bits per byte, which compares across tokenizers.
+
+    The one definition, of training, evaluation, prediction and benchmarks: both sums are of text alone. Special tokens
+    around a text (begin, end) are in neither the nats nor the bytes.
+
+    Args:
+        nats: Negative log-likelihood of the text's tokens.
+        num_bytes: Bytes of the text as UTF-8.
+    """
     return nats / num_bytes / math.log(2)
 
 

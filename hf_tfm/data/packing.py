@@ -342,22 +342,6 @@ class PackedBlocks:
         counts = (rounds * self._per_turn + last).tolist() if len(self._parts) > 1 else [num_blocks]
         return sum(part.count_tokens(count) for part, count in zip(parts, counts))
 
-    def bytes_per_token(self, begins: bool) -> float | None:
-        """
-        Returns the bytes of text per predicted token, by the stores' shares; `None` if one of them is a stream.
-
-        Args:
-            begins: Whether each document begins with a token that is not predicted.
-        """
-        parts = self._store_parts()
-        if parts is None:
-            return None
-        stores = [part.store for part in parts]
-        per_token = self._per_turn / np.array([store.num_tokens for store in stores])
-        predicted = np.array([store.num_tokens - begins * len(store) for store in stores])
-        num_bytes = np.array([store.num_bytes for store in stores])
-        return float(per_token @ num_bytes / (per_token @ predicted))
-
     def _store_parts(self) -> list[_StoreBlocks] | None:
         """Returns the blocks of all stores; `None` if one of them is a stream."""
         parts = [part for part in self._parts if isinstance(part, _StoreBlocks)]

@@ -53,6 +53,12 @@ def piece_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     return begin, end
 
 
+def boundary_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Returns the ids that begin or end a text and are no text, as both functions above return them."""
+    ids = (getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep"))
+    return sorted({number for number in ids if number is not None})
+
+
 def _first_of(tokenizer: PreTrainedTokenizerFast, *names: str) -> int | None:
     ids = (getattr(tokenizer, f"{name}_token_id") for name in names)
     return next((number for number in ids if number is not None), None)

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from ..core.errors import InputError
-from ..core.statistics import to_bits_per_byte
 
 
 class StopOnSignal(TrainerCallback):
@@ -67,15 +66,14 @@ class StopOnSignal(TrainerCallback):
 
 class ProgressLine(TrainerCallback):
     """
-    Show one line: steps, loss, speed, time left, and bits per byte if `bytes_per_token` is given.
+    Show one line: steps, loss, speed and time left.
 
     If standard error is no terminal, print a line on standard output at most every `SECONDS_BETWEEN_LINES`.
     """
 
     SECONDS_BETWEEN_LINES = 15
 
-    def __init__(self, bytes_per_token: float | None = None) -> None:
-        self.bytes_per_token = bytes_per_token
+    def __init__(self) -> None:
         self.bar: Any = None
         self.last_line_time = -math.inf
 
@@ -102,8 +100,6 @@ class ProgressLine(TrainerCallback):
 
     def _show_training(self, logs: dict[str, Any], state: Any) -> None:
         figures = {name: f"{logs[name]:.3f}" for name in ("loss", "reward") if logs.get(name) is not None}
-        if self.bytes_per_token:
-            figures["bits/byte"] = f"{to_bits_per_byte(logs['loss'], self.bytes_per_token):.3f}"
         if "train_tokens_per_second" in logs:
             figures["tokens/s"] = f"{logs['train_tokens_per_second']:,.0f}"
         self.bar.set_postfix(figures, refresh=False)

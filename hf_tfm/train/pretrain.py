@@ -19,6 +19,8 @@ from ..core.checkpoints import last_checkpoint
 from ..core.statistics import to_bits_per_byte
 from ..cpu.attention import supports_unpadded_training
 from ..cpu.compile import compile_blocks, has_compiler, is_worth_compiling
+from ..data.batches import IGNORED
+from ..data.tokens import boundary_ids
 from .averaging import AveragingMixin
 from .custom_evaluation import MeasuredEvaluation
 from .optim import build_optimizer, describe_optimizer
@@ -42,8 +44,7 @@ class PretrainingTrainer(AveragingMixin, MeasuredEvaluation, RunTrainer):
 
     def __init__(self, *args: Any, data: PretrainingData, recipe: PretrainingRecipe, **kwargs: Any):
         datasets: dict[str, Any] = {"train_dataset": data.train, "eval_dataset": data.evaluation}
-        run: dict[str, Any] = {"bytes_per_token": data.bytes_per_token, "ema_decay": recipe.ema_decay}
-        super().__init__(*args, **datasets, **run, **kwargs)
+        super().__init__(*args, **datasets, ema_decay=recipe.ema_decay, **kwargs)
         self.data = data
         self.recipe = recipe
         self.rows = PackedRows.of(self.model)
@@ -119,13 +120,19 @@ class PretrainingTrainer(AveragingMixin, MeasuredEvaluation, RunTrainer):
 
     @torch.no_grad()
     def measure(self, eval_dataset: list[dict[str, Any]]) -> dict[str, float]:
-        """Return the mean loss over the predicted tokens, and bits per byte if every token is predicted."""
+        """
+        Return the mean loss over the predicted tokens of text, and [`to_bits_per_byte`] if every token is predicted.
+
+        The first token of a row that continues a text is not predicted: its bytes count with the mean of the others.
+        """
         self.model.eval()
+        boundaries = torch.tensor(boundary_ids(self.processing_class), device=self.args.device)
         nats, predicted, text_bytes, text_tokens = 0.0, 0, 0, 0
         with torch.compiler.set_stance("force_eager"):  # evaluation is too short to repay compiling
             for batch in eval_dataset:
                 inputs = {name: value for name, value in batch.items() if not name.startswith("num_")}
                 inputs = self._fit_inputs(send_to_device(inputs, self.args.device))
+                inputs["labels"] = inputs["labels"].masked_fill(torch.isin(inputs["labels"], boundaries), IGNORED)
                 count = int((self._predicted_labels(inputs) != -100).sum())
                 if not count:  # the mean loss would not be a number
                     continue

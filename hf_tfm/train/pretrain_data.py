@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..artifacts.packing_support import sentence_label
 from ..core.errors import InputError
 from ..data.cache import default_cache_dir, file_hash
-from ..data.objectives import Masked, causal, masked_next_token
+from ..data.objectives import Masked, masked_next_token
 from ..data.packing import PackedBlocks, iter_eval_blocks
 from ..data.sentence_pairs import SentencePairs
 from ..data.sources import Source
 from ..data.step_batches import StepBatches
-from ..data.tokens import TokenStore, TokenStream, piece_ends
+from ..data.tokens import TokenStore, TokenStream, boundary_ids, piece_ends
 from .pretrain_recipe import PretrainingRecipe
 from .run_identity import data_seed
 
@@ -35,8 +35,6 @@ class PretrainingData:
     Training batches by number, evaluation batches, and the facts about both for the record.
 
     Attributes:
-        bytes_per_token: bytes of training text per token, if every token is predicted: only then a training loss has
-            bits per byte.
         tokens: tokens of the whole run without padding, if known.
         passes: how often the run reads each of its texts, if known.
     """
@@ -45,7 +43,6 @@ class PretrainingData:
     evaluation: list[dict[str, Any]]
     facts: list[dict[str, Any]]
     tokens_per_step: int
-    bytes_per_token: float | None
     tokens: int | None = None
     passes: Sequence[float | None] = ()
 
@@ -91,13 +88,12 @@ def prepare_data(
     for store in (blocks, validation):
         store.check_vocab(model.get_input_embeddings().weight.shape[0])
 
-    begin_id = piece_ids[0] if piece_ids else tokenizer.bos_token_id
     evaluation, measured_tokens = _evaluation_batches(
         recipe,
         args,
         evaluation_objective or objective,
         validation,
-        begin_id,
+        boundary_ids(tokenizer),
         pad_token_id=tokenizer.pad_token_id or 0,
         piece_ids=piece_ids,
     )
@@ -106,7 +102,6 @@ def prepare_data(
         *describe_text("validation", recipe.validation_sources(), [validation], recipe),
     ]
     facts[-1]["measured_tokens"] = measured_tokens
-    predicts_every_token = objective is causal and not recipe.z_loss
     return PretrainingData(
         train=StepBatches(
             blocks.rows,
@@ -121,9 +116,6 @@ def prepare_data(
         evaluation=evaluation,
         facts=facts,
         tokens_per_step=rows * args.gradient_accumulation_steps * recipe.block_length,
-        bytes_per_token=blocks.bytes_per_token(begins=piece_ids is None and begin_id is not None)
-        if predicts_every_token
-        else None,
         tokens=blocks.count_tokens(rows * micro_steps),
         passes=blocks.epochs(rows * micro_steps),
     )
@@ -134,7 +126,7 @@ def _evaluation_batches(
     args: TrainingArguments,
     objective: Objective,
     validation: TokenStore,
-    begin_id: int | None,
+    boundaries: list[int],
     **packing: Any,
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the evaluation batches with `num_bytes` and `num_text_tokens`, and the number of their tokens."""
@@ -148,9 +140,7 @@ def _evaluation_batches(
         batch["rows"] = len(batches) * batch_size + np.arange(len(batch["input_ids"]))
         inputs = objective(batch)
         tokens = int(batch["num_tokens"].sum())
-        first_ids = batch["input_ids"][(batch["position_ids"] == 0) & (batch["sequence_ids"] > 0)]
-        # The first token of a piece is not predicted. If it is text, its bytes count with the mean of the others.
-        text_tokens = tokens - int((first_ids == begin_id).sum())
+        text_tokens = int(((batch["sequence_ids"] > 0) & ~np.isin(batch["input_ids"], boundaries)).sum())
         batches.append({**inputs, "num_bytes": int(batch["num_bytes"].sum()), "num_text_tokens": text_tokens})
         measured_tokens += tokens
     if all(bool((torch.as_tensor(batch["labels"]) == -100).all()) for batch in batches):
@@ -220,7 +210,6 @@ def prepare_pairs(
             *describe_text("validation", recipe.validation_sources(), stores[1:], recipe),
         ],
         tokens_per_step=rows * args.gradient_accumulation_steps * recipe.block_length,
-        bytes_per_token=None,
     )
 
 

@@ -89,14 +89,11 @@ class RunMixin(PushMixin):
 
     Args:
         record: run record; with one every checkpoint has a card.
-        bytes_per_token: bytes of text per token, to show the training loss in bits per byte.
     """
 
     supports_sharding = True  # whether FSDP may shard the model
 
-    def __init__(
-        self, *args: Any, record: RunRecord | None = None, bytes_per_token: float | None = None, **kwargs: Any
-    ):
+    def __init__(self, *args: Any, record: RunRecord | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled and not self.supports_sharding:
             raise InputError("this training cannot divide its model (FSDP): launch it with training/launch/ddp.yaml")
@@ -108,7 +105,7 @@ class RunMixin(PushMixin):
             self.remove_callback(noisy)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
-        self.progress_line = ProgressLine(bytes_per_token)
+        self.progress_line = ProgressLine()
         self.add_callback(self.progress_line)
         self.add_callback(RefuseDiverged())
         self._staged_run: str | None = None

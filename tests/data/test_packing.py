@@ -248,21 +248,6 @@ def test_a_small_source_of_a_mixture_has_its_share_of_tokens(store):
     assert blocks.count_tokens(300) == real.sum()
 
 
-def test_bytes_of_a_predicted_token():
-    one, other = make_store([10, 30]), make_store([20])
-    alone = PackedBlocks(one, LENGTH)
-    assert alone.bytes_per_token(begins=True) == one.num_bytes / 38
-    assert alone.bytes_per_token(begins=False) == one.num_bytes / 40
-    mixed = PackedBlocks([one, other], LENGTH, weights=[3, 1])
-    nats = {"one": 2.0, "other": 5.0}  # a token, of which 38 of 40, 19 of 20 are predicted
-    predicted = [0.75 * 38 / 40, 0.25 * 19 / 20]
-    mean_loss = (nats["one"] * predicted[0] + nats["other"] * predicted[1]) / sum(predicted)
-    per_byte = (nats["one"] * predicted[0] + nats["other"] * predicted[1]) / (
-        0.75 * one.num_bytes / 40 + 0.25 * other.num_bytes / 20
-    )
-    assert mean_loss / mixed.bytes_per_token(begins=True) == pytest.approx(per_byte, rel=1e-3)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Streams
 

@@ -30,13 +30,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.artifacts.open import open_model
 from hf_tfm.artifacts.packing_support import PackedRows
 from hf_tfm.artifacts.tokenizer_files import load_tokenizer
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.cpu.attention import WindowedAttention
 from hf_tfm.data.objectives import Masked, causal
+from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
+from hf_tfm.evaluate.language_model import bits_per_byte
+from hf_tfm.evaluate.predict import open_predictor
+from hf_tfm.tasks.likelihood import LanguageModel
 from hf_tfm.train.callbacks import ProgressLine
 from hf_tfm.train.initialization import zero_init_output_projections
 from hf_tfm.train.pretrain import PretrainingTrainer, z_loss
@@ -83,13 +88,29 @@ def test_run_writes_a_whole_folder_and_whole_checkpoints(whole_run):
     assert str(whole_run.parent) not in json.dumps(record), "the record has paths of this machine"
 
 
-def test_bits_per_byte_count_all_the_text(files, whole_run):
+def test_bits_per_byte_count_all_the_text_and_no_special_token(files, whole_run):
     """Also for documents that continue in another row, whose first token cannot be predicted."""
     results = json.loads((whole_run / "run_record.json").read_text())["results"]
     ids = AutoTokenizer.from_pretrained(whole_run)(TEXTS[:8], add_special_tokens=False)["input_ids"]
-    tokens, text_bytes = sum(len(text) + 1 for text in ids), sum(len(text.encode()) for text in TEXTS[:8])
-    assert results["predicted_tokens"] < tokens  # each text and its end, except the first tokens of continued rows
+    tokens, text_bytes = sum(map(len, ids)), sum(len(text.encode()) for text in TEXTS[:8])
+    assert results["predicted_tokens"] < tokens  # each text, except the first tokens of continued rows
     assert results["bits_per_byte"] == pytest.approx(results["loss"] / math.log(2) * tokens / text_bytes)
+
+
+def test_a_run_and_an_evaluation_have_the_same_bits_per_byte(files, tmp_path):
+    """Of short texts, in which an end token would be a large share."""
+    texts = [f"The {animal} sleeps." for animal in ("cat", "old dog", "small bird", "fox", "grey mouse", "hen")]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    out = tmp_path / "run"
+    assert pretrain_clm.main(arguments(files, out, validation_data=tmp_path / "short.jsonl")) == 0
+    recorded = json.loads((out / "run_record.json").read_text())["results"]
+    model, tokenizer = open_model(str(out))
+    measured = bits_per_byte(LanguageModel(model, tokenizer, causal=True), [("all", text) for text in texts])
+    assert recorded["bits_per_byte"] == pytest.approx(measured["all"]["bits_per_byte"].value, rel=1e-4)
+    assert math.exp(recorded["loss"]) == pytest.approx(measured["all"]["perplexity"].value, rel=1e-4)
+    rows = open_predictor(str(out))(Records([{"text": text} for text in texts], list("123456"), "texts"))
+    nats = -sum(row["log_likelihood"] for row in rows)
+    assert nats / math.log(2) / sum(len(text) for text in texts) == pytest.approx(recorded["bits_per_byte"], rel=1e-4)
 
 
 def test_a_finished_run_is_not_overwritten(files, whole_run, capsys):

@@ -38,12 +38,13 @@ from hf_tfm.core.limits import has_fast_bf16
 from hf_tfm.core.statistics import to_bits_per_byte
 from hf_tfm.cpu.attention import enable_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
+from hf_tfm.data.batches import IGNORED
 from hf_tfm.data.objectives import CausalFirst, Masked, RateSchedule, causal
 from hf_tfm.data.packing import PackedBlocks
 from hf_tfm.data.sources import read_documents
 from hf_tfm.data.step_batches import LengthSchedule, StepBatches
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.data.tokens import TokenStore
+from hf_tfm.data.tokens import TokenStore, boundary_ids
 from hf_tfm.train.initialization import zero_init_output_projections
 from hf_tfm.train.optim import build_optimizer
 from hf_tfm.train.schedule import build_scheduler
@@ -107,11 +108,13 @@ class Text:
         reading = dict(wrap=kind == "causal", cache_dir=cache)
         self.store = TokenStore.build([train], self.tokenizer, **reading)
         held_out = TokenStore.build([validation], self.tokenizer, **reading)
-        self.bytes_per_token = held_out.num_bytes / held_out.num_tokens
+        boundaries = boundary_ids(self.tokenizer)
+        self.bytes_per_token = held_out.num_bytes / int((~np.isin(held_out.tokens, boundaries)).sum())
         count = HELD_OUT_TOKENS // self.length
         rows = self.joined_rows(held_out, np.linspace(0, self.row_count(held_out) - 1, count).astype(int))
         objective = causal_rows if kind == "causal" else Masked(self.tokenizer, 0.15, seed=1)
         inputs = objective({**rows, "rows": np.arange(count)})
+        inputs["labels"] = inputs["labels"].masked_fill(torch.isin(inputs["labels"], torch.tensor(boundaries)), IGNORED)
         self.held_out = [
             {name: inputs[name][i : i + 16] for name in ("input_ids", "labels")} for i in range(0, count, 16)
         ]
