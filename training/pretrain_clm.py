@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, CausalRecipe, PretrainingArguments, __doc__)
     check_pretraining(recipe, args)
     set_seed(args.seed)
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer, advice="; training/train_tokenizer.py makes one")
     model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
     objective = choose_causal_objective(recipe, args, tokenizer, model)
     data = prepare_data(recipe, args, tokenizer, model, objective, causal)

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, MaskedRecipe, PretrainingArguments, __doc__)
     check_pretraining(recipe, args)
     set_seed(args.seed)
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer, advice="; training/train_tokenizer.py makes one")
     has_pairs = recipe.sentence_task != "none"
     auto_class = AutoModelForPreTraining if has_pairs else AutoModelForMaskedLM
     model, is_new = build_model(auto_class, TfmEncoderConfig, tokenizer, recipe)

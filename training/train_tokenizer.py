@@ -70,8 +70,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output} is a file; give the name of a folder")
+    existing = next(path for path in (output, *output.parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--output {output}: {existing} is a file; give the name of a folder")
     if (output / "config.json").exists():
         raise InputError(f"--output {output} holds a model, whose tokenizer would be lost: give a folder of its own")
     if not args.data and args.kind != "bytes":

@@ -157,15 +157,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder or Hub repository. Raises `InputError` if there is none."""
+def load_tokenizer(path: str, trust_remote_code: bool = False, advice: str = "") -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or Hub repository. Raises `InputError`, which ends in `advice`, without one."""
 
     def hint(error: Exception) -> str:
         if "contains custom code" in str(error):
             return "carries code of its own: look at it and add --trust_remote_code"
         missing = "" if Path(path).exists() else "there is no such folder, and "
-        reason = f"{missing}no tokenizer can be loaded from it ({reason_of(error)})"
-        return f"{reason}; training/train_tokenizer.py makes one"
+        return f"{missing}no tokenizer can be loaded from it ({reason_of(error)}){advice}"
 
     with quiet(), explain(path, hint, *UNREADABLE, TypeError, AttributeError):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -425,11 +425,13 @@ def test_the_script_writes_a_tokenizer_and_says_what_it_did(tmp_path, capsys, co
         ("small vocabulary", "vocab_size 100 is too small"),
         ("wrong kind", "kind is 'unigram'"),
         ("output is a file", "is a file"),
+        ("output is below a file", "a.jsonl is a file"),
         ("output is a model", "holds a model, whose tokenizer would be lost"),
     ],
 )
 def test_the_script_refuses_bad_input_and_writes_nothing(tmp_path, capsys, case, complaint):
-    source, output = tmp_path / "a.jsonl", tmp_path / "out"
+    source = tmp_path / "a.jsonl"
+    output = source / "out" if case == "output is below a file" else tmp_path / "out"
     write_jsonl(source, [] if case == "empty" else ["some text"] * 9, "body" if case == "wrong field" else "text")
     arguments = ["--data", str(tmp_path / "nothing.jsonl" if case == "missing" else source), "--output", str(output)]
     arguments = arguments[2:] if case == "no data" else arguments

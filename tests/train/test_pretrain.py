@@ -645,7 +645,7 @@ def damage(files, tmp_path, whole_run, what):
     if what == "unknown preset":
         return {"model": "colossal"}, "unknown preset 'colossal'"
     if what == "no tokenizer":
-        return {"tokenizer": broken}, "no tokenizer can be loaded"
+        return {"tokenizer": broken}, "; training/train_tokenizer.py makes one"
     if what == "bad override":
         return {"model_overrides": '{"hidden_act": "swoosh"}'}, "hidden_act 'swoosh' is unknown"
     if what == "unknown field of an architecture":

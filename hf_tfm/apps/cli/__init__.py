@@ -13,7 +13,7 @@ from typer.main import get_command
 
 
 # isort: off
-from .app import app
+from .app import app, explain_mistake
 
 # Their order is that of the panels in `hf-tfm --help`.
 from . import inference, training, inspection, conversion, retrieval, serving, publishing  # noqa: F401
@@ -33,7 +33,5 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return cli.main(argv, prog_name="hf-tfm", standalone_mode=False) or 0
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "hf-tfm"
-        print(f"error: {' '.join(error.format_message().split())} (see {command} --help)", file=sys.stderr)
+        print(f"error: {explain_mistake(error)}", file=sys.stderr)
         return 2

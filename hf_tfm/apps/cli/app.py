@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,12 @@ class Command(_Examples, TyperCommand):
             elif option and repeated[-1] != option:
                 repeated.append(option)
             repeated.append(argument)
-        return super().parse_args(ctx, repeated)
+        try:
+            return super().parse_args(ctx, repeated)
+        except typer.TyperException as error:
+            if getattr(error, "ctx", ctx) is None:  # as of an option without its value
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
 
 
 app = typer.Typer(
@@ -76,6 +82,36 @@ def command(*examples: str, panel: str) -> Callable:
         return function
 
     return register
+
+
+# What a value must be, by pydantic's types of errors.
+_DEMANDS = {
+    "greater_than_equal": "must be at least {ge:.10g}",
+    "less_than_equal": "must be at most {le:.10g}",
+    "float_parsing": "must be a number",
+    "int_parsing": "must be a whole number",
+}
+
+
+def explain_mistake(error: typer.TyperException) -> str:
+    """Return one line about wrong arguments: the value and what it must be, every argument that is missing, names."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().replace("Value error, ", "")
+    if hasattr(error.__cause__, "errors"):  # of pydantic, whose messages do not show the value
+        detail = error.__cause__.errors()[0]
+        if demand := _DEMANDS.get(detail["type"]):
+            demand = demand.format(**detail.get("ctx", {}))
+            message = message.replace(detail["msg"], f"{demand}, not {detail['input']}")
+    elif type(error).__name__ == "MissingParameter":
+        missing = [each for each in context.command.params if each.required and each.name not in context.params]
+        message = f"Missing {', '.join(each.get_error_hint() for each in missing)}"
+    elif names := getattr(error, "possibilities", None):
+        message = f"{error.args[0]}. Did you mean {' or '.join(sorted(names))}?"
+    elif isinstance(getattr(context, "command", None), Group) and re.match("(No such|Missing) command", message):
+        if "Did you mean" not in message:
+            message = f"{message.rstrip('.')}; choose one of {', '.join(context.command.commands)}"
+    command = context.command_path if context else "hf-tfm"
+    return f"{' '.join(message.split())} (see {command} --help)"
 
 
 def import_package() -> bool:
