@@ -226,7 +226,7 @@ def answer_by_rules(questions: Sequence[Question], train: Sequence[Question], se
         first = draw.randrange(len(words)) if words else 0
         answers["random words"].append(_covered_text(question.context, words[first : first + draw.randint(1, 3)]))
         question_words = set(normalize(question.question))
-        sentences = [sentence.strip() for sentence in split_sentences(question.context)] or [""]
+        sentences = [sentence.strip() for sentence in split_sentences(question.context, r"\n\s*\n")] or [""]
         sentence = max(sentences, key=lambda text: len(question_words & set(normalize(text))))
         answers["best sentence"].append(sentence)
         words = list(_WORD.finditer(sentence))

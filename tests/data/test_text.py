@@ -28,7 +28,7 @@ def test_a_paragraph_break_is_chosen():
 
 
 def test_tokens_that_end_a_sentence():
-    assert all(map(ends_sentence, [".", '."', "。", "?)", "word.", "\n", "؟", "॥"]))
+    assert all(map(ends_sentence, [".", '."', ".]", "。", "?)", "word.", "\n", "؟", "॥"]))
     assert not any(map(ends_sentence, ["", "word", ",", '"', "…", "("]))
 
 

@@ -309,6 +309,8 @@ def test_baselines_answer_by_rules():
     guesses = answer_by_rules(asked, asked)
     assert guesses["best sentence"] == ["Seven ships sailed to Norway in 1901."]
     assert guesses["best sentence's new words"] == ["Seven"] and guesses["random words"][0] in context
+    wrapped = Question("Where did ships sail?", "No one knew. “Seven ships\nsailed far.” It was late.\n\nShips")
+    assert answer_by_rules([wrapped], asked)["best sentence"] == ["“Seven ships\nsailed far.”"]
     assert "no answer" not in guesses and answer_by_rules(asked, [Question("?", "a")])["no answer"] == [""]
 
 
