@@ -8,20 +8,17 @@ Stop it with Ctrl-C at any time; the same command resumes it. `AutoModelForMaske
 folder (with a sentence task: `AutoModelForPreTraining`).
 """
 
-import contextlib
-import inspect
 import sys
 from dataclasses import dataclass, field
 
 from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.artifacts.tokenizer_files import load_tokenizer
-from hf_tfm.data.objectives import Masked
-from hf_tfm.tasks.fill_mask import describe_mask
+from hf_tfm.tasks.fill_mask import describe_masks
 from hf_tfm.train.pretrain import PretrainingTrainer, report_end, report_start
 from hf_tfm.train.pretrain_data import prepare_data, prepare_pairs
 from hf_tfm.train.pretrain_model import build_model
-from hf_tfm.train.pretrain_objective import choose_masked_objective
+from hf_tfm.train.pretrain_objective import choose_masked_objectives
 from hf_tfm.train.pretrain_recipe import (
     PretrainingArguments,
     PretrainingRecipe,
@@ -89,14 +86,11 @@ def main(argv: list[str] | None = None) -> int:
     has_pairs = recipe.sentence_task != "none"
     auto_class = AutoModelForPreTraining if has_pairs else AutoModelForMaskedLM
     model, is_new = build_model(auto_class, TfmEncoderConfig, tokenizer, recipe)
-    # Models of this package compute logits at the masked positions only.
-    compact = "masked_positions" in inspect.signature(model.forward).parameters
-    objective = choose_masked_objective(recipe, args, tokenizer, model, compact)
-    evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
+    objectives = choose_masked_objectives(recipe, args, tokenizer, model)  # of training and of evaluation
     if has_pairs:
-        data = prepare_pairs(recipe, args, tokenizer, model, objective, evaluation, recipe.sentence_task)
+        data = prepare_pairs(recipe, args, tokenizer, model, *objectives, recipe.sentence_task)
     else:
-        data = prepare_data(recipe, args, tokenizer, model, objective, evaluation)
+        data = prepare_data(recipe, args, tokenizer, model, *objectives)
     record = RunRecord("pretrain_mlm", args.seed)
     trainer = PretrainingTrainer(
         model=model, args=args, processing_class=tokenizer, data=data, recipe=recipe, record=record
@@ -111,10 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
     if not has_pairs:
-        record["samples"] = []
-        for sentence in SENTENCES:
-            with contextlib.suppress(InputError):  # too long for a model of few positions
-                record["samples"].append(describe_mask(model, tokenizer, sentence))
+        record["samples"] = describe_masks(model, tokenizer, SENTENCES)
     report_end(trainer, model, results)
     print("\n".join(["", *record.fields.get("samples", [])]))
     return 0

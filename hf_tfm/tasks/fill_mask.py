@@ -1,5 +1,8 @@
 """The tokens that a masked LM predicts for the masks of a text."""
 
+import contextlib
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,8 +41,12 @@ def fill_masks(
     ]
 
 
-def describe_mask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str) -> str:
-    """Return a sentence with `{}` for its mask as one line: the mask filled in, and the three likeliest tokens."""
-    masked = sentence.format(tokenizer.mask_token)
-    [candidates] = fill_masks(model.eval(), tokenizer, masked, 3)
-    return f"{masked}  →  " + ", ".join(f"{token.strip()} ({share:.0%})" for token, share in candidates)
+def describe_masks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[str]:
+    """Return a line for each sentence with `{}` for its mask: the sentence, and the three likeliest tokens."""
+    lines = []
+    for masked in (sentence.format(tokenizer.mask_token) for sentence in sentences):
+        with contextlib.suppress(InputError):  # too long for a model of few positions
+            [candidates] = fill_masks(model.eval(), tokenizer, masked, 3)
+            tokens = ", ".join(f"{token.strip()} ({share:.0%})" for token, share in candidates)
+            lines.append(f"{masked}  →  {tokens}")
+    return lines

@@ -1,5 +1,6 @@
 """The objective of a pretraining run, from the fields of its recipe."""
 
+import inspect
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -41,22 +42,25 @@ def choose_causal_objective(
     return Hybrid(Masked(tokenizer, rate, seed=args.seed), recipe.masked_share, parts)
 
 
-def choose_masked_objective(
-    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, compact: bool
-) -> Masked | CausalFirst:
+def choose_masked_objectives(
+    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> tuple[Masked | CausalFirst, Masked]:
     """
-    Return the objective of `pretrain_mlm.py` for its recipe.
+    Return the objectives of training and evaluation of `pretrain_mlm.py` for its recipe.
 
     Raises:
         InputError: the model's attention cannot be made causal.
     """
+    # Models of this package compute logits at the masked positions only.
+    compact = "masked_positions" in inspect.signature(model.forward).parameters
+    evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
     rows = rows_per_step(args)
     rate = RateSchedule(recipe.masking_rate, recipe.final_masking_rate, rows * args.max_steps)
     if recipe.drawn_masking_rate:
         rate = DrawnRate(seed=args.seed)
     masked = Masked(tokenizer, rate, recipe.masking_unit, seed=args.seed, compact=compact)
     if not recipe.causal_first:
-        return masked
+        return masked, evaluation
     if model.config._attn_implementation not in ("sdpa", "blockwise"):
         raise InputError("causal_first: takes sdpa attention; this model's config asks for another")
-    return CausalFirst(masked, rows * round(recipe.causal_first * args.max_steps))
+    return CausalFirst(masked, rows * round(recipe.causal_first * args.max_steps)), evaluation
