@@ -7,18 +7,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 
-from ..core.errors import InputError
+from ..artifacts.record import RunRecord
+from ..core.errors import InputError, needs_extra
 from ..core.statistics import Estimate, bootstrap
+from ..data.batches import PAD_TO_MULTIPLE_OF, in_order
 from ..data.records import Records
 from ..data.tokenizer import train_tokenizer
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
+from ..train import finetune
+from ..train.base_model import load_base_model, load_base_tokenizer
 from ..train.finetuning_trainer import FinetuningMixin
 from ..train.initialization import zero_init_output_projections
 from ..train.optim import build_optimizer
+from ..train.recipe import read_mapping
+from ..train.report import print_line, report_results
 from ..train.schedule import build_scheduler
+from .losses import token_loss
+
+
+with needs_extra("metrics"):
+    import sacrebleu
+
+_VALIDATION_PAIRS = 400  # each evaluation translates this many
+_PRINTED_SAMPLES, _RECORDED_SAMPLES = 3, 8  # translations at each evaluation, and at the end
 
 
 def is_preset(name: str) -> bool:
@@ -41,6 +63,37 @@ def read_texts(records: Records, field: str, option: str) -> list[str]:
         if not isinstance(part, dict):
             raise InputError(f"{place}: field {outer!r} is a {type(part).__name__}, not texts by language")
     return Records(parts, records.places, records.path).texts(inner, option)
+
+
+def read_pairs(records: Records, recipe: Any) -> tuple[list[str], list[str]]:
+    """Return sources and targets."""
+    return (
+        read_texts(records, recipe.source_field, "source_field"),
+        read_texts(records, recipe.target_field, "target_field"),
+    )
+
+
+def load_translator(recipe: Any, texts: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
+    """
+    Return model and tokenizer, those of the recipe's folder or new ones, and the length that texts are cut to.
+
+    Args:
+        texts: both languages, to train a tokenizer on.
+
+    Raises:
+        InputError: there is no such model or tokenizer, or a new one cannot have the recipe's fields.
+    """
+    if not is_preset(recipe.model):
+        tokenizer = load_base_tokenizer(recipe)
+        model, _ = load_base_model(AutoModelForSeq2SeqLM, recipe, tokenizer)
+        return model, tokenizer, finetune.resolve_max_length(recipe, model, tokenizer)
+    max_length = recipe.max_length or 128
+    if recipe.tokenizer:
+        tokenizer = load_base_tokenizer(recipe)
+    else:
+        tokenizer = train_shared_tokenizer(texts, recipe.vocab_size, max_length)
+    overrides = read_mapping(recipe.model_overrides, "model_overrides")
+    return build_translator(recipe.model, tokenizer, max_length, overrides), tokenizer, max_length
 
 
 def train_shared_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
@@ -96,33 +149,67 @@ def build_translator(
 
 
 def encode_translations(
-    tokenizer: PreTrainedTokenizerBase, max_length: int, start: int, sources: list[str], targets: list[str]
+    tokenizer: PreTrainedTokenizerBase, max_length: int, model: PreTrainedModel, sources: list[str], targets: list[str]
 ) -> list[dict[str, list[int]]]:
     """Return rows with sources as inputs and targets as labels, without the decoder's start token, its first input."""
-    options = dict(truncation=True, max_length=max_length, verbose=False)
-    inputs = tokenizer(sources, **options)
-    labels = tokenizer(text_target=targets, **options)["input_ids"]
-    if tokenizer.is_fast:
-        # Truncation set by this call must not be saved as the tokenizer's own.
-        tokenizer.backend_tokenizer.no_truncation()
-    columns = {**inputs, "labels": [ids[1:] if ids[:1] == [start] else ids for ids in labels]}
-    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+    start = model.config.decoder_start_token_id
+    labels = tokenizer(text_target=targets, truncation=True, max_length=max_length, verbose=False)["input_ids"]
+    labels = [ids[1:] if ids[:1] == [start] else ids for ids in labels]
+    return finetune.encode_texts(tokenizer, max_length, sources, labels=labels)
 
 
 class TranslationTrainer(FinetuningMixin, Seq2SeqTrainer):
     """
-    Seq2SeqTrainer with [`FinetuningMixin`] and the optimizers of this package.
+    Seq2SeqTrainer with [`FinetuningMixin`], BLEU and chrF, and the optimizers of this package.
 
     Args:
+        data: encoded training and validation set; evaluations translate the first 400 pairs of it.
+        validation: sources and targets of the validation set.
         optimizer_name: name for [`build_optimizer`]; the arguments give learning rate and weight decay.
         decay: share of the steps, at the end, over which the learning rate decays.
     """
 
     supports_sharding = False  # encoder and decoder have their own embeddings, one of them tied to the head
 
-    def __init__(self, *args: Any, optimizer_name: str, decay: float, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.optimizer_name, self.decay = optimizer_name, decay
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        args: Seq2SeqTrainingArguments,
+        processing_class: PreTrainedTokenizerBase,
+        data: dict[str, list[dict[str, Any]]],
+        validation: tuple[list[str], list[str]],
+        optimizer_name: str,
+        decay: float,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            train_dataset=data["train"],
+            eval_dataset=data["validation"][:_VALIDATION_PAIRS],
+            data_collator=DataCollatorForSeq2Seq(processing_class, model, pad_to_multiple_of=PAD_TO_MULTIPLE_OF),
+            compute_loss_func=token_loss(args.label_smoothing_factor),
+            compute_metrics=self.measure,
+            **kwargs,
+        )
+        self.validation, self.optimizer_name, self.decay = validation, optimizer_name, decay
+
+    def measure(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return BLEU and chrF of the translations of the validation set, and print the first ones."""
+        sources, references = self.validation
+        translations = decode(self.processing_class, in_order(prediction.predictions, self.eval_dataset))
+        for source, translated in list(zip(sources, translations))[:_PRINTED_SAMPLES]:
+            print_line("sample", f"{source} → {translated}")
+        return scores(translations, references[: len(translations)])
+
+    def translate(self, rows: list[dict[str, Any]], beams: int) -> list[str]:
+        """Return translations of encoded rows; the saved folder generates with the settings that are used here."""
+        settings = self.accelerator.unwrap_model(self.model).generation_config
+        settings.num_beams = self.args.generation_num_beams = beams
+        settings.max_length = self.args.generation_max_length
+        return decode(self.processing_class, self.predict_in_order(rows))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -152,8 +239,6 @@ def decode(tokenizer: PreTrainedTokenizerBase, generated: np.ndarray) -> list[st
 
 def scores(translations: list[str], references: list[str]) -> dict[str, float]:
     """Return BLEU (Post 2018) and chrF (Popović 2015), from 0 to 100, against one reference each."""
-    import sacrebleu
-
     return {
         "bleu": sacrebleu.corpus_bleu(translations, [references]).score,
         "chrf": sacrebleu.corpus_chrf(translations, [references]).score,
@@ -169,8 +254,6 @@ def estimate_scores(
     The two private methods are those of sacrebleu's own bootstrap, which fails where a resample has a score of 0;
     `test_figures_are_sacrebleus` fails when they change.
     """
-    import sacrebleu
-
     estimates: dict[str, Estimate] = {}
     for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
         # Both metrics are functions of counts that are summed over the texts.
@@ -181,3 +264,14 @@ def estimate_scores(
 
         estimates |= bootstrap(figure, counts, resamples=resamples)
     return estimates
+
+
+def report_translations(
+    record: RunRecord, split: str, sources: list[str], references: list[str], translations: list[str]
+) -> None:
+    """Print and record some translations, and their figures beside those of the sources in their place."""
+    results = estimate_scores(translations, references)
+    report_results(record, split, results, {"source copied": estimate_scores(sources, references)})
+    samples = list(zip(sources, translations, references))[:_RECORDED_SAMPLES]
+    record["samples"] = [f"{s} → {t} (reference: {r})" for s, t, r in samples]
+    print("\n".join(record["samples"]))

@@ -210,6 +210,7 @@ def test_mistakes_are_one_line(demo, folders, tmp_path, capsys):
 
 
 def test_translations(demo, tmp_path):
+    pytest.importorskip("sacrebleu")
     from hf_tfm.tasks.translation import build_translator, train_shared_tokenizer
 
     tokenizer = train_shared_tokenizer(tiny.CORPUS, tiny.VOCAB_SIZE, 64)

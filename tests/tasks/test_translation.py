@@ -186,7 +186,7 @@ def test_weight_decay_comes_from_the_arguments_or_the_optimizer(root, tmp_path, 
 
 def test_stopped_and_resumed_run_equals_one_without_a_stop(root, tmp_path, monkeypatch, capsys):
     def run(out: Path, **changes) -> list[str]:
-        return arguments(root, out, watched=8, per_device_train_batch_size=18, **changes)  # 10 steps an epoch
+        return arguments(root, out, per_device_train_batch_size=18, **changes)  # 10 steps an epoch
 
     check_resumption(finetune_translation, run, tmp_path, monkeypatch, capsys)
 
@@ -206,7 +206,8 @@ def test_the_attention_implementation_reaches_every_layer():
 
 def test_labels_follow_the_start_token():
     tokenizer = translation.train_shared_tokenizer(["the cat", "le chat"], 300, 16)
-    (row,) = translation.encode_translations(tokenizer, 16, tokenizer.bos_token_id, ["the cat"], ["le chat"])
+    model = translation.build_translator("nano", tokenizer, 16, {"num_hidden_layers": 1})
+    (row,) = translation.encode_translations(tokenizer, 16, model, ["the cat"], ["le chat"])
     assert (
         tokenizer.decode(row["labels"]) == "le chat[SEP]" and tokenizer.decode(row["input_ids"]) == "[CLS]the cat[SEP]"
     )
@@ -254,7 +255,6 @@ def test_wrong_input_ends_in_one_line(root, tmp_path, capsys):
         (dict(model_overrides='{"layers": 2}'), "unknown field 'layers'"),
         (dict(model_overrides="{"), "model_overrides is not JSON"),
         (dict(model_overrides="[1]"), "model_overrides: must be a mapping"),
-        (dict(watched=0), "--watched 0: must be at least 1"),
         (dict(beams=0), "--beams 0: must be at least 1"),
         (dict(decay=2), "decay 2: a share of the run"),
         (dict(optim="sgd"), "choose --optimizer muon, normuon or adamw"),
