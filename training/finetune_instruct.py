@@ -18,6 +18,7 @@ from hf_tfm.core.errors import InputError
 from hf_tfm.data import chat, chat_rows
 from hf_tfm.data.conversations import read_conversations, up_to_answer
 from hf_tfm.tasks import chat_run, instruct
+from hf_tfm.tasks.fine_tune import train_and_report
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     def measure(model, before):
         return instruct.measure_replies(model, encoder, measured.rows, prompt_ids, recipe.max_new_tokens)
 
-    return chat_run.train_and_report(trainer, recipe, split, measure, prompts, measure_before=recipe.baselines)
+    return train_and_report(trainer, recipe, split, measure, prompts, measure_before=recipe.baselines)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data import chat, chat_rows
 from hf_tfm.tasks import chat_run
+from hf_tfm.tasks.fine_tune import train_and_report
 from hf_tfm.tasks.preferences import SIDES, encode_splits, measure_pairs, pair_keys, read_pairs
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     def measure(model, before):
         return measure_pairs(model, tokenizer, encoded[split], before, reward)
 
-    return chat_run.train_and_report(trainer, recipe, split, measure)
+    return train_and_report(trainer, recipe, split, measure)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from hf_tfm.core.errors import needs_extra
 from hf_tfm.data import chat
 from hf_tfm.tasks import chat_run
+from hf_tfm.tasks.fine_tune import train_and_report
 from hf_tfm.tasks.rewards import prompt_keys, read_verifiable_splits
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
@@ -92,14 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     print_line("steps", f"{each}, rate {args.learning_rate:.3g}")
     print_line("example", tokenizer.decode(verifiable["train"].ids[0]).replace("\n", "⏎") + " ⟦what it says⟧")
 
-    fields = dict(
-        num_generations=recipe.answers_per_prompt,
-        num_generations_eval=1,
-        max_completion_length=recipe.max_new_tokens,
-        temperature=recipe.temperature,
-        beta=recipe.beta,
-        remove_unused_columns=False,
-    )
+    fields = {"num_generations": recipe.answers_per_prompt, "num_generations_eval": 1, "remove_unused_columns": False}
+    fields |= {"max_completion_length": recipe.max_new_tokens, "temperature": recipe.temperature, "beta": recipe.beta}
     trainer = VerifiedGRPOTrainer(
         model=model,
         args=finetune.trl_arguments(GRPOConfig, args, recipe.trl, **fields),
@@ -115,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     def measure(model, before):
         return verifiable[split].estimate(model, tokenizer, recipe.max_new_tokens)
 
-    return chat_run.train_and_report(trainer, recipe, split, measure, verifiable[split].prompts)
+    return train_and_report(trainer, recipe, split, measure, verifiable[split].prompts)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,18 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from sentence_transformers.util import is_sentence_transformer_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..core.errors import InputError
 from ..core.limits import refuse_diverged
 from ..core.quiet import quiet
 from ..core.statistics import Estimate, bootstrap, correlations
-from ..data.batches import SeededLengthGroups
+from ..data.batches import SeededLengthGroups, length_of
 from ..data.records import Records
+from ..train import finetune
 from ..train.adapters import load_inside, merge_inside, save_inside
+from ..train.base_model import load_base_model, load_base_tokenizer
+from ..train.recipe import FinetuningRecipe
 from ..train.trainer import RunMixin
 from .task import text_key
 
@@ -90,7 +93,16 @@ class Pairs:
 
     def estimates(self, embedder: SentenceTransformer, batch_size: int) -> dict[str, Estimate]:
         """Return the metrics with bootstrapped 95 % intervals."""
-        return bootstrap(self.figures, *self.outcomes(embedder, batch_size))
+        estimates = bootstrap(self.figures, *self.outcomes(embedder, batch_size))
+        reset_lengths(embedder.tokenizer)
+        return estimates
+
+
+def read_pairs(records: Records, recipe: Any, train: bool = False) -> Pairs:
+    """Return the pairs in the fields that the recipe names; `train` asks for the negatives too."""
+    fields = ["text_field", "text_pair_field", *(["negative_field"] if recipe.negative_field and train else [])]
+    columns = [records.texts(getattr(recipe, name), name) for name in fields]
+    return Pairs(columns, read_scores(records, recipe.score_field, *recipe.score_range) if recipe.score_field else None)
 
 
 def read_scores(records: Records, field: str, lowest: float, highest: float) -> list[float]:
@@ -107,6 +119,19 @@ def read_scores(records: Records, field: str, lowest: float, highest: float) -> 
             )
         scores.append((number - lowest) / (highest - lowest))
     return scores
+
+
+def load_embedder(recipe: FinetuningRecipe, pooling: str | None) -> tuple[SentenceTransformer, list[str]]:
+    """
+    Load the recipe's model as a SentenceTransformer; see [`build_embedder`].
+
+    Returns: the embedder, and the names of new weights, which the folder does not have.
+    """
+    tokenizer = load_base_tokenizer(recipe)
+    model, new_weights = load_base_model(AutoModel, recipe, tokenizer)
+    max_length = finetune.resolve_max_length(recipe, model, tokenizer)
+    embedder = build_embedder(model, tokenizer, recipe.model, max_length, pooling, recipe.trust_remote_code)
+    return embedder, new_weights
 
 
 def build_embedder(
@@ -212,28 +237,44 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
 
     Args:
         pairs: training and validation set.
-        lengths: tokens of each training record.
+
+    Attributes:
+        first_texts: the encoded first text of each training record.
+        longest_texts: the longest encoded text of each training record.
     """
 
     supports_sharding = False  # a SentenceTransformer is saved module by module
 
-    def __init__(self, *, args: TrainingArguments, pairs: dict[str, Pairs], lengths: list[int], **kwargs: Any):
+    def __init__(self, *, model: SentenceTransformer, args: TrainingArguments, pairs: dict[str, Pairs], **kwargs: Any):
         from datasets import Dataset
 
         train = pairs["train"]
+        encoded = [finetune.encode_texts(model.tokenizer, model.max_seq_length, texts) for texts in train.columns]
+        self.first_texts = encoded[0]
+        self.longest_texts = [max(texts, key=length_of) for texts in zip(*encoded)]
+        self.lengths = list(map(length_of, self.longest_texts))
         columns: dict[str, list[Any]] = {f"text{number}": texts for number, texts in enumerate(train.columns)}
         if train.scores is not None:
             columns["score"] = train.scores
-        self.lengths = lengths
         self.keys = train.keys() if train.scores is None else None
         evaluator = _Validation(pairs["validation"], args.per_device_eval_batch_size)
-        super().__init__(args=args, train_dataset=Dataset.from_dict(columns), evaluator=evaluator, **kwargs)
+        super().__init__(
+            model=model, args=args, train_dataset=Dataset.from_dict(columns), evaluator=evaluator, **kwargs
+        )
 
     def get_batch_sampler(self, dataset: Any, **options: Any) -> PairBatches:
         return PairBatches(dataset, self.lengths, self.keys, **options)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Do nothing: the card comes from the run record."""
+
+    def finished_model(self) -> SentenceTransformer:
+        """Return the trained model (see [`RunMixin`]) with its adapter merged."""
+        embedder = super().finished_model()
+        if hasattr(embedder.transformers_model, "peft_config"):
+            merge_inside(embedder.transformers_model)
+            self.record["adapter"]["merged"] = True
+        return embedder
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the model with its adapter merged, and the adapter beside it, to resume from."""

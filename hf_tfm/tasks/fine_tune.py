@@ -1,5 +1,11 @@
-"""Fine-tuning on any task: one function from a recipe to a folder with a model, its card and its figures."""
+"""
+Fine-tuning to a folder with a model, its card and its figures: on any task, or with any Trainer.
 
+`fine_tune` does all of it for a [`Task`], whose records have labels. `train_and_report` is for scripts with a Trainer
+and figures of their own: conversations, preferences, rewards, embeddings.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +14,9 @@ import torch
 from transformers import EvalPrediction, TrainingArguments, set_seed
 
 from ..core.limits import refuse_diverged
+from ..core.statistics import Estimate
 from ..data.batches import in_order
+from ..data.conversations import Message
 from ..data.records import read_records
 from ..train import finetune, report
 from ..train.adapters import add_adapter
@@ -16,6 +24,7 @@ from ..train.base_model import load_base_model, load_base_tokenizer
 from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.recipe import FinetuningRecipe
 from ..train.report import print_line
+from .generation import Reply
 from .task import Split, Task
 
 
@@ -140,3 +149,78 @@ def _select(task: Task[Any], outputs: Any) -> torch.Tensor:
     selected = task.select(outputs if isinstance(outputs, tuple) else (outputs,))
     refuse_diverged(selected)
     return selected
+
+
+@dataclass
+class Measurement:
+    """
+    A model's figures on the measured split.
+
+    Attributes:
+        replies: replies to the first prompts, to print as samples.
+        scores: numbers that a later measurement is compared with.
+    """
+
+    figures: dict[str, Estimate]
+    replies: Sequence[Reply] = ()
+    scores: Any = None
+
+
+# Takes the model, and the measurement before the training if it is over.
+Measure = Callable[[Any, Measurement | None], Measurement]
+
+
+def train_and_report(
+    trainer: Any,
+    recipe: FinetuningRecipe,
+    split: str,
+    measure: Measure,
+    prompts: Sequence[Sequence[Message]] | None = None,
+    measure_before: bool = True,
+) -> int:
+    """
+    Measure the model, train or resume, measure it again, and write the folder with card and record.
+
+    Args:
+        trainer: a Trainer with this package's `RunMixin`.
+        split: name of the measured split.
+        prompts: the prompts of the replies in a `Measurement`.
+        measure_before: measure the untrained model, to report its figures beside those of the trained one.
+
+    Returns: the exit code of the script.
+    """
+    record = trainer.record
+    before = measure(trainer.model, None) if measure_before else None
+    if before:
+        figures = ", ".join(f"{name} {figure}" for name, figure in before.figures.items())
+        report.print_line("before", f"{figures} on {split}")
+    trainer.train_or_resume(finetune.finetuning_identity(recipe, trainer.args, record["data"]))
+    if trainer.stopped:
+        return report.report_stopped(trainer)
+    model = trainer.finished_model()
+    if not trainer.is_world_process_zero():
+        return 0
+    after = measure(model, before)
+    report.report_results(record, split, after.figures, {"before": before.figures} if before else {})
+    if prompts is not None:
+        replies = {"before": before.replies if before else (), "after": after.replies}
+        record["samples"] = format_dialogues(prompts, replies)
+        record["chat"] = prompts[0][-1]["content"] if prompts else None
+        print("\n\n".join(["", *record["samples"]]))
+    report.write_finished_model(trainer, model)
+    return 0
+
+
+def format_dialogues(
+    prompts: Sequence[Sequence[Message]], replies: Mapping[str, Sequence[Reply]], limit: int = 3
+) -> list[str]:
+    """Return the first prompts as text, each with the replies of every model under the model's name."""
+    dialogues = []
+    for number, messages in enumerate(prompts[:limit]):
+        lines = [f"{message['role']}: {message['content']}" for message in messages]
+        for name, of_model in replies.items():
+            if of_model:
+                text, finished = of_model[number]
+                lines.append(f"{name} → {text}{'' if finished else ' …'}")
+        dialogues.append("\n".join(lines))
+    return dialogues

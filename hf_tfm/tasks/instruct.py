@@ -14,7 +14,7 @@ from ..data.records import Records
 from ..train.custom_evaluation import MeasuredEvaluation
 from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.report import print_line
-from .chat_run import Measurement
+from .fine_tune import Measurement
 from .generation import generate_replies
 from .likelihood import estimate_loss, negative_log_likelihoods
 

@@ -18,7 +18,7 @@ from ..data.chat_rows import ConversationCollator
 from ..data.conversations import Message, read_messages, read_prompt, text_of
 from ..data.records import Records
 from ..train.report import print_line
-from .chat_run import Measurement
+from .fine_tune import Measurement
 from .likelihood import estimate_loss, negative_log_likelihoods
 
 

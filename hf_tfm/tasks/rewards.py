@@ -18,7 +18,7 @@ from ..data.chat import ChatEncoder
 from ..data.conversations import Message, read_prompt
 from ..data.records import Records
 from ..train.report import print_line
-from .chat_run import Measurement
+from .fine_tune import Measurement
 from .generation import Reply, generate_replies
 
 
