@@ -10,7 +10,6 @@ import statistics
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -452,7 +451,7 @@ def test_the_recipes_are_valid(path):
     recipe, _ = parse_recipe([str(path)], ablate.AblationRecipe, None)
     cells = expand(*(read_mapping(getattr(recipe, name), name) for name in ("base", "grid", "override")))
     recipe_class, config_class, _ = ablate.SCRIPTS[recipe.script]
-    check_cells(cells, partial(ablate.check, recipe_class=recipe_class, config_class=config_class))
+    check_cells(cells, recipe_class, config_class)
     probe = tuple(recipe.probe) or None
     measures.check_measures(recipe.measure, MeasureOptions([], lengths=recipe.lengths, probe=probe), recipe.script)
     assert recipe.output_dir == f"runs/ablations/{path.stem}" and len(cells) >= 3

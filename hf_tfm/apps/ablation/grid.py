@@ -5,14 +5,16 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ...core.errors import InputError
+from ...core.errors import InputError, explain
+from ...train.pretrain_recipe import PretrainingArguments
+from ...train.recipe import parse_recipe
 
 
 _GRID_FIELDS = {"seed", "output_dir"}  # set by the grid, not by a recipe
@@ -90,12 +92,13 @@ def merge_fields(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return {**fields, **changes, **({"model_overrides": overrides} if overrides else {})}
 
 
-def check_cells(cells: Sequence[Cell], parse: Callable[[list[str]], Any]) -> None:
+def check_cells(cells: Sequence[Cell], recipe_class: type, config_class: Any) -> None:
     """
     Raise `InputError` for the first cell whose recipe its script would refuse.
 
     Args:
-        parse: parses the arguments of the script; raises `InputError` for a mistake.
+        recipe_class: dataclass of the script's fields.
+        config_class: class of new models' configurations.
     """
     with tempfile.TemporaryDirectory() as folder:
         for cell in cells:
@@ -110,7 +113,11 @@ def check_cells(cells: Sequence[Cell], parse: Callable[[list[str]], Any]) -> Non
             recipe = Path(folder) / "recipe.yaml"
             recipe.write_text(yaml.safe_dump({**cell.fields, "tokenizer": "not trained yet"}), encoding="utf-8")
             try:
-                parse([str(recipe)])
+                fields, _ = parse_recipe([str(recipe)], recipe_class, PretrainingArguments)
+                if not Path(fields.model).exists():
+                    name, _, size = fields.model.partition("/")
+                    with explain(f"model {fields.model}", "{reason}", ValueError):
+                        config_class.preset(name, size or None, **json.loads(fields.model_overrides))
             except InputError as error:
                 reason = str(error).removeprefix(f"{recipe}: ")
                 raise InputError(f"grid: cell {cell.name!r}: {reason}") from None

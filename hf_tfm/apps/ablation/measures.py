@@ -3,21 +3,27 @@
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from ... import cpu
 from ...artifacts.open import LANGUAGE_MODELS, auto_class_of, open_model
+from ...artifacts.record import read_record
 from ...core.errors import InputError
 from ...data.records import read_records
 from ...evaluate.language_model import bits_per_byte, read_text
+from ...evaluate.result_store import ResultStore
 from ...models.modeling_tfm_compat import CACHE_NAME
 from ...tasks.likelihood import LanguageModel
 from ..retrieval.text_encoder import embed, open_encoder
+from .report import Figures, figures_of
+from .runner import Run
 
 
 _ROWS, _NEW_TOKENS, _ROUNDS = 8, 32, 5
@@ -41,6 +47,19 @@ class MeasureOptions:
     lengths: list[int] = field(default_factory=list)
     context: int = 256
     probe: tuple[str, str] | None = None
+
+    @classmethod
+    def from_recipe(cls, recipe: Any, shared: Mapping[str, Any]) -> Self:
+        """Return the options of a recipe of `ablate.py`; `shared` are the fields of all runs, which name the text."""
+        text = shared.get("validation_data", [])
+        return cls(
+            [text] if isinstance(text, str) else text,
+            shared.get("text_field", "text"),
+            bytes=recipe.measure_bytes,
+            lengths=recipe.lengths,
+            context=recipe.context,
+            probe=tuple(recipe.probe) if len(recipe.probe) == 2 else None,
+        )
 
 
 def _language_model(folder: Path) -> LanguageModel:
@@ -130,6 +149,26 @@ def decoding(folders: Mapping[str, Path], options: MeasureOptions) -> dict[str, 
 # Measures of every run, and measures that compare the models of the first seed.
 RUN_MEASURES = {"length": by_length, "pseudo": pseudo, "probe": probe}
 MODEL_MEASURES = {"decoding": decoding}
+
+
+def measure_runs(runs: Sequence[Run], measures: Sequence[str], options: MeasureOptions, store: ResultStore) -> Figures:
+    """Return the figures by cell and seed; measurements of an earlier start are read from the store."""
+    figures: Figures = {}
+    shared = {"options": vars(options)}
+    finished = [run for run in runs if run.finished]
+    cells = list(dict.fromkeys(run.cell.name for run in runs))
+    for run in sorted(finished, key=lambda run: cells.index(run.cell.name)):
+        run_figures = figures_of(run)
+        for name in set(measures) & RUN_MEASURES.keys():
+            part = {**shared, "measure": name, "run": str(run.folder), "started": read_record(run.folder)["started"]}
+            run_figures |= store.compute_once(part, partial(RUN_MEASURES[name], run.folder, options))
+        figures.setdefault(run.cell.name, {})[run.seed] = run_figures
+    folders = {run.cell.name: run.folder for run in finished if run.seed == runs[0].seed}
+    for name in set(measures) & MODEL_MEASURES.keys():
+        part = {**shared, "measure": name, "runs": sorted(map(str, folders.values()))}
+        for cell, model_figures in store.compute_once(part, partial(MODEL_MEASURES[name], folders, options)).items():
+            figures[cell][runs[0].seed] |= model_figures
+    return figures
 
 
 def check_measures(names: list[str], options: MeasureOptions, script: str) -> None:

@@ -1,11 +1,11 @@
 """Report of an ablation: the figures of all runs as a table, a plot, and an entry for a log of experiments."""
 
+import json
 import re
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ...artifacts.record import read_record
 from ...core.errors import InputError
@@ -52,6 +52,12 @@ def choose_metric(figures: Figures, metric: str | None) -> str:
         choices = ", ".join(name for name in HEADINGS if name in common)
         raise InputError(f"metric {metric!r} was not measured for every run; choose of {choices}")
     return metric
+
+
+def check_metric(metric: str | None) -> None:
+    """Raise `InputError` if there is no such metric."""
+    if metric is not None and metric not in HEADINGS:
+        raise InputError(f"metric {metric!r} is unknown; choose of {', '.join(HEADINGS)}")
 
 
 def mean_and_spread(values: Sequence[float], form: str) -> str:
@@ -217,6 +223,8 @@ def index_row(heading: str) -> str:
     return f"| {date} | [{title}](#{anchor}) |\n"
 
 
-def as_json(figures: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
-    """Return the figures by cell and seed, with seeds as text."""
-    return {cell: {str(seed): run for seed, run in runs.items()} for cell, runs in figures.items()}
+def write_results(output: Path, entry: str, figures: Figures, metric: str, runs: Sequence[Run], title: str) -> None:
+    """Write `result.md` with the entry, `result.json` with the figures by cell and seed, and `result.png`."""
+    (output / "result.md").write_text(entry, encoding="utf-8")
+    (output / "result.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    draw(figures, metric, runs, title, output / "result.png")

@@ -25,6 +25,7 @@ from ...artifacts.record import RECORD_FILE, read_record
 from ...artifacts.tokenizer_files import save_tokenizer
 from ...core.atomic_files import atomic_directory, remove_directory, write_atomically
 from ...core.checkpoints import complete_checkpoints, last_checkpoint
+from ...core.errors import InputError
 from ...core.quiet import quiet
 from ...data.sources import read_documents
 from ...data.tokenizer import train_tokenizer
@@ -112,6 +113,17 @@ def write_model_with_embeddings(donor: Path, target: Path, seed: int) -> None:
     with atomic_directory(target, replace=True) as staging, quiet():
         model.save_pretrained(staging)
         save_tokenizer(tokenizer, staging)
+
+
+def choose_cores(cores: int | None, threads: int) -> int:
+    """Return the number of cores to use. Raises `InputError` for one below 1, or too few for a run's threads."""
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores < 1:
+        raise InputError(f"cores {cores}: must be at least 1")
+    if not 1 <= threads <= cores:
+        raise InputError(f"threads {threads}: a run may have 1 to {cores} (--cores)")
+    return cores
 
 
 @dataclass
