@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from ..artifacts.tokenizer_files import load_tokenizer
 from ..core.errors import UNREADABLE, InputError, explain, reason_of
 from ..core.quiet import quiet
+from .head_rows import carry_head_rows, head_parameters, label_names
 from .recipe import FinetuningRecipe
 
 
@@ -93,6 +95,8 @@ def load_base_model(
             f"{recipe.model}: lacks {len(missing)} weights of {type(model).__name__} or has them in another shape, "
             f"first {missing[0]}: they would be random; is config.json of this model?"
         )
+    if "num_labels" in config_fields:
+        new = _carry_head_rows(auto_class, recipe, model, new, info["missing_keys"])
     rows = model.get_input_embeddings().num_embeddings
     highest = max(tokenizer.get_vocab().values())
     if highest >= rows:
@@ -102,6 +106,30 @@ def load_base_model(
         )
     ensure_pad_token(tokenizer, model)
     return model, new
+
+
+def _carry_head_rows(
+    auto_class: Any, recipe: FinetuningRecipe, model: PreTrainedModel, new: list[str], missing: Collection[str]
+) -> list[str]:
+    """
+    Let the rows of the head follow the names of their labels.
+
+    Args:
+        new: names of new weights.
+        missing: those of them that the folder lacks; the others have another shape there.
+
+    Returns: the names of weights that are still new; with an adapter also of moved ones, which its folder must hold.
+    """
+    trust = recipe.trust_remote_code
+    names = head_parameters(auto_class, model, trust)
+    if not names or set(names) & set(missing):
+        return new
+    with quiet():
+        if label_names(AutoConfig.from_pretrained(recipe.model, trust_remote_code=trust)) == label_names(model.config):
+            return new
+        saved = auto_class.from_pretrained(recipe.model, trust_remote_code=trust, dtype="auto")
+    changed = names if carry_head_rows(model, saved, names) or recipe.lora else []
+    return sorted({*new, *changed} if changed else set(new) - set(names))
 
 
 def keep_first_layers(config: PreTrainedConfig, layers: int) -> None:
