@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    LlamaConfig,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -60,6 +61,43 @@ def test_importing_the_package_is_light_and_peft_knows_it_in_any_order():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert run.stdout.splitlines() == ["[]", "['q_proj', 'v_proj']"], run.stderr[-2000:]
+
+
+# transformers
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("name", ["llama", FOR_CAUSAL_LM])
+def test_label_smoothing_of_a_plain_trainer_teaches_the_next_token(name, adapter, tmp_path):
+    """Trainer shifts the labels of those classes only that its table of causal LMs names."""
+    ids = torch.arange(40).add(torch.arange(4)[:, None] * 7) % 13 + 5  # each token has one successor
+    llama = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(llama) if name == "llama" else build(name)
+    if adapter:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", modules_to_save=["lm_head"]))
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    args = arguments(tmp_path, max_steps=60, learning_rate=2e-2, label_smoothing_factor=0.1, label_names=["labels"])
+    Trainer(model, args, train_dataset=rows, data_collator=default_data_collator).train()
+    with torch.no_grad():
+        predicted = model.eval()(input_ids=ids).logits.argmax(-1)
+    right = (predicted[:, :-1] == ids[:, 1:]).float().mean()
+    assert right > 0.95 and (predicted == ids).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "For" in name])
+def test_tables_of_transformers_name_our_classes(name):
+    """Pipelines and `transformers serve` accept the classes of these tables."""
+    from transformers.models.auto import modeling_auto
+
+    model = build(name)
+    tables = [
+        table for key, table in vars(modeling_auto).items() if key.endswith("_MAPPING_NAMES") and name in table.values()
+    ]
+    assert len(tables) == 1 and tables[0][model.config.model_type] == name
+    head = "For" + name.partition("For")[2]
+    assert f"Bert{head}" in tables[0].values() or f"Llama{head}" in tables[0].values()
 
 
 # PEFT

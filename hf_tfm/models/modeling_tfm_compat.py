@@ -1,4 +1,4 @@
-"""Compatibility: names of the cache in transformers, arguments of a forward, defaults of PEFT."""
+"""Compatibility: names of the cache, arguments of a forward, tables of class names in transformers and PEFT."""
 
 import functools
 import inspect
@@ -9,6 +9,7 @@ from typing import Any
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto import modeling_auto
 from transformers.utils import TransformersKwargs, is_peft_available
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
@@ -30,6 +31,18 @@ FORWARDED_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {
     "read_index",
     "tokenizer",
     "write_index",
+}
+
+# Ends of class names, and transformers' tables of the classes with such a head.
+_CLASS_TABLES = {
+    "ForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "ForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "ForMultipleChoice": modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    "ForNextSentencePrediction": modeling_auto.MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES,
+    "ForPreTraining": modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
+    "ForQuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "ForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "ForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 }
 
 
@@ -110,6 +123,19 @@ def refuse_unknown_arguments(config: TfmConfig, arguments: dict[str, Any], has_p
         unknown = [name for name in unknown if name not in known]
     if unknown:
         raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
+
+
+def register_class_name(model_type: str, name: str) -> None:
+    """
+    Enter a model class into transformers' table of the classes with its head.
+
+    `AutoModelFor….register` does not. By the table `Trainer` decides whether the labels of `label_smoothing_factor` are
+    shifted (without this a causal LM would learn to copy its input), pipelines which classes they support, and
+    `transformers serve` what it loads.
+    """
+    for suffix, table in _CLASS_TABLES.items():
+        if name.endswith(suffix):
+            table.setdefault(model_type, name)
 
 
 @functools.cache

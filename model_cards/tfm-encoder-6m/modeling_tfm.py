@@ -27,6 +27,7 @@ everything they use of other packages; `tests/test_public_api.py` fails if a use
 | transformers.modeling_outputs | SequenceClassifierOutput, TokenClassifierOutput | 5.0 | |
 | transformers.modeling_rope_utils | ROPE_INIT_FUNCTIONS, RopeParameters, dynamic_rope_update | 5.0 | |
 | transformers.modeling_utils | ALL_ATTENTION_FUNCTIONS, PreTrainedModel | 5.0 | |
+| transformers.models.auto | modeling_auto | 5.0 | tables of class names: `register_class_name` |
 | transformers.processing_utils | Unpack | 5.0 | |
 | transformers.utils | ModelOutput, TransformersKwargs, is_peft_available, logging | 5.0 | |
 | transformers.utils.generic | can_return_tuple, is_flash_attention_requested | 5.0 | |
@@ -59,7 +60,13 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_tfm import TfmConfig
-from .modeling_tfm_compat import CACHE_NAME, accepts_both_cache_names, is_updated_by_attention, register_with_peft
+from .modeling_tfm_compat import (
+    CACHE_NAME,
+    accepts_both_cache_names,
+    is_updated_by_attention,
+    register_class_name,
+    register_with_peft,
+)
 from .modeling_tfm_loss import compute_dtype
 from .modeling_tfm_masks import is_padding_mask
 
@@ -445,6 +452,7 @@ class TfmPreTrainedModel(PreTrainedModel):
     def __init__(self, config: TfmConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
         register_with_peft()
+        register_class_name(config.model_type, type(self).__name__)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
