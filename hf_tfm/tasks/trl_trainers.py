@@ -29,6 +29,12 @@ class _TrlMixin(RunMixin):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to this package."""
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if not self.model.training:
+            # Means of the batches' means: they depend on the size of the batches. The loss does not.
+            self._metrics["eval"].clear()
+        super().log(logs, *args, **kwargs)
+
     def delete_reference_adapter(self) -> None:
         """Delete TRL's copy of a new adapter: the reference is the model with its adapter switched off."""
         model: Any = self.model

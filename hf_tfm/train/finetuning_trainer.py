@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from ..data.batches import SeededLengthGroups, in_order, length_of, longest_first
@@ -30,6 +31,7 @@ class FinetuningMixin(RunMixin):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.sampler: SeededLengthGroups | None = None
+        self.labels_of_a_row = 1.0
         self.add_callback(_SetSamplerEpoch(self))
 
     def median_batch(self) -> dict[str, Any]:
@@ -54,6 +56,32 @@ class FinetuningMixin(RunMixin):
         finally:
             self.compute_metrics = compute_metrics
 
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; the loss is the mean over all labels, whatever the batches (see `prediction_step`)."""
+        counts = [count_labels(torch.as_tensor(row["labels"])) for row in dataloader.dataset if "labels" in row]
+        self.labels_of_a_row = max(sum(counts), 1) / max(len(counts), 1)
+        # Each process's loss is to be the mean over its own labels.
+        across, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.args.average_tokens_across_devices = across
+
+    def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """
+        Return loss, outputs and labels of a batch.
+
+        Trainer takes the mean over the rows of the losses of their batches. Times the labels that a row of this batch
+        has more than others, it is the mean over all labels.
+        """
+        labels = inputs.get("labels")
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None and labels is not None:
+            count = count_labels(labels)
+            # Without any label the mean over the batch is not a number.
+            loss = loss * (count / len(labels) / self.labels_of_a_row) if count else torch.zeros_like(loss)
+        return loss, *others
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         # Trainer does not count labels of -100. In a regression, -100 is a number like any other.
         counted = [
@@ -74,6 +102,11 @@ class FinetuningMixin(RunMixin):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return longest_first(eval_dataset)
+
+
+def count_labels(labels: torch.Tensor) -> int:
+    """Return the number of labels that a loss is a mean over: all numbers of a regression, else those but -100."""
+    return labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
 
 
 class FinetuningTrainer(FinetuningMixin, Trainer):

@@ -124,10 +124,12 @@ class PretrainingTrainer(AveragingMixin, MeasuredEvaluation, RunTrainer):
         Return the mean loss over the predicted tokens of text, and [`to_bits_per_byte`] if every token is predicted.
 
         The first token of a row that continues a text is not predicted: its bytes count with the mean of the others.
+        The loss of pairs is added as the mean over them, or as the model weights them where its losses add up.
         """
         self.model.eval()
         boundaries = torch.tensor(boundary_ids(self.processing_class), device=self.args.device)
         nats, predicted, text_bytes, text_tokens = 0.0, 0, 0, 0
+        pair_nats, pairs = 0.0, 0
         with torch.compiler.set_stance("force_eager"):  # evaluation is too short to repay compiling
             for batch in eval_dataset:
                 inputs = {name: value for name, value in batch.items() if not name.startswith("num_")}
@@ -137,12 +139,16 @@ class PretrainingTrainer(AveragingMixin, MeasuredEvaluation, RunTrainer):
                 if not count:  # the mean loss would not be a number
                     continue
                 with self.compute_loss_context_manager(), self.accelerator.autocast():
-                    nats += float(self.model(**inputs).loss) * count
+                    outputs = self.model(**inputs)
+                pair_loss = 0.0 if self.rows.loss_is_token_sum else float(sentence_loss(inputs, outputs))
+                nats += (float(outputs.loss) - pair_loss) * count
+                pair_nats += pair_loss * len(inputs["input_ids"])
+                pairs += len(inputs["input_ids"])
                 predicted += count
                 text_bytes += batch["num_bytes"]
                 text_tokens += batch.get("num_text_tokens", 0)
         self.model.train()
-        metrics = {"loss": nats / predicted}
+        metrics = {"loss": nats / predicted + pair_nats / pairs}
         if self._loss_shifts_labels and text_bytes:
             metrics["bits_per_byte"] = to_bits_per_byte(nats / predicted, text_bytes / text_tokens)
         return {**metrics, "predicted_tokens": predicted}

@@ -99,6 +99,22 @@ def check_equal_training(script: ModuleType, model: Path, train: Path, tmp_path:
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def check_evaluation_batches(script: ModuleType, run: Callable[..., list[str]], tmp_path: Path, **changes) -> None:
+    """Checks that the evaluation loss is the same whatever number of records makes a batch of it."""
+    losses = []
+    for size in (64, 3, 2, 1):
+        fields = dict(
+            max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="no", load_best_model_at_end="false"
+        )
+        argv = run(tmp_path / str(size), per_device_eval_batch_size=size, **fields, **changes)
+        assert script.main(argv) == 0
+        entries = record_of(tmp_path / str(size))["evaluations"]
+        losses.append([entry["eval_loss"] for entry in entries if "eval_loss" in entry])
+    assert len(losses[0]) == 2
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], atol=0, rtol=1e-5)
+
+
 def few_steps(rows: int, accumulated: int = 1) -> dict:
     """Returns fields of a run of three steps of `rows` records; its weights reveal the scale of the loss."""
     return dict(

@@ -13,7 +13,7 @@ import finetune_classification
 import numpy as np
 import pytest
 import torch
-from finetune_checks import arguments, check_refusal, check_resumption, record_of
+from finetune_checks import arguments, check_evaluation_batches, check_refusal, check_resumption, record_of
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import CLS, PAD, SEP, build, build_tokenizer, encoder_config
@@ -369,6 +369,15 @@ def test_merging_keeps_tied_matrices_apart_or_refuses(tmp_path):
     for model in (merged, again):
         torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-4, rtol=1e-4)
     assert merged.lm_head.weight is merged.get_input_embeddings().weight, "an adapter elsewhere leaves the tie alone"
+
+
+@pytest.mark.parametrize("changes", [{"class_weights": "true"}, {"label_smoothing_factor": 0.1}])
+def test_the_evaluation_loss_does_not_depend_on_its_batches(models, files, tmp_path, changes):
+    def run(out: Path, **more) -> list[str]:
+        train, test = (files / "single" / f"{name}.jsonl.gz" for name in ("train", "test"))
+        return arguments(models / "encoder", train, out, validation_file=test, **more)
+
+    check_evaluation_batches(finetune_classification, run, tmp_path, **changes)
 
 
 def test_stopped_and_resumed_run_equals_one_without_a_stop(models, files, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import finetune_instruct
 import pytest
 import torch
-from finetune_checks import check_resumption, record_of, write
+from finetune_checks import check_evaluation_batches, check_resumption, record_of, write
 from safetensors.torch import load_file
 from tiny import build, build_tokenizer
 from transformers import (
@@ -140,6 +140,11 @@ def test_accumulated_and_packed_batches_train_as_one_padded_batch(bases, files, 
                 weights[name][parameter], tensor, atol=1e-5, rtol=1e-4, msg=f"{name} {parameter}"
             )
     assert any((weights["padded"][name] - start[name]).abs().max() > 1e-3 for name in start)
+
+
+def test_the_evaluation_loss_does_not_depend_on_its_batches(bases, files, tmp_path):
+    run = partial(arguments, bases / "ours", files)
+    check_evaluation_batches(finetune_instruct, run, tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": "true", "lora_dropout": 0.1, "packing": "false"}])

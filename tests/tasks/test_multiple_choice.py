@@ -12,6 +12,7 @@ from finetune_checks import (
     arguments,
     check_adapter,
     check_equal_training,
+    check_evaluation_batches,
     check_refusal,
     check_resumption,
     check_whole_folder,
@@ -121,6 +122,13 @@ def test_adapters_are_saved_with_the_whole_head(models, files, tmp_path):
         "ABCD"[one["predicted_option"]] == row["answer"] for one, row in zip(predicted, choices(30, 2), strict=True)
     ]
     assert np.mean(hits) == pytest.approx(right)
+
+
+def test_the_evaluation_loss_does_not_depend_on_its_batches(models, files, tmp_path):
+    def run(out: Path, **more) -> list[str]:
+        return arguments(models / "encoder", files / "train.jsonl", out, validation_file=files / "test.jsonl", **more)
+
+    check_evaluation_batches(finetune_multiple_choice, run, tmp_path)
 
 
 def test_stopped_and_resumed_run_equals_one_without_a_stop(models, files, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_checks import check_resumption, record_of, write
+from finetune_checks import check_evaluation_batches, check_resumption, record_of, write
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import build, build_tokenizer
@@ -178,6 +178,12 @@ def test_accumulated_batches_train_as_one(bases, files, tmp_path):
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
     start = load_file(bases / "ours" / "model.safetensors")
     assert any((weights[0][name] - start[name]).abs().max() > 1e-3 for name in start)
+
+
+@pytest.mark.parametrize("mode", ["dpo", "reward"])
+def test_the_evaluation_loss_does_not_depend_on_its_batches(bases, files, tmp_path, mode):
+    run = partial(arguments, bases / "ours", files)
+    check_evaluation_batches(finetune_preference, run, tmp_path, mode=mode)
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": "true"}, {"mode": "reward"}])

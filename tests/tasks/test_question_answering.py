@@ -12,6 +12,7 @@ from finetune_checks import (
     arguments,
     check_adapter,
     check_equal_training,
+    check_evaluation_batches,
     check_refusal,
     check_resumption,
     check_whole_folder,
@@ -139,6 +140,14 @@ def test_adapters_are_saved_with_the_whole_head(models, files, tmp_path, variant
     right = np.mean([text == "".join(row["answers"]["text"]) for text, row in zip(texts, rows)])
     assert record_of(out)["results"]["exact_match"]["value"] == pytest.approx(100 * right)
     assert [answer.text() for answer in answers_one_by_one(out, rows, merge_adapter(auto))] == texts
+
+
+def test_the_evaluation_loss_does_not_depend_on_its_batches(models, files, tmp_path):
+    def run(out: Path, **more) -> list[str]:
+        files_ = dict(train=files / "train.jsonl", validation_file=files / "test.jsonl")
+        return arguments(models / "encoder", out=out, stride=8, **files_, **more)
+
+    check_evaluation_batches(finetune_qa, run, tmp_path)
 
 
 def test_stopped_and_resumed_run_equals_one_without_a_stop(models, files, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from finetune_checks import (
     arguments,
     check_adapter,
     check_equal_training,
+    check_evaluation_batches,
     check_refusal,
     check_resumption,
     check_whole_folder,
@@ -150,6 +151,13 @@ def test_adapters_are_saved_with_the_whole_head(models, files, tmp_path, in_memo
     auto.config.id2label = loaded["model"].config.id2label
     assert tags_one_by_one(out, rows, auto) == predicted
     assert tags_one_by_one(out, rows, merge_adapter(loaded["model"])) == predicted
+
+
+def test_the_evaluation_loss_does_not_depend_on_its_batches(models, files, tmp_path):
+    def run(out: Path, **more) -> list[str]:
+        return arguments(models / "encoder", files / "train.jsonl", out, validation_file=files / "test.jsonl", **more)
+
+    check_evaluation_batches(finetune_tokens, run, tmp_path)
 
 
 def test_stopped_and_resumed_run_equals_one_without_a_stop(models, files, tmp_path, monkeypatch, capsys):

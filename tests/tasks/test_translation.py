@@ -5,11 +5,19 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from finetune_checks import check_refusal, check_resumption, check_whole_folder, record_of, write
+from finetune_checks import (
+    check_evaluation_batches,
+    check_refusal,
+    check_resumption,
+    check_whole_folder,
+    record_of,
+    write,
+)
 from tiny import build_tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
@@ -182,6 +190,12 @@ def test_weight_decay_comes_from_the_arguments_or_the_optimizer(root, tmp_path, 
         argv = arguments(root, tmp_path / "run", weight_decay=weight_decay)
         assert finetune_translation.main(argv) == 2
     assert [rates["weight_decay"] for rates in given] == [None, 0.3]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_evaluation_loss_does_not_depend_on_its_batches(root, tmp_path, smoothing):
+    run = partial(arguments, root)
+    check_evaluation_batches(finetune_translation, run, tmp_path, label_smoothing_factor=smoothing)
 
 
 def test_stopped_and_resumed_run_equals_one_without_a_stop(root, tmp_path, monkeypatch, capsys):

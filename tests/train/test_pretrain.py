@@ -307,7 +307,7 @@ BERT = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_h
         "attention_probs_dropout_prob": 0}  # fmt: skip
 
 
-@pytest.mark.parametrize(
+CASES = pytest.mark.parametrize(
     "script, style, changes",
     [
         (pretrain_clm, "decoder", {}),
@@ -317,6 +317,21 @@ BERT = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_h
         (pretrain_mlm, "encoder", {"model": "bert.json", "model_overrides": "{}", "sentence_task": "next_sentence"}),
     ],
 )
+
+
+@CASES
+def test_the_evaluation_loss_does_not_depend_on_its_batches(files, tmp_path, monkeypatch, script, style, changes):
+    (tmp_path / "bert.json").write_text(json.dumps(BERT))
+    monkeypatch.chdir(tmp_path)
+    losses = []
+    for size in (64, 3, 1):
+        fields = {**changes, "max_steps": 1, "optimizer": "adamw", "per_device_eval_batch_size": size}
+        assert script.main(arguments(files, tmp_path / str(size), style, **fields)) == 0
+        losses.append(json.loads((tmp_path / str(size) / "run_record.json").read_text())["results"]["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+@CASES
 def test_accumulated_batches_equal_whole_ones(files, tmp_path, monkeypatch, script, style, changes):
     (tmp_path / "bert.json").write_text(json.dumps(BERT))
     monkeypatch.chdir(tmp_path)
