@@ -114,7 +114,7 @@ def train_save_reload(config, model_class, auto_class) -> torch.nn.Module:
     return again
 
 
-@examples(12)
+@examples(25)
 @given(switches("decoder"))
 def test_any_decoder_trains_saves_reloads_and_generates(fields):
     config = TfmDecoderConfig(**fields)
@@ -124,7 +124,7 @@ def test_any_decoder_trains_saves_reloads_and_generates(fields):
     assert ways[0].shape[1] <= 11 and torch.equal(*ways)
 
 
-@examples(12)
+@examples(25)
 @given(switches("encoder"))
 def test_any_encoder_trains_saves_reloads_and_fills_masks(fields):
     config = TfmEncoderConfig(**fields)
@@ -133,7 +133,7 @@ def test_any_encoder_trains_saves_reloads_and_fills_masks(fields):
     assert MASK not in filled[0]
 
 
-@examples(40)
+@examples(60)
 @given(
     st.sampled_from([TfmDecoderConfig, TfmEncoderConfig]),
     st.dictionaries(
@@ -186,7 +186,7 @@ def tokenizers() -> dict:
 
 
 @pytest.mark.parametrize("style", ["decoder", "bytes"])
-@examples(60)
+@examples(120)
 @given(text=st.one_of(TEXT, st.sampled_from(HARD)))
 def test_byte_level_tokenizers_restore_any_text(tokenizers, style, text):
     tokenizer = tokenizers[style]
@@ -196,7 +196,7 @@ def test_byte_level_tokenizers_restore_any_text(tokenizers, style, text):
 
 
 @pytest.mark.parametrize("style", ["decoder", "encoder"])
-@examples(20)
+@examples(40)
 @given(texts=st.lists(st.one_of(TEXT, st.sampled_from(HARD)), min_size=1, max_size=8), seed=st.integers(0, 3))
 def test_any_text_goes_through_store_packing_and_objective(tokenizers, style, texts, seed):
     tokenizer = tokenizers[style]
@@ -244,7 +244,7 @@ ARGUMENT = st.one_of(
 )  # fmt: skip
 
 
-@examples(40)
+@examples(80)
 @given(st.sampled_from(COMMANDS), st.lists(ARGUMENT, max_size=5))
 def test_any_command_line_ends_with_an_exit_code_and_one_line(command, arguments):
     """No traceback, and no file is written, because no argument names a model."""

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer, pipeline
 
 
-NEW = 8
+NEW = 14
 # Longer than every window, so that sliding caches drop tokens.
 PROMPT = random_ids(1, 10)
 
@@ -37,7 +37,7 @@ def model(request) -> torch.nn.Module:
 
 def test_greedy(model):
     expected = decode_plainly(model, PROMPT)
-    assert len(set(expected[0, 10:].tolist())) > 2, "a model that repeats one token shows nothing"
+    assert len(set(expected[0, 10:].tolist())) > 4, "a model that repeats one token shows nothing"
     for settings in (dict(), dict(use_cache=False), dict(prefill_chunk_size=4)):
         assert torch.equal(model.generate(PROMPT, max_new_tokens=NEW, do_sample=False, **settings), expected), settings
 
@@ -139,12 +139,12 @@ def test_sliding_layers_keep_no_more_than_their_window(shape):
         assert length == (10 + NEW - 1 if layer_type == "full_attention" else model.config.sliding_window - 1)
 
 
-@pytest.mark.parametrize("shape", ["qwen3", "gpt2", "mistral", "mixed"])
+@pytest.mark.parametrize("shape", DECODER_SHAPES)
 def test_continuous_batching_equals_generate(shape):
-    """Requests of different lengths over one paged cache, with relative and absolute positions and with windows."""
+    """Requests of different lengths over one paged cache."""
     model = language_model(shape)
     prompts = [random_ids(length, seed=length).tolist() for length in (10, 3, 6)]
-    settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=PAD)
+    settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=PAD)
     paging = ContinuousBatchingConfig(num_blocks=32, page_size=16, max_batch_tokens=64)
     outputs = model.generate_batch(
         prompts, generation_config=settings, continuous_batching_config=paging, progress_bar=False
@@ -153,7 +153,7 @@ def test_continuous_batching_equals_generate(shape):
     by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
     for prompt in prompts:
         assert (
-            by_prompt[tuple(prompt)] == decode_plainly(model, torch.tensor([prompt]), new=6)[0, len(prompt) :].tolist()
+            by_prompt[tuple(prompt)] == decode_plainly(model, torch.tensor([prompt]), new=8)[0, len(prompt) :].tolist()
         )
 
 

@@ -11,7 +11,9 @@ from hf_tfm.models import modeling_tfm_loss
 from hf_tfm.models.modeling_tfm_loss import linear_cross_entropy
 
 
-@pytest.mark.parametrize("bias, softcap, items", [(False, None, 1000), (True, 5.0, None), (True, None, None)])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("items", [None, 1000])
 @pytest.mark.parametrize("buffered", [1, 512 * 97, 1 << 24])
 def test_linear_cross_entropy_equals_logits_and_softmax(bias, softcap, items, buffered, monkeypatch):
     """With the weights' gradient added up every 256 rows, every 512, and at the end."""
