@@ -4,6 +4,7 @@ The demo page of a model in the browser: a tab for its head, such as chat, masks
 Only this module needs Gradio (`pip install hf-tfm[demo]`).
 """
 
+import contextlib
 import copy
 import functools
 import os
@@ -27,7 +28,7 @@ from ..tasks.fill_mask import fill_masks
 from ..tasks.generation import encode_prompt, sampling_options, stream_text
 from . import html_report
 from .chat import Chat
-from .formatting import percent
+from .formatting import percent, visible
 from .inspect.architecture import EXAMPLE
 
 
@@ -95,17 +96,13 @@ def build(path: str, base: str | None = None, trust_remote_code: bool = False, t
     return page
 
 
-def _show_errors(function: Callable) -> Callable:
+@contextlib.contextmanager
+def _errors_shown() -> Iterator[None]:
     """Show an `InputError` on the page."""
-
-    @functools.wraps(function)
-    def wrapper(*values: Any) -> Any:
-        try:
-            return function(*values)
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    return wrapper
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 def _show_stream_errors(function: Callable[..., Iterator]) -> Callable[..., Iterator]:
@@ -113,25 +110,36 @@ def _show_stream_errors(function: Callable[..., Iterator]) -> Callable[..., Iter
 
     @functools.wraps(function)
     def wrapper(*values: Any) -> Iterator:
-        try:
+        with _errors_shown():
             yield from function(*values)
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from None
 
     return wrapper
 
 
-def _form(inputs: Sequence[gr.Component], function: Callable, action: str) -> None:
-    """Add a button that shows HTML for the inputs; Enter in a field of one line presses it too."""
+def _form(inputs: Sequence[gr.Component], function: Callable, action: str, *outputs: gr.Component) -> None:
+    """Add a button that shows the outputs for the inputs; Enter in a field of one line presses it too."""
     button = gr.Button(action, variant="primary")
-    result = gr.HTML(label="Result")
+    for output in outputs:
+        output.render()
     gr.on(
         [button.click, *(field.submit for field in inputs if isinstance(field, gr.Textbox) and field.lines == 1)],
-        _show_errors(function),
+        _errors_shown()(function),
         inputs,
-        result,
+        list(outputs),
         api_name=action.lower().replace(" ", "_"),
     )
+
+
+def _table(*columns: str) -> gr.Dataframe:
+    """Return a table for texts with their probabilities."""
+    return gr.Dataframe(headers=[*columns, "probability"], datatype="str", interactive=False, render=False)
+
+
+def _several_lines(text: str, noun: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < 2:
+        raise InputError(f"give at least two {noun}, each on a line of its own")
+    return lines
 
 
 def _predict(predictor: Predictor, record: dict[str, Any]) -> dict[str, Any]:
@@ -236,43 +244,46 @@ def _decodings(predictor: Predictor) -> None:
             gr.Slider(0.05, 1, 0.9, step=0.01, label="Top-p"),
             gr.Slider(2, 8, 4, step=1, label="Beams"),
         ]
-    _form([prompt, *controls], compare, "Compare")
+    _form([prompt, *controls], compare, "Compare", gr.HTML(render=False))
 
 
 def _masked(predictor: Predictor) -> None:
     model, tokenizer = predictor.model, predictor.tokenizer
 
-    def fill(text: str) -> str:
+    def fill(text: str) -> list[list[str]]:
         masks = fill_masks(model, tokenizer, text, 8)
-        return html_report.bars([(f"{tokenizer.mask_token} {n}", rows) for n, rows in enumerate(masks, 1)])
+        names = [f"{tokenizer.mask_token} {number}" for number in range(1, len(masks) + 1)]
+        return [[name, visible(token), percent(share)] for name, rows in zip(names, masks) for token, share in rows]
 
     with gr.Tab("Masks"):
         mask = tokenizer.mask_token or "[MASK]"
-        _form([gr.Textbox(f"The cat {mask} on the {mask}.", label=f"Text with {mask}")], fill, "Fill in")
+        text = gr.Textbox(f"The cat {mask} on the {mask}.", label=f"Text with {mask}")
+        _form([text], fill, "Fill in", _table("mask", "token"))
 
 
 def _labels(predictor: Predictor) -> None:
     pair = predictor.kind == "AutoModelForNextSentencePrediction" or bool(predictor.fields.get("text_pair_field"))
+    several = predictor.model.config.problem_type == "multi_label_classification"
 
-    def classify(*texts: str) -> str:
+    def classify(*texts: str) -> dict[str, float] | str:
         prediction = _predict(predictor, dict(zip(("text", "text_pair"), texts)))
         if "predicted_number" in prediction:
-            return html_report.note(f"{prediction['predicted_number']:.4f}", "the model's number for it")
+            return f"{prediction['predicted_number']:.4f}"
         if "predicted_follows" in prediction:
             share = prediction["predicted_score"]
-            return html_report.bars([("", [("follows", share), ("does not follow", 1 - share)])])
-        title = "each label by itself" if "predicted_labels" in prediction else "labels"
-        return html_report.bars([(title, list(prediction["predicted_scores"].items()))])
+            return {"follows": share, "does not follow": 1 - share}
+        return prediction["predicted_scores"]
 
     with gr.Tab("Labels"):
         inputs = [gr.Textbox(_EXAMPLES["text"], label="Text")]
         if pair:
             inputs.append(gr.Textbox("She asked me where it was.", label="Second text"))
-        _form(inputs, classify, "Label")
+        output = gr.Label(label="Probability of each label by itself" if several else "Result", render=False)
+        _form(inputs, classify, "Label", output)
 
 
 def _tags(predictor: Predictor) -> None:
-    def tag(text: str) -> str:
+    def tag(text: str) -> tuple[dict[str, Any], list[list[str]]]:
         prediction = _predict(predictor, {"text": text})
         place, places = 0, []
         for word in prediction["tokens"]:
@@ -280,53 +291,58 @@ def _tags(predictor: Predictor) -> None:
             places.append((place, place + len(word)))
             place += len(word)
         scores = prediction["predicted_scores"]
-        if "predicted_entities" not in prediction:
-            return html_report.marked_text(
-                text, [(*at, *of) for at, of in zip(places, zip(prediction["predicted_tags"], scores))]
-            )
-        spans = []
-        for entity in prediction["predicted_entities"]:
-            first, last = entity["first_word"], entity["last_word"]
-            spans.append((places[first][0], places[last][1], entity["type"], min(scores[first : last + 1])))
-        return html_report.marked_text(text, spans)
+        spans = [(*at, *of) for at, of in zip(places, zip(prediction.get("predicted_tags", ()), scores))]
+        if "predicted_entities" in prediction:
+            spans = []
+            for entity in prediction["predicted_entities"]:
+                first, last = entity["first_word"], entity["last_word"]
+                spans.append((places[first][0], places[last][1], entity["type"], min(scores[first : last + 1])))
+        rows = [[text[start:end], label, percent(score)] for start, end, label, score in spans]
+        return _marked(text, spans), rows
 
     with gr.Tab("Tags"):
-        _form([gr.Textbox(_EXAMPLES["text"], label="Text", lines=3)], tag, "Tag")
+        text = gr.Textbox(_EXAMPLES["text"], label="Text", lines=3)
+        _form([text], tag, "Tag", gr.HighlightedText(label="Tags", render=False), _table("text", "tag"))
+
+
+def _marked(text: str, spans: Sequence[tuple]) -> dict[str, Any]:
+    """Return a text with marked spans, each a start, an end and a label, for a `HighlightedText`."""
+    entities = [{"start": start, "end": end, "entity": label} for start, end, label, *_ in spans]
+    return {"text": text, "entities": entities}
 
 
 def _answers(predictor: Predictor) -> None:
-    def answer(question: str, context: str) -> str:
+    def answer(question: str, context: str) -> tuple[str, dict[str, Any], list[list[str]]]:
         prediction = _predict(predictor, {"question": question, "context": context})
-        spans = [(one["start"], one["end"], "", one["score"]) for one in prediction["predicted_answers"]]
-        best = prediction["predicted_answer"]
-        answer = html_report.note(best or "no answer", f"probability {percent(prediction['predicted_score'])}")
-        rows = [(one["text"], one["score"]) for one in prediction["predicted_answers"]]
-        return answer + html_report.marked_text(context, spans) + html_report.bars([("likeliest spans", rows)])
+        answers, best = prediction["predicted_answers"], prediction["predicted_answer"]
+        spans = [(one["start"], one["end"], "answer") for one in answers[:1]]
+        rows = [[one["text"], percent(one["score"])] for one in answers]
+        caption = f"{best or 'no answer'} ({percent(prediction['predicted_score'])})"
+        return caption, _marked(context, spans), rows
 
     with gr.Tab("Answers"):
-        question = gr.Textbox(_EXAMPLES["question"], label="Question")
-        _form([question, gr.Textbox(_EXAMPLES["context"], label="Text", lines=6)], answer, "Find the answer")
+        inputs = [gr.Textbox(_EXAMPLES["question"], label="Question")]
+        inputs.append(gr.Textbox(_EXAMPLES["context"], label="Text", lines=6))
+        outputs = [gr.Textbox(label="Answer", render=False), gr.HighlightedText(label="Likeliest span", render=False)]
+        _form(inputs, answer, "Find the answer", *outputs, _table("span"))
 
 
 def _options(predictor: Predictor) -> None:
-    def choose(question: str, options: str) -> str:
-        several = [line.strip() for line in options.splitlines() if line.strip()]
-        if len(several) < 2:
-            raise InputError("give at least two options, each on a line of its own")
+    def choose(question: str, options: str) -> list[list[str]]:
+        several = _several_lines(options, "options")
         prediction = _predict(predictor, {"question": question, "options": several})
         ranked = sorted(zip(several, prediction["predicted_scores"]), key=lambda pair: -pair[1])
-        return html_report.bars([("options", ranked)])
+        return [[option, percent(share)] for option, share in ranked]
 
     with gr.Tab("Options"):
-        question = gr.Textbox("Alice opened the book.", label="Question, or what went before")
-        _form([question, gr.Textbox(_EXAMPLES["options"], label="Options, one a line", lines=4)], choose, "Choose")
+        inputs = [gr.Textbox("Alice opened the book.", label="Question, or what went before")]
+        inputs.append(gr.Textbox(_EXAMPLES["options"], label="Options, one a line", lines=4))
+        _form(inputs, choose, "Choose", _table("option"))
 
 
 def _embeddings(predictor: Predictor) -> None:
     def compare(texts: str) -> str:
-        lines = [line.strip() for line in texts.splitlines() if line.strip()]
-        if len(lines) < 2:
-            raise InputError("give at least two texts, each on a line of its own")
+        lines = _several_lines(texts, "texts")
         embed = replace(predictor, fields={"text_field": "text"})
         records = Records([{"text": line} for line in lines], ["the page"] * len(lines), "the page")
         vectors = F.normalize(torch.tensor([row["embedding"] for row in embed(records)]), dim=-1)
@@ -335,15 +351,15 @@ def _embeddings(predictor: Predictor) -> None:
         return html_report.matrix(names, numbers, (vectors @ vectors.T).tolist(), "Cosines", numbers=True)
 
     with gr.Tab("Similarity"):
-        _form([gr.Textbox(_EXAMPLES["texts"], label="Texts, one a line", lines=6)], compare, "Compare")
+        text = gr.Textbox(_EXAMPLES["texts"], label="Texts, one a line", lines=6)
+        _form([text], compare, "Compare", gr.HTML(render=False))
 
 
 def _translation(predictor: Predictor) -> None:
-    def translate(text: str) -> str:
-        return html_report.note(_translated(predictor, text)[0], "")
-
     with gr.Tab("Translate"):
-        _form([gr.Textbox("Where is the cat?", label="Text")], translate, "Translate")
+        output = gr.Textbox(label="Translation", render=False)
+        text = gr.Textbox("Where is the cat?", label="Text")
+        _form([text], lambda text: _translated(predictor, text)[0], "Translate", output)
 
 
 @torch.inference_mode()
@@ -390,14 +406,8 @@ def _attention(predictor: Predictor) -> None:
         block = gr.Slider(1, blocks, blocks, step=1, label="Block")
         head = gr.Slider(0, heads, 0, step=1, label="Head", info="0: the mean of all")
     button = gr.Button("Look", variant="primary")
-    picture = gr.HTML()
-    gr.on(
-        [button.click, text.submit, block.release, head.release],
-        _show_errors(show),
-        [text, block, head],
-        picture,
-        api_name="look",
-    )
+    events = [button.click, text.submit, block.release, head.release]
+    gr.on(events, _errors_shown()(show), [text, block, head], gr.HTML(), api_name="look")
 
 
 def eager_twin(model: PreTrainedModel) -> PreTrainedModel:

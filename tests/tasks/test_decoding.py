@@ -206,7 +206,7 @@ def test_the_command_prints_and_writes_a_comparison(folder, tmp_path, capsys):
     "options, message",
     [
         (["--html", "x.html"], "--html and --candidates need --compare"),
-        (["--top-p", "1.5"], "'--top-p': Input should be less than or equal to 1"),
+        (["--top-p", "1.5"], "'--top-p': must be at most 1, not 1.5"),
         (["--compare", "--html", "{folder}/nowhere/x.html"], "cannot be written"),
         (["--compare", "--temperature", "0"], "--temperature 0: with --compare"),
         (["--compare", "--beams", "1"], "--beams 1: with --compare"),
