@@ -179,19 +179,6 @@ def test_nearest_vectors_are_exact_and_ties_go_to_the_first(monkeypatch, scanned
     assert len(nearest_vectors(vectors, queries, 100)[0]) == 40
 
 
-def test_faiss_finds_the_same(monkeypatch, tmp_path):
-    pytest.importorskip("faiss")
-    draw = np.random.default_rng(0)
-    draw.normal(size=(500, 16)).astype(np.float32).tofile(tmp_path / "vectors")
-    vectors = np.asarray(np.memmap(tmp_path / "vectors", np.float32, "r", shape=(500, 16)))
-    queries = draw.normal(size=(4, 16)).astype(np.float32)
-    own = nearest_vectors(vectors, queries, 8)
-    monkeypatch.setattr(ranking, "_MIN_VECTORS_FOR_FAISS", 1)
-    for one, other in zip(own, nearest_vectors(vectors, queries, 8)):
-        assert [hit.number for hit in one] == [hit.number for hit in other]
-        np.testing.assert_allclose([hit.score for hit in one], [hit.score for hit in other], rtol=1e-5)
-
-
 def test_bm25_equals_its_formula():
     texts = ["a red bridge, a red ship", "the bridge", "ships and ships and ships", ""]
     tokens = [ranking.split_words(text) for text in texts]

@@ -3,14 +3,12 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 
 _VECTORS_AT_ONCE, _QUERIES_AT_ONCE = 1 << 16, 64
-_MIN_VECTORS_FOR_FAISS = 1 << 16  # with fewer its import takes longer than it saves
 _WORD = re.compile(r"\w+")
 
 
@@ -25,16 +23,11 @@ def nearest_vectors(vectors: np.ndarray, queries: np.ndarray, k: int) -> list[li
     """
     Return the `k` rows of `vectors` with the highest dot product with each query, exactly; ties go to the first.
 
-    Large arrays are searched by faiss where it is installed (`pip install 'hf-tfm[search]'`), without an index.
-
     Args:
         vectors: (texts, width).
         queries: (queries, width).
     """
     k = min(k, len(vectors))
-    if len(vectors) >= _MIN_VECTORS_FOR_FAISS and (faiss := _import_faiss()) is not None:
-        scores, numbers = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-        return [[Hit(int(n), float(s)) for n, s in zip(*row)] for row in zip(numbers, scores)]
     hits: list[list[Hit]] = [[] for _ in queries]
     for start in range(0, len(vectors), _VECTORS_AT_ONCE):
         part = vectors[start : start + _VECTORS_AT_ONCE]
@@ -51,14 +44,6 @@ def best_scores(scores: np.ndarray, k: int) -> list[Hit]:
         candidates = np.flatnonzero(scores >= -np.partition(-scores, k - 1)[k - 1])
     order = candidates[np.argsort(-scores[candidates], kind="stable")][:k]
     return [Hit(int(number), float(scores[number])) for number in order]
-
-
-def _import_faiss() -> ModuleType | None:
-    try:
-        import faiss
-    except ImportError:
-        return None
-    return faiss
 
 
 class WordIndex:
