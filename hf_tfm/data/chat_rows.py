@@ -111,14 +111,14 @@ class ConversationCollator:
     positions start again; other rows are padded on the right.
     """
 
-    def __init__(self, pad_token_id: int, multiple_of: int = 8):
-        self.pad_token_id, self.multiple_of = pad_token_id, multiple_of
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
         if "position_ids" in rows[0]:
             return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
         longest = max(len(row["input_ids"]) for row in rows)
-        longest = -(-longest // self.multiple_of) * self.multiple_of
+        longest = -(-longest // 8) * 8
 
         def padded(name: str, filling: int) -> torch.Tensor:
             return torch.tensor([[*row[name], *[filling] * (longest - len(row[name]))] for row in rows])

@@ -211,12 +211,10 @@ def train_and_report(
     return 0
 
 
-def format_dialogues(
-    prompts: Sequence[Sequence[Message]], replies: Mapping[str, Sequence[Reply]], limit: int = 3
-) -> list[str]:
-    """Return the first prompts as text, each with the replies of every model under the model's name."""
+def format_dialogues(prompts: Sequence[Sequence[Message]], replies: Mapping[str, Sequence[Reply]]) -> list[str]:
+    """Return the first three prompts as text, each with the replies of every model under the model's name."""
     dialogues = []
-    for number, messages in enumerate(prompts[:limit]):
+    for number, messages in enumerate(prompts[:3]):
         lines = [f"{message['role']}: {message['content']}" for message in messages]
         for name, of_model in replies.items():
             if of_model:

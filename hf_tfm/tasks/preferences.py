@@ -216,7 +216,6 @@ def predict_rewards(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, list[int]]],
-    batch_size: int = 8,
 ) -> np.ndarray:
     """
     Return a reward model's reward of each row of `input_ids`, `(rows,)`.
@@ -227,8 +226,8 @@ def predict_rewards(
     collate, rewards = ConversationCollator(tokenizer.pad_token_id), np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"]))
     with evaluation_mode(model):
-        for first in range(0, len(order), batch_size):
-            numbers = order[first : first + batch_size]
+        for first in range(0, len(order), 8):
+            numbers = order[first : first + 8]
             batch = collate([rows[number] for number in numbers])
             del batch["labels"]
             outputs = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})

@@ -77,15 +77,12 @@ def add_adapter(
         ) from error
 
 
-def merge_adapter(
-    model: "PeftModel", example: Mapping[str, torch.Tensor] | None = None, untie: bool = False
-) -> PreTrainedModel:
+def merge_adapter(model: "PeftModel", untie: bool = False) -> PreTrainedModel:
     """
     Merge an adapter into the weights; return a model without PEFT that computes the same.
 
     Args:
         model: the base with its adapter, in fp32; it is consumed.
-        example: inputs on which the outputs before and after are compared; by default one row of token ids.
         untie: give the output layer its own matrix if the adapter changes one of two tied matrices.
 
     Raises:
@@ -106,10 +103,9 @@ def merge_adapter(
                 "change both; merge with untie (the output layer gets its own), or adapt other modules"
             )
         plain[1].weight = torch.nn.Parameter(plain[1].weight.detach().clone())
-    if example is None:
-        rows = plain[0].num_embeddings
-        ids = torch.tensor([[*(7 * place % rows for place in range(1, 17)), *tokens]], device=plain[0].weight.device)
-        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    rows = plain[0].num_embeddings
+    ids = torch.tensor([[*(7 * place % rows for place in range(1, 17)), *tokens]], device=plain[0].weight.device)
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         expected = compared_outputs(base, example)
         merged = model.merge_and_unload(safe_merge=True)

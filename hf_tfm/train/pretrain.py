@@ -190,7 +190,6 @@ def z_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
-    ignore_index: int = -100,
 ) -> torch.Tensor:
     """
     Return the mean squared log of the softmax's normalizer over predicted positions (https://arxiv.org/abs/2204.02311).
@@ -203,7 +202,7 @@ def z_loss(
         labels: (...).
         num_items_in_batch: divisor of the sum; the number of predicted positions by default.
     """
-    normalizers = torch.logsumexp(logits[labels != ignore_index].float(), dim=-1)
+    normalizers = torch.logsumexp(logits[labels != -100].float(), dim=-1)
     return normalizers.square().sum() / (len(normalizers) if num_items_in_batch is None else num_items_in_batch)
 
 

@@ -1,5 +1,6 @@
 """The architecture of a saved model: shape, parameters by part, costs; and pictures of attention and embeddings."""
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _PARTS = (
     ("attention", re.compile(r"attn|attention|[qkvo]_proj|Wqkv|embed_values")),
     ("feed-forward", re.compile(r"mlp|intermediate|\.output\.|ffn|fc\d|_proj\b|experts")),
 )
+_ORDER = ("embeddings", "attention", "feed-forward", "norms")
 _SHOWN_KEYS = {
     "hidden_size": "width", "num_hidden_layers": "blocks", "num_attention_heads": "heads",
     "num_key_value_heads": "key-value heads", "head_dim": "width of a head", "intermediate_size": "feed-forward width",
@@ -65,9 +67,12 @@ class Inspection:
         lines += ["", f"parameters  {total:,}"]
         lines += [f"  {name:24} {count:>15,}  {count / total:6.1%}" for name, count in self.parameters.items()]
         lines += ["", "memory"]
-        lines += [f"  {name:24} {_size(size):>15}" for name, size in self.memory.items()]
+        lines += [f"  {name:24} {_number(size, ('B', 'kB', 'MB', 'GB')):>15}" for name, size in self.memory.items()]
         lines += ["", f"operations for a token, {self.length:,} tokens of context"]
-        lines += [f"  {name:24} {_number(count):>15}" for name, count in self.flops.items()]
+        lines += [
+            f"  {name:24} {_number(count, ('', 'thousand', 'million', 'billion')):>15}"
+            for name, count in self.flops.items()
+        ]
         return "\n".join(lines)
 
 
@@ -86,10 +91,13 @@ def inspect_model(model: PreTrainedModel, length: int | None = None) -> Inspecti
     config = model.config.get_text_config()
     length = length or min(getattr(config, "max_position_embeddings", None) or 1024, 1 << 17)
     parameters: dict[str, int] = defaultdict(int)
-    inside = {name for name, _ in model.base_model.named_parameters(prefix=_prefix(model))}
+    prefix = "" if model.base_model is model else model.base_model_prefix
+    inside = {name for name, _ in model.base_model.named_parameters(prefix=prefix)}
     for name, weight in model.named_parameters():
         part = next((part for part, pattern in _PARTS if pattern.search(name)), "other")
         parameters[part if name in inside or part == "embeddings" else "head"] += weight.numel()
+
+    ordered = {part: parameters[part] for part in (*_ORDER, "head", "other") if parameters.get(part)}
 
     total = sum(parameters.values())
     memory = {
@@ -109,11 +117,7 @@ def inspect_model(model: PreTrainedModel, length: int | None = None) -> Inspecti
     attended = 4 * heads * head_dim * sum(attended_tokens(config, layer, length) for layer in range(blocks))
     forward = 2 * multiplied + attended
     flops = {"forward": forward, "of these attention": attended, "training step": 3 * forward}
-    return Inspection(type(model).__name__, _shape(config), _ordered(parameters), memory, flops, length)
-
-
-def _prefix(model: PreTrainedModel) -> str:
-    return "" if model.base_model is model else model.base_model_prefix
+    return Inspection(type(model).__name__, _shape(config), ordered, memory, flops, length)
 
 
 def _shape(config: Any) -> dict[str, Any]:
@@ -125,20 +129,12 @@ def _shape(config: Any) -> dict[str, Any]:
     return {name: value for name, value in shown.items() if value is not None}
 
 
-def _ordered(parameters: dict[str, int]) -> dict[str, int]:
-    order = ["embeddings", "attention", "feed-forward", "norms", "head", "other"]
-    return {part: parameters[part] for part in order if parameters.get(part)}
-
-
-def draw_attention(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, path: Path, most: int = 8
-) -> None:
+def draw_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, path: Path) -> None:
     """
-    Draw the attention weights of each head: a row for each block, a column for each head.
+    Draw the attention weights of heads: a row for each of at most eight blocks, a column for each of eight heads.
 
     Args:
         model: opened with `attn_implementation="eager"`; others return no weights.
-        most: maximum number of blocks and of heads; more are sampled evenly.
 
     Raises:
         InputError: the model returns no attention weights, is an encoder-decoder, or lacks embeddings for the tokens.
@@ -152,8 +148,8 @@ def draw_attention(
     if not attentions or attentions[0] is None:
         raise InputError(f"{type(model).__name__} returns no attention weights, so there is no picture of them")
     tokens = [tokenizer.decode([number]) or "·" for number in inputs["input_ids"][0].tolist()]
-    blocks = spread(len(attentions), most)
-    heads = spread(attentions[0].shape[1], most)
+    blocks = spread(len(attentions), 8)
+    heads = spread(attentions[0].shape[1], 8)
     figure, axes = _figure(len(blocks), len(heads), 2.2 if len(tokens) <= 24 else 3.0)
     for row, block in enumerate(blocks):
         for column, head in enumerate(heads):
@@ -168,12 +164,12 @@ def draw_attention(
     save_figure(figure, path)
 
 
-def nearest_tokens(model: PreTrainedModel, token_ids: list[int], most: int = 8) -> list[list[tuple[int, float]]]:
-    """Return for each token the other tokens whose embeddings have the highest cosine with its own."""
+def nearest_tokens(model: PreTrainedModel, token_ids: list[int]) -> list[list[tuple[int, float]]]:
+    """Return for each token the eight other tokens whose embeddings have the highest cosine with its own."""
     embeddings = F.normalize(model.get_input_embeddings().weight.detach().float(), dim=-1)
     cosines = embeddings[token_ids] @ embeddings.T
     cosines[torch.arange(len(token_ids)), token_ids] = -torch.inf
-    top = cosines.topk(min(most, cosines.shape[1] - 1))
+    top = cosines.topk(min(8, cosines.shape[1] - 1))
     return [list(zip(ids, values)) for ids, values in zip(top.indices.tolist(), top.values.tolist())]
 
 
@@ -225,17 +221,7 @@ def save_figure(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
-
-
-def _number(count: float) -> str:
-    for unit in ("", " thousand", " million"):
-        if count < 1000:
-            return f"{count:,.0f}{unit}" if not unit else f"{count:,.1f}{unit}"
-        count /= 1000
-    return f"{count:,.1f} billion"
+def _number(number: float, units: tuple[str, ...]) -> str:
+    """Return a number with the unit, each a thousand times the one before, in which it is below 1000."""
+    place = min(int(math.log10(number) // 3), len(units) - 1) if number else 0
+    return f"{number / 1000**place:,.{1 if place else 0}f} {units[place]}".rstrip()

@@ -161,10 +161,9 @@ def find_senses(
     word: str,
     contexts: Sequence[Context],
     layer: int | None = None,
-    neighbours: int = 8,
 ) -> WordSenses:
     """
-    Compute the vectors of a word in its contexts, and its nearest static neighbours.
+    Compute the vectors of a word in its contexts, and its eight nearest static neighbours.
 
     Args:
         layer: block whose outputs are compared; by default the last.
@@ -206,18 +205,19 @@ def find_senses(
     centre = all_states.mean(1)
     as_they_are, other_states = torch.stack(words), torch.cat(rest, 1)
     centred = as_they_are - centre
+    sample = spread(other_states.shape[1], 400)
     self_similarity = [
-        (_mean_of_pairs(as_they_are[:, number]), _mean_of_pairs(_some(other_states[number])))
+        (_mean_of_pairs(as_they_are[:, number]), _mean_of_pairs(other_states[number, sample]))
         for number in range(blocks + 1)
     ]
     own, common = torch.stack(static), table[torch.cat(ids_seen)].mean(0)
     cosines = F.cosine_similarity(table - common, own.mean(0) - common)
     near: dict[str, tuple[str, float, np.ndarray]] = {}  # each text once, however it is written
-    for token in cosines.topk(min(4 * neighbours, len(cosines))).indices.tolist():
+    for token in cosines.topk(min(32, len(cosines))).indices.tolist():
         text = tokenizer.decode([token]).strip() if token < len(tokenizer) else ""
         if text and text.casefold() != word.casefold() and token not in own_ids | set(tokenizer.all_special_ids):
             near.setdefault(text.casefold(), (text, float(cosines[token]), (table[token] - common).numpy()))
-    contextual, nearest = centred[:, layer].numpy(), list(near.values())[:neighbours]
+    contextual, nearest = centred[:, layer].numpy(), list(near.values())[:8]
     return WordSenses(
         word, list(contexts), layer, (own - common).numpy(), contextual, self_similarity, _groups(contextual), nearest
     )
@@ -252,10 +252,6 @@ def _mean_of_pairs(vectors: torch.Tensor) -> float:
     return float((cosines.sum() - np.trace(cosines)) / (number * (number - 1)))
 
 
-def _some(states: torch.Tensor) -> torch.Tensor:
-    return states[spread(len(states), 400)]
-
-
 def _groups(vectors: np.ndarray, most: int = 5) -> list[int]:
     """
     Cluster vectors by average cosine into the number of groups with the best silhouette (Rousseeuw 1987).
@@ -276,14 +272,14 @@ def _groups(vectors: np.ndarray, most: int = 5) -> list[int]:
 
 def senses_as_text(senses: WordSenses) -> str:
     """Return the comparison as text for a terminal."""
-    forms = len(senses.forms())
+    forms, mean = len(senses.forms()), _mean_of_pairs(torch.from_numpy(senses.contextual))
     near = ", ".join(f"{text} {cosine:.2f}" for text, cosine, _ in senses.neighbours)
     static = "one vector in all contexts" if forms == 1 else f"{forms} vectors, one for each way it is written"
     lines = [
         f"{senses.word}: {len(senses.contexts)} contexts",
         "",
         f"static embedding   {static}; nearest: {near}",
-        f"contextual         behind block {senses.layer}; cosine of two contexts {_mean(senses):.2f} on average",
+        f"contextual         behind block {senses.layer}; cosine of two contexts {mean:.2f} on average",
         "",
         "mean cosine        of the word in two contexts, of two other tokens (mean not subtracted)",
         *("  {:16} {:6.2f} {:6.2f}".format(f"block {n}" if n else "embedded", *senses.self_similarity[n])
@@ -298,10 +294,6 @@ def senses_as_text(senses: WordSenses) -> str:
         group = "ABCDE"[senses.groups[number]]
         lines.append(f"{number + 1:7}  {group:>5}  {near + 1:4} {cosines[number, near]:5.2f}  {left:>39}{right}")
     return "\n".join(lines)
-
-
-def _mean(senses: WordSenses) -> float:
-    return _mean_of_pairs(torch.from_numpy(senses.contextual))
 
 
 def draw_senses(senses: WordSenses, path: Path) -> None:

@@ -49,14 +49,9 @@ def best_scores(scores: np.ndarray, k: int) -> list[Hit]:
 class WordIndex:
     """
     BM25 over the words of texts (Robertson & Zaragoza 2009, with the idf of Lucene), computed by bm25s.
-
-    Args:
-        texts: read once.
-        k1: how soon further occurrences of a word stop counting.
-        b: how much long texts are discounted.
     """
 
-    def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75):
+    def __init__(self, texts: Sequence[str]):
         from bm25s import BM25  # imports scipy
 
         self.num_texts = len(texts)
@@ -64,7 +59,7 @@ class WordIndex:
         numbers = [
             [self.vocabulary.setdefault(word, len(self.vocabulary)) for word in split_words(text)] for text in texts
         ]
-        self._bm25 = BM25(k1=k1, b=b, method="atire", idf_method="lucene", dtype="float64")
+        self._bm25 = BM25(k1=1.2, b=0.75, method="atire", idf_method="lucene", dtype="float64")
         if self.vocabulary:
             self._bm25.index((numbers, dict(self.vocabulary)), show_progress=False)
 
