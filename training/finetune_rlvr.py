@@ -88,9 +88,6 @@ def main(argv: list[str] | None = None) -> int:
     record = report.begin_record("finetune_rlvr", recipe, args, model, splits)
     finetune.resolve_arguments(args, recipe, model, ["reward"], pace=0.1, loss=False)
     report.report_model(model, recipe, loaded.new_weights)
-    per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps / recipe.answers_per_prompt
-    each = f"{per_step:g} prompts with {recipe.answers_per_prompt} answers each"
-    print_line("steps", f"{each}, rate {args.learning_rate:.3g}")
     print_line("example", tokenizer.decode(verifiable["train"].ids[0]).replace("\n", "⏎") + " ⟦what it says⟧")
 
     fields = {"num_generations": recipe.answers_per_prompt, "num_generations_eval": 1, "remove_unused_columns": False}
@@ -105,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         encoder=encoder,
         max_new_tokens=recipe.max_new_tokens,
     )
+    print_line("steps", f"{trainer.describe_steps()}, rate {args.learning_rate:.3g}")
     split = finetune.measured_split(splits)
 
     def measure(model, before):

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..core.errors import needs_extra
+from ..core.errors import InputError, needs_extra
 from ..data.chat import ChatEncoder
 from ..data.conversations import Message
 from ..train.custom_evaluation import MeasuredEvaluation
@@ -110,6 +110,29 @@ class VerifiedGRPOTrainer(MeasuredEvaluation, _TrlMixin, GRPOTrainer):
             **kwargs,
         )
         self.delete_reference_adapter()
+
+    def describe_steps(self) -> str:
+        """
+        Return in words how many steps the run makes, and which prompts go into a step and an epoch.
+
+        Raises:
+            InputError: there are fewer prompts than a batch has.
+        """
+        args, prompts = self.args, len(self.train_dataset)
+        in_batch = args.generation_batch_size // args.num_generations
+        if prompts < in_batch:
+            most = prompts * args.num_generations // (args.world_size * args.steps_per_generation)
+            raise InputError(
+                f"{prompts} prompts to train on, and a batch of {args.generation_batch_size} answers takes {in_batch} "
+                f"with {args.num_generations} each: give --per_device_train_batch_size {most} or fewer "
+                "--answers_per_prompt"
+            )
+        _, per_epoch, *_, total = self.set_initial_training_values(args, self.get_train_dataloader())
+        per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps / args.num_generations
+        used = prompts - prompts % in_batch
+        of_all = f" of {used:,} of the {prompts:,} prompts, others in the next" if used < prompts else ""
+        each = f"{per_step:g} prompts with {args.num_generations} answers each"
+        return f"{total:,} of {each}, {per_epoch:,} an epoch{of_all}"
 
     def _tokenize_prompts(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.encoder.prompt(prompt, "prompt") for prompt in prompts], None, {}

@@ -75,7 +75,9 @@ def check_finetuning(
     """
     ignored = {"prediction_loss_only": "checkpoints are compared by figures", **(ignored or {})}
     check_arguments(args, recipe.model, ignored)
-    if args.max_steps < 1 and not args.num_train_epochs > 0:
+    if args.max_steps == 0:
+        raise InputError("max_steps 0 would train nothing: give more, or leave it out and give --num_train_epochs")
+    if args.max_steps < 0 and not args.num_train_epochs > 0:
         raise InputError(f"num_train_epochs {args.num_train_epochs:g} must be above 0")
     if not 0 <= args.label_smoothing_factor < 1:
         raise InputError(f"label_smoothing_factor {args.label_smoothing_factor} must be 0 or more and below 1")

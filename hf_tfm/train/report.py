@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ..artifacts.head_table import is_adapter, opening_call
 from ..artifacts.record import RECORD_FILE, RunRecord, base_model_name
 from ..artifacts.write import write_model_folder
+from ..core.errors import InputError
 from ..core.inference import unwrap_adapter
 from ..core.statistics import Estimate
 from ..data.batches import length_of
@@ -71,8 +72,19 @@ def report_model(model: PreTrainedModel, recipe: FinetuningRecipe, new_weights: 
 
 
 def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
-    """Return the number of steps of the run and of an epoch."""
-    batches = math.ceil(records / (args.train_batch_size * args.world_size))
+    """
+    Return the number of steps of the run and of an epoch.
+
+    Raises:
+        InputError: there are fewer records than a batch, and such a batch is dropped.
+    """
+    batches = records / (args.train_batch_size * args.world_size)
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    if not batches:
+        raise InputError(
+            f"--dataloader_drop_last leaves no batch of {args.train_batch_size * args.world_size:,}, there are "
+            f"{records:,} records: give a smaller --per_device_train_batch_size"
+        )
     per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
     return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
 

@@ -123,7 +123,8 @@ class RunMixin(PushMixin):
             identity: what must not change between the parts of one run (see `run_identity`).
 
         Raises:
-            InputError: the folder contains checkpoints of a different or incompatible run.
+            InputError: the folder contains checkpoints of a different or incompatible run, or the data ended before the
+                last step.
         """
         run = Path(self.args.output_dir)
         checkpoint = self.args.resume_from_checkpoint or last_checkpoint(run)
@@ -150,6 +151,12 @@ class RunMixin(PushMixin):
             stock_logger.removeFilter(_is_no_step_mismatch)
             self.stop_on_signal.restore()
             self.progress_line.close()
+        steps, planned = self.state.global_step, self.state.max_steps
+        if not self.stopped and not 0 < planned <= steps:
+            raise InputError(
+                f"the training made {steps:,} of {planned:,} steps, because the data gave no more batches: give more "
+                "records or a smaller --per_device_train_batch_size"
+            )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         with _explain_setting(self.args, "optim"):

@@ -741,6 +741,11 @@ def test_bad_files_and_settings_end_in_one_line(models, files, tmp_path, capsys)
         (dict(metric_for_best_model="f1"), "must be one of accuracy, macro_f1, matthews, loss"),
         (dict(per_device_train_batch_size=0), "--per_device_train_batch_size 0: must be at least 1"),
         (dict(num_train_epochs=0), "num_train_epochs 0 must be above 0"),
+        (dict(max_steps=0), "max_steps 0 would train nothing"),
+        (
+            dict(dataloader_drop_last="true", per_device_train_batch_size=500),
+            "--dataloader_drop_last leaves no batch of 500",
+        ),
         (dict(max_length=3), "takes at most 64 tokens, and 4 at least"),
         (dict(learning_rate=-1), "learning_rate -1.0 must be above 0"),
         (dict(learning_rate="nan"), "learning_rate nan must be above 0"),

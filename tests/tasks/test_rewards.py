@@ -178,6 +178,25 @@ def test_a_function_of_the_user_is_the_reward(base, files, tmp_path):
     assert record["measured_on"] == "validation"
 
 
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_few_prompts_are_refused_or_counted(base, files, tmp_path, capsys, count):
+    """A step takes four prompts with eight answers each."""
+    records = [{"prompt": f"say {number}", "answer": "[a-f]"} for number in range(count)]
+    train, out = write(tmp_path / "train.jsonl", records), tmp_path / "run"
+    argv = arguments(base, files, out, train_file=train, max_steps=None, num_train_epochs=3, eval_strategy="no",
+                     save_strategy="no", load_best_model_at_end="false")  # fmt: skip
+    code, shown = finetune_rlvr.main(argv), capsys.readouterr()
+    if count < 4:
+        assert code == 2 and not (out / "run_record.json").exists()
+        assert "3 prompts to train on, and a batch of 32 answers takes 4" in shown.err
+        assert "give --per_device_train_batch_size 24" in shown.err and shown.err.count("\n") == 1
+        assert finetune_rlvr.main([*argv, "--per_device_train_batch_size", "24"]) == 0
+    else:
+        assert code == 0 and "3 of 4 prompts with 8 answers each, 1 an epoch" in shown.out
+        assert ("1 an epoch of 4 of the 6 prompts, others in the next" in shown.out) == (count == 6)
+    assert record_of(out)["steps"] == 3
+
+
 def test_a_stopped_run_resumes_to_the_same_bits(base, files, tmp_path, monkeypatch, capsys):
     run = partial(arguments, base, files, eval_steps=6, save_steps=6)
     # An epoch has eight steps; the stop is in the second one.

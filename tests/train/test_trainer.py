@@ -1,4 +1,4 @@
-"""Private names of other libraries that training relies on: each stands in a table and has the signature used here."""
+"""Trainer's private names in use stand in a table and have the signature used here; runs that end early are errors."""
 
 import ast
 import inspect
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer
+from tiny import build
+from transformers import Trainer, TrainingArguments
 
 import hf_tfm
-from hf_tfm.train.trainer import PRIVATE_NAMES
+from hf_tfm.core.errors import InputError
+from hf_tfm.train.trainer import PRIVATE_NAMES, RunTrainer
 
 
 PACKAGE = Path(hf_tfm.__file__).parent
@@ -87,3 +89,16 @@ def test_private_functions_of_torch_exist_and_stand_in_the_table():
         if isinstance(node, ast.Call)
     }
     assert {call for call in calls if call.startswith("torch.") and "._" in call} == set(TORCH)
+
+
+@pytest.mark.parametrize("order, count", [([], 0), ([0, 1, 2], 3)])
+def test_a_run_whose_data_end_early_is_an_error(order, count, tmp_path, monkeypatch):
+    ids = torch.arange(4, 10)
+    args = TrainingArguments(
+        str(tmp_path), max_steps=5, per_device_train_batch_size=1, save_strategy="no", use_cpu=True
+    )
+    trainer = RunTrainer(build("TfmDecoderForCausalLM"), args, train_dataset=[{"input_ids": ids, "labels": ids}] * 9)
+    drawn = iter(order)
+    monkeypatch.setattr(trainer, "_get_train_sampler", lambda dataset=None: drawn)
+    with pytest.raises(InputError, match=f"the training made {count} of 5 steps"):
+        trainer.train_or_resume({})
