@@ -31,15 +31,15 @@ def port():
 
 @pytest.mark.slow
 def test_a_chat_over_http_equals_generate(tmp_path, tokenizer, port):
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
+    for name in ("fastapi", "uvicorn", "openai"):  # the server reads requests by openai's types
+        pytest.importorskip(name)
     model = build("TfmDecoderForCausalLM")
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     command = [sys.executable, "-m", "hf_tfm.apps.cli", "serve", tmp_path, "--port", str(port), "--device", "cpu"]
-    top = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": top}
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
         try:
             for _ in range(120):

@@ -110,15 +110,18 @@ def test_a_server_prints_nothing_of_other_libraries(root, name, tmp_path):
         command, stdout=subprocess.PIPE, stderr=stderr, env=environment(), cwd=tmp_path
     ) as server:  # fmt: skip
         page = {"serve": "health", "demo": ""}[name]
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/{page}", timeout=5)
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "stderr").read_text()
-                time.sleep(0.5)
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
+        try:
+            for _ in range(120):
+                try:
+                    urllib.request.urlopen(f"http://localhost:{port}/{page}", timeout=5)
+                    break
+                except OSError:
+                    assert server.poll() is None, (tmp_path / "stderr").read_text()
+                    time.sleep(0.5)
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
+        finally:
+            server.kill()  # a server that does not stop fails the test, and does not hold it up
     # The server's log: which model it loads, where it listens, when it stops.
     lines = (tmp_path / "stderr").read_text().splitlines()
     assert [line for line in lines if not line.startswith(("INFO: ", "[transformers] Loading "))] == []
