@@ -6,8 +6,9 @@ Train a causal LM on answers that can be checked, by reinforcement learning (GRP
     python training/finetune_rlvr.py --model my-chat-model --train_file questions.jsonl --reward my_rewards.py:score
 
 Records have a `prompt` (or `question`, `instruction`, `messages`) and what an answer is checked against: a number, a
-regular expression, or a Python function of yours, `function(answer, record)`. Several answers are sampled for each
-prompt; those with a higher reward than the others become likelier. Start from a model that is sometimes right. The
+regular expression, or a Python function of yours, `function(answer, record)`. The number of an answer is the one marked
+by `####` or `\\boxed{}`, else its last one; 1,200, 1e-05, 3/4, $3.50 and 50% are read. Several answers are sampled for
+each prompt; those with a higher reward than the others become likelier. Start from a model that is sometimes right. The
 checkpoint with the highest reward on the validation set, by greedy answers, is kept; the test set is measured once. The
 same command resumes a stopped run.
 

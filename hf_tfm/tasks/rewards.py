@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,11 @@ from ..data.records import Records
 from ..train.report import print_line
 from .fine_tune import Measurement
 from .generation import Reply, generate_replies
+from .written_numbers import final_number, read_number
 
 
 # Takes the text of an answer and the number of its record, and returns the reward.
 Verifier = Callable[[str, int], float]
-
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-def final_number(text: str) -> Decimal | None:
-    """
-    Return the last number of a text, behind `####` if that is there (as in GSM8K); None without any number.
-
-    A minus and commas between digits are part of it: "so -1,200.50 in all" gives -1200.50.
-    """
-    numbers = _NUMBER.findall(text.rpartition("####")[2])
-    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def read_verifier(kind: str, records: Records, field: str) -> Verifier:
@@ -43,7 +31,8 @@ def read_verifier(kind: str, records: Records, field: str) -> Verifier:
     Return a function that rewards answers to the records.
 
     Args:
-        kind: `number`: the final number of the answer must be that of the record's field. `pattern`: the field is a
+        kind: `number`: the number that the answer gives ([`final_number`]: a marked one, else the last) must be that of
+            the record's field ([`read_number`]). `pattern`: the field is a
             regular expression that must match somewhere in the answer. `file.py:function`: a function of the user's,
             called as `function(answer, record)`, returns the reward.
         field: the record's field with the number or the pattern.
@@ -53,11 +42,14 @@ def read_verifier(kind: str, records: Records, field: str) -> Verifier:
             raises it when the function fails or returns no number.
     """
     if kind == "number":
-        numbers = [final_number(str(value)) for value in records.values(field, "answer_field")]
-        for number, record, place in zip(numbers, records, records.places):
-            if number is None:
-                raise InputError(f"{place}: no number in field {field!r}, which is {record[field]!r:.60}")
-        return lambda answer, row: float(final_number(answer) == numbers[row])
+        numbers = []
+        for value, place in zip(records.values(field, "answer_field"), records.places):
+            if (number := read_number(value)) is None:
+                raise InputError(
+                    f"{place}: field {field!r} is {value!r:.60}, not one number; write one, or mark it: #### 42"
+                )
+            numbers.append(number)
+        return lambda answer, row: float(numbers[row].is_same(final_number(answer)))
     if kind == "pattern":
         patterns = []
         for pattern, place in zip(records.texts(field, "answer_field"), records.places):
