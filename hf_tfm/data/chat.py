@@ -121,8 +121,11 @@ class ChatEncoder:
         self.ends: set[int] = set()
         self._own = tokenizer.chat_template == CHAT_TEMPLATE
         self._marked = re.search(r"{%-?\s*generation\b", tokenizer.chat_template or "") is not None
-        added = tokenizer.added_tokens_decoder
-        self._special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+        added_tokens = tokenizer.added_tokens_decoder
+        self._special = {
+            *tokenizer.all_special_ids,
+            *(number for number, token in added_tokens.items() if token.special),
+        }
         words = sorted((tokenizer.convert_ids_to_tokens(number) for number in self._special), key=len, reverse=True)
         self._markup = re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
@@ -179,16 +182,19 @@ class ChatEncoder:
         text, spans = render(len(messages)), []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                before, after = render(number, add_generation_prompt=True), render(number + 1)
-                if not (text.startswith(after) and after.startswith(before)):
+                prompt, turns = render(number, add_generation_prompt=True), render(number + 1)
+                if not (text.startswith(turns) and turns.startswith(prompt)):
                     raise InputError(
                         f"message {number + 1}: the chat template writes it otherwise when more follows, so that its "
                         "tokens cannot be found; put {% generation %} around the answers in a --chat_template"
                     )
                 # A line end behind the end of a turn is not the assistant's.
-                spans.append((len(before), len(after.rstrip())))
+                spans.append((len(prompt), len(turns.rstrip())))
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        spoken = [any(start < right and right <= end for start, end in spans) for _, right in encoded["offset_mapping"]]
+        spoken = [
+            any(start < token_end and token_end <= end for start, end in spans)
+            for _, token_end in encoded["offset_mapping"]
+        ]
         return Tokens(encoded["input_ids"], spoken)
 
     def _refuse_markup(self, messages: Sequence[Message], place: str) -> None:
@@ -200,14 +206,14 @@ class ChatEncoder:
                 )
 
     def _check_ends(self, tokens: Tokens, place: str) -> None:
-        for here, following in zip(range(len(tokens.ids)), [*tokens.spoken[1:], False]):
-            if tokens.spoken[here] and not following:
-                if tokens.ids[here] not in self._special:
+        for token, is_spoken, continues in zip(tokens.ids, tokens.spoken, [*tokens.spoken[1:], False], strict=True):
+            if is_spoken and not continues:
+                if token not in self._special:
                     raise InputError(
-                        f"{place}: the chat template ends an answer with {self.tokenizer.decode(tokens.ids[here])!r}, "
+                        f"{place}: the chat template ends an answer with {self.tokenizer.decode(token)!r}, "
                         "at which nothing can stop; put the end-of-text token behind it in a --chat_template"
                     )
-                self.ends.add(tokens.ids[here])
+                self.ends.add(token)
         if not any(tokens.spoken):
             raise InputError(f"{place}: no token to train on: the chat template marks nothing as the assistant's")
 
@@ -224,8 +230,8 @@ def _refused(place: str, error: Exception) -> Exception:
 def stop_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> None:
     """Make `generate` stop at the tokens that end answers, and pad with the tokenizer's pad token."""
     config = model.generation_config
-    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    configured_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     # The end-of-text token remains an end, because some text may still end with it as in pretraining.
-    end_ids = sorted(({tokenizer.eos_token_id, *known} | ends) - {None, tokenizer.pad_token_id} | ends)
+    end_ids = sorted(({tokenizer.eos_token_id, *configured_ids} | ends) - {None, tokenizer.pad_token_id} | ends)
     config.eos_token_id = end_ids[0] if len(end_ids) == 1 else end_ids
     config.pad_token_id = tokenizer.pad_token_id

@@ -142,10 +142,12 @@ def check_packing(model: PreTrainedModel, packed: Sequence[Mapping[str, list[int
         return
     starts = [place for place, position in enumerate(row["position_ids"]) if position == 0]
     start, end = starts[1], [*starts, len(row["input_ids"])][2]
-    whole = {name: torch.tensor([row[name]], device=model.device) for name in ("input_ids", "position_ids")}
-    alone = {name: values[:, start:end] for name, values in whole.items()}
+    packed_row = {name: torch.tensor([row[name]], device=model.device) for name in ("input_ids", "position_ids")}
+    single_row = {name: values[:, start:end] for name, values in packed_row.items()}
     with evaluation_mode(model):
-        difference = (model(**whole).logits[:, start:end] - (expected := model(**alone).logits)).abs().max().item()
+        difference = (
+            (model(**packed_row).logits[:, start:end] - (expected := model(**single_row).logits)).abs().max().item()
+        )
     if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
         raise InputError(
             f"{type(model).__name__} lets packed conversations see one another (outputs differ by {difference:.2g}): "

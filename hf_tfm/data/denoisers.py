@@ -74,7 +74,7 @@ class DenoisingTokens:
 
 def parse_shares(text: str) -> dict[str, float]:
     """Returns shares as JSON, `{"causal": 0.5, "R": 0.5}`, scaled to sum to 1. Raises `InputError` for other text."""
-    known = ("causal", *MODES)
+    names = ("causal", *MODES)
     try:
         shares = json.loads(text)
         is_wrong = not isinstance(shares, dict) or not all(
@@ -84,9 +84,9 @@ def parse_shares(text: str) -> dict[str, float]:
         is_wrong = True
     if is_wrong or sum(shares.values()) <= 0:
         raise InputError(f'denoisers {text!r}: write shares as JSON, {{"causal": 0.5, "R": 0.25, "S": 0.25}}')
-    if unknown := sorted(shares.keys() - set(known)):
-        raise InputError(f"denoisers: {unknown[0]!r} is none; there are {', '.join(known)}")
-    return {name: shares[name] / sum(shares.values()) for name in known if shares.get(name)}
+    if unknown := sorted(shares.keys() - set(names)):
+        raise InputError(f"denoisers: {unknown[0]!r} is none; there are {', '.join(names)}")
+    return {name: shares[name] / sum(shares.values()) for name in names if shares.get(name)}
 
 
 @dataclass
@@ -162,14 +162,14 @@ class Denoisers:
         room = length - len(head) - len(tail) - 2 * num_spans - 1
         body = body[-room:] if cut_start else body[:room]
         num_hidden = min(max(int(room * rate + decisions[3]), num_spans), room - num_spans)
-        hidden = _random_parts(num_hidden, num_spans, decisions[4:])
+        spans = _random_parts(num_hidden, num_spans, decisions[4:])
         # The visible text has one part more, and its first and last parts may be empty.
         visible = _random_parts(room - num_hidden + 2, num_spans + 1, order)
         visible[0], visible[-1] = visible[0] - 1, visible[-1] - 1
         inputs: list[Any] = [head]
         targets: list[Any] = []
         start = 0
-        for sentinel, num_visible, span in zip(tokens.sentinels, visible, hidden, strict=False):
+        for sentinel, num_visible, span in zip(tokens.sentinels, visible, spans, strict=False):
             inputs += [body[start : start + num_visible], [sentinel]]
             targets += [[sentinel], body[start + num_visible : start + num_visible + span]]
             start += num_visible + span
@@ -239,9 +239,9 @@ def fill_gaps(
         return []
     if max_gap_tokens < 1:
         raise InputError(f"max_gap_tokens must be at least 1, not {max_gap_tokens}")
-    if refused := sorted(settings.keys() & {"max_new_tokens", "num_return_sequences", "attention_mask", "prefix_mask"}):
-        raise InputError(f"{refused[0]} is decided by the gaps; leave it out")
-    if lengths is not None and [len(known) for known in lengths] != [len(parts) - 1 for parts in texts]:
+    if names := sorted(settings.keys() & {"max_new_tokens", "num_return_sequences", "attention_mask", "prefix_mask"}):
+        raise InputError(f"{names[0]} is decided by the gaps; leave it out")
+    if lengths is not None and [len(gap_lengths) for gap_lengths in lengths] != [len(parts) - 1 for parts in texts]:
         raise InputError("lengths: give a number for each gap of each text")
     tokens = DenoisingTokens.of(tokenizer)
     for number, parts in enumerate(texts, 1):
@@ -250,26 +250,26 @@ def fill_gaps(
     if lengths is None:
         limits = [[max_gap_tokens] * (len(parts) - 1) for parts in texts]
     else:
-        limits = [list(known) for known in lengths]
+        limits = [list(gap_lengths) for gap_lengths in lengths]
     prompts = [gap_prompt(parts, tokens) for parts in texts]
-    width, new = max(map(len, prompts)), max(sum(row) + len(row) for row in limits)
+    width, num_new = max(map(len, prompts)), max(sum(row) + len(row) for row in limits)
     longest = longest_input(model.config)
-    if width + new > longest:
+    if width + num_new > longest:
         raise InputError(
-            f"the longest text with its gaps takes {width + new} tokens, and the model has {longest} positions: give "
-            "shorter texts or a smaller max_gap_tokens"
+            f"the longest text with its gaps takes {width + num_new} tokens, and the model has {longest} positions: "
+            "give shorter texts or a smaller max_gap_tokens"
         )
     ids = torch.tensor([[tokens.end] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    real = torch.arange(width, device=ids.device) >= width - ids.new_tensor([[len(prompt)] for prompt in prompts])
-    prefix = real.clone()
+    is_token = torch.arange(width, device=ids.device) >= width - ids.new_tensor([[len(prompt)] for prompt in prompts])
+    prefix = is_token.clone()
     prefix[:, -1] = False  # the first gap's sentinel is a target already
     generated = cpu.generate(
         model,
         ids,
-        attention_mask=real.long(),
+        attention_mask=is_token.long(),
         prefix_mask=prefix,
         logits_processor=LogitsProcessorList([GapOrder(tokens, tokenizer, width, limits, exact=lengths is not None)]),
-        max_new_tokens=new,
+        max_new_tokens=num_new,
         eos_token_id=tokens.end,
         pad_token_id=tokens.end,
         **{"do_sample": False, **settings},
@@ -316,10 +316,10 @@ class GapOrder(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         device, beams = scores.device, len(input_ids) // len(self.limits)
         generated = input_ids[:, self.start :]
-        closed = torch.isin(generated, self.ends_gap.to(device))
-        gap = closed.sum(1, keepdim=True).clamp(max=self.limits.shape[1] - 1)
+        gap_ends = torch.isin(generated, self.ends_gap.to(device))
+        gap = gap_ends.sum(1, keepdim=True).clamp(max=self.limits.shape[1] - 1)
         # The number of tokens behind the last one that closed a gap.
-        inside = (closed.flip(1).cumsum(1) == 0).sum(1, keepdim=True)
+        inside = (gap_ends.flip(1).cumsum(1) == 0).sum(1, keepdim=True)
         limit = self.limits.to(device).repeat_interleave(beams, dim=0).gather(1, gap)
         closing = self.closing.to(device).repeat_interleave(beams, dim=0).gather(1, gap)
 

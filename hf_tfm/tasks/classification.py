@@ -128,8 +128,8 @@ class Classification(Task[LabelledText]):
         number of accumulated batches.
         """
         problem_type = self.labels.problem_type
-        for name, given in (("class_weights", self.class_weights), ("label_smoothing_factor", smoothing)):
-            if given and problem_type != SINGLE_LABEL:
+        for name, setting in (("class_weights", self.class_weights), ("label_smoothing_factor", smoothing)):
+            if setting and problem_type != SINGLE_LABEL:
                 raise InputError(f"--{name} is for one label a record; this task is a {problem_type}")
         weights = balanced_weights(_labels(train), len(self.labels.names)) if self.class_weights else None
 
@@ -183,13 +183,13 @@ class Classification(Task[LabelledText]):
             scores = expit(logits) if multi else softmax(logits)
             order = [int(number) for number in np.argsort(-scores, kind="stable")]
             chosen = [number for number in order if scores[number] > 0.5] if multi else order[:1]
-            listed = {names[number]: float(scores[number]) for number in order[: max(top, len(chosen))]}
+            top_scores = {names[number]: float(scores[number]) for number in order[: max(top, len(chosen))]}
             best = (
                 {"predicted_labels": [names[number] for number in chosen]}
                 if multi
                 else {"predicted_label": names[order[0]], "predicted_score": float(scores[order[0]])}
             )
-            fields.append({**best, "predicted_scores": listed})
+            fields.append({**best, "predicted_scores": top_scores})
         return fields
 
     def describe(self) -> str:

@@ -116,8 +116,8 @@ def decoding_methods(
     }
     if min_p:
         methods[f"min-p {min_p:g}"] = {"do_sample": True, "min_p": min_p}
-    shared = {**_NEUTRAL, "repetition_penalty": repetition_penalty or 1.0}
-    return {name: {**shared, **options} for name, options in methods.items()}
+    neutral = {**_NEUTRAL, "repetition_penalty": repetition_penalty or 1.0}
+    return {name: {**neutral, **options} for name, options in methods.items()}
 
 
 def compare_decodings(

@@ -167,9 +167,9 @@ def build_embedder(
         if pooling is not None:
             if pooling not in Pooling.POOLING_MODES:
                 raise InputError(f"pooling {pooling!r} must be one of {', '.join(Pooling.POOLING_MODES)}")
-            after = [module for module in list(embedder)[1:] if not isinstance(module, Pooling)]
+            later_modules = [module for module in list(embedder)[1:] if not isinstance(module, Pooling)]
             pooler = Pooling(embedder[0].get_embedding_dimension(), pooling)
-            embedder = SentenceTransformer(modules=[embedder[0], pooler, *after], **options)
+            embedder = SentenceTransformer(modules=[embedder[0], pooler, *later_modules], **options)
     embedder.max_seq_length = max_length
     # The card comes from the run record; sentence-transformers' card embeds sentences at every save.
     embedder._create_model_card = lambda *args, **kwargs: None

@@ -133,12 +133,12 @@ def read_examples(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[
     """
     records = read_records(recipe.train_file)
     task.learn_labels(records)
-    everything = task.read(records)
+    dataset = task.read(records)
     train_records, validation_records = finetune.carve_validation(
-        recipe, everything.records, seed, task.carving_keys(everything), task.strata(everything)
+        recipe, dataset.records, seed, task.carving_keys(dataset), task.strata(dataset)
     )
     splits = {"train": task.read(train_records), "validation": task.read(validation_records)}
-    splits["train"].skipped += everything.skipped
+    splits["train"].skipped += dataset.skipped
     if recipe.test_file:
         splits["test"] = task.read(read_records(recipe.test_file, "test"))
     return splits

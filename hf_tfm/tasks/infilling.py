@@ -106,9 +106,9 @@ def measure_infilling(
     """
     passages = [EncodedGaps.of(tokenizer, text) for text in texts]
     max_length = longest_input(model.config)
-    needed = max(sum(map(len, p.parts)) + 2 * sum(len(ids) + 1 for ids in p.missing) + 4 for p in passages)
-    if needed > max_length:
-        raise InputError(f"a passage takes {needed} tokens and the model reads {max_length}: take fewer words")
+    num_tokens = max(sum(map(len, p.parts)) + 2 * sum(len(ids) + 1 for ids in p.missing) + 4 for p in passages)
+    if num_tokens > max_length:
+        raise InputError(f"a passage takes {num_tokens} tokens and the model reads {max_length}: take fewer words")
     # Passages of similar length share a batch, so that there is little padding.
     order = sorted(range(len(passages)), key=lambda number: sum(map(len, passages[number].parts)))
     fillings: dict[int, list[Ids]] = {}

@@ -159,10 +159,10 @@ def read_labels(train: Records, field: str = "label", problem_type: str | None =
         return Labels(problem_type, [field], field, {})
 
     texts = label_texts(values, problem_type)
-    listed = listed_names(Path(train.path).parent / "labels.json", field)
-    names_by_text = None if listed or problem_type == MULTI_LABEL else _read_names_beside(train, field)
-    if listed:
-        names, ids = listed, label_ids(listed, texts)
+    name_list = listed_names(Path(train.path).parent / "labels.json", field)
+    names_by_text = None if name_list or problem_type == MULTI_LABEL else _read_names_beside(train, field)
+    if name_list:
+        names, ids = name_list, label_ids(name_list, texts)
     else:
         order = sorted(texts, key=_sort_key(texts))
         names = [names_by_text[text] for text in order] if names_by_text else order
@@ -216,8 +216,8 @@ def label_ids(names: Sequence[str], texts: Iterable[str]) -> dict[str, int]:
 
 def split_labels(value: Any) -> list[Any]:
     """Return the labels of a multi-label record: a list, or text (CSV) of a list or with commas."""
-    if isinstance(value, str) and (listed := read_list(value)) is not None:
-        return listed
+    if isinstance(value, str) and (entries := read_list(value)) is not None:
+        return entries
     if isinstance(value, str):
         return [name.strip() for name in value.split(",") if name.strip()]
     return value if isinstance(value, list) else [value]
@@ -228,10 +228,10 @@ def listed_names(path: Path, field: str) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        contents = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable list of labels ({error})") from None
-    names = listed.get(field) if isinstance(listed, dict) else listed
+    names = contents.get(field) if isinstance(contents, dict) else contents
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise InputError(f"{path}: must be a list of names, or a list for each field")
     return names or None
@@ -246,9 +246,11 @@ def describe_counts(counts: dict[str, int] | dict[str, float], limit: int = 6) -
     """Return labels with their numbers of records in one line, the most frequent first."""
     if any(isinstance(count, float) for count in counts.values()):
         return ", ".join(f"{name} {value:.4g}" for name, value in counts.items())
-    listed = [f"{name} {count:,}" for name, count in Counter(counts).most_common(limit)]
-    rest = len(counts) - len(listed)
-    return ", ".join(listed) + (f", and {rest} more (fewest {min(counts.values()):,})" if rest else "")
+    entries = [f"{name} {count:,}" for name, count in Counter(counts).most_common(limit)]
+    num_remaining = len(counts) - len(entries)
+    return ", ".join(entries) + (
+        f", and {num_remaining} more (fewest {min(counts.values()):,})" if num_remaining else ""
+    )
 
 
 def _infer_problem_type(values: list[Any]) -> str:

@@ -127,8 +127,8 @@ class MultipleChoice(Task[ChoiceQuestion]):
 
     def estimates(self, predictions: Any, split: Split[ChoiceQuestion]) -> dict[str, Estimate]:
         """Return the share of right answers with Wilson's interval."""
-        right = sum(number == example.answer for number, example in zip(predictions, split.examples))
-        return {"accuracy": proportion(right, len(split.examples))}
+        num_hits = sum(number == example.answer for number, example in zip(predictions, split.examples))
+        return {"accuracy": proportion(num_hits, len(split.examples))}
 
     def baselines(
         self, train: Split[ChoiceQuestion], split: Split[ChoiceQuestion], seed: int = 0
@@ -183,19 +183,19 @@ def _read_options(values: Sequence[Any], fields: Sequence[str], place: str) -> t
         options = split_list(values[0]) if str(values[0]).startswith("[") else values[0]
         if isinstance(options, dict):
             options, labels = options.get("text"), options.get("label")
-    where = f"field {fields[0]!r}" if len(fields) == 1 else f"fields {', '.join(fields)}"
+    description = f"field {fields[0]!r}" if len(fields) == 1 else f"fields {', '.join(fields)}"
     if not isinstance(options, list | tuple) or len(options) < 2:
-        raise InputError(f"{place}: {where} must hold two options or more; mend or drop this record")
+        raise InputError(f"{place}: {description} must hold two options or more; mend or drop this record")
     for option in options:
         if not isinstance(option, str | int | float) or not str(option).strip() or option != option:
-            raise InputError(f"{place}: option {option!r} in {where} is no text; mend or drop this record")
+            raise InputError(f"{place}: option {option!r} in {description} is no text; mend or drop this record")
     return tuple(str(option) for option in options), [str(label) for label in labels or []]
 
 
 def _answer_number(answer: Any, options: tuple[str, ...], labels: list[str], field: str, place: str) -> int:
     text = str(answer).strip()
-    numbered = isinstance(answer, int | float) and not isinstance(answer, bool)
-    if not numbered and options.count(text) == 1:
+    is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
+    if not is_number and options.count(text) == 1:
         return options.index(text)
     if text in labels:
         return labels.index(text)

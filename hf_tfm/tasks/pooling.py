@@ -58,8 +58,10 @@ def read_pooling(path: str, model: PreTrainedModel, pooling: str | None = None) 
     except (OSError, ValueError):
         return {"pooling": "mean" if is_bidirectional(model) else "last"}
     steps = [module["type"].rpartition(".")[2] for module in modules]
-    if others := [step for step in steps if step not in ("Transformer", "Pooling", "Normalize")]:
-        raise InputError(f"{path}: its embeddings go through {others[0]}, which only sentence-transformers computes")
+    if unknown_steps := [step for step in steps if step not in ("Transformer", "Pooling", "Normalize")]:
+        raise InputError(
+            f"{path}: its embeddings go through {unknown_steps[0]}, which only sentence-transformers computes"
+        )
     transformer: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         transformer = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))

@@ -59,13 +59,13 @@ def read_pairs(records: Records) -> list[Pair]:
     return pairs
 
 
-def _read_answer(value: Any, where: str) -> list[Message]:
+def _read_answer(value: Any, place: str) -> list[Message]:
     """Return the messages that end with an answer; a text is an answer without messages before it."""
     if not isinstance(value, (list, tuple)):
-        return [{"role": "assistant", "content": text_of(value, where)}]
-    messages = read_messages(value, where)
+        return [{"role": "assistant", "content": text_of(value, place)}]
+    messages = read_messages(value, place)
     if messages[-1]["role"] != "assistant":
-        raise InputError(f"{where}: ends with the {messages[-1]['role']}, not with an answer; mend or drop this record")
+        raise InputError(f"{place}: ends with the {messages[-1]['role']}, not with an answer; mend or drop this record")
     return messages
 
 

@@ -147,13 +147,13 @@ class QuestionAnswering(Task[Question]):
         fields = []
         for answer in self.find_answers(outputs, split, max(top, 20)):
             scores = answer.probabilities()
-            listed = [
+            alternatives = [
                 {"text": span.text, "start": span.start, "end": span.end, "score": score}
                 for span, score in zip(answer.spans[:top], scores)
             ]
             text = answer.text(self.threshold)
             score = scores[0] if text else 1.0 - sum(scores)
-            fields.append({"predicted_answer": text, "predicted_score": score, "predicted_answers": listed})
+            fields.append({"predicted_answer": text, "predicted_score": score, "predicted_answers": alternatives})
         return fields
 
     def describe_split(self, split: Split[Question]) -> str:
@@ -188,7 +188,9 @@ def score_answers(answers: Sequence[str], questions: Sequence[Question]) -> np.n
     scores = np.zeros((len(questions), 2))
     for row, answer, question in zip(scores, answers, questions):
         if question.answers:
-            row[:] = [max(score(answer, right) for right in question.answers) for score in (token_f1, exact_match)]
+            row[:] = [
+                max(score(answer, reference) for reference in question.answers) for score in (token_f1, exact_match)
+            ]
         else:
             row[:] = float(not answer)
     return scores
@@ -230,8 +232,8 @@ def answer_by_rules(questions: Sequence[Question], train: Sequence[Question], se
         sentence = max(sentences, key=lambda text: len(question_words & set(normalize(text))))
         answers["best sentence"].append(sentence)
         words = list(_WORD.finditer(sentence))
-        new = [n for n, word in enumerate(words) if not question_words & set(normalize(word[0]))] or [0]
-        names = [n for n in new if words and (words[n][0][0].isupper() or words[n][0][0].isdigit())] or new
+        new_words = [n for n, word in enumerate(words) if not question_words & set(normalize(word[0]))] or [0]
+        names = [n for n in new_words if words and (words[n][0][0].isupper() or words[n][0][0].isdigit())] or new_words
         answer = _covered_text(sentence, words[names[0] : names[0] + median_length])
         answers["best sentence's new words"].append(answer)
     if not all(question.answers for question in train):

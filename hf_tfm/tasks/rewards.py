@@ -137,8 +137,8 @@ def read_verifiable_splits(
     for name, records in splits.items():
         split = read_verifiable_prompts(records, encoder, kind, field, max_tokens)
         print_line(name, f"{len(split.rows):,} questions")
-        if dropped := len(records) - len(split.rows):
-            print_line("note", f"{dropped:,} {name} prompts are left out: longer than {max_tokens} tokens")
+        if num_dropped := len(records) - len(split.rows):
+            print_line("note", f"{num_dropped:,} {name} prompts are left out: longer than {max_tokens} tokens")
         verifiable[name] = split
     return verifiable
 

@@ -195,8 +195,8 @@ def find_answers(
         flat = scores.ravel()
         top = np.argpartition(flat, -min(best, flat.size))[-min(best, flat.size) :]
         for number in top[np.isfinite(flat[top])]:
-            first, more = divmod(int(number), _MAX_ANSWER_TOKENS)
-            start, end = window.spans[first][0], window.spans[first + more][1]
+            first, extra_tokens = divmod(int(number), _MAX_ANSWER_TOKENS)
+            start, end = window.spans[first][0], window.spans[first + extra_tokens][1]
             while end < len(context) and unicodedata.combining(context[end]):
                 end += 1  # an accent that the tokenizer drops belongs to the letter before it
             text = context[start:end]

@@ -236,8 +236,8 @@ class Tagging(Task[TaggedWords]):
 
     def describe(self) -> str:
         tags = f"{len(self.tags.names)} tags"
-        what = f"{len(self.tags.kinds)} types of entities in {tags}" if self.tags.mark_entities else tags
-        return f"{what} in {self.tags_field!r}"
+        description = f"{len(self.tags.kinds)} types of entities in {tags}" if self.tags.mark_entities else tags
+        return f"{description} in {self.tags_field!r}"
 
     def describe_split(self, split: Split[TaggedWords]) -> str:
         """Return the number of words, and of the entities of each type or the words of each tag."""
@@ -245,13 +245,14 @@ class Tagging(Task[TaggedWords]):
         counts = dict(zip(self.tags.kinds, self.tags.count(tags, tags)[..., _ACTUAL].sum(0).tolist()))
         missing = [name for name, count in counts.items() if not count]
         without = f"; none of {', '.join(missing)}" if missing else ""
-        counted = describe_counts({kind: count for kind, count in counts.items() if count})
-        return f"{len(tags):,} records, {sum(map(len, tags)):,} words: {counted}{without}"
+        kinds = describe_counts({kind: count for kind, count in counts.items() if count})
+        return f"{len(tags):,} records, {sum(map(len, tags)):,} words: {kinds}{without}"
 
     def notes(self, name: str, split: Split[TaggedWords]) -> Iterable[str]:
         words = sum(len(example.words) for example in split.examples)
-        if lost := words - sum(len(window.words) for window in split.windows):
-            yield f"{lost:,} words of {name} have no tokens and always get the tag {self.tags.names[self.tags.default]}"
+        if num_lost := words - sum(len(window.words) for window in split.windows):
+            default = self.tags.names[self.tags.default]
+            yield f"{num_lost:,} words of {name} have no tokens and always get the tag {default}"
 
     def describe_example(self, tokenizer: PreTrainedTokenizerBase, train: Split[TaggedWords]) -> str:
         """Return the record with the most different tags among the first ones."""
@@ -317,14 +318,14 @@ def dictionary_tags(
     for words, tags in zip(train_sentences, train_tags):
         for word, tag in zip(words, tags):
             counts.setdefault(word, Counter())[tag] += 1
-    known = {word: by_tag.most_common(1)[0][0] for word, by_tag in counts.items()}
+    usual_tags = {word: by_tag.most_common(1)[0][0] for word, by_tag in counts.items()}
     rare: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for word, by_tag in counts.items():
         if by_tag.total() == 1:
             rare[word[:1].isupper()].update(by_tag)
-    everything: Counter[int] = sum(counts.values(), Counter())
-    guess = {case: (by_tag or everything).most_common(1)[0][0] for case, by_tag in rare.items()}
-    return [[known.get(word, guess[word[:1].isupper()]) for word in words] for words in sentences]
+    totals: Counter[int] = sum(counts.values(), Counter())
+    guess = {case: (by_tag or totals).most_common(1)[0][0] for case, by_tag in rare.items()}
+    return [[usual_tags.get(word, guess[word[:1].isupper()]) for word in words] for words in sentences]
 
 
 def _tag_lists(records: Records, field: str) -> Iterator[list[Any]]:

@@ -82,10 +82,10 @@ def encode_words(
     room = max_length - tokenizer.num_special_tokens_to_add()
     # So the first word of a row that continues a sentence has the same tokens as within the sentence.
     sentences = [[(blank if n else "") + word for n, word in enumerate(words)] for words in sentences]
-    counted = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
+    encoding = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
     spans = []
     for record, words in enumerate(sentences):
-        tokens = Counter(counted.word_ids(record))
+        tokens = Counter(encoding.word_ids(record))
         spans += [(record, part) for part in _parts([tokens[word] for word in range(len(words))], room)]
     texts = [[sentences[record][word] for word in part] for record, part in spans]
     inputs = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=max_length, verbose=False)
@@ -120,10 +120,10 @@ def _blank_before_words(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _parts(tokens: Sequence[int], room: int) -> Iterator[range]:
     """Yield runs of words that fit in `room` tokens; a word that is longer stands alone."""
-    start = used = 0
+    start = num_tokens = 0
     for word, count in enumerate(tokens):
-        if word > start and used + count > room:
+        if word > start and num_tokens + count > room:
             yield range(start, word)
-            start, used = word, 0
-        used += count
+            start, num_tokens = word, 0
+        num_tokens += count
     yield range(start, len(tokens))

@@ -27,7 +27,7 @@ def add_adapter(
     model: PreTrainedModel,
     recipe: "FinetuningRecipe",
     task_type: str | None,
-    new: Sequence[str] = (),
+    new_names: Sequence[str] = (),
     inside: bool = False,
     new_tokens: Sequence[int] = (),
 ) -> "PeftModel | PreTrainedModel":
@@ -37,7 +37,7 @@ def add_adapter(
     Args:
         task_type: PEFT's name of the task, such as `SEQ_CLS`, or None if it has none. The head is always trained in
             full and saved with the adapter.
-        new: names of new weights; their modules are trained in full and saved with the adapter.
+        new_names: names of new weights; their modules are trained in full and saved with the adapter.
         inside: add the adapter inside the model's modules and keep the model's class, for sentence-transformers.
         new_tokens: ids whose embeddings, input and output, are trained and saved with the adapter.
 
@@ -48,7 +48,7 @@ def add_adapter(
 
     # "all-linear" excludes the head of SEQ_CLS, but not the heads of other tasks.
     heads = {name for name in _HEADS if hasattr(model, name)} if task_type != "CAUSAL_LM" else set()
-    full_modules = {name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new} | heads
+    full_modules = {name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] for name in new_names} | heads
     full_modules -= set(_PEFT_HEADS.get(task_type or "", ()))
     config = LoraConfig(
         task_type=task_type,

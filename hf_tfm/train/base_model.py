@@ -87,16 +87,16 @@ def load_base_model(
             ) from error
     if key_mapping:
         model._weight_conversions = []  # else saving would restore the old names, which are not found again
-    new = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
+    new_names = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
     body = f"{model.base_model_prefix}."
-    missing = [name for name in new if name.startswith(body) and "pooler" not in name]
+    missing = [name for name in new_names if name.startswith(body) and "pooler" not in name]
     if missing:
         raise InputError(
             f"{recipe.model}: lacks {len(missing)} weights of {type(model).__name__} or has them in another shape, "
             f"first {missing[0]}: they would be random; is config.json of this model?"
         )
     if "num_labels" in config_fields:
-        new = _carry_head_rows(auto_class, recipe, model, new, info["missing_keys"])
+        new_names = _carry_head_rows(auto_class, recipe, model, new_names, info["missing_keys"])
     rows = model.get_input_embeddings().num_embeddings
     highest = max(tokenizer.get_vocab().values())
     if highest >= rows:
@@ -105,17 +105,17 @@ def load_base_model(
             "they do not belong together"
         )
     ensure_pad_token(tokenizer, model)
-    return model, new
+    return model, new_names
 
 
 def _carry_head_rows(
-    auto_class: Any, recipe: FinetuningRecipe, model: PreTrainedModel, new: list[str], missing: Collection[str]
+    auto_class: Any, recipe: FinetuningRecipe, model: PreTrainedModel, new_names: list[str], missing: Collection[str]
 ) -> list[str]:
     """
     Let the rows of the head follow the names of their labels.
 
     Args:
-        new: names of new weights.
+        new_names: names of new weights.
         missing: those of them that the folder lacks; the others have another shape there.
 
     Returns: the names of weights that are still new; with an adapter also of moved ones, which its folder must hold.
@@ -123,13 +123,13 @@ def _carry_head_rows(
     trust = recipe.trust_remote_code
     names = head_parameters(auto_class, model, trust)
     if not names or set(names) & set(missing):
-        return new
+        return new_names
     with quiet():
         if label_names(AutoConfig.from_pretrained(recipe.model, trust_remote_code=trust)) == label_names(model.config):
-            return new
+            return new_names
         saved = auto_class.from_pretrained(recipe.model, trust_remote_code=trust, dtype="auto")
-    changed = names if carry_head_rows(model, saved, names) or recipe.lora else []
-    return sorted({*new, *changed} if changed else set(new) - set(names))
+    changed_names = names if carry_head_rows(model, saved, names) or recipe.lora else []
+    return sorted({*new_names, *changed_names} if changed_names else set(new_names) - set(names))
 
 
 def keep_first_layers(config: PreTrainedConfig, layers: int) -> None:
@@ -185,13 +185,13 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
     A vocabulary without such a token gets one for an unused embedding; the end-of-text token is the last resort. The
     weights keep their shapes, so that adapters fit.
     """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
+    used_ids = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in used_ids:
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        free = [token for token, number in vocabulary if number not in taken and _PAD_TOKENS.fullmatch(token)]
+        free = [token for token, number in vocabulary if number not in used_ids and _PAD_TOKENS.fullmatch(token)]
         if free:
             tokenizer.pad_token = min(free, key=lambda token: "pad" not in token.lower())
-        elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in taken:
+        elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in used_ids:
             tokenizer.pad_token = tokenizer.unk_token
         elif vocabulary[-1][1] + 1 < model.get_input_embeddings().num_embeddings:
             tokenizer.add_special_tokens({"pad_token": "<|pad|>"})

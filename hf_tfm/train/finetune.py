@@ -93,10 +93,12 @@ def resolve_max_length(recipe: FinetuningRecipe, model: PreTrainedModel, tokeniz
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     if recipe.max_length is None:
         return min(tokenizer.model_max_length, 512)
-    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if recipe.max_length < least or recipe.max_length > positions:
+    shortest = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if recipe.max_length < shortest or recipe.max_length > positions:
         limit = "any number of" if positions == UNLIMITED else f"at most {positions}"
-        raise InputError(f"max_length {recipe.max_length}: {recipe.model} takes {limit} tokens, and {least} at least")
+        raise InputError(
+            f"max_length {recipe.max_length}: {recipe.model} takes {limit} tokens, and {shortest} at least"
+        )
     return recipe.max_length
 
 
@@ -140,19 +142,19 @@ def measured_split(splits: Mapping[str, Any]) -> str:
 
 
 def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, max_length: int, *columns: list[str], **more: list[Any]
+    tokenizer: PreTrainedTokenizerBase, max_length: int, *columns: list[str], **other_columns: list[Any]
 ) -> list[dict[str, Any]]:
     """
     Encode one or two columns of texts as rows of a model's inputs, cut to `max_length` tokens.
 
     Args:
-        more: other columns for the rows, such as labels.
+        other_columns: other columns for the rows, such as labels.
     """
     inputs = tokenizer(*columns, truncation=True, max_length=max_length, verbose=False)
     if tokenizer.is_fast:
         # Truncation set by this call must not be saved as the tokenizer's own.
         tokenizer.backend_tokenizer.no_truncation()
-    data = {**inputs, **more}
+    data = {**inputs, **other_columns}
     return [dict(zip(data, row)) for row in zip(*data.values())]
 
 
@@ -180,30 +182,30 @@ def resolve_arguments(
         args.learning_rate = pace * 2e-4 * (384 / width) ** 1.5 * (10 if recipe.lora else 1)
     metric = (args.metric_for_best_model or "auto").removeprefix("eval_")
     metric = metrics[0] if metric == "auto" else metric
-    known = dict.fromkeys([*metrics, *(["loss"] if loss else [])])
-    if metric not in known:
-        raise InputError(f"metric_for_best_model {metric!r} must be one of {', '.join(known)}")
+    choices = dict.fromkeys([*metrics, *(["loss"] if loss else [])])
+    if metric not in choices:
+        raise InputError(f"metric_for_best_model {metric!r} must be one of {', '.join(choices)}")
     args.metric_for_best_model, args.greater_is_better = metric, metric not in ("loss", "rmse")
 
 
-def trl_arguments(config_class: type, args: TrainingArguments, given: str, **fields: Any) -> Any:
+def trl_arguments(config_class: type, args: TrainingArguments, options: str, **fields: Any) -> Any:
     """
     Return a configuration of TRL with the values of these arguments.
 
     Args:
-        given: fields of TRL alone as a JSON object; they win over `fields`.
+        options: fields of TRL alone as a JSON object; they win over `fields`.
 
     Raises:
         InputError: TRL has no such field or value.
     """
-    shared = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
+    common_fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
     # TRL's own default under the old name would switch checkpointing of activations on.
     # transformers before 5.23 has no other.
-    shared["gradient_checkpointing"] = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
-    trl_fields = read_mapping(given, "trl")
-    place = f"--trl {given}" if trl_fields else config_class.__name__
+    common_fields["gradient_checkpointing"] = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
+    trl_fields = read_mapping(options, "trl")
+    place = f"--trl {options}" if trl_fields else config_class.__name__
     with explain(place, "{reason}", TypeError, ValueError, NotImplementedError):
-        return config_class(**{**shared, **fields, **trl_fields})
+        return config_class(**{**common_fields, **fields, **trl_fields})
 
 
 def finetuning_identity(

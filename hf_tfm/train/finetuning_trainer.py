@@ -75,22 +75,22 @@ class FinetuningMixin(RunMixin):
         has more than others, it is the mean over all labels.
         """
         labels = inputs.get("labels")
-        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        loss, *outputs = super().prediction_step(model, inputs, *args, **kwargs)
         if loss is not None and labels is not None:
             count = count_labels(labels)
             # Without any label the mean over the batch is not a number.
             loss = loss * (count / len(labels) / self.labels_of_a_row) if count else torch.zeros_like(loss)
-        return loss, *others
+        return loss, *outputs
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         # Trainer does not count labels of -100. In a regression, -100 is a number like any other.
-        counted = [
+        label_batches = [
             {**batch, "labels": torch.zeros_like(labels)}
             if (labels := batch.get("labels")) is not None and labels.is_floating_point()
             else batch
             for batch in batch_samples
         ]
-        return super()._get_num_items_in_batch(counted, device)
+        return super()._get_num_items_in_batch(label_batches, device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":

@@ -26,25 +26,25 @@ def carry_head_rows(model: PreTrainedModel, saved: PreTrainedModel, names: list[
 
     Returns: whether there is a new row.
     """
-    before, after = label_names(saved.config), label_names(model.config)
-    number_of = {name: number for number, name in enumerate(before)}
-    sources = [number_of.get(name) for name in after]
-    old, weights = saved.state_dict(), model.state_dict()
+    old_labels, new_labels = label_names(saved.config), label_names(model.config)
+    number_of = {name: number for number, name in enumerate(old_labels)}
+    sources = [number_of.get(name) for name in new_labels]
+    old_weights, weights = saved.state_dict(), model.state_dict()
     for name in names:
         rows = _new_parameter(model, name, weights[name])
         for number, source in enumerate(sources):
             if source is not None:
-                rows[number] = old[name][source]
+                rows[number] = old_weights[name][source]
         weights[name].copy_(rows)
-    kept = [name for name, source in zip(after, sources) if source is not None]
-    new = [name for name, source in zip(after, sources) if source is None]
-    lines = [f"the base's rows for {_listed(kept)}, found by name"] if kept else []
-    if new:
-        lines.append(f"new rows for {_listed(new)}")
-        if not kept:
-            lines.append(f"those of the base are for {_listed(before)}")
+    matched_names = [name for name, source in zip(new_labels, sources) if source is not None]
+    new_names = [name for name, source in zip(new_labels, sources) if source is None]
+    lines = [f"the base's rows for {_listed(matched_names)}, found by name"] if matched_names else []
+    if new_names:
+        lines.append(f"new rows for {_listed(new_names)}")
+        if not matched_names:
+            lines.append(f"those of the base are for {_listed(old_labels)}")
     print_line("head", "; ".join(lines))
-    return bool(new)
+    return bool(new_names)
 
 
 def label_names(config: PreTrainedConfig) -> list[str]:
@@ -71,13 +71,13 @@ def head_parameters(auto_class: Any, model: PreTrainedModel, trust_remote_code: 
     ]
 
 
-def _new_parameter(model: PreTrainedModel, name: str, like: torch.Tensor) -> torch.Tensor:
+def _new_parameter(model: PreTrainedModel, name: str, reference: torch.Tensor) -> torch.Tensor:
     """Return a parameter of a linear layer as the model initializes it."""
-    rows = torch.nn.Linear(like.shape[-1], like.shape[0], device=like.device)
+    rows = torch.nn.Linear(reference.shape[-1], reference.shape[0], device=reference.device)
     model._init_weights(rows)
-    return getattr(rows, name.rpartition(".")[2]).detach().to(like.dtype)
+    return getattr(rows, name.rpartition(".")[2]).detach().to(reference.dtype)
 
 
 def _listed(names: list[str]) -> str:
-    rest = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    num_remaining = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {num_remaining} more" if num_remaining > 0 else "")

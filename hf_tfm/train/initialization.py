@@ -32,7 +32,7 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
     Returns:
         The names of the zeroed projections: modules, and weights of experts.
     """
-    zeroed = []
+    zero_projections = []
     for name, kind in parameter_kinds(model).items():
         weight, module = model.get_parameter(name), model.get_submodule(name.rpartition(".")[0])
         if kind == "scalars" or (kind == "head" and not isinstance(module, (nn.Linear, Conv1D))):
@@ -44,11 +44,11 @@ def zero_init_output_projections(model: nn.Module, std: float = 0.6, embedding_s
             weight.normal_(0.0, embedding_std)
         elif _OUTPUT_PROJECTION.search(f".{projection}") and re.search(r"\.\d+\.", f".{projection}"):
             weight.zero_()
-            zeroed.append(projection)
+            zero_projections.append(projection)
         else:
             inputs = weight.shape[-2 if is_transposed(module) else -1]
             weight.normal_(0.0, std / math.sqrt(inputs))
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.weight[module.padding_idx].zero_()
-    return zeroed
+    return zero_projections

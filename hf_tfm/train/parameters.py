@@ -80,9 +80,9 @@ def fused_blocks(name: str, rows: int, columns: int, config: Any) -> tuple[int, 
         return None
     key_value_heads: int = getattr(config, "num_key_value_heads", None) or heads
     if heads and key_value_heads != heads:  # grouped queries: k and v have fewer rows than q
-        head_dim, rest = divmod(rows, heads + 2 * key_value_heads)
+        head_dim, remainder = divmod(rows, heads + 2 * key_value_heads)
         # Some families keep as many keys as queries whatever the configuration says (MiniMax's lightning attention).
-        if not rest and head_dim == (getattr(config, "head_dim", None) or columns // heads):
+        if not remainder and head_dim == (getattr(config, "head_dim", None) or columns // heads):
             return (heads * head_dim, key_value_heads * head_dim, key_value_heads * head_dim)
     if rows % columns == 0:
         return (columns,) * (rows // columns)

@@ -110,8 +110,8 @@ def report_steps(
     )
     lengths = [length_of(record) for record in records]
     full = sum(length >= max_length for length in lengths)
-    cut = f", {full:,} of them cut or just fitting" if full else ""
-    print_line("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{cut}")
+    note = f", {full:,} of them cut or just fitting" if full else ""
+    print_line("lengths", f"median {statistics.median(lengths):g} tokens, longest {max(lengths)} of {max_length}{note}")
 
 
 def input_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], limit: int = 64) -> str:

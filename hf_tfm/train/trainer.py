@@ -184,10 +184,10 @@ class RunMixin(PushMixin):
             return model
         if weights is None:
             weights = self.accelerator.get_state_dict(self.model)
-        whole = _like_sharded(model)
+        full_model = _like_sharded(model)
         if weights:
-            whole.load_state_dict(weights)
-        return whole.eval()
+            full_model.load_state_dict(weights)
+        return full_model.eval()
 
     def finished_model(self) -> PreTrainedModel:
         """
@@ -249,13 +249,13 @@ class RunMixin(PushMixin):
     def save_training_state(self, checkpoint: Path) -> None:
         """Write more files into a checkpoint that is being saved; for classes that keep a state of their own."""
 
-    def _move_up(self, written: Path) -> None:
+    def _move_up(self, folder: Path) -> None:
         """Move the files up from the folder that Trainer makes inside the hidden one, and write state and card."""
-        self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-        for path in written.iterdir():
-            os.rename(path, written.parent / path.name)
-        written.rmdir()
-        self._write_card(written.parent)
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        for path in folder.iterdir():
+            os.rename(path, folder.parent / path.name)
+        folder.rmdir()
+        self._write_card(folder.parent)
 
 
 def _explain_setting(args: TrainingArguments, name: str) -> contextlib.AbstractContextManager[None]:
@@ -273,10 +273,10 @@ def _like_sharded(model: PreTrainedModel) -> PreTrainedModel:
         return get_peft_model(_like_sharded(model.get_base_model()), adapter)
     # Sharding derives a new class, which would be saved under its own name and without the model's code.
     model_class: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
-    whole = model_class(copy.deepcopy(model.config))
+    empty_model = model_class(copy.deepcopy(model.config))
     if model.can_generate():
-        whole.generation_config = model.generation_config
-    return whole
+        empty_model.generation_config = model.generation_config
+    return empty_model
 
 
 class RunTrainer(RunMixin, Trainer):
