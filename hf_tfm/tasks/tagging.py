@@ -27,6 +27,7 @@ from .words import encode_words, read_words, split_words, values_of_words
 
 
 _ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+")
+_PREFIXED_TAG = re.compile(r"[BIESLUM]-.+")
 # BILOU's and BMES's letters for E, S and I of IOBES, which seqeval reads.
 _AS_IOBES = str.maketrans("LUM", "ESI")
 _CORRECT, _PREDICTED, _ACTUAL = range(3)
@@ -58,6 +59,13 @@ class Tags:
     def mark_entities(self) -> bool:
         """Whether the tags mark entities (B-person, I-person, O), which are counted whole."""
         return all(_ENTITY_TAG.fullmatch(name) for name in self.names) and any(name != "O" for name in self.names)
+
+    @property
+    def without_prefix(self) -> list[str]:
+        """Tags that have no prefix, though others have one such as B-: because of them no entities are counted."""
+        if not any(_PREFIXED_TAG.fullmatch(name) for name in self.names):
+            return []
+        return [name for name in self.names if not _ENTITY_TAG.fullmatch(name)]
 
     @property
     def kinds(self) -> list[str]:
@@ -249,6 +257,16 @@ class Tagging(Task[TaggedWords]):
         return f"{len(tags):,} records, {sum(map(len, tags)):,} words: {kinds}{without}"
 
     def notes(self, name: str, split: Split[TaggedWords]) -> Iterable[str]:
+        if self.tags.without_prefix:
+            listed = first_names(self.tags.without_prefix)
+            yield f"words are counted, not entities: among tags such as B-person and I-person, {listed} have no prefix"
+        if self.tags.mark_entities:
+            sequences = [[self.tags.names[tag] for tag in tags] for tags in _tags(split)]
+            broken = [pair for pair in zip(split.records.places, scheme_breaks(sequences)) if pair[1]]
+            if broken:
+                place, found = broken[0]
+                count = f"{len(broken):,} {name} records break the scheme of their tags"
+                yield f"{count}, first {place}: {found}; an entity is counted as ending or beginning there"
         words = sum(len(example.words) for example in split.examples)
         if num_lost := words - sum(len(window.words) for window in split.windows):
             default = self.tags.names[self.tags.default]
@@ -277,7 +295,7 @@ def read_tags(train: Records, field: str) -> Tags:
     others follow by alphabet.
 
     Raises:
-        InputError: a record has no tags, or all words have the same tag.
+        InputError: a record has no tags, all words have the same tag, or a tag has no prefix where others have one.
     """
     counts = Counter(label_text(tag) for tags in _tag_lists(train, field) for tag in tags)
     names = listed_names(Path(train.path).parent / "labels.json", field)
@@ -289,9 +307,47 @@ def read_tags(train: Records, field: str) -> Tags:
     if len(counts) < 2:
         raise InputError(f"{train.path}: all words have the tag {next(iter(counts), None)!r} in field {field!r}")
     tags = Tags(names, ids, default=0)
+    if tags.without_prefix and "O" in names:
+        # Without this refusal one slip of the pen would make another metric of the whole run.
+        _refuse_without_prefix(train, field, tags)
     if tags.mark_entities and "O" in names:
         return Tags(names, ids, default=names.index("O"))
     return Tags(names, ids, default=ids.get(counts.most_common(1)[0][0], 0))
+
+
+def _refuse_without_prefix(train: Records, field: str, tags: Tags) -> None:
+    """Raise an `InputError` that names the first record with a tag without a prefix, if there is any."""
+    wrong = set(tags.without_prefix)
+    for place, row in zip(train.places, _tag_lists(train, field)):
+        for number, tag in enumerate(row, 1):
+            name = tags.names[tags.ids[label_text(tag)]]
+            if name in wrong:
+                raise InputError(
+                    f"{place}: tag {number} in field {field!r} is {name!r}, without a prefix such as B- and I-, which "
+                    "other tags have to mark entities: mend it"
+                )
+
+
+def scheme_breaks(sequences: Sequence[Sequence[str]]) -> list[str]:
+    """
+    Return for each sequence of tags the first place where it breaks the scheme of all of them, such as "I-PER after
+    S-PER", or nothing.
+
+    With tags for ends or single words (IOBES, BILOU, BMES), an entity that begins must end, and one that goes on must
+    have begun. In IOB2 it must have begun. In IOB1, where I begins most entities, nothing is wrong.
+    """
+    has_ends = any(tag[:1] in "ESLU" for tags in sequences for tag in set(tags))
+    pairs = [list(zip(["O", *tags], [*tags, "O"])) for tags in sequences]
+    is_iob2 = any(tag[:1] == "B" and before[2:] != tag[2:] for row in pairs for before, tag in row)
+
+    def is_broken(before: str, tag: str) -> bool:
+        goes_on, is_open = tag[:1] in "IMEL", before[:1] in "BIM"
+        fits = goes_on and before[:1] in ("BIM" if has_ends else "BI") and before[2:] == tag[2:]
+        return (goes_on and not fits) or (has_ends and is_open and not fits)
+
+    if not has_ends and not is_iob2:
+        return [""] * len(sequences)
+    return [next((f"{tag} after {before}" for before, tag in row if is_broken(before, tag)), "") for row in pairs]
 
 
 def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

@@ -272,8 +272,50 @@ def test_every_form_of_tags_is_read(tmp_path):
     assert task.names == ["O", "B-a", "B-rare"] and task.ids["2"] == task.ids["B-rare"] == 2
 
 
+def test_tags_without_a_prefix_are_said_where_they_are_no_mistake_of_a_record(tmp_path):
+    """Names of a file or of a model; the records themselves have prefixes."""
+    (tmp_path / "labels.json").write_text('["O", "B-PER", "PER"]')
+    records = Records([{"tokens": ["x", "y"], "tags": ["O", "B-PER"]}], ["line 1"], str(tmp_path / "f"))
+    task = tagging.Tagging()
+    task.learn_labels(records)
+    assert task.metrics[0] == "accuracy"
+    split = task.read(records)
+    assert [*task.notes("train", split)][0].endswith("PER have no prefix")
+    assert not tagging.Tags(["N", "V"], {}, 0).without_prefix
+
+
+@pytest.mark.parametrize(
+    ("sequences", "breaks"),
+    [
+        (["O B-PER I-PER O", "B-PER B-PER"], ["", ""]),
+        (["O B-PER I-PER", "O I-PER", "B-LOC I-PER"], ["", "I-PER after O", "I-PER after B-LOC"]),
+        (["I-PER I-PER O I-PER", "I-PER B-PER"], ["", ""]),  # IOB1
+        (["S-PER I-PER", "S-PER B-PER E-PER"], ["I-PER after S-PER", ""]),
+        (["B-PER I-PER E-PER S-LOC", "B-PER O", "O B-PER", "O E-PER"],
+         ["", "O after B-PER", "O after B-PER", "E-PER after O"]),
+        (["U-PER B-LOC I-LOC L-LOC", "B-LOC U-PER"], ["", "U-PER after B-LOC"]),
+        (["B-PER M-PER M-PER E-PER", "M-PER E-PER"], ["", "M-PER after O"]),
+    ],
+)  # fmt: skip
+def test_sequences_that_break_their_scheme_are_found(sequences, breaks):
+    assert tagging.scheme_breaks([tags.split() for tags in sequences]) == breaks
+
+
+def test_a_broken_scheme_is_said_with_its_place():
+    rows = [["S-PER", "O"], ["S-PER", "I-PER"]]
+    records = Records([{"tokens": ["x", "y"], "tags": tags} for tags in rows], ["f, line 1", "f, line 2"], "f")
+    task = tagging.Tagging()
+    task.learn_labels(records)
+    [note] = [note for note in task.notes("train", task.read(records)) if "break" in note]
+    assert note.startswith("1 train records break the scheme of their tags, first f, line 2: I-PER after S-PER")
+
+
 def _set(name, value, which=slice(2, 3)):
     return lambda rows: [row.__setitem__(name, value) for row in rows[which]]
+
+
+def _drop_prefix(rows):
+    rows[2].update(tokens=["a", "cat"], ner_tags=["O", "animal"])
 
 
 def _cut_tags(rows):
@@ -286,6 +328,7 @@ BAD_RECORDS = {
     "a number as word": (_set("tokens", ["a", 5]), "train.jsonl, line 3: field 'tokens' is no list of words"),
     "null words": (_set("tokens", None), "train.jsonl, line 3: field 'tokens' is null"),
     "NaN tag": (_set("ner_tags", [float("nan")]), "train.jsonl, line 3: tag 1 in field 'ner_tags' is nan"),
+    "no prefix": (_drop_prefix, "train.jsonl, line 3: tag 2 in field 'ner_tags' is 'animal', without a prefix"),
     "null tag": (_set("ner_tags", [None]), "train.jsonl, line 3: tag 1 in field 'ner_tags' is None"),
     "no tags": (_set("ner_tags", 7), "train.jsonl, line 3: field 'ner_tags' is a int, not a list of tags"),
     "one tag": (lambda rows: [r.update(ner_tags=["O"] * len(r["tokens"])) for r in rows], "all words have the tag 'O'"),
