@@ -95,10 +95,11 @@ _DEMANDS = {
 
 def explain_mistake(error: typer.TyperException) -> str:
     """Return one line about wrong arguments: the value and what it must be, every argument that is missing, names."""
-    context = getattr(error, "ctx", None)
+    context: Any = getattr(error, "ctx", None)
+    cause: Any = error.__cause__
     message = error.format_message().replace("Value error, ", "")
-    if hasattr(error.__cause__, "errors"):  # of pydantic, whose messages do not show the value
-        detail = error.__cause__.errors()[0]
+    if hasattr(cause, "errors"):  # of pydantic, whose messages do not show the value
+        detail = cause.errors()[0]
         if demand := _DEMANDS.get(detail["type"]):
             demand = demand.format(**detail.get("ctx", {}))
             message = message.replace(detail["msg"], f"{demand}, not {detail['input']}")
