@@ -20,7 +20,8 @@ from hf_tfm.core.atomic_files import write_atomically
 from hf_tfm.core.limits import longest_input
 from hf_tfm.core.secret_scan import public_name
 from hf_tfm.core.statistics import Estimate
-from hf_tfm.data.records import read_records
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_records
 from hf_tfm.evaluate.predict import Predictor
 from hf_tfm.evaluate.representations import compare_representations
 from hf_tfm.evaluate.result_store import as_json
@@ -58,8 +59,9 @@ class ComparisonRecipe:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, ComparisonRecipe, None, __doc__)
+    reading = Reading("classification", {"text": recipe.text_field, "label": recipe.label_field})
     data_sets = {
-        public_name(test): (read_records(train), read_records(test))
+        public_name(test): (read_records(train, reading), read_records(test, reading, "test"))
         for train, test in zip(recipe.train_file, recipe.test_file)
     }
     folder = Path(recipe.output_dir)
@@ -68,14 +70,13 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = open_model(recipe.model, "AutoModel", trust_remote_code=recipe.trust_remote_code)
     recipe.max_length = min(recipe.max_length, longest_input(model.config, recipe.max_length))
     print(f"model      {recipe.model}, {type(model).__name__}, {model.num_parameters():,} parameters", flush=True)
-    fields = {"text_field": recipe.text_field}
-    predictor = Predictor(model, tokenizer, "AutoModel", fields, recipe.max_length, pooling="mean")
+    predictor = Predictor(model, tokenizer, "AutoModel", max_length=recipe.max_length, pooling="mean")
     accuracy: dict[str, dict[str, Estimate]] = {}
     for name, (train, test) in data_sets.items():
         print(f"\n{name}: {min(len(train), recipe.max_train):,} training records, n {len(test):,}", flush=True)
         draw = np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.max_train].tolist()
         accuracy[name] = {}
-        comparison = compare_representations(predictor, recipe.text_field, recipe.label_field, train.subset(draw), test)
+        comparison = compare_representations(predictor, train.subset(draw), test)
         for representation, figure in comparison:
             print(f"  {representation:28} {figure}", flush=True)
             accuracy[name][representation] = figure

@@ -19,9 +19,10 @@ from hf_tfm import InputError
 from hf_tfm.apps.retrieval import measure
 from hf_tfm.apps.retrieval.index import build_index
 from hf_tfm.artifacts.open import fingerprint, open_model
-from hf_tfm.data.records import read_records
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_records
 from hf_tfm.evaluate.result_store import ResultStore
-from hf_tfm.tasks.squad import read_questions, unfold
+from hf_tfm.tasks.squad import read_questions
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 
 import torch
@@ -56,7 +57,7 @@ class RetrievalRecipe:
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, RetrievalRecipe, None, __doc__)
     remote, folder = {"trust_remote_code": recipe.trust_remote_code}, Path(recipe.output_dir)
-    _, questions = read_questions(unfold(read_records(recipe.questions)), ("question", "context", "answers"))
+    _, questions = read_questions(read_records(recipe.questions, Reading("questions")))
     questions = [question for question in questions if question.answers]
     if not questions:
         raise InputError(f"{recipe.questions}: no question has an answer, so nothing can be found")

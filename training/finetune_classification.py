@@ -22,9 +22,11 @@ from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
 @dataclass
 class ClassificationRecipe(TaskRecipe):
-    text_field: str = field(default="text", metadata={"help": "Field of a record that has its text."})
+    text_field: str | None = field(default=None, metadata={"help": "Field of the text; by default recognised."})
     text_pair_field: str | None = field(default=None, metadata={"help": "Field of the second text, for pairs."})
-    label_field: str = field(default="label", metadata={"help": "Field of the label, the labels or the number."})
+    label_field: list[str] | None = field(
+        default=None, metadata={"help": "Field of the label, the labels or the number; several with 0 and 1 each."}
+    )
     problem_type: str | None = field(
         default=None,
         metadata={

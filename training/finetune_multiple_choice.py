@@ -23,13 +23,12 @@ from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
 @dataclass
 class ChoiceRecipe(TaskRecipe):
-    question_field: str = field(default="question", metadata={"help": "Field of a record that has its question."})
+    question_field: str | None = field(default=None, metadata={"help": "Field of the question."})
     context_field: str | None = field(default=None, metadata={"help": "Field of the text that the question is about."})
-    options_fields: list[str] = field(
-        default_factory=lambda: ["options"],
-        metadata={"help": "Field of the options: one with a list, or one for each option."},
+    options_fields: list[str] | None = field(
+        default=None, metadata={"help": "One field with a list of options, or a field for each option."}
     )
-    answer_field: str = field(default="answer", metadata={"help": "Field of the right option."})
+    answer_field: str | None = field(default=None, metadata={"help": "Field of the right option."})
 
 
 @one_line_errors

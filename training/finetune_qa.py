@@ -23,14 +23,9 @@ from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
 @dataclass
 class QuestionRecipe(TaskRecipe):
-    train_file: list[str] = field(metadata={"help": "One or several files of records, also compressed."})
-    validation_file: list[str] | None = field(
-        default=None, metadata={"help": "Records of the validation set; by default carved out of the training records."}
-    )
-    test_file: list[str] | None = field(default=None, metadata={"help": "Records that are measured once, at the end."})
-    question_field: str = field(default="question", metadata={"help": "Field of a record that has its question."})
-    context_field: str = field(default="context", metadata={"help": "Field of the text that has the answer."})
-    answers_field: str = field(default="answers", metadata={"help": "Field of the answers."})
+    question_field: str | None = field(default=None, metadata={"help": "Field of the question."})
+    context_field: str | None = field(default=None, metadata={"help": "Field of the text that has the answer."})
+    answers_field: str | None = field(default=None, metadata={"help": "Field of the answers."})
     stride: int | None = field(
         default=None,
         metadata={"help": "Tokens that two windows of a context share; by default 64, or a quarter of max_length."},
@@ -38,13 +33,6 @@ class QuestionRecipe(TaskRecipe):
     skip_bad_answers: bool = field(
         default=False, metadata={"help": "Leave out records whose answer is not in its context, instead of stopping."}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # As with one file, `--test_file ""` takes back a recipe's file.
-        self.validation_file, self.test_file = (
-            [name for name in files or () if name] or None for files in (self.validation_file, self.test_file)
-        )
 
 
 @one_line_errors

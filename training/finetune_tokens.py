@@ -23,11 +23,8 @@ from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
 @dataclass
 class TaggingRecipe(TaskRecipe):
-    words_field: str = field(
-        default="tokens",
-        metadata={"help": "Field of a record that has its words: a list, or a text with blanks between them."},
-    )
-    tags_field: str = field(default="ner_tags", metadata={"help": "Field of as many tags."})
+    words_field: str | None = field(default=None, metadata={"help": "Field of the words; by default recognised."})
+    tags_field: str | None = field(default=None, metadata={"help": "Field of as many tags; by default recognised."})
 
 
 @one_line_errors

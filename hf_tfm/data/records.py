@@ -24,21 +24,47 @@ class Records(list[dict[str, Any]]):
         path: The file or folder they were read from, the first of several.
         more_paths: The other files and folders.
         places: Place of each record, `file, line 3`, for messages.
+        reports: What was read of each file, and what was not.
+        names: Names of the job's fields in the file.
+        rows: The files' own row of each record.
     """
 
     def __init__(
-        self, records: Iterable[dict[str, Any]], places: Iterable[str], path: str, more_paths: Iterable[str] = ()
+        self,
+        records: Iterable[dict[str, Any]],
+        places: Iterable[str],
+        path: str,
+        more_paths: Iterable[str] = (),
+        reports: Iterable[Any] = (),
+        names: Mapping[str, Any] | None = None,
+        rows: Iterable[dict[str, Any]] | None = None,
     ):
         super().__init__(records)
         self.places = list(places)
         self.path = path
         self.more_paths = list(more_paths)
+        self.reports = list(reports)
+        self.names = dict(names or {})
+        self.rows = list(self if rows is None else rows)
+
+    def name_of(self, field: str) -> str:
+        """Returns the name of a field in the file, for messages."""
+        name = self.names.get(field, field)
+        return name if isinstance(name, str) else field
 
     def subset(self, numbers: Iterable[int]) -> "Records":
         numbers = list(numbers)
-        return Records([self[n] for n in numbers], [self.places[n] for n in numbers], self.path, self.more_paths)
+        return Records(
+            [self[n] for n in numbers],
+            [self.places[n] for n in numbers],
+            self.path,
+            self.more_paths,
+            self.reports,
+            self.names,
+            [self.rows[n] for n in numbers],
+        )
 
-    def values(self, field: str, option: str) -> list[Any]:
+    def values(self, field: str, option: str | None = None) -> list[Any]:
         """
         Returns one field of all records.
 
@@ -48,15 +74,16 @@ class Records(list[dict[str, Any]]):
         values = []
         for record, place in zip(self, self.places):
             if field not in record:
-                there = ", ".join(map(str, record)) or "nothing"
-                raise InputError(f"{place}: no field {field!r}, there are {there}: name the right one with --{option}")
+                present = ", ".join(map(str, record)) or "nothing"
+                advice = f": name the right one with --{option}" if option else ""
+                raise InputError(f"{place}: no field {field!r}, there are {present}{advice}")
             value = record[field]
             if value is None or value != value:  # NaN
                 raise InputError(f"{place}: field {field!r} is {'null' if value is None else value}; mend or drop it")
             values.append(value)
         return values
 
-    def texts(self, field: str, option: str) -> list[str]:
+    def texts(self, field: str, option: str | None = None) -> list[str]:
         """Returns a text field of all records. Raises `InputError` where it is missing, blank or no text."""
         texts = self.values(field, option)
         for text, place in zip(texts, self.places):
@@ -69,7 +96,7 @@ class Records(list[dict[str, Any]]):
         return texts
 
 
-def read_records(path: str | Path | Sequence[str | Path], split: str = "train") -> Records:
+def read_table(path: str | Path | Sequence[str | Path], split: str = "train") -> Records:
     """
     Returns all records of one file or several: .jsonl, .json (an array or lines), .csv, .tsv or .parquet, also
     compressed or in a .zip. From a folder, files of the split are read if any file there is named for a split.
@@ -82,7 +109,7 @@ def read_records(path: str | Path | Sequence[str | Path], split: str = "train") 
     places: list[str] = []
     for path in paths:
         count = len(records)
-        for place, record in iter_records(path, split):
+        for place, record in iter_table(path, split):
             records.append(record)
             places.append(place)
         if len(records) == count:
@@ -90,14 +117,14 @@ def read_records(path: str | Path | Sequence[str | Path], split: str = "train") 
     return Records(records, places, str(paths[0]), map(str, paths[1:]))
 
 
-def iter_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields place and record of what [`read_records`] reads, one at a time. Raises `InputError` as it does."""
+def iter_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields place and record of what [`read_table`] reads, one at a time. Raises `InputError` as it does."""
     for file in record_files(path, split):
         yield from read_record_file(file)
 
 
 def record_files(path: str | Path, split: str = "train") -> list[DataFile]:
-    """Returns the files that [`read_records`] reads. Raises `InputError` if there is none."""
+    """Returns the files that [`read_table`] reads. Raises `InputError` if there is none."""
     folder = Path(path).expanduser()
     if not folder.is_dir() or not any(named_split(file.relative_to(folder)) for file in folder.rglob("*")):
         split = "train"

@@ -15,6 +15,9 @@ SENTENCE_END = (
     rf"[{_ENDS_BEFORE_SPACE}…]+[{re.escape(_CLOSING)}]*\s+|[{_ENDS_WITHOUT_SPACE}]+[{re.escape(_CLOSING)}]*\s*"
 )
 
+_WORDS_AND_MARKS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_JOINERS = "\u200c\u200d"  # stand inside Persian and Indic words
+
 # First bytes of UTF-8 of the characters of scripts without spaces. They are bytes so that a byte-level token that holds
 # the beginning of a character is recognised too; 0xE0, 0xE1, 0xEF and 0xF0 alone begin characters of other scripts.
 _UNSPACED = re.compile(
@@ -58,3 +61,17 @@ def is_unspaced(text: str | bytes) -> bool:
 def begins_unspaced_word(character: str) -> bool:
     """Whether a character is a word's first one in a script without spaces: no mark and no lengthening sign."""
     return is_unspaced(character) and category(character) not in ("Mn", "Mc", "Lm")
+
+
+def split_words(text: str) -> list[str]:
+    """Returns the words and single punctuation marks of a text; accents, vowel signs and joiners stay in their word."""
+    words: list[str] = []
+    end, continues = -1, False
+    for match in _WORDS_AND_MARKS.finditer(text):
+        is_sign = category(match[0][0]).startswith("M") or match[0] in _JOINERS
+        if words and match.start() == end and (is_sign or (continues and match[0][0].isalnum())):
+            words[-1] += match[0]
+        else:
+            words.append(match[0])
+        end, continues = match.end(), is_sign and words[-1][0].isalnum()
+    return words

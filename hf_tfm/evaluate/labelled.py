@@ -25,60 +25,50 @@ LABEL_TASKS: dict[str, type[Task[Any]]] = {
 }
 
 
+def open_task(auto_class: str, settings: Mapping[str, Any]) -> Task[Any]:
+    """
+    Return the task that a model's head is for, with the settings that it has.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    if auto_class not in LABEL_TASKS:
+        raise InputError(
+            f"a model for {auto_class.removeprefix('AutoModel') or 'no task'} cannot be measured on labels"
+        )
+    return LABEL_TASKS[auto_class].configure(settings)
+
+
 def measure_head(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    auto_class: str,
+    task: Task[Any],
     records: Records,
-    input_fields: Sequence[str] = ("text",),
-    label_field: str | None = None,
-    threshold: float | None = None,
     max_length: int | None = None,
-    stride: int | None = None,
     **batching: Any,
 ) -> dict[str, Estimate]:
     """
     Measure a model by its head.
 
     Args:
-        input_fields: fields of a record that have its text, its words, or its question and context.
-        label_field: field of the label; by default `label`, `tags`, `answers` or `answer`.
-        threshold: "no answer" is given where it is better than the best span by more than this; None: never.
+        task: the task of the head, as [`open_task`] returns it.
+        records: records that were read for the task.
         max_length: tokens of a row; by default as many as the model takes, up to 512.
-        stride: tokens that two windows of a long context share.
         batching: `batch_tokens` and `bf16` of [`predict_rows`].
 
     Raises:
-        InputError: the model has no such head, or the records do not fit it.
+        InputError: the records do not fit the model.
     """
-    if auto_class not in LABEL_TASKS:
-        raise InputError(
-            f"a model for {auto_class.removeprefix('AutoModel') or 'no task'} cannot be measured on labels"
-        )
     longest = min(tokenizer.model_max_length, longest_input(model.config, 512))
     if longest < 8:
         raise InputError(f"this model takes {longest} tokens: too few for texts")
     max_length = min(longest, max_length or 512)
-    task_class = LABEL_TASKS[auto_class]
-    settings = {
-        **_input_settings(task_class, input_fields, records),
-        task_class.label_setting: label_field,
-        "threshold": threshold,
-        "stride": min(128, max_length // 4) if stride is None else stride,
-    }
-    task = task_class.configure(settings)
+    if getattr(task, "stride", 0) is None:
+        task.stride = min(128, max_length // 4)
     task.adopt_labels(model.config, records)
     split = task.read(records)
     outputs = task_outputs(task, split, model, tokenizer, max_length, **batching)
     return task.estimates(task.decide(outputs, split), split)
-
-
-def _input_settings(task_class: type[Task[Any]], input_fields: Sequence[str], records: Records) -> dict[str, str]:
-    """Settings of a task for given fields; the default `text` is given up for the task's own default."""
-    default = getattr(task_class, task_class.input_settings[0])
-    if list(input_fields) == ["text"] and (default in records[0] or "text" not in records[0]):
-        return {}
-    return dict(zip(task_class.input_settings, input_fields))
 
 
 def task_outputs(

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from .. import cpu
 from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap, proportion, to_bits_per_byte
-from ..data.records import Records, iter_records
+from ..data.records import Records, iter_table
 from ..data.sources import read_documents
 from ..data.tokenizer import encode_text
 from ..data.tokens import encode_documents
@@ -124,7 +124,7 @@ def read_text(path: str, text_field: str = "text", source_field: str | None = No
     if source_field is None:
         yield from (("all", document) for document in read_documents(path, text_field))
         return
-    for place, record in iter_records(path):
+    for place, record in iter_table(path):
         for name in (source_field, text_field):
             if not isinstance(record.get(name), str):
                 raise InputError(f"{place}: no text in field {name!r}, there are {', '.join(map(str, record))}")

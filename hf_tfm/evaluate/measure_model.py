@@ -15,17 +15,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..artifacts.measurements import HubData
 from ..artifacts.open import recorded
 from ..core.errors import InputError
-from ..data.records import read_records
+from ..data.forms.reader import read_records
+from ..data.records import read_table
 from ..tasks.labels import read_labels
 from ..tasks.likelihood import LanguageModel
-from ..train.recipe import refuse_below
+from ..train.recipe import ReadingRecipe, refuse_below
+from ..train.report import report_reading
 from . import few_shot, language_model
-from .labelled import measure_head
+from .labelled import measure_head, open_task
 from .result_store import ResultStore, content_hash
 
 
 @dataclass
-class EvaluationRecipe:
+class EvaluationRecipe(ReadingRecipe):
     """The model, the data to measure it on, and how."""
 
     model: str = field(metadata={"help": "Folder or Hub name of a model, or folder of an adapter."})
@@ -41,7 +43,7 @@ class EvaluationRecipe:
     batch_tokens: int = field(default=2048, metadata={"help": "Tokens computed together; changes only the speed."})
     seed: int = field(default=0, metadata={"help": "Seed of examples and samples."})
     text: list[str] = field(default_factory=list, metadata={"help": "Files of text: bits per byte and perplexity."})
-    text_field: str = field(default="text", metadata={"help": "Field of a record that has its text."})
+    text_field: str | None = field(default=None, metadata={"help": "Field of the text."})
     source_field: str | None = field(default=None, metadata={"help": "Field of the source that a text comes from."})
     window: int | None = field(
         default=None, metadata={"help": "Tokens read together; by default as in training, or 1024."}
@@ -59,7 +61,14 @@ class EvaluationRecipe:
     test_file: str | None = field(default=None, metadata={"help": "Labelled records, measured by head or by prompt."})
     train_file: str | None = field(default=None, metadata={"help": "Labelled records from which examples are drawn."})
     text_pair_field: str | None = field(default=None, metadata={"help": "Field of the second text."})
-    label_field: str | None = field(default=None, metadata={"help": "Field of the label, the answers or the tags."})
+    label_field: list[str] | None = field(default=None, metadata={"help": "Field of the label, or several of 0 and 1."})
+    words_field: str | None = field(default=None, metadata={"help": "Field of the words, for tags."})
+    tags_field: str | None = field(default=None, metadata={"help": "Field of the tags."})
+    question_field: str | None = field(default=None, metadata={"help": "Field of the question."})
+    context_field: str | None = field(default=None, metadata={"help": "Field of the text that has the answer."})
+    answers_field: str | None = field(default=None, metadata={"help": "Field of the answers."})
+    options_fields: list[str] | None = field(default=None, metadata={"help": "Field of the options, or one for each."})
+    answer_field: str | None = field(default=None, metadata={"help": "Field of the right option."})
     hub_dataset: str | None = field(
         default=None, metadata={"help": "Name of the test_file on the Hub: NAME[:CONFIG[:SPLIT]]."}
     )
@@ -96,7 +105,7 @@ def measure_text(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultSto
     elif recipe.window is None:  # rows longer than in training cost accuracy
         settings["window"] = recorded(recipe.model, "block_length")
     for path in recipe.text:
-        documents = language_model.read_text(path, recipe.text_field, recipe.source_field)
+        documents = language_model.read_text(path, recipe.text_field or "text", recipe.source_field)
         figures = results.compute_once(
             {"task": "text", "data": content_hash(path), **settings},
             partial(
@@ -116,7 +125,7 @@ def measure_text(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultSto
 def measure_minimal_pairs(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Measure the share of minimal pairs whose good sentence is likelier, overall and for each group."""
     path = str(recipe.minimal_pairs)
-    records = read_records(path)
+    records = read_table(path)
     good, bad = (records.texts(getattr(recipe, name), name) for name in ("good_field", "bad_field"))
     score = "log-likelihood" if lm.causal else "PLL-word-l2r" if recipe.by_word else "PLL"
     settings = {"data": content_hash(path), "score": score, "fields": [recipe.good_field, recipe.bad_field]}
@@ -135,15 +144,18 @@ def measure_minimal_pairs(lm: LanguageModel, recipe: EvaluationRecipe, results: 
 def measure_by_prompt(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Measure zero- or few-shot classification of labelled records."""
     path, template = str(recipe.test_file), str(recipe.template).replace("\\n", "\n")  # as shells pass it
-    records = read_records(path, "test")
+    task = open_task("AutoModelForSequenceClassification", vars(recipe))
+    reading = task.reading(recipe.reading_options())
+    records = read_records(path, reading, "test")
+    report_reading(records)
     if recipe.examples and recipe.train_file is None:
         raise InputError(f"--examples {recipe.examples}: give the --train_file to draw them from")
-    train = read_records(recipe.train_file) if recipe.train_file else records
-    labels = read_labels(train, recipe.label_field or "label", "single_label_classification")
+    train = read_records(recipe.train_file, reading) if recipe.train_file else records
+    labels = read_labels(train, "single_label_classification")
     actual = labels.encode(records)
     prompt = few_shot.Prompt(template, few_shot.label_words(labels, recipe.label_words), recipe.instruction)
     drawn = train.subset(few_shot.draw_examples(train, recipe.examples, recipe.seed))
-    examples = list(zip(drawn, labels.encode(drawn)))
+    examples = list(zip(drawn.rows, labels.encode(drawn)))
     task = f"{len(examples)}-shot classification"
     settings: dict[str, Any] = {
         "task": task,
@@ -154,7 +166,7 @@ def measure_by_prompt(lm: LanguageModel, recipe: EvaluationRecipe, results: Resu
     settings |= {"label_field": labels.field, "seed": recipe.seed}
     figures = results.compute_once(
         {**settings, "data": content_hash(path, "test"), "examples": examples},
-        lambda: few_shot.estimate_by_rule(labels, few_shot.score_labels(lm, prompt, records, examples), actual),
+        lambda: few_shot.estimate_by_rule(labels, few_shot.score_labels(lm, prompt, records.rows, examples), actual),
     )
     headline = {f"{metric}, {rule}": figures[rule][metric] for rule in figures for metric in labels.metrics}
     results.add_task(task, path, settings, headline, recipe.hub())
@@ -168,18 +180,22 @@ def measure_by_head(
     results: ResultStore,
 ) -> None:
     """Measure labelled records by the model's own head."""
-    path = str(recipe.test_file)
-    records, threshold = read_records(path, "test"), recorded(recipe.model, "no_answer_threshold")
-    fields = [recipe.text_field, *([recipe.text_pair_field] if recipe.text_pair_field else [])]
-    settings: dict[str, Any] = {"task": auto_class.removeprefix("AutoModelFor"), "fields": fields}
-    settings["label_field"] = recipe.label_field
     lengths = {name: recorded(recipe.model, name) for name in ("max_length", "stride")}  # as in training
     lengths = {name: length for name, length in lengths.items() if length is not None}
-    batching = {**lengths, "batch_tokens": recipe.batch_tokens, "bf16": recipe.bf16}
+    threshold = recorded(recipe.model, "no_answer_threshold")
+    task = open_task(auto_class, {**vars(recipe), "stride": lengths.pop("stride", None), "threshold": threshold})
+    path = str(recipe.test_file)
+    reading = task.reading(recipe.reading_options(), trained=recorded(recipe.model, "fields"))
+    records = read_records(path, reading, "test")
+    report_reading(records)
+    settings: dict[str, Any] = {"task": auto_class.removeprefix("AutoModelFor"), "fields": dict(records.names)}
     figures = results.compute_once(
         {**settings, **lengths, "data": content_hash(path, "test"), "threshold": threshold},
-        partial(measure_head, model, tokenizer, auto_class, records, fields, recipe.label_field, threshold, **batching),
-    )
+        partial(
+            measure_head, model, tokenizer, task, records,
+            batch_tokens=recipe.batch_tokens, bf16=recipe.bf16, **lengths,
+        ),
+    )  # fmt: skip
     results.add_task(settings["task"], path, settings, figures, recipe.hub())
 
 

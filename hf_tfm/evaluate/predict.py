@@ -28,7 +28,10 @@ from ..core.atomic_files import atomic_file
 from ..core.errors import InputError, cannot_write, explain
 from ..core.limits import longest_input
 from ..core.statistics import to_bits_per_byte
-from ..data.records import Records, iter_records
+from ..data.forms.form import Reading
+from ..data.forms.reader import RecordReader, collect
+from ..data.records import Records
+from ..data.tables import ReadingOptions
 from ..data.tokenizer import encode_text
 from ..tasks.classification import NextSentencePrediction
 from ..tasks.likelihood import LanguageModel
@@ -51,8 +54,9 @@ class Predictor:
 
     Attributes:
         kind: name of the Auto class that the model was opened with.
-        fields: which fields of a record have what: `text_field`, `text_pair_field`, `words_field`, `question_field`,
-            `context_field`, `options_fields`.
+        fields: names of fields in the users' files: `text_field`, `text_pair_field`, `words_field`, `question_field`,
+            `context_field`, `options_fields`; others are recognised.
+        trained_fields: the same of the files that the model was trained on, which hold for files that have them.
         max_length: tokens that texts are cut to.
         stride: tokens that two windows of a long context share.
         threshold: "no answer" is given where it is better than the best span by more than this; None: never.
@@ -66,6 +70,7 @@ class Predictor:
     tokenizer: PreTrainedTokenizerBase
     kind: str
     fields: dict[str, Any] = field(default_factory=dict)
+    trained_fields: dict[str, Any] = field(default_factory=dict)
     max_length: int = 512
     stride: int = 64
     threshold: float | None = None
@@ -80,20 +85,30 @@ class Predictor:
             return self._predict_by_task(records)
         return self._likelihoods(records) if self.kind in _LANGUAGE_MODELS else self._embeddings(records)
 
-    def _predict_by_task(self, records: Records) -> list[dict[str, Any]]:
+    def reading(self, options: ReadingOptions | None = None) -> Reading:
+        """Return how files are read for the model."""
+        if self.kind in _TASKS:
+            return self._task().reading(options, labelled=False, trained=self.trained_fields)
+        names, defaults = (
+            {"text": settings["text_field"]} if settings.get("text_field") else {}
+            for settings in (self.fields, self.trained_fields)
+        )
+        return Reading("text", names, options or ReadingOptions(), labelled=False, dashed=True, defaults=defaults)
+
+    def _task(self) -> Task[Any]:
         settings = {"stride": self.stride, "threshold": self.threshold, "dashed_options": True}
-        task = _TASKS[self.kind].configure({**self.fields, **settings})
+        return _TASKS[self.kind].configure({**self.fields, **settings})
+
+    def _predict_by_task(self, records: Records) -> list[dict[str, Any]]:
+        task = self._task()
         task.adopt_labels(self.model.config)
         split = task.read(records, labelled=False)
         outputs = task_outputs(task, split, self.model, self.tokenizer, self.max_length, **self.batching)
         return task.output_fields(outputs, split, self.top)
 
-    def _texts(self, records: Records) -> list[str]:
-        return records.texts(self.fields.get("text_field", "text"), "text-field")
-
     def _likelihoods(self, records: Records) -> list[dict[str, Any]]:
         """Log-likelihoods of a causal LM, or pseudo-log-likelihoods of a masked LM (Salazar et al. 2020)."""
-        texts = self._texts(records)
+        texts = records.texts("text")
         causal = self.kind == "AutoModelForCausalLM"
         lm = LanguageModel(self.model, self.tokenizer, causal, **self.batching)
         window = lm.default_window
@@ -112,7 +127,7 @@ class Predictor:
         ]
 
     def _embeddings(self, records: Records) -> list[dict[str, Any]]:
-        rows = encode_texts(self.tokenizer, self.max_length, self._texts(records))
+        rows = encode_texts(self.tokenizer, self.max_length, records.texts("text"))
         pooled = PooledModel(self.model, self.pooling)
         vectors = predict_rows(pooled, self.tokenizer, rows, lambda outputs: outputs, **self.batching)
         if self.normalize:
@@ -146,7 +161,7 @@ def open_predictor(
         model = model.to(torch.accelerator.current_accelerator())
     record = read_record(Path(path)) if (Path(path) / RECORD_FILE).is_file() else {}
     pooling = read_pooling(path, model, settings.get("pooling")) if kind == "AutoModel" else {}
-    predictor = Predictor(model, tokenizer, kind, {**record.get("fields", {}), **(fields or {})}, **pooling)
+    predictor = Predictor(model, tokenizer, kind, fields or {}, record.get("fields", {}), **pooling)
     longest = min(tokenizer.model_max_length, longest_input(model.config, 512))
     predictor.max_length = min(longest, record.get("max_length") or 512)
     predictor.threshold = record.get("no_answer_threshold")
@@ -158,36 +173,33 @@ def open_predictor(
     return predictor
 
 
-def predict_file(predictor: Predictor, source: str, target: str | None = None) -> int:
+def predict_file(
+    predictor: Predictor, source: str | list[str], target: str | None = None, options: ReadingOptions | None = None
+) -> int:
     """
-    Write the records of a file with their predictions; returns their number.
+    Write the rows of files with their predictions; returns their number.
 
     Args:
-        source: .jsonl, .json, .csv, .tsv or .parquet, also compressed.
+        source: files of any form of the model's job.
         target: .jsonl or .csv, also with .gz, which appears once it is complete; by default lines of JSON on standard
             output. In CSV, lists and mappings are written as JSON.
+        options: what the user says about the files.
 
     Raises:
         InputError: a record does not fit the model, or a file cannot be read or written.
     """
-    count = 0
+    count, reader = 0, RecordReader(source, predictor.reading(options))
     with _writer(target) as write, tqdm(unit=" records", disable=None) as bar:
-        for records in _chunks(source):
-            for record, place, output in zip(records, records.places, predictor(records), strict=True):
-                write(record | output, place)
+        read = iter(reader)
+        while chunk := list(itertools.islice(read, CHUNK)):
+            records = collect(reader, chunk)
+            for row, place, output in zip(records.rows, records.places, predictor(records), strict=True):
+                write(row | output, place)
             count += len(records)
             bar.update(len(records))
+    for report in reader.reports:
+        print("\n".join(report.lines()), file=sys.stderr)
     return count
-
-
-def _chunks(source: str) -> Iterator[Records]:
-    numbered = iter_records(source)
-    first = True
-    while chunk := list(itertools.islice(numbered, CHUNK)):
-        first = False
-        yield Records([record for _, record in chunk], [place for place, _ in chunk], source)
-    if first:
-        raise InputError(f"{source}: holds no records")
 
 
 @contextlib.contextmanager

@@ -22,9 +22,7 @@ from .predict import Predictor
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
-def compare_representations(
-    predictor: Predictor, text_field: str, label_field: str, train: Records, test: Records
-) -> Iterator[tuple[str, Estimate]]:
+def compare_representations(predictor: Predictor, train: Records, test: Records) -> Iterator[tuple[str, Estimate]]:
     """
     Yield the accuracy of each representation by name, and the gains of contextual embeddings over the others.
 
@@ -34,9 +32,9 @@ def compare_representations(
     Raises:
         InputError: a record lacks a field, or there are too few training records.
     """
-    names = read_labels(train, label_field, "single_label_classification")
+    names = read_labels(train, "single_label_classification")
     labels, expected = np.array(names.encode(train)), np.array(names.encode(test))
-    texts, test_texts = (records.texts(text_field, "text_field") for records in (train, test))
+    texts, test_texts = (records.texts("text") for records in (train, test))
     representations: dict[str, Callable[[], tuple[Any, Any]]] = {
         "bag of words": lambda: bags_of_words(texts, test_texts),
         "static": lambda: standardize(*(static_embeddings(predictor, part) for part in (texts, test_texts))),

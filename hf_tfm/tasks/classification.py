@@ -46,9 +46,9 @@ class Classification(Task[LabelledText]):
     Texts, or pairs of texts, with one label, several labels or a number each.
 
     Args:
-        text_field: field of a record that has its text.
+        text_field: field of users' files that has the text; by default recognised, as the following ones.
         text_pair_field: field of the second text, for pairs.
-        label_field: field of the label, the labels or the number.
+        label_field: field of the label, the labels or the number; several for a column of 0 and 1 for each class.
         problem_type: one of `PROBLEM_TYPES`; by default inferred from the labels.
         class_weights: whether rare labels count as much as frequent ones in the loss.
         pooling: `cls` or `mean`, for encoders that have this choice in place of a pooler.
@@ -56,28 +56,30 @@ class Classification(Task[LabelledText]):
 
     model_class = AutoModelForSequenceClassification
     adapter_type = "SEQ_CLS"
-    input_settings = ("text_field", "text_pair_field")
-    label_setting = "label_field"
+    job = "classification"
+    fields = {"text": "text_field", "text_pair": "text_pair_field", "label": "label_field"}
 
-    text_field: str = "text"
+    text_field: str | None = None
     text_pair_field: str | None = None
-    label_field: str = "label"
+    label_field: str | Sequence[str] | None = None
     problem_type: str | None = None
     class_weights: bool = False
     pooling: str | None = None
     labels: Labels = field(init=False, repr=False)
+    has_pairs: bool = field(init=False, default=False)
 
     def learn_labels(self, train: Records) -> None:
-        self.labels = read_labels(train, self.label_field, self.problem_type)
+        self.labels = read_labels(train, self.problem_type)
 
     def adopt_labels(self, config: PreTrainedConfig, records: Records | None = None) -> None:
         names = [config.id2label[number] for number in range(config.num_labels)]
+        field = records.name_of("label") if records else "label"
         problem_type = config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL)
         if problem_type == REGRESSION:
-            self.labels = Labels(problem_type, [self.label_field], self.label_field, {})
+            self.labels = Labels(problem_type, names, field, {})
             return
-        texts = label_texts(records.values(self.label_field, "label_field"), problem_type) if records else ()
-        self.labels = Labels(problem_type, names, self.label_field, label_ids(names, texts))
+        texts = label_texts(records.values("label"), problem_type) if records else ()
+        self.labels = Labels(problem_type, names, field, label_ids(names, texts))
 
     def config_fields(self) -> dict[str, Any]:
         pooling = {"classifier_pooling": self.pooling} if self.pooling else {}
@@ -88,9 +90,10 @@ class Classification(Task[LabelledText]):
         return self.labels.metrics
 
     def read(self, records: Records, labelled: bool = True) -> Split[LabelledText]:
-        columns = [records.texts(self.text_field, self.option("text_field"))]
-        if self.text_pair_field:
-            columns.append(records.texts(self.text_pair_field, self.option("text_pair_field")))
+        columns = [records.texts("text")]
+        if records and "text_pair" in records[0]:
+            columns.append(records.texts("text_pair"))
+            self.has_pairs = True
         labels = self.labels.encode(records) if labelled else [None] * len(records)
         return Split(records, [LabelledText(texts, label) for texts, label in zip(zip(*columns), labels)])
 
@@ -103,7 +106,7 @@ class Classification(Task[LabelledText]):
     def prepare(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         # Some models, such as GPT-2, count positions from the left even where there is padding.
         tokenizer.padding_side = "right"
-        if self.text_pair_field:
+        if self.has_pairs:
             separate_pairs(tokenizer)
 
     def encode(
@@ -194,7 +197,7 @@ class Classification(Task[LabelledText]):
 
     def describe(self) -> str:
         count = len(self.labels.names)
-        return f"{self.labels.problem_type}: {count} label{'s' * (count > 1)} in {self.label_field!r}"
+        return f"{self.labels.problem_type}: {count} label{'s' * (count > 1)} in {self.labels.field!r}"
 
     def describe_split(self, split: Split[LabelledText]) -> str:
         return f"{len(split.examples):,} records: {describe_counts(self.labels.counts(_labels(split)))}"
@@ -227,11 +230,11 @@ class NextSentencePrediction(Classification):
     model_class = AutoModelForNextSentencePrediction
 
     def adopt_labels(self, config: PreTrainedConfig, records: Records | None = None) -> None:
-        self.labels = Labels(SINGLE_LABEL, ["follows", "does not follow"], self.label_field, {})
+        self.labels = Labels(SINGLE_LABEL, ["follows", "does not follow"], "label", {})
 
     def read(self, records: Records, labelled: bool = True) -> Split[LabelledText]:
         split = super().read(records, labelled)
-        if not self.text_pair_field:
+        if len(split.examples[0].texts) < 2:
             raise InputError("a model for next sentences needs two: name the second text with --text-pair-field")
         return split
 

@@ -17,7 +17,6 @@ from ..core.limits import refuse_diverged
 from ..core.statistics import Estimate
 from ..data.batches import in_order
 from ..data.conversations import Message
-from ..data.records import read_records
 from ..train import finetune, report
 from ..train.adapters import add_adapter
 from ..train.base_model import load_base_model, load_base_tokenizer
@@ -131,16 +130,17 @@ def read_examples(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[
     Raises:
         InputError: a file cannot be read, or its records do not fit the task.
     """
-    records = read_records(recipe.train_file)
+    reading = task.reading(recipe.reading_options())
+    records = finetune.read_split(recipe.train_file, reading)
     task.learn_labels(records)
     dataset = task.read(records)
     train_records, validation_records = finetune.carve_validation(
-        recipe, dataset.records, seed, task.carving_keys(dataset), task.strata(dataset)
+        recipe, dataset.records, seed, task.carving_keys(dataset), task.strata(dataset), reading
     )
     splits = {"train": task.read(train_records), "validation": task.read(validation_records)}
     splits["train"].skipped += dataset.skipped
     if recipe.test_file:
-        splits["test"] = task.read(read_records(recipe.test_file, "test"))
+        splits["test"] = task.read(finetune.read_split(recipe.test_file, reading, "test"))
     return splits
 
 

@@ -32,7 +32,7 @@ class Labels:
     Attributes:
         problem_type: transformers' name of the kind of task, one of `PROBLEM_TYPES`.
         names: the labels in the order of their ids; for regression the name of the field.
-        field: name of the field of a record that has its label.
+        field: name of the label's field in the users' file, for messages.
         ids: a label as a record may write it (as text) to its id.
         known: ids that occur in the training records; others cannot be learned and are refused.
     """
@@ -60,14 +60,14 @@ class Labels:
             InputError: a label is missing, of the wrong kind, or not known from training.
         """
         labels: list[Any] = []
-        for value, place in zip(records.values(self.field, "label_field"), records.places):
+        for value, place in zip(records.values("label"), records.places):
             if self.problem_type == REGRESSION:
                 labels.append(_read_number(value, place, self.field))
             elif self.problem_type == MULTI_LABEL:
                 ids = {self._id(label, place) for label in split_labels(value)}
                 labels.append(tuple(float(number in ids) for number in range(len(self.names))))
             else:
-                labels.append(self._id(value, place))
+                labels.append(self._id(value[0] if isinstance(value, list) and len(value) == 1 else value, place))
         return labels
 
     def _id(self, value: Any, place: str) -> int:
@@ -140,11 +140,12 @@ class Labels:
         return estimates
 
 
-def read_labels(train: Records, field: str = "label", problem_type: str | None = None) -> Labels:
+def read_labels(train: Records, problem_type: str | None = None) -> Labels:
     """
     Find the labels of training records.
 
-    Lists of labels make a multi-label task, numbers with a fraction a regression, all else has one label a record.
+    Lists of labels make a multi-label task unless each has one label, numbers with a fraction a regression; all else
+    has one label a record.
     Names and order come from `labels.json` beside the file (a list, or lists by field), else from a field
     `{field}_text` of the records, else from the labels themselves: numbers by value, texts by alphabet.
 
@@ -153,7 +154,7 @@ def read_labels(train: Records, field: str = "label", problem_type: str | None =
     """
     if problem_type not in (None, *PROBLEM_TYPES):
         raise InputError(f"problem_type {problem_type!r} must be one of {', '.join(PROBLEM_TYPES)}")
-    values = train.values(field, "label_field")
+    field, values = train.name_of("label"), train.values("label")
     problem_type = problem_type or _infer_problem_type(values)
     if problem_type == REGRESSION:
         return Labels(problem_type, [field], field, {})
@@ -196,7 +197,7 @@ def label_text(value: Any) -> str:
 def label_texts(values: Sequence[Any], problem_type: str) -> dict[str, None]:
     """Return the labels that occur in a field, as text, in the order of their first record."""
     multi = problem_type == MULTI_LABEL
-    lists = (split_labels(value) if multi else [value] for value in values)
+    lists = (split_labels(value) if multi or isinstance(value, list) else [value] for value in values)
     return dict.fromkeys(label_text(label) for labels in lists for label in labels)
 
 
@@ -254,6 +255,8 @@ def describe_counts(counts: dict[str, int] | dict[str, float], limit: int = 6) -
 
 
 def _infer_problem_type(values: list[Any]) -> str:
+    if all(isinstance(value, list) and len(value) == 1 for value in values):
+        return SINGLE_LABEL
     if any(isinstance(value, list) for value in values):
         return MULTI_LABEL
     try:
@@ -289,7 +292,7 @@ def _read_names_beside(train: Records, field: str) -> dict[str, str] | None:
         return None
     names: dict[str, str] = {}
     for record, place in zip(train, train.places):
-        text, name = label_text(record[field]), record[text_field]
+        text, name = label_text(record["label"]), record[text_field]
         if names.setdefault(text, name) != name:
             raise InputError(f"{place}: label {text} is {name!r} here but {names[text]!r} before; mend {text_field!r}")
     return names

@@ -13,7 +13,7 @@ from transformers import AutoModelForMultipleChoice, PreTrainedModel, PreTrained
 
 from ..core.errors import InputError
 from ..core.statistics import Estimate, proportion
-from ..data.records import Records, split_list
+from ..data.records import Records
 from ..train.base_model import separate_pairs
 from ..train.report import input_text
 from .losses import LossFunction
@@ -47,13 +47,15 @@ class MultipleChoice(Task[ChoiceQuestion]):
 
     model_class = AutoModelForMultipleChoice
     adapter_type = None
-    input_settings = ("question_field", "context_field")
-    label_setting = "answer_field"
+    job = "choices"
+    fields = {
+        "question": "question_field", "context": "context_field", "options": "options_fields", "answer": "answer_field"
+    }  # fmt: skip
 
-    question_field: str = "question"
+    question_field: str | None = None
     context_field: str | None = None
-    options_fields: Sequence[str] = ("options",)
-    answer_field: str = "answer"
+    options_fields: Sequence[str] | None = None
+    answer_field: str | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -67,27 +69,12 @@ class MultipleChoice(Task[ChoiceQuestion]):
             )
 
     def read(self, records: Records, labelled: bool = True) -> Split[ChoiceQuestion]:
-        """
-        Read questions with their options.
-
-        A list of options may also be `{"text": […], "label": […]}`. The right option is a number from 0, a letter from
-        A, a label of the options, or a text: this is first taken as an option's text, then as its label or letter, then
-        as its number.
-
-        Raises:
-            InputError: a record lacks a field, has fewer than two options, or an answer that is none of them.
-        """
-        questions = records.texts(self.question_field, self.option("question_field"))
-        columns = [records.values(name, self.option("options_fields")) for name in self.options_fields]
-        contexts = _read_contexts(records, self.context_field) if self.context_field else [""] * len(records)
-        answers = records.values(self.answer_field, "answer_field") if labelled else [None] * len(records)
-        examples = []
-        for question, context, values, answer, place in zip(
-            questions, contexts, zip(*columns), answers, records.places
-        ):
-            options, labels = _read_options(values, self.options_fields, place)
-            number = _answer_number(answer, options, labels, self.answer_field, place) if labelled else None
-            examples.append(ChoiceQuestion(question, context, options, number))
+        examples = [
+            ChoiceQuestion(
+                record["question"], record.get("context", ""), tuple(record["options"]), record.get("answer")
+            )
+            for record in records
+        ]
         return Split(records, examples)
 
     def keys(self, split: Split[ChoiceQuestion]) -> list[Hashable]:
@@ -166,49 +153,6 @@ class MultipleChoice(Task[ChoiceQuestion]):
         example = train.examples[0]
         ids = train.rows[0]["input_ids"][example.answer]
         return f"{input_text(tokenizer, ids)} → right, of {len(example.options)} options"
-
-
-def _read_contexts(records: Records, field: str) -> list[str]:
-    """Texts of a field that may be blank or null in some records."""
-    with_context = [number for number, record in enumerate(records) if field not in record or record[field]]
-    texts = dict(zip(with_context, records.subset(with_context).texts(field, "context_field")))
-    return [texts.get(number, "") for number in range(len(records))]
-
-
-def _read_options(values: Sequence[Any], fields: Sequence[str], place: str) -> tuple[tuple[str, ...], list[str]]:
-    """Texts of the options, and the labels that they have."""
-    options: Any = values
-    labels: Any = None
-    if len(fields) == 1:
-        options = split_list(values[0]) if str(values[0]).startswith("[") else values[0]
-        if isinstance(options, dict):
-            options, labels = options.get("text"), options.get("label")
-    description = f"field {fields[0]!r}" if len(fields) == 1 else f"fields {', '.join(fields)}"
-    if not isinstance(options, list | tuple) or len(options) < 2:
-        raise InputError(f"{place}: {description} must hold two options or more; mend or drop this record")
-    for option in options:
-        if not isinstance(option, str | int | float) or not str(option).strip() or option != option:
-            raise InputError(f"{place}: option {option!r} in {description} is no text; mend or drop this record")
-    return tuple(str(option) for option in options), [str(label) for label in labels or []]
-
-
-def _answer_number(answer: Any, options: tuple[str, ...], labels: list[str], field: str, place: str) -> int:
-    text = str(answer).strip()
-    is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
-    if not is_number and options.count(text) == 1:
-        return options.index(text)
-    if text in labels:
-        return labels.index(text)
-    if len(text) == 1 and text.isascii() and text.isalpha():
-        number = ord(text.upper()) - ord("A")
-    else:
-        number = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else -1
-    if not 0 <= number < len(options):
-        raise InputError(
-            f"{place}: answer {answer!r} in field {field!r} is none of the {len(options)} options: give a number from "
-            "0, a letter from A, or the option's text"
-        )
-    return number
 
 
 def encode_choices(

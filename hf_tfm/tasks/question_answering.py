@@ -20,7 +20,7 @@ from ..data.text import split_sentences
 from ..train.base_model import separate_pairs
 from .losses import LossFunction
 from .spans import SpanAnswer, encode_questions, find_answers, span_columns, span_loss
-from .squad import Question, exact_match, normalize, read_questions, token_f1, unfold
+from .squad import Question, exact_match, normalize, read_questions, token_f1
 from .task import Outputs, Split, Task
 
 
@@ -43,14 +43,14 @@ class QuestionAnswering(Task[Question]):
 
     model_class = AutoModelForQuestionAnswering
     adapter_type = "QUESTION_ANS"
-    input_settings = ("question_field", "context_field")
-    label_setting = "answers_field"
+    job = "questions"
+    fields = {"question": "question_field", "context": "context_field", "answers": "answers_field"}
     per_token = True
     calibrates = True
 
-    question_field: str = "question"
-    context_field: str = "context"
-    answers_field: str = "answers"
+    question_field: str | None = None
+    context_field: str | None = None
+    answers_field: str | None = None
     stride: int | None = None
     skip_bad_answers: bool = False
     threshold: float | None = None
@@ -65,13 +65,9 @@ class QuestionAnswering(Task[Question]):
 
     def read(self, records: Records, labelled: bool = True) -> Split[Question]:
         if not labelled:
-            questions = records.texts(self.question_field, self.option("question_field"))
-            contexts = records.texts(self.context_field, self.option("context_field"))
-            return Split(records, [Question(*pair) for pair in zip(questions, contexts)])
-        unfolded = unfold(records)
-        fields = (self.question_field, self.context_field, self.answers_field)
-        usable, examples = read_questions(unfolded, fields, self.skip_bad_answers)
-        return Split(usable, examples, skipped=len(unfolded) - len(usable))
+            return Split(records, [Question(record["question"], record["context"]) for record in records])
+        usable, examples = read_questions(records, self.skip_bad_answers)
+        return Split(usable, examples, skipped=len(records) - len(usable))
 
     def keys(self, split: Split[Question]) -> list[Hashable]:
         return [(example.context, example.question.casefold()) for example in split.examples]

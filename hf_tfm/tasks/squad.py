@@ -1,11 +1,9 @@
 """Questions in the shape of SQuAD (Rajpurkar et al. 2016): how records have them, and scores of one answer."""
 
-import json
 import re
 import string
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import InputError
 from ..data.records import Records
@@ -36,32 +34,23 @@ class Question:
         return self.start + len(self.answers[0])
 
 
-def read_questions(
-    records: Records, fields: tuple[str, str, str], skip: bool = False
-) -> tuple[Records, list[Question]]:
+def read_questions(records: Records, skip: bool = False) -> tuple[Records, list[Question]]:
     """
-    Read questions in SQuAD's shape: `answers` is `{"text": […], "answer_start": […]}`, both empty where the context has
-    no answer. An answer without a start is searched in the context. In CSV, `answers` may be JSON.
+    Read questions of records with `question`, `context` and `answers`: `{"text": […], "answer_start": […]}`, both empty
+    where the context has no answer. An answer without a start is searched in the context.
 
     Args:
-        fields: the fields of a record that have its question, its context and its answers.
         skip: leave out records with an answer that is not at its start, instead of raising.
 
     Returns: the records that are left, and their questions.
 
     Raises:
-        InputError: a field is missing or of the wrong kind, or an answer is not at its start.
+        InputError: an answer is not at its start.
     """
-    question_field, context_field, answers_field = fields
     questions, numbers = [], []
-    columns = zip(
-        records.texts(question_field, "question_field"),
-        records.texts(context_field, "context_field"),
-        records.values(answers_field, "answers_field"),
-        records.places,
-    )
-    for number, (question, context, value, place) in enumerate(columns):
-        answers, starts = _read_answers(value, answers_field, place)
+    for number, (record, place) in enumerate(zip(records, records.places)):
+        context, answers = record["context"], record["answers"]["text"]
+        starts = record["answers"]["answer_start"]
         problem = _find_problem(answers, starts, context)
         if problem and not skip:
             raise InputError(
@@ -72,7 +61,7 @@ def read_questions(
         start = 0
         if answers:
             start = context.find(answers[0]) if starts[0] is None else starts[0]
-        questions.append(Question(question, context, tuple(answers), start))
+        questions.append(Question(record["question"], context, tuple(answers), start))
         numbers.append(number)
     if not questions:
         raise InputError(f"{records.path}: no record has its answer in its context")
@@ -91,60 +80,6 @@ def _find_problem(answers: list[str], starts: list[int | None], context: str) ->
         elif start is not None:
             problem = f"answer {answer!r} is not at {start} in its context, but at {position}"
     return problem
-
-
-def unfold(records: Records) -> Records:
-    """Return a record for each question of SQuAD's own files (`data`, `paragraphs`, `qas`); others as they are."""
-    if not any("paragraphs" in part for record in records for part in _parts(record, "data")):
-        return records
-    flat, places = [], []
-    for record, place in zip(records, records.places):
-        for title in _parts(record, "data"):
-            for paragraph in _parts(title, "paragraphs"):
-                for question in _parts(paragraph, "qas"):
-                    flat.append({"context": paragraph.get("context"), **question})
-                    places.append(f"{place}, question {question.get('id', len(flat))}")
-    return Records(flat, places, records.path, records.more_paths)
-
-
-def _parts(record: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    parts = record.get(field)
-    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-
-
-def _read_answers(value: Any, field: str, place: str) -> tuple[list[str], list[int | None]]:
-    """Texts and starts of the answers of one record, in any of the forms that data sets have."""
-    if isinstance(value, str):
-        if value.lstrip().startswith("{"):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise InputError(f"{place}: field {field!r} is broken JSON ({error}); mend or drop it") from None
-        else:
-            value = {"text": [value] if value.strip() else []}
-    if isinstance(value, list):  # as in SQuAD's own files, an answer an entry
-        if not all(isinstance(answer, str | dict) for answer in value):
-            raise InputError(f"{place}: field {field!r} must hold answers' texts; mend or drop this record")
-        answers = [answer if isinstance(answer, dict) else {"text": answer} for answer in value]
-        value = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
-    if not isinstance(value, dict) or "text" not in value:
-        raise InputError(f"{place}: field {field!r} has no 'text'; it must be {{'text': […], 'answer_start': […]}}")
-    texts = _as_list(value["text"])
-    starts = _as_list(value.get("answer_start")) or [None] * len(texts)
-    if len(texts) != len(starts):
-        raise InputError(f"{place}: {len(texts)} answers but {len(starts)} starts in field {field!r}")
-    for text, start in zip(texts, starts):
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{place}: answer {text!r} in field {field!r} is no text; mend or drop this record")
-        if start is not None and (not isinstance(start, int) or isinstance(start, bool) or start < 0):
-            raise InputError(
-                f"{place}: answer_start {start!r} in field {field!r} is no place in a text; mend or drop it"
-            )
-    return texts, starts
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def normalize(answer: str) -> list[str]:

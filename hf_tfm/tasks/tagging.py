@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from transformers import (
 from ..artifacts.tokenizer_files import trim_offsets
 from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap
-from ..data.records import Records, split_list
+from ..data.records import Records
 from .labels import describe_counts, first_names, label_fields, label_ids, label_text, listed_names
 from .losses import LossFunction, token_loss
 from .task import Outputs, Split, Task
-from .words import encode_words, read_words, split_words, values_of_words
+from .words import encode_words, values_of_words
 
 
 _ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+")
@@ -99,28 +99,28 @@ class Tagging(Task[TaggedWords]):
     One tag for each word of a record.
 
     Args:
-        words_field: field of a record that has its words: a list, or a text with blanks between them.
+        words_field: field of users' files that has the words; by default recognised, as the other one.
         tags_field: field of as many tags.
         text_field: field of running text, which is split into words and punctuation marks; replaces `words_field`.
     """
 
     model_class = AutoModelForTokenClassification
     adapter_type = "TOKEN_CLS"
-    input_settings = ("words_field",)
-    label_setting = "tags_field"
+    job = "tags"
+    fields = {"tokens": "words_field", "text": "text_field", "tags": "tags_field"}
     per_token = True
 
-    words_field: str = "tokens"
-    tags_field: str = "tags"
+    words_field: str | None = None
+    tags_field: str | None = None
     text_field: str | None = None
     tags: Tags = field(init=False, repr=False)
 
     def learn_labels(self, train: Records) -> None:
-        self.tags = read_tags(train, self.tags_field)
+        self.tags = read_tags(train)
 
     def adopt_labels(self, config: PreTrainedConfig, records: Records | None = None) -> None:
         names = [config.id2label[number] for number in range(config.num_labels)]
-        tags = (tag for tags in _tag_lists(records, self.tags_field) for tag in tags) if records else ()
+        tags = (tag for tags in records.values("tags") for tag in tags) if records else ()
         self.tags = Tags(names, label_ids(names, map(label_text, tags)), names.index("O") if "O" in names else 0)
 
     def config_fields(self) -> dict[str, Any]:
@@ -131,23 +131,15 @@ class Tagging(Task[TaggedWords]):
         return ("f1", "precision", "recall") if self.tags.mark_entities else ("accuracy", "macro_f1")
 
     def read(self, records: Records, labelled: bool = True) -> Split[TaggedWords]:
-        if self.text_field:
-            texts = records.texts(self.text_field, self.option("text_field"))
-            sentences = [split_words(text) or [text] for text in texts]
-        else:
-            sentences = read_words(records, self.words_field, self.option("words_field"))
+        sentences = records.values("tokens")
         if not labelled:
             return Split(records, [TaggedWords(words) for words in sentences])
         examples = []
-        for tags, words, place in zip(_tag_lists(records, self.tags_field), sentences, records.places):
-            if len(tags) != len(words):
-                raise InputError(
-                    f"{place}: {len(words)} words but {len(tags)} tags in field {self.tags_field!r}; mend or drop it"
-                )
+        for tags, words, place in zip(records.values("tags"), sentences, records.places):
             for tag in tags:
                 if label_text(tag) not in self.tags.ids:
                     raise InputError(
-                        f"{place}: tag {tag!r} in field {self.tags_field!r} is not among those of training: "
+                        f"{place}: tag {tag!r} in field {records.name_of('tags')!r} is not among those of training: "
                         f"{first_names(self.tags.names)}"
                     )
             examples.append(TaggedWords(words, [self.tags.ids[label_text(tag)] for tag in tags]))
@@ -224,8 +216,8 @@ class Tagging(Task[TaggedWords]):
     def output_fields(self, outputs: Outputs, split: Split[TaggedWords], top: int) -> list[dict[str, Any]]:
         selected = values_of_words(outputs, split.windows, _sentences(split), (self.tags.default, 0.0))
         rows = []
-        for example, values in zip(split.examples, selected):
-            row: dict[str, Any] = {"tokens": example.words} if self.text_field else {}
+        for original, example, values in zip(split.records.rows, split.examples, selected):
+            row: dict[str, Any] = {"tokens": example.words} if "tokens" not in original else {}
             row["predicted_tags"] = [self.tags.names[int(tag)] for tag, _ in values]
             row["predicted_scores"] = [round(float(score), 6) for _, score in values]
             if self.tags.mark_entities:
@@ -244,8 +236,7 @@ class Tagging(Task[TaggedWords]):
 
     def describe(self) -> str:
         tags = f"{len(self.tags.names)} tags"
-        description = f"{len(self.tags.kinds)} types of entities in {tags}" if self.tags.mark_entities else tags
-        return f"{description} in {self.tags_field!r}"
+        return f"{len(self.tags.kinds)} types of entities in {tags}" if self.tags.mark_entities else tags
 
     def describe_split(self, split: Split[TaggedWords]) -> str:
         """Return the number of words, and of the entities of each type or the words of each tag."""
@@ -289,7 +280,7 @@ def _tags(split: Split[TaggedWords]) -> list[list[int]]:
     return [example.tags or [] for example in split.examples]
 
 
-def read_tags(train: Records, field: str) -> Tags:
+def read_tags(train: Records) -> Tags:
     """
     Find the tags of training records. Their order comes from `labels.json` beside the file, else O is the first and the
     others follow by alphabet.
@@ -297,7 +288,8 @@ def read_tags(train: Records, field: str) -> Tags:
     Raises:
         InputError: a record has no tags, all words have the same tag, or a tag has no prefix where others have one.
     """
-    counts = Counter(label_text(tag) for tags in _tag_lists(train, field) for tag in tags)
+    field = train.name_of("tags")
+    counts = Counter(label_text(tag) for tags in train.values("tags") for tag in tags)
     names = listed_names(Path(train.path).parent / "labels.json", field)
     if names:
         ids = label_ids(names, counts)
@@ -318,7 +310,7 @@ def read_tags(train: Records, field: str) -> Tags:
 def _refuse_without_prefix(train: Records, field: str, tags: Tags) -> None:
     """Raise an `InputError` that names the first record with a tag without a prefix, if there is any."""
     wrong = set(tags.without_prefix)
-    for place, row in zip(train.places, _tag_lists(train, field)):
+    for place, row in zip(train.places, train.values("tags")):
         for number, tag in enumerate(row, 1):
             name = tags.names[tags.ids[label_text(tag)]]
             if name in wrong:
@@ -382,17 +374,6 @@ def dictionary_tags(
     totals: Counter[int] = sum(counts.values(), Counter())
     guess = {case: (by_tag or totals).most_common(1)[0][0] for case, by_tag in rare.items()}
     return [[usual_tags.get(word, guess[word[:1].isupper()]) for word in words] for words in sentences]
-
-
-def _tag_lists(records: Records, field: str) -> Iterator[list[Any]]:
-    for value, place in zip(records.values(field, "tags_field"), records.places):
-        tags = split_list(value)
-        if not isinstance(tags, list):
-            raise InputError(f"{place}: field {field!r} is a {type(value).__name__}, not a list of tags")
-        for number, tag in enumerate(tags, 1):
-            if not isinstance(tag, str | int) or isinstance(tag, bool):
-                raise InputError(f"{place}: tag {number} in field {field!r} is {tag!r}; mend or drop this record")
-        yield tags
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:

@@ -26,7 +26,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..artifacts.record import RunRecord
 from ..core.statistics import Estimate
 from ..data.batches import RightPadding
+from ..data.forms.form import Reading
 from ..data.records import Records
+from ..data.tables import ReadingOptions
 from .losses import LossFunction
 
 
@@ -66,17 +68,17 @@ class Task(ABC, Generic[Example]):
 
     Attributes:
         model_class: transformers' Auto class of the models for this task.
+        job: the job of `data/forms` that its files are read for.
+        fields: the setting that names each field of the job in a user's files: `{"text": "text_field"}`.
         adapter_type: PEFT's name of the task; None if PEFT has none.
-        input_settings: names of the settings that say which fields of a record the model reads.
-        label_setting: name of the setting that says which field has the label.
         per_token: whether [`select`] keeps an output for each token of a row rather than one for the row.
         calibrates: whether something besides the weights is chosen on the validation set, by [`calibrate`].
     """
 
     model_class: ClassVar[Any]
+    job: ClassVar[str]
+    fields: ClassVar[Mapping[str, str]]
     adapter_type: ClassVar[str | None]
-    input_settings: ClassVar[tuple[str, ...]]
-    label_setting: ClassVar[str]
     per_token: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
 
@@ -88,9 +90,23 @@ class Task(ABC, Generic[Example]):
         names = {setting.name for setting in dataclasses.fields(cls) if setting.init}
         return cls(**{name: value for name, value in settings.items() if name in names and value is not None})
 
-    def option(self, setting: str) -> str:
-        """Return the command-line option of a setting, for messages."""
-        return setting.replace("_", "-") if self.dashed_options else setting
+    def reading(
+        self,
+        options: ReadingOptions | None = None,
+        labelled: bool = True,
+        trained: Mapping[str, Any] | None = None,
+    ) -> Reading:
+        """
+        Return how users' files are read for this task.
+
+        Args:
+            trained: settings of the run that trained the model; its names of fields hold for files that have them.
+        """
+        names, defaults = (
+            {name: settings[setting] for name, setting in self.fields.items() if settings.get(setting)}
+            for settings in (vars(self), trained or {})
+        )
+        return Reading(self.job, names, options or ReadingOptions(), labelled, self.dashed_options, defaults)
 
     # Labels
 

@@ -1,7 +1,5 @@
 """Words of a sentence: read from records, encoded as rows of a model, and their outputs out of those of tokens."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,12 +7,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import InputError
-from ..data.records import Records, split_list
 from .task import Outputs
-
-
-_WORDS_AND_MARKS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-_JOINERS = "\u200c\u200d"  # stand inside Persian and Indic words
 
 
 class WordWindow(NamedTuple):
@@ -30,36 +23,6 @@ class WordWindow(NamedTuple):
     record: int
     words: list[int]
     columns: list[int]
-
-
-def read_words(records: Records, field: str, option: str = "words_field") -> list[list[str]]:
-    """
-    Return the words of all records: a list each, or a text (CSV) as [`split_list`] reads it.
-
-    Raises:
-        InputError: the field is missing, or has something else or no word.
-    """
-    sentences = []
-    for value, place in zip(records.values(field, option), records.places):
-        words = split_list(value)
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise InputError(f"{place}: field {field!r} is no list of words, or an empty one; mend or drop this record")
-        sentences.append(words)
-    return sentences
-
-
-def split_words(text: str) -> list[str]:
-    """Split text into words and single punctuation marks; accents, vowel signs and joiners stay in their word."""
-    words: list[str] = []
-    end, continues = -1, False
-    for match in _WORDS_AND_MARKS.finditer(text):
-        is_sign = unicodedata.category(match[0][0]).startswith("M") or match[0] in _JOINERS
-        if words and match.start() == end and (is_sign or (continues and match[0][0].isalnum())):
-            words[-1] += match[0]
-        else:
-            words.append(match[0])
-        end, continues = match.end(), is_sign and words[-1][0].isalnum()
-    return words
 
 
 def encode_words(

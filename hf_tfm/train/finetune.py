@@ -17,8 +17,11 @@ from transformers import (
 from ..core.errors import InputError, explain
 from ..core.limits import UNLIMITED, has_fast_bf16, longest_input
 from ..cpu.attention import enable_blockwise_attention
-from ..data.records import Records, carve, read_records
+from ..data.forms.form import Reading
+from ..data.forms.reader import read_records
+from ..data.records import Records, carve, read_table
 from .recipe import FinetuningRecipe, read_mapping
+from .report import report_reading
 from .run_identity import run_identity
 from .trainer import check_arguments
 
@@ -109,31 +112,51 @@ def choose_attention(args: TrainingArguments, model: PreTrainedModel, max_length
 
 
 def carve_validation(
-    recipe: FinetuningRecipe, train: Records, seed: int, keys: Sequence[Any], strata: Sequence[Any] | None = None
+    recipe: FinetuningRecipe,
+    train: Records,
+    seed: int,
+    keys: Sequence[Any],
+    strata: Sequence[Any] | None = None,
+    reading: Reading | None = None,
 ) -> tuple[Records, Records]:
     """Return training and validation records; [`carve`] separates them if the validation set has no file."""
     if recipe.validation_file:
-        return train, read_records(recipe.validation_file, "validation")
+        return train, read_split(recipe.validation_file, reading, "validation")
     return carve(train, recipe.validation_fraction, seed, keys, strata)
 
 
-def read_splits(recipe: FinetuningRecipe, seed: int, keys: Callable[[Records], Sequence[Any]]) -> dict[str, Records]:
+def read_splits(
+    recipe: FinetuningRecipe,
+    seed: int,
+    keys: Callable[[Records], Sequence[Any]],
+    reading: Reading | None = None,
+) -> dict[str, Records]:
     """
-    Read the records of the splits that there are; the validation set is carved out of the training records if it has no
-    file.
+    Read the records of the splits that there are, and print what was read; the validation set is carved out of the
+    training records if it has no file.
 
     Args:
         keys: returns a key for each record; records with equal keys stay together.
+        reading: how the files are read for the job.
 
     Raises:
         InputError: a file cannot be read, or its records do not fit.
     """
-    train = read_records(recipe.train_file)
-    train, validation = carve_validation(recipe, train, seed, keys(train))
+    train = read_split(recipe.train_file, reading)
+    train, validation = carve_validation(recipe, train, seed, keys(train), None, reading)
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
-        splits["test"] = read_records(recipe.test_file, "test")
+        splits["test"] = read_split(recipe.test_file, reading, "test")
     return splits
+
+
+def read_split(files: Sequence[str], reading: Reading | None, split: str = "train") -> Records:
+    """Return the records of files, and print what was read of each."""
+    if reading is None:
+        return read_table(files, split)
+    records = read_records(files, reading, split)
+    report_reading(records)
+    return records
 
 
 def measured_split(splits: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from ..core.checkpoints import last_checkpoint
 from ..core.errors import InputError
 from ..core.package_data import find_packaged
 from ..core.quiet import quiet_command
+from ..data.tables import ReadingOptions
 
 
 # Output folder of the running script, where its checkpoints are.
@@ -209,18 +210,54 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 LORA_VARIANTS = ("lora", "dora", "rslora")
 
 
+@dataclass(kw_only=True)
+class ReadingRecipe:
+    """Fields of every script that reads a user's files: what they are, where their form is not recognised."""
+
+    format: str | None = field(
+        default=None, metadata={"help": "Form of the files, one of `hf-tfm formats`; by default recognised."}
+    )
+    separator: str | None = field(
+        default=None, metadata={"help": "What separates cells of .csv and .tsv: a character, tab, space or blanks."}
+    )
+    encoding: str | None = field(default=None, metadata={"help": "Encoding of text, such as cp1252; else UTF-8."})
+    no_header: bool = field(default=False, metadata={"help": "The first row of a table is data, not names."})
+    columns: list[str] | None = field(
+        default=None, metadata={"help": "Names of the columns of a table whose first row is data."}
+    )
+    skip_bad: bool = field(default=False, metadata={"help": "Leave out rows that cannot be used, and count them."})
+    ignore_fields: list[str] | None = field(
+        default=None, metadata={"help": "Fields that mean something but shall be left out."}
+    )
+
+    def reading_options(self) -> ReadingOptions:
+        """Return these fields as options of the reader."""
+        lists = {name: tuple(getattr(self, name) or ()) for name in ("columns", "ignore_fields")}
+        return ReadingOptions(
+            self.format,
+            self.separator,
+            self.encoding,
+            self.no_header,
+            lists["columns"] or None,
+            self.skip_bad,
+            lists["ignore_fields"],
+        )
+
+
 @dataclass
-class FinetuningRecipe:
+class FinetuningRecipe(ReadingRecipe):
     """Fields of every fine-tuning script."""
 
     model: str = field(metadata={"help": "Model folder, or its name on the Hub."})
-    train_file: str = field(metadata={"help": "Records: .jsonl, .json, .csv, .tsv or .parquet, also compressed."})
-    validation_file: str | None = field(
+    train_file: list[str] = field(
+        metadata={"help": "Records: files, folders or globs of any form that `hf-tfm formats` lists, also compressed."}
+    )
+    validation_file: list[str] | None = field(
         default=None,
         metadata={"help": "Records to choose the best checkpoint by; split off the training file by default."},
     )
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of the training file that is split off."})
-    test_file: str | None = field(default=None, metadata={"help": "Records to evaluate on once, at the end."})
+    test_file: list[str] | None = field(default=None, metadata={"help": "Records to evaluate on once, at the end."})
     max_length: int | None = field(
         default=None,
         metadata={"help": "Truncate texts to this many tokens; by default to the model's limit or 512."},
@@ -249,6 +286,10 @@ class FinetuningRecipe:
     lora_int8: bool = field(default=False, metadata={"help": "Keep the frozen weights in 8 bits (needs torchao)."})
 
     def __post_init__(self) -> None:
+        # `--test_file ""` takes back a recipe's file.
+        self.validation_file, self.test_file = (
+            [name for name in files or () if name] or None for files in (self.validation_file, self.test_file)
+        )
         if self.lora_variant not in LORA_VARIANTS:
             raise InputError(f"lora_variant {self.lora_variant!r} must be one of {', '.join(LORA_VARIANTS)}")
         refuse_below(self, lora_rank=1, lora_alpha=1)

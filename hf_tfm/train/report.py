@@ -58,6 +58,15 @@ def print_line(name: str, text: Any) -> None:
     PartialState().print(f"{name:<10} {text}", flush=True)
 
 
+def report_reading(records: Records) -> None:
+    """Print what was read of each file: its form, its rows, the fields that were used and those that were not."""
+    for file in records.reports:
+        first, *others = file.lines()
+        print_line("read", first)
+        for line in others:
+            print_line("", line)
+
+
 def report_model(model: PreTrainedModel, recipe: FinetuningRecipe, new_weights: Sequence[str]) -> None:
     """Print the model's class and size, how many parameters are trained, and which modules are new."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

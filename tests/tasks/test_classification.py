@@ -34,7 +34,9 @@ from hf_tfm.artifacts.open import open_model
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
 from hf_tfm.core.limits import longest_input
-from hf_tfm.data.records import Records, carve, read_records
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_records, read_rows
+from hf_tfm.data.records import Records, carve, read_table
 from hf_tfm.evaluate.predict import open_predictor
 from hf_tfm.tasks.classification import Classification, plot_confusion, predict_baselines
 from hf_tfm.tasks.labels import read_labels
@@ -131,7 +133,7 @@ def test_single_labels_with_an_encoder(models, files, tmp_path, in_memory, capsy
 
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert model.config.id2label == {0: "animal", 1: "ship", 2: "weather"}
-    records = read_records(test)
+    records = read_table(test)
     logits = logits_one_by_one(out, [[r["text"] for r in records]])
     np.testing.assert_allclose(in_memory[-1], logits, atol=1e-5)
 
@@ -262,7 +264,7 @@ def test_pairs_with_decoders_and_class_weights(models, files, tmp_path, in_memor
         text_pair_field="second", class_weights="true", label_smoothing_factor=0.1, num_train_epochs=3,
     )  # fmt: skip
     assert finetune_classification.main(argv) == 0
-    records = read_records(folder / "test.jsonl")
+    records = read_table(folder / "test.jsonl")
     logits = logits_one_by_one(out, [[r["first"] for r in records], [r["second"] for r in records]])
     np.testing.assert_allclose(in_memory[-1], logits, atol=1e-4)
     assert record_of(out)["results"]["accuracy"]["value"] > 0.8, "the label is in the second text"
@@ -285,7 +287,7 @@ def test_multiple_labels_in_bf16(models, files, tmp_path, in_memory):
     assert record["results"]["micro_f1"]["value"] > 0.7
     assert record["baselines"]["TF-IDF + logistic regression"]["micro_f1"]["value"] > 0.7
     assert "pictures" not in record
-    texts = [[r["text"] for r in read_records(folder / "test.jsonl")]]
+    texts = [[r["text"] for r in read_table(folder / "test.jsonl")]]
     np.testing.assert_allclose(in_memory[-1], logits_one_by_one(out, texts), atol=1e-5)
 
 
@@ -302,7 +304,7 @@ def test_regression_from_csv_with_llama(models, files, tmp_path, in_memory, caps
         "TF-IDF + ridge",
     }
     assert record["results"]["spearman"]["value"] > 0.6
-    records = read_records(folder / "test.csv")
+    records = read_table(folder / "test.csv")
     # Llama's own classifier looks for the last token that is not padding: padding needs a token of its own.
     assert AutoModelForSequenceClassification.from_pretrained(out).config.pad_token_id == 0
     np.testing.assert_allclose(
@@ -319,7 +321,7 @@ def test_adapters(models, files, tmp_path, in_memory, variant, base):
         save_strategy="no", load_best_model_at_end="false",
     )  # fmt: skip
     assert finetune_classification.main(argv) == 0
-    records = read_records(folder / "test.jsonl.gz")
+    records = read_table(folder / "test.jsonl.gz")
     texts = [[r["text"] for r in records]]
     assert (in_memory[-1].argmax(-1) == [r["label"] for r in records]).mean() > 0.6
     assert (out / "adapter_model.safetensors").is_file() and not (out / "model.safetensors").exists()
@@ -429,8 +431,9 @@ def test_baselines_are_scikit_learns():
     for make, field in ((single, "label"), (scored, "score")):
         train, test = make(120, 1), [r["text"] for r in make(40, 2)]
         texts = [r["text"] for r in train]
-        task = read_labels(Records(train, ["here"] * len(train), "nowhere"), field)
-        labels = task.encode(Records(train, ["here"] * len(train), "nowhere"))
+        records = read_rows(train, Reading("classification", {"label": field}), "nowhere")
+        task = read_labels(records)
+        labels = task.encode(records)
         guesses = predict_baselines(task.problem_type, texts, labels, test)
         seen, unseen = features(texts, test)
         if field == "label":
@@ -447,7 +450,7 @@ def records_of(*labels, **more) -> Records:
     rows = [
         {"text": f"text {n}", "label": label, **{k: v[n] for k, v in more.items()}} for n, label in enumerate(labels)
     ]
-    return Records(rows, [f"train.jsonl, line {n + 1}" for n in range(len(rows))], "nowhere/train.jsonl")
+    return read_rows(rows, Reading("classification"), "nowhere/train.jsonl")
 
 
 def test_labels_have_names_in_order(tmp_path):
@@ -510,9 +513,9 @@ def test_labels_with_dollar_signs_are_not_formulas(tmp_path):
 def test_a_folder_has_files_for_each_split(tmp_path):
     for name in ("train", "validation", "test"):
         write(tmp_path / "all" / f"{name}.jsonl", [{"text": name}])
-        assert read_records(tmp_path / "all", name) == [{"text": name}]
+        assert read_table(tmp_path / "all", name) == [{"text": name}]
     write(tmp_path / "part" / "0001.jsonl", [{"text": "x"}])
-    assert read_records(tmp_path / "part", "test") == [{"text": "x"}], "no file name says which split it belongs to"
+    assert read_table(tmp_path / "part", "test") == [{"text": "x"}], "no file name says which split it belongs to"
 
 
 @pytest.mark.parametrize("kind", ["mpnet", "ibert", "luke", "markuplm", "roberta-prelayernorm", "xlm-roberta"])
@@ -547,7 +550,7 @@ def test_records_are_the_same_from_every_format(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(rows, indent=1))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
     for path in [*paths, tmp_path / "r.json", tmp_path / "r.parquet"]:
-        records = read_records(path)
+        records = read_table(path)
         assert list(records) == rows and all(str(path) in place for place in records.places)
 
 
@@ -596,7 +599,7 @@ def test_an_adapter_is_loaded_with_the_pooling_of_its_training(models, files, tm
         where, folder / "train.jsonl.gz", out, test_file=test, lora="true", pooling=pooling, max_steps=2
     )  # fmt: skip
     assert finetune_classification.main(argv) == 0
-    texts = [[record["text"] for record in read_records(test)]]
+    texts = [[record["text"] for record in read_table(test)]]
     model, _ = open_model(str(out))
     np.testing.assert_allclose(logits_one_by_one(out, texts, model), in_memory[-1], atol=1e-4)
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -625,7 +628,7 @@ def test_left_padding_and_hidden_states_behind_the_logits(files, tmp_path, in_me
         learning_rate=0.02,
     )  # fmt: skip
     assert finetune_classification.main(argv) == 0
-    texts = [record["text"] for record in read_records(test)]
+    texts = [record["text"] for record in read_table(test)]
     np.testing.assert_allclose(logits_one_by_one(tmp_path / "run", [texts]), in_memory[-1], atol=1e-4)
     several = pipeline("text-classification", model=str(tmp_path / "run"), batch_size=8)(texts)
     shares = torch.tensor(in_memory[-1]).softmax(-1).amax(-1)
@@ -639,7 +642,7 @@ def test_predictions_and_later_measurements_cut_texts_as_in_training(models, fil
         max_length=8, learning_rate=0.02,
     )  # fmt: skip
     assert finetune_classification.main(argv) == 0
-    predictions = open_predictor(str(tmp_path / "run"))(read_records(test))
+    predictions = open_predictor(str(tmp_path / "run"))(read_records(test, Reading("classification")))
     shares = torch.tensor(in_memory[-1]).softmax(-1).amax(-1)
     np.testing.assert_allclose([one["predicted_score"] for one in predictions], shares, atol=1e-4)
     argv = ["--model", str(tmp_path / "run"), "--test_file", str(test), "--output_dir", str(tmp_path / "figures")]

@@ -25,7 +25,9 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.batches import RightPadding
-from hf_tfm.data.records import Records, read_records
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_records, read_rows
+from hf_tfm.data.records import Records
 from hf_tfm.evaluate.predict import open_predictor
 from hf_tfm.tasks import multiple_choice as mc
 from hf_tfm.tasks.task import Split
@@ -117,7 +119,7 @@ def test_adapters_are_saved_with_the_whole_head(models, files, tmp_path):
     right = accuracy_one_by_one(out, choices(30, 2), loaded["model"])
     assert record_of(out)["results"]["accuracy"]["value"] == pytest.approx(right) and right > 0.5
     assert accuracy_one_by_one(out, choices(30, 2), merge_adapter(loaded["model"])) == pytest.approx(right)
-    predicted = open_predictor(str(out))(read_records(files / "test.jsonl"))
+    predicted = open_predictor(str(out))(read_records(files / "test.jsonl", Reading("choices")))
     hits = [
         "ABCD"[one["predicted_option"]] == row["answer"] for one, row in zip(predicted, choices(30, 2), strict=True)
     ]
@@ -182,10 +184,8 @@ def test_a_long_context_is_cut_but_not_question_and_option(tokenizer):
     assert tokenizer.backend_tokenizer.truncation is None
 
 
-def records_of(*rows) -> Records:
-    return Records(
-        [{"question": "q", "answer": 0, **row} for row in rows], [f"f, line {n}" for n in range(1, len(rows) + 1)], "f"
-    )
+def rows_of(*rows) -> list[dict]:
+    return [{"question": "q", "answer": 0, **row} for row in rows]
 
 
 def test_every_form_of_answers_is_read():
@@ -203,11 +203,13 @@ def test_every_form_of_answers_is_read():
         ({"text": ["x", "y"], "label": ["B", "A"]}, "A", 1),
         ({"text": ["x", "y"], "label": ["1", "2"]}, "2", 1),
     ):
-        [choice] = mc.MultipleChoice().read(records_of({"options": options, "answer": answer})).examples
+        task = mc.MultipleChoice()
+        records = read_rows(rows_of({"options": options, "answer": answer}), task.reading())
+        [choice] = task.read(records).examples
         assert choice.answer == number, (options, answer)
-    rows = records_of({"a": "x", "b": "y", "context": "c"}, {"a": "x", "b": "y", "context": None})
+    rows = rows_of({"a": "x", "b": "y", "context": "c"}, {"a": "x", "b": "y", "context": None})
     task = mc.MultipleChoice(options_fields=["a", "b"], context_field="context")
-    read = task.read(rows, labelled=False).examples
+    read = task.read(read_rows(rows, task.reading(labelled=False)), labelled=False).examples
     assert [choice.options for choice in read] == [("x", "y")] * 2 and read[0].answer is None
     assert [choice.context for choice in read] == ["c", ""]
 
@@ -244,8 +246,8 @@ def test_bad_records_are_named(case):
     change, complaint = BAD[case]
     good = {"options": ["x", "y"]}
     with pytest.raises(InputError) as error:
-        mc.MultipleChoice().read(records_of(good, {**good, **change}))
-    assert str(error.value).startswith(f"f, line 2: {complaint}") and "\n" not in str(error.value)
+        mc.MultipleChoice().read(read_rows(rows_of(good, {**good, **change}), Reading("choices"), "f"))
+    assert str(error.value).startswith(f"f, row 2: {complaint}") and "\n" not in str(error.value)
 
 
 def test_wrong_input_ends_in_one_line(models, files, tmp_path, capsys):

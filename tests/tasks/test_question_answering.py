@@ -26,11 +26,13 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, ModernBer
 
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
-from hf_tfm.data.records import Records, read_records
-from hf_tfm.evaluate.labelled import measure_head
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_records, read_rows
+from hf_tfm.data.records import Records
+from hf_tfm.evaluate.labelled import measure_head, open_task
 from hf_tfm.tasks.question_answering import QuestionAnswering, answer_by_rules, choose_threshold, score_answers
 from hf_tfm.tasks.spans import ContextWindow, Span, SpanAnswer, encode_questions, find_answers, span_columns
-from hf_tfm.tasks.squad import Question, read_questions, unfold
+from hf_tfm.tasks.squad import Question, read_questions
 from hf_tfm.tasks.task import Split
 from hf_tfm.train.adapters import add_adapter, merge_adapter
 from hf_tfm.train.base_model import load_base_model
@@ -325,10 +327,7 @@ def test_baselines_answer_by_rules():
 
 def records_of(*answers) -> Records:
     rows = [{"question": "q", "context": "a cat, a dog", "answers": answer} for answer in answers]
-    return Records(rows, [f"f, line {n}" for n in range(1, len(rows) + 1)], "f")
-
-
-FIELDS = ("question", "context", "answers")
+    return read_rows(rows, Reading("questions"), "f")
 
 
 def test_every_form_of_answers_is_read():
@@ -342,31 +341,30 @@ def test_every_form_of_answers_is_read():
         json.dumps({"text": ["cat"], "answer_start": [2]}),
     ]
     for form in forms:
-        _, [question] = read_questions(records_of(form), FIELDS)
+        _, [question] = read_questions(records_of(form))
         assert question.answers[0] == "cat" and question.start == 2 and question.end == 5, form
     for form in ({"text": [], "answer_start": []}, [], "", {"text": None}):
-        _, [question] = read_questions(records_of(form), FIELDS)
+        _, [question] = read_questions(records_of(form))
         assert question.answers == (), form
-    kept, asked = read_questions(records_of("cat", "cow", "dog"), FIELDS, skip=True)
-    assert kept.places == ["f, line 1", "f, line 3"] and [q.answers for q in asked] == [("cat",), ("dog",)]
+    kept, asked = read_questions(records_of("cat", "cow", "dog"), skip=True)
+    assert kept.places == ["f, row 1", "f, row 3"] and [q.answers for q in asked] == [("cat",), ("dog",)]
 
 
 def test_files_of_squad_itself_are_unfolded(tmp_path):
     asked = [{"id": "7", "question": "q", "answers": [{"text": "cat", "answer_start": 2}]}]
     asked += [{"id": "8", "question": "r", "answers": [], "is_impossible": True}]
     nested = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "a cat", "qas": asked}]}]}
-    flat = unfold(Records([nested], ["f, line 1"], "f"))
-    assert flat.places == ["f, line 1, question 7", "f, line 1, question 8"]
-    _, questions = read_questions(flat, FIELDS)
+    flat = read_rows(nested["data"], Reading("questions"))
+    assert [record["id"] for record in flat] == ["7", "8"]
+    _, questions = read_questions(flat)
     assert [question.answers for question in questions] == [("cat",), ()]
-    same = records_of("cat")
-    assert unfold(same) is same
 
     for indent in (None, 2):
         (tmp_path / "squad.json").write_text(json.dumps(nested, indent=indent))
-        assert unfold(read_records(tmp_path / "squad.json")) == flat
+        assert read_records(tmp_path / "squad.json", Reading("questions")) == flat
     model = build("TfmEncoderForQuestionAnswering")
-    measured = measure_head(model, build_tokenizer(), "AutoModelForQuestionAnswering", read_records(tmp_path))
+    task = open_task("AutoModelForQuestionAnswering", {})
+    measured = measure_head(model, build_tokenizer(), task, read_records(tmp_path, task.reading()))
     assert measured["f1"].n == 2
 
 
@@ -390,8 +388,8 @@ BAD_ANSWERS = {
 def test_bad_answers_end_in_one_line(case):
     answer, complaint = BAD_ANSWERS[case]
     with pytest.raises(InputError) as error:
-        read_questions(records_of("cat", answer), FIELDS)
-    assert str(error.value).startswith("f, line 2: ") and complaint in str(error.value) and "\n" not in str(error.value)
+        read_questions(records_of("cat", answer))
+    assert str(error.value).startswith("f, row 2: ") and complaint in str(error.value) and "\n" not in str(error.value)
 
 
 def test_wrong_input_ends_in_one_line_and_bad_answers_can_be_skipped(models, files, tmp_path, capsys):

@@ -25,11 +25,13 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_rows
 from hf_tfm.data.records import Records
 from hf_tfm.tasks import tagging
 from hf_tfm.tasks.tagging import TaggedWords
 from hf_tfm.tasks.task import Split
-from hf_tfm.tasks.words import WordWindow, encode_words, read_words, values_of_words
+from hf_tfm.tasks.words import WordWindow, encode_words, values_of_words
 from hf_tfm.train.adapters import merge_adapter
 from hf_tfm.train.finetuning_trainer import FinetuningTrainer
 from hf_tfm.train.recipe import parse_recipe
@@ -252,17 +254,16 @@ def test_every_form_of_words_is_read():
         ("[ a ]", ["[", "a", "]"]),
         ("['a', \"it's\"]", ["a", "it's"]),
     ):
-        assert read_words(Records([{"w": value}], ["here"], "f"), "w") == [words]
+        [record] = read_rows([{"w": value}], Reading("tags", {"tokens": "w"}, labelled=False))
+        assert record["tokens"] == words
     with pytest.raises(InputError, match="no list of words"):  # NumPy writes lists like this
-        read_words(Records([{"w": "['EU' 'rejects']"}], ["here"], "f"), "w")
+        read_rows([{"w": "['EU' 'rejects']"}], Reading("tags", {"tokens": "w"}, labelled=False))
 
 
 def test_every_form_of_tags_is_read(tmp_path):
     def tags_of(*tags):
-        records = Records(
-            [{"t": tag, "w": ["x"] * len(tag)} for tag in tags], ["line"] * len(tags), str(tmp_path / "f")
-        )
-        return tagging.read_tags(records, "t")
+        rows = [{"t": tag, "w": ["x"] * len(tag)} for tag in tags]
+        return tagging.read_tags(read_rows(rows, Reading("tags", {"tokens": "w", "tags": "t"}), str(tmp_path / "f")))
 
     assert tags_of(["B-a", "O"], ["I-a"]).names == ["O", "B-a", "I-a"]
     assert tags_of(["N", "V", "V"]).default == 1 and not tags_of(["N", "V"]).mark_entities

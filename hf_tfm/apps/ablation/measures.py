@@ -16,7 +16,8 @@ from ... import cpu
 from ...artifacts.open import LANGUAGE_MODELS, auto_class_of, open_model
 from ...artifacts.record import read_record
 from ...core.errors import InputError
-from ...data.records import read_records
+from ...data.forms.form import Reading
+from ...data.forms.reader import read_records
 from ...evaluate.language_model import bits_per_byte, read_text
 from ...evaluate.result_store import ResultStore
 from ...models.modeling_tfm_compat import CACHE_NAME
@@ -108,8 +109,8 @@ def probe(folder: Path, options: MeasureOptions) -> dict[str, float]:
     encoder = open_encoder(str(folder))
     splits = []
     for path in options.probe or ():
-        records = read_records(path)
-        splits.append((embed(encoder, records.texts("text", "probe")), records.values("label", "probe")))
+        records = read_records(path, Reading("classification"))
+        splits.append((embed(encoder, records.texts("text")), records.values("label")))
     (train, labels), (test, test_labels) = splits
     classifier = make_pipeline(StandardScaler(), RidgeClassifier()).fit(train, np.asarray(labels, str))
     return {"probe_accuracy": float((classifier.predict(test) == np.asarray(test_labels, str)).mean())}

@@ -1,0 +1,128 @@
+"""Why a file has no form of a job: what the file is instead, and the option that reads it."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..tables import BadRow, Table
+from .form import Form, Reading, Sample, flat, forms_of, has_column
+from .jobs import JOBS
+
+
+# The script that reads a job's files, for advice to someone who gave another job's file.
+SCRIPTS = {
+    "classification": "finetune_classification",
+    "tags": "finetune_tokens",
+    "questions": "finetune_qa",
+    "choices": "finetune_multiple_choice",
+    "pairs": "finetune_embeddings",
+    "translation": "finetune_translation",
+    "chat": "finetune_instruct",
+    "preferences": "finetune_preference",
+    "prompts": "finetune_rlvr",
+    "text": "pretrain_clm or pretrain_mlm",
+}
+
+
+def explain_unrecognised(sample: Sample, table: Table | None, rows: Sequence[Any]) -> str:
+    """
+    Returns one message: the place, what the file is, and what to do.
+
+    Args:
+        table: The opened table; None for a text file.
+        rows: The first rows, of any kind.
+    """
+    reading, place = sample.reading, str(sample.file)
+    if table is None:
+        return f"{place}: is plain text, which has no form of {reading.job}; {_known_forms(reading)}"
+    if not sample.rows:
+        bad = next((row for row in rows if isinstance(row, BadRow)), None)
+        if bad is not None:
+            return f"{place}: {bad.detail}"
+        if not rows:
+            return f"{place}: holds no records"
+        return f"{place}: its rows are {_kind(rows[0])}, not records with named fields; {_known_forms(reading)}"
+    if missing := _missing_names(sample):
+        return f"{place}: {missing}"
+    advice = [*_table_advice(sample, table), *_other_job(sample)]
+    wanted = " and ".join(_wanted(sample))
+    names = ", ".join(map(str, sample.columns))
+    if not advice:
+        advice = [_known_forms(reading)]
+    return f"{place}: {wanted or f'no form of {reading.job}'}; its fields are {names}. {'; '.join(advice)}"
+
+
+def _kind(value: Any) -> str:
+    kinds = {"str": "texts", "list": "lists", "int": "numbers", "float": "numbers"}
+    return kinds.get(type(value).__name__, type(value).__name__)
+
+
+def _known_forms(reading: Reading) -> str:
+    return f"`hf-tfm formats {reading.job}` lists the forms that can be read"
+
+
+def _missing_names(sample: Sample) -> str:
+    """The names that the user gave and that no row has."""
+    reading = sample.reading
+    for field_name, given in reading.names.items():
+        for name in flat([given]):
+            if not has_column(sample.columns, name):
+                close = difflib.get_close_matches(name, list(sample.columns), n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                names = ", ".join(map(str, sample.columns))
+                return f"no field {name!r} ({reading.option_of(field_name)}), there are {names}{hint}"
+    return ""
+
+
+def _wanted(sample: Sample) -> list[str]:
+    """What the form that comes nearest lacks."""
+    reading = sample.reading
+    forms = [form for form in forms_of(reading.job) if form.content == "rows"]
+    best: tuple[int, Form] | None = None
+    for form in forms:
+        lacking = _lacking(form, sample)
+        if best is None or len(lacking) <= best[0]:
+            best = (len(lacking), form)
+    if best is None:
+        return []
+    lacking = _lacking(best[1], sample)
+    if not lacking:
+        return [f"the fields of the form {best[1].name} hold something else than {best[1].summary}"]
+    return [f"no field {name!r} ({reading.option_of(name)} names it)" for name in lacking]
+
+
+def _lacking(form: Form, sample: Sample) -> list[str]:
+    return [
+        name
+        for name, standard in form.fields.items()
+        if sample.reading.requires(name) and sample.name_of(name, standard) is None
+    ]
+
+
+def _table_advice(sample: Sample, table: Table) -> list[str]:
+    reading, advice = sample.reading, []
+    if table.header_looks_like_data:
+        advice.append(
+            f"the first row looks like data ({table.header_looks_like_data}): "
+            f"{reading.option('columns')} NAME … names the columns of a file without a header"
+        )
+    if table.kind in ("csv", "tsv") and len(sample.columns) == 1:
+        advice.append(f"there is one column: {reading.option('separator')} says what separates the cells")
+    return advice
+
+
+def _other_job(sample: Sample) -> list[str]:
+    """The jobs whose forms the file has."""
+    for job in JOBS:
+        if job == sample.reading.job:
+            continue
+        other = Sample(Reading(job), sample.file, sample.rows, sample.lines, sample.columns, sample.class_names)
+        for form in forms_of(job):
+            if form.content == "rows" and form.shape is not None and form.names_in(other) is not None:
+                return [f"it has the form {form.name} of {job}, which {SCRIPTS[job]} reads"]
+    return []
+
+
+def describe_row(row: Mapping[str, Any]) -> str:
+    """Returns a row in short, for messages."""
+    return ", ".join(f"{name}: {value!r:.30}" for name, value in row.items())

@@ -1,0 +1,111 @@
+"""The jobs that files are read for, and the fields of their records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Field:
+    """
+    A field of a job's records.
+
+    Args:
+        option: The option that names it in a user's file, in scripts; None if there is none.
+        aliases: Names under which it is looked for if the user names none, besides its own.
+        required: Whether a record needs it; "label" for fields that only training and measuring need.
+    """
+
+    option: str | None
+    aliases: tuple[str, ...] = ()
+    required: bool | str = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    A kind of records.
+
+    Args:
+        fields: The fields of its records by their names.
+        meaningful: Fields of the users' files that change what a record means. A form that does not read one of them
+            refuses it by this reason, unless the user leaves it out by `--ignore_fields`.
+    """
+
+    summary: str
+    fields: Mapping[str, Field]
+    meaningful: Mapping[str, str] = field(default_factory=dict)
+
+
+_LABEL = "label"
+JOBS: dict[str, Job] = {
+    "classification": Job(
+        "texts or pairs of texts with a label, several labels or a number",
+        {
+            "text": Field("text_field", ("sentence", "content", "review", "comment", "title", "question", "query")),
+            "text_pair": Field("text_pair_field", required=False),
+            "label": Field("label_field", ("labels", "class", "category", "intent", "sentiment", "target"), _LABEL),
+        },
+    ),
+    "tags": Job(
+        "words with a tag each, or texts with spans",
+        {
+            "tokens": Field("words_field", ("words", "text")),
+            "text": Field("text_field", required=False),
+            "tags": Field("tags_field", ("ner_tags", "labels", "pos_tags", "upos", "ner"), _LABEL),
+        },
+    ),
+    "questions": Job(
+        "questions about a context, with answers in it",
+        {
+            "question": Field("question_field"),
+            "context": Field("context_field"),
+            "answers": Field("answers_field", required=_LABEL),
+        },
+    ),
+    "choices": Job(
+        "questions with options, of which one is right",
+        {
+            "question": Field("question_field"),
+            "context": Field("context_field", required=False),
+            "options": Field("options_fields"),
+            "answer": Field("answer_field", required=_LABEL),
+        },
+    ),
+    "pairs": Job(
+        "pairs of texts, perhaps with a score or negatives",
+        {
+            "text": Field("text_field"),
+            "text_pair": Field("text_pair_field"),
+            "negative": Field("negative_field", required=False),
+            "score": Field("score_field", required=False),
+        },
+    ),
+    "translation": Job(
+        "texts with their translations",
+        {"source": Field("source_field"), "target": Field("target_field", required=_LABEL)},
+    ),
+    "chat": Job(
+        "conversations: lists of messages with role and content",
+        {
+            "messages": Field("messages_field"),
+            "prompt": Field("prompt_field"),
+            "response": Field("response_field"),
+            "system": Field("system_field", required=False),
+            "tools": Field("tools_field", required=False),
+        },
+    ),
+    "preferences": Job(
+        "prompts with a better and a worse answer",
+        {
+            "prompt": Field("prompt_field"),
+            "chosen": Field("chosen_field"),
+            "rejected": Field("rejected_field"),
+            "system": Field("system_field", required=False),
+        },
+    ),
+    "prompts": Job(
+        "prompts with an answer that can be verified",
+        {"prompt": Field("prompt_field"), "answer": Field("answer_field", required=_LABEL)},
+    ),
+    "text": Job("documents", {"text": Field("text_field", ("content",))}),
+}

@@ -1,0 +1,307 @@
+"""
+Reads files of any form as the records of a job, and accounts for every row.
+
+Rows read are records or are left out by a reason; a report for each file tells them, the form, and the fields that were
+used and not used. Without `--skip_bad` bad rows are an error, which lists all of them by their reasons.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.errors import InputError
+from ...core.package_data import find_packaged
+from ..files import TABLES, DataFile, list_files, named_split
+from ..plain_text import open_lines
+from ..records import Records
+from ..tables import BadRow, Table, open_table
+from .explain import explain_unrecognised
+from .form import Form, FormRow, NoRecord, Placed, Reading, Record, Sample, forms_of
+from .jobs import JOBS
+
+
+SAMPLED_ROWS = 100  # by which a form is recognised
+LISTED_PLACES = 3  # of each reason
+
+
+class ReadRecord(NamedTuple):
+    """A record of the job, its place, and the row of the file that it is made of."""
+
+    place: str
+    record: Record
+    row: dict[str, Any]
+
+
+@dataclass
+class LeftOut:
+    """Rows left out by one reason: their number, the first places and what is wrong there."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+
+    def add(self, place: str, error: BadRow) -> None:
+        self.count += 1
+        if len(self.places) < LISTED_PLACES:
+            self.places.append(place)
+            self.details.append("" if error.detail == error.kind else f" ({error.detail})")
+
+    def __str__(self) -> str:
+        listed = "; ".join(place + detail for place, detail in zip(self.places, self.details))
+        return listed + (" …" if self.count > len(self.places) else "")
+
+
+@dataclass
+class FileReport:
+    """
+    What was read of a file.
+
+    Attributes:
+        file: Its name.
+        form: Name of its form.
+        rows: Number of rows that were read: `records` come from them, or they are counted in `left_out` or `bad`.
+        left_out: Rows that the form leaves out because they mean nothing for the job (SNLI's "-"), by reason.
+        bad: Rows that cannot be read, by reason.
+        used, unused: Names of the fields that were read, and of the others.
+        notes: What was guessed, and what a person might not expect.
+    """
+
+    file: str
+    form: str
+    rows: int = 0
+    records: int = 0
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    bad: dict[str, LeftOut] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    unused: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Returns the report as lines of text."""
+        skipped = {**self.left_out, **self.bad}
+        reasons = ", ".join(f"{left.count:,} × {reason}: {left}" for reason, left in skipped.items())
+        lines = [
+            f"{self.file}: form {self.form}, {self.rows:,} rows → {self.records:,} records"
+            + (f"; left out: {reasons}" if reasons else "")
+        ]
+        fields = [f"fields {', '.join(sorted(self.used))}"] if self.used else []
+        fields += [f"not used: {', '.join(sorted(self.unused))}"] if self.unused else []
+        return [*lines, *(["; ".join(fields)] if fields else []), *self.notes]
+
+
+class RecordReader:
+    """
+    Iterates over places and records of files, in constant memory where their form allows it.
+
+    Args:
+        locations: A file, a folder, a glob, or several of them.
+        split: In folders, only files of this split are read, if any file there is named for a split.
+        rows: Places with rows that are in memory; they are read in place of files.
+
+    Attributes:
+        reports: A `FileReport` for each file read so far.
+        names: Names of the job's fields in the first file.
+
+    Raises:
+        InputError: A file is missing, has no form of the job, or has bad rows that are not to be skipped.
+    """
+
+    def __init__(
+        self,
+        locations: str | Path | Sequence[str | Path],
+        reading: Reading,
+        split: str = "train",
+        rows: Iterable[Placed] | None = None,
+    ):
+        several = [locations] if isinstance(locations, (str, Path)) else list(locations)
+        self.locations, self.reading, self.split = [str(location) for location in several], reading, split
+        self.rows = rows
+        self.reports: list[FileReport] = []
+        self.names: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[ReadRecord]:
+        self.reports = []
+        for source in self._sources():
+            yield from self._read(source)
+        self._refuse_bad_rows()
+        if not any(report.records for report in self.reports):
+            raise InputError(f"{', '.join(self.locations)}: holds no records")
+
+    def _sources(self) -> Iterator["Source"]:
+        """Yields the sources: files with their forms; or several paths as a whole."""
+        if self.rows is not None:
+            file = DataFile(Path(self.locations[0]))
+            yield self._open_table(Table(file, "json", None, iter(self.rows)), Sample(self.reading, file))
+            return
+        places = [Path(find_packaged(str(Path(location).expanduser()))) for location in self.locations]
+        whole = [form for form in self._forms() if form.content == "paths" and form.recognise]
+        for form in whole:
+            if form.recognise and form.recognise(places):
+                yield Source(form, {}, form.read(places, self.reading, self.split), self._sample(places), places[0])
+                return
+        for location, place in zip(self.locations, places):
+            form = next(
+                (form for form in whole if len(places) > 1 and form.recognise and form.recognise([place])), None
+            )
+            if form:
+                yield Source(form, {}, form.read([place], self.reading, self.split), self._sample([place]), place)
+                continue
+            is_split = place.is_dir() and any(named_split(file.relative_to(place)) for file in place.rglob("*"))
+            suffixes = {*TABLES, *(suffix for form in self._forms() for suffix in form.suffixes)}
+            for file in list_files(location, self.split if is_split else "train", suffixes):
+                with ExitStack() as stack:
+                    yield self._open(file, stack)
+
+    def _sample(self, places: Sequence[Path]) -> Sample:
+        return Sample(self.reading, DataFile(places[0]))
+
+    def _forms(self) -> list[Form]:
+        forms, wanted = forms_of(self.reading.job), self.reading.options.format
+        if wanted is None:
+            return forms
+        chosen = [form for form in forms if form.name == wanted]
+        if not chosen:
+            names = ", ".join(form.name for form in forms)
+            raise InputError(f"{self.reading.option('format')} {wanted}: a form of {self.reading.job} is {names}")
+        return chosen
+
+    def _open(self, file: DataFile, stack: ExitStack) -> "Source":
+        """Recognises a file's form by its first lines, then by its first rows."""
+        suffix, sample = file.suffixes[0], Sample(self.reading, file)
+        if suffix not in TABLES or suffix in (".csv", ".tsv"):
+            placed = open_lines(file, self.reading.options)
+            head = list(itertools.islice(placed, SAMPLED_ROWS))
+            sample.lines = [line for _, line in head]
+            for form in self._forms():
+                if form.content == "lines" and self._fits_lines(form, suffix, sample):
+                    return Source(form, {}, form.read(itertools.chain(head, placed), self.reading), sample, file)
+        if suffix not in TABLES:
+            raise InputError(explain_unrecognised(sample, None, []))
+        return self._open_table(stack.enter_context(open_table(file, self.reading.options, self.split)), sample)
+
+    def _fits_lines(self, form: Form, suffix: str, sample: Sample) -> bool:
+        if self.reading.options.format == form.name:
+            return True
+        is_named = not form.suffixes or suffix in form.suffixes or suffix in TABLES
+        return is_named and form.recognise is not None and form.recognise(sample.lines)
+
+    def _open_table(self, table: Table, sample: Sample) -> "Source":
+        rows = iter(table.rows)
+        first = list(itertools.islice(rows, SAMPLED_ROWS))
+        sample.rows = [row for _, row in first if isinstance(row, Mapping)]
+        sample.columns = list(table.columns or dict.fromkeys(name for row in sample.rows for name in row))
+        sample.class_names = table.class_names
+        for form in self._forms():
+            names = form.names_in(sample) if form.content == "rows" else None
+            if names is not None:
+                return Source(form, names, itertools.chain(first, rows), sample, sample.file, table.notes)
+        raise InputError(explain_unrecognised(sample, table, [row for _, row in first]))
+
+    def _read(self, source: "Source") -> Iterator[ReadRecord]:
+        report = FileReport(str(source.file), source.form.name)
+        self.reports.append(report)
+        self.names = self.names or source.names
+        seen: set[str] = set()
+        for place, row in source.content:
+            report.rows += 1
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                if source.form.content == "rows":
+                    if not isinstance(row, Mapping):
+                        raise BadRow(f"is a {type(row).__name__}, not a record with named fields")
+                    seen.update(row)
+                    read = source.form.read(FormRow(row, source.names, source.sample, report.used))
+                    records = [read] if isinstance(read, Mapping) else list(read)
+                    self._refuse_meaningful(row, report.used)
+                else:
+                    records = [row]
+            except BadRow as error:
+                group = report.left_out if isinstance(error, NoRecord) else report.bad
+                group.setdefault(error.kind, LeftOut()).add(place, error)
+                continue
+            report.records += len(records)
+            # After the first bad row the others are only looked for: nothing may be trained or written.
+            if not report.bad or self.reading.options.skip_bad:
+                for record in records:
+                    yield ReadRecord(place, record, dict(row) if len(records) == 1 else record)
+        report.unused = seen - report.used - set(self.reading.options.ignore_fields)
+        report.notes += [*source.notes, *source.sample.notes]
+        report.notes += self._guesses(source)
+
+    def _guesses(self, source: "Source") -> list[str]:
+        """Notes on fields that were found under another name than the job's own."""
+        guesses = []
+        for field_name, name in source.names.items():
+            if name != field_name and field_name not in self.reading.names:
+                guesses.append(f"{field_name} from {name!r} ({self.reading.option_of(field_name)} names another)")
+        return guesses
+
+    def _refuse_meaningful(self, row: Mapping[str, Any], used: set[str]) -> None:
+        options = self.reading.options
+        for name, reason in JOBS[self.reading.job].meaningful.items():
+            if name in row and name not in used and name not in options.ignore_fields and not _is_empty(row[name]):
+                raise BadRow(
+                    f"field {name!r} {reason}; leave it out with {self.reading.option('ignore_fields')} {name}"
+                )
+
+    def _refuse_bad_rows(self) -> None:
+        bad = [(report, kind, rows) for report in self.reports for kind, rows in report.bad.items()]
+        if not bad or self.reading.options.skip_bad:
+            return
+        skip = self.reading.option("skip_bad")
+        if len(bad) == 1 and bad[0][2].count == 1:
+            _, kind, rows = bad[0]
+            raise InputError(f"{rows.places[0]}: {kind}{rows.details[0]}; mend it, or leave such rows out with {skip}")
+        total, count = sum(report.rows for report in self.reports), sum(rows.count for *_, rows in bad)
+        listed = "".join(f"\n  {rows.count:,} × {kind}: {rows}" for _, kind, rows in bad)
+        raise InputError(
+            f"{count:,} of {total:,} rows cannot be used; mend them, or leave them out with {skip}:{listed}"
+        )
+
+
+@dataclass
+class Source:
+    """A file with its form: `content` are places with rows (forms of rows) or with records (other forms)."""
+
+    form: Form
+    names: dict[str, Any]
+    content: Iterable[Placed]
+    sample: Sample
+    file: Any
+    notes: list[str] = field(default_factory=list)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, (str, list, tuple, dict)) and not value)
+
+
+def read_records(locations: str | Path | Sequence[str | Path], reading: Reading, split: str = "train") -> Records:
+    """
+    Returns all records of one file or several.
+
+    Args:
+        split: In folders, only files of this split are read, if any file there is named for a split.
+
+    Raises:
+        InputError: A file is missing, has no form of the job, or has bad rows that are not to be skipped.
+    """
+    reader = RecordReader(locations, reading, split)
+    return collect(reader, list(reader))
+
+
+def collect(reader: RecordReader, read: Sequence[ReadRecord]) -> Records:
+    """Returns what was read by a reader, all of it or a chunk."""
+    places, records, rows = zip(*read)
+    first, *others = reader.locations
+    return Records(records, places, first, others, reader.reports, reader.names, rows)
+
+
+def read_rows(rows: Iterable[Mapping[str, Any]], reading: Reading, name: str = "rows") -> Records:
+    """Returns records of rows in memory, such as those of a `datasets.Dataset`, as [`read_records`] does of files."""
+    placed = ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
+    reader = RecordReader(name, reading, rows=placed)
+    return collect(reader, list(reader))

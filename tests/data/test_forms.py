@@ -1,0 +1,79 @@
+"""Forms of data files: every example is read as its form, as its records; nothing is read wrongly in silence."""
+
+import json
+
+import pytest
+
+from hf_tfm import InputError
+from hf_tfm.data.forms.form import Reading, forms_of
+from hf_tfm.data.forms.jobs import JOBS
+from hf_tfm.data.forms.reader import RecordReader, read_records
+from hf_tfm.data.tables import ReadingOptions
+
+
+FORMS = [form for job in JOBS for form in forms_of(job)]
+
+
+def write(folder, files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    roots = sorted({folder / name.partition("/")[0] for name in files})
+    return [str(root) for root in roots]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.job}-{form.name}")
+def test_examples_are_recognised_and_read_to_the_record(form, tmp_path):
+    labelled = form.name != "running-text"
+    reader = RecordReader(write(tmp_path, form.example), Reading(form.job, labelled=labelled))
+    assert [read.record for read in reader] == list(form.gives)
+    assert {report.form for report in reader.reports} == {form.name}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.job}-{form.name}")
+def test_counts_of_each_file_add_up(form, tmp_path):
+    reader = RecordReader(write(tmp_path, form.example), Reading(form.job, labelled=form.name != "running-text"))
+    records = list(reader)
+    assert sum(report.records for report in reader.reports) == len(records)
+    for report in reader.reports:
+        left_out = sum(group.count for group in (*report.left_out.values(), *report.bad.values()))
+        assert report.records >= report.rows - left_out > 0
+
+
+def test_names_of_forms_differ_within_a_job():
+    for job in JOBS:
+        names = [form.name for form in forms_of(job)]
+        assert len(names) == len(set(names))
+
+
+def test_bad_rows_are_reported_all_at_once_by_their_reason(tmp_path):
+    rows = [{"text": "a", "label": "x"}, {"text": " ", "label": "x"}, {"label": "y"}, {"text": "", "label": "y"}]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows * 5)))
+    with pytest.raises(InputError) as raised:
+        read_records(path, Reading("classification"))
+    message = str(raised.value)
+    assert "15 of 20 rows" in message and "--skip_bad" in message
+    assert "10 × field 'text' is blank" in message and "5 × field 'text' is missing" in message
+    assert "line 2;" in message
+    records = read_records(path, Reading("classification", options=ReadingOptions(skip_bad=True)))
+    assert len(records) == 5
+    [report] = records.reports
+    assert report.rows == 20 and sum(group.count for group in report.bad.values()) == 15
+
+
+def test_used_and_unused_fields_are_reported(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"id": 1, "sentence": "a", "label": "x", "split": "train"}\n')
+    [report] = read_records(path, Reading("classification")).reports
+    assert report.used == {"sentence", "label"} and report.unused == {"id", "split"}
+    text = "\n".join(report.lines())
+    assert "1 rows → 1 records" in text and "not used: id, split" in text and "--text_field" in text
+
+
+def test_a_wrong_field_name_is_answered_with_the_nearest_one(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"sentence": "a", "label": "x"}\n')
+    with pytest.raises(InputError, match=r"no field 'sentense' \(--text_field\).*did you mean 'sentence'"):
+        read_records(path, Reading("classification", {"text": "sentense"}))
