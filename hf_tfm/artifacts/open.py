@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError, explain
 from ..core.memory import keep_freed_memory
-from ..core.model_files import read_config
+from ..core.model_files import ADAPTER_FILE, read_config
 from ..core.quiet import quiet
 from .head_table import head_of_class
 from .record import RECORD_FILE, read_record
 from .tokenizer_files import tokenizer_fingerprint
 
 
-ADAPTER_FILE = "adapter_config.json"
 LANGUAGE_MODELS = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForPreTraining")
 _ADAPTER_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -36,14 +36,12 @@ def auto_class_of(path: str, trust_remote_code: bool = False) -> str:
         InputError: there is no model, or its class is unknown.
     """
     if (adapter := _adapter_config(path)) is not None:
-        kind = adapter.get("task_type")
-        if kind is None and (Path(path) / RECORD_FILE).is_file():  # PEFT has no task type for multiple choice
-            return head_of_class(read_record(Path(path))["model"]["class"]).auto_class
-        if kind not in _ADAPTER_CLASSES:
+        if (kind := _class_of_adapter(path, adapter)) is None:
             raise InputError(
-                f"{path}: {ADAPTER_FILE} has task_type {kind!r}; supported are {', '.join(_ADAPTER_CLASSES)}"
+                f"{path}: {ADAPTER_FILE} has task_type {adapter.get('task_type')!r}; supported are "
+                f"{', '.join(_ADAPTER_CLASSES)}"
             )
-        return _ADAPTER_CLASSES[kind]
+        return kind
     architectures = read_config(path, trust_remote_code=trust_remote_code).get("architectures")
     if not architectures:
         raise InputError(f"{path}: config.json does not name the model's class in `architectures`")
@@ -77,6 +75,12 @@ def open_model(
     if not torch.accelerator.is_available():
         keep_freed_memory()
     adapter = _adapter_config(path)
+    if adapter is not None and auto_class and (own_class := _class_of_adapter(path, adapter)) not in (None, auto_class):
+        # PEFT would ignore weights whose names differ.
+        raise InputError(
+            f"{path}: is an adapter for {own_class}, not for {auto_class}: merge it first with `hf-tfm merge`, and "
+            "open the merged folder"
+        )
     auto_class = auto_class or auto_class_of(path, trust_remote_code)
     options |= {"trust_remote_code": trust_remote_code}
     source = path
@@ -102,9 +106,14 @@ def open_model(
     if adapter is not None:
         # The adapter brings its head.
         from peft import PeftModel
+        from peft.utils import load_peft_weights
 
         with quiet(), explain(path):
-            _resize_for_adapter(model, path, adapter)
+            weights = load_peft_weights(path, device="cpu")
+            _refuse_new_weights(
+                path, [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])], weights
+            )
+            _resize_for_adapter(model, path, adapter, weights, max(tokenizer.get_vocab().values()) + 1)
             return PeftModel.from_pretrained(model, path).eval(), tokenizer
     if missing := sorted(report["missing_keys"]):
         raise InputError(
@@ -141,39 +150,79 @@ def _adapter_config(path: str) -> dict[str, Any] | None:
         return config
 
 
-def _resize_for_adapter(model: PreTrainedModel, path: str, adapter: dict[str, Any]) -> None:
+def _class_of_adapter(path: str, adapter: dict[str, Any]) -> str | None:
+    """Return the name of the Auto class of an adapter's base with its head; None if it is unknown."""
+    kind = adapter.get("task_type")
+    if kind is not None:
+        return _ADAPTER_CLASSES.get(kind)
+    if (model := recorded(path, "model")) is not None:  # PEFT has no task type for multiple choice
+        return head_of_class(model["class"]).auto_class
+    name = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    return head_of_class(name).auto_class if name else None
+
+
+def _refuse_new_weights(path: str, new: list[str], weights: dict[str, torch.Tensor]) -> None:
+    """
+    Refuse a head that neither the base model nor the adapter contains: it would differ after each loading.
+
+    Args:
+        new: names of the weights that the base model lacks or has in another shape.
+    """
+    saved = {name.removeprefix("base_model.model.").replace("modules_to_save.", "") for name in weights}
+    if lost := sorted(set(new) - saved):
+        module = lost[0].rpartition(".")[0]
+        raise InputError(
+            f"{path}: neither the adapter nor its base model has {', '.join(lost[:4])}{', …' if len(lost) > 4 else ''} "
+            f"({len(lost)} weights): they were drawn at random before the training and not saved, and would be drawn "
+            f"anew; train again with modules_to_save=[{module!r}, …] in the LoraConfig, or give --base the model that "
+            "the adapter was trained on"
+        )
+
+
+def _resize_for_adapter(
+    model: PreTrainedModel, path: str, adapter: dict[str, Any], weights: dict[str, torch.Tensor], num_tokens: int
+) -> None:
     """
     Resize the embeddings of a base model to those that its adapter was trained with.
 
     The adapter brings the embeddings of tokens that were added before its training.
 
+    Args:
+        num_tokens: of the adapter's tokenizer.
+
     Raises:
         InputError: the adapter does not contain all new embeddings.
     """
-    from peft.utils import load_peft_weights
-
-    weights = load_peft_weights(path, device="cpu")
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    base_size = size = inputs.weight.shape[0]
-    for name, module in model.named_modules():
-        if module is not inputs and (module is not outputs or outputs.weight is inputs.weight):
-            continue
-        rows, is_whole, trained = _embeddings_of_adapter(weights, adapter, name)
-        if not is_whole and (lost := sorted(set(range(base_size, rows)) - trained)):
+    is_tied = outputs is not None and outputs.weight is inputs.weight
+    names = {id(module): name for name, module in model.named_modules()}
+    trained = adapter.get("trainable_token_indices") or []
+    by_name = trained if isinstance(trained, dict) else {names[id(inputs)]: trained}
+    ends = {
+        name: _embeddings_of_adapter(weights, by_name, name)
+        for name in (names[id(end)] for end in (inputs, None if is_tied else outputs) if end is not None)
+    }
+    base_size = inputs.weight.shape[0]
+    sizes = [rows for rows, is_whole, _ in ends.values() if is_whole]
+    size = sizes[0] if sizes else max(base_size, num_tokens, *(rows for rows, _, _ in ends.values()))
+    for name, (_, is_whole, trained) in ends.items():
+        if not is_whole and (lost := sorted(set(range(base_size, size)) - trained)):
             raise InputError(
                 f"{path}: tokens were added to its base model before training, and it lacks {name} of {len(lost)} of "
                 f"them (row {lost[0]} is the first): save it again with save_embedding_layers=True"
             )
-        size = rows if is_whole else max(size, rows)
     if size != base_size:
         model.resize_token_embeddings(size, mean_resizing=False)
 
 
 def _embeddings_of_adapter(
-    weights: dict[str, torch.Tensor], adapter: dict[str, Any], name: str
+    weights: dict[str, torch.Tensor], trained_tokens: dict[str, list[int]], name: str
 ) -> tuple[int, bool, set[int]]:
     """
     Return facts about the embeddings of a module in an adapter.
+
+    Args:
+        trained_tokens: ids of the rows that are trained individually, by the end of their module's name.
 
     Returns: their least number when the adapter was trained, whether the adapter contains all, and the rows that it
         trains individually.
@@ -181,19 +230,21 @@ def _embeddings_of_adapter(
     places = ("", "base_layer.", "original_module.", "modules_to_save.", "token_adapter.base_layer.")
     whole = [weights.get(f"base_model.model.{name}.{place}weight") for place in places]
     sizes = [weight.shape[0] for weight in whole if weight is not None]
-    trained = adapter.get("trainable_token_indices") or []
-    if isinstance(trained, dict):
-        trained = next((tokens for part, tokens in trained.items() if f".{name}".endswith(f".{part}")), [])
+    trained = next((tokens for part, tokens in trained_tokens.items() if f".{name}".endswith(f".{part}")), [])
     factor = weights.get(f"base_model.model.{name}.lora_embedding_A")
     least_size = max(0, *(token + 1 for token in trained), 0 if factor is None else factor.shape[1])
     return sizes[0] if sizes else least_size, bool(sizes), set(trained)
 
 
 def head_of_adapter(path: str) -> dict[str, Any]:
-    """Return the fields of an adapter's head that its base's configuration lacks (labels, pooling), from the record."""
+    """
+    Return the fields of an adapter's head that its base's configuration lacks: labels, pooling.
+
+    They come from the run record; without one the number of labels is that of the head's outputs in the weights.
+    """
     model = recorded(path, "model")
     if model is None:
-        return {}
+        return _count_labels(path)
     config = model["config"]
     names = ("problem_type", "pad_token_id", "classifier_pooling", "use_pooler")
     fields = {name: config[name] for name in names if config.get(name) is not None}
@@ -201,3 +252,13 @@ def head_of_adapter(path: str) -> dict[str, Any]:
         fields["id2label"] = {int(number): name for number, name in labels.items()}
         fields["label2id"] = {name: number for number, name in fields["id2label"].items()}
     return fields
+
+
+def _count_labels(path: str) -> dict[str, int]:
+    from peft.utils import load_peft_weights
+
+    head = re.compile(r"\.(classifier|score)(\.modules_to_save)?(\.out_proj)?\.weight")
+    with explain(path):
+        weights = load_peft_weights(path, device="cpu")
+    counts = [weight.shape[0] for name, weight in weights.items() if head.search(name)]
+    return {"num_labels": counts[0]} if counts else {}

@@ -10,6 +10,16 @@ from transformers import PreTrainedConfig
 from .errors import InputError, explain
 
 
+ADAPTER_FILE = "adapter_config.json"
+
+
+def refuse_adapter(path: str | os.PathLike[str]) -> None:
+    """Raises `InputError` if a folder contains an adapter instead of a whole model."""
+    folder = Path(path)
+    if (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file():
+        raise InputError(f"{path}: is an adapter: merge it first with `hf-tfm merge {path} MERGED`, and give MERGED")
+
+
 def read_config(path: str | os.PathLike[str], **load_kwargs: Any) -> dict[str, Any]:
     """
     Returns `config.json` (or a GGUF file's configuration) of a folder or a Hub repository as a dictionary.
@@ -18,10 +28,9 @@ def read_config(path: str | os.PathLike[str], **load_kwargs: Any) -> dict[str, A
         InputError: There is no such folder or file, or it cannot be read.
     """
     _refuse_missing(path)
+    refuse_adapter(path)
     if Path(path).is_dir() and "gguf_file" not in load_kwargs and not (Path(path) / "config.json").is_file():
-        raise InputError(
-            f"{path}: no config.json in this folder, so it is not a model (`hf-tfm merge` makes one of an adapter)"
-        )
+        raise InputError(f"{path}: no config.json in this folder, so it is not a model")
     with explain(path):
         config = PreTrainedConfig.get_config_dict(path, **load_kwargs)[0]
         if not isinstance(config, dict):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from ..artifacts.tokenizer_files import load_tokenizer
 from ..core.errors import UNREADABLE, InputError, explain, reason_of
+from ..core.model_files import refuse_adapter
 from ..core.quiet import quiet
 from .head_rows import carry_head_rows, head_parameters, label_names
 from .recipe import FinetuningRecipe
@@ -28,7 +29,8 @@ _PAD_TOKENS = re.compile(
 
 
 def load_base_tokenizer(recipe: FinetuningRecipe) -> PreTrainedTokenizerBase:
-    """Return the recipe's tokenizer, by default the model's. Raises `InputError` if there is none."""
+    """Return the recipe's tokenizer, by default the model's. Raises `InputError` if there is none, or an adapter."""
+    refuse_adapter(recipe.model)
     return load_tokenizer(recipe.tokenizer or recipe.model, recipe.trust_remote_code)
 
 

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from ..core.errors import InputError, explain, reason_of
 from ..core.inference import is_bidirectional
+from ..core.model_files import refuse_adapter
 from ..models.configuration_tfm import SIZES, TfmConfig
 from .initialization import zero_init_output_projections
 from .pretrain_recipe import PretrainingRecipe
@@ -38,6 +39,7 @@ def build_model(
             or rows are longer than the model's positions.
     """
     path = Path(recipe.model)
+    refuse_adapter(path)
     overrides = read_mapping(recipe.model_overrides, "model_overrides")
     if recipe.window and path.exists():
         raise InputError(f"--window shapes new models of this package; {path} is none: give --window 0")

@@ -3,17 +3,21 @@
 import json
 from pathlib import Path
 
+import finetune_classification
 import finetune_instruct
+import finetune_preference
+import pretrain_clm
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import build
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 import hf_tfm
 from hf_tfm.apps.cli import main as cli
 from hf_tfm.artifacts.open import open_model
+from hf_tfm.convert import merge
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.chat_rows import ConversationCollator, encode_conversations
@@ -174,6 +178,121 @@ def test_an_adapter_without_the_embeddings_of_new_tokens_is_refused(tmp_path, ki
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("trained", ["list", "dict"])
+def test_new_rows_of_an_output_layer_that_the_adapter_lacks_are_refused(tmp_path, trained):
+    """The tokens' embeddings are trained, those of the untied output layer are not, and were not saved."""
+    build("TfmDecoderForCausalLM", vocab_size=281, tie_word_embeddings=False).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(283)
+    indices = [281, 282] if trained == "list" else {"embed_tokens": [281, 282]}
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], trainable_token_indices=indices)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    train_tokenizer(kind="bytes").save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="lacks lm_head of 2 of them"):
+        open_model(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_whose_tokenizer_has_tokens_without_embeddings_is_refused(tmp_path):
+    build("TfmDecoderForCausalLM", vocab_size=281).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "adapter"
+    )
+    tokenizer = train_tokenizer(kind="bytes")
+    tokenizer.add_tokens(NEW_TOKENS)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="lacks model.embed_tokens of 3 of them"):
+        open_model(str(tmp_path / "adapter"))
+
+
+def classifier_adapter(folder: Path, base_head: str, **fields) -> torch.Tensor:
+    """Write a stock classifier adapter on a base with another head or none; return its logits."""
+    build(f"TfmEncoder{base_head}", num_labels=5).save_pretrained(folder / "base")
+    train_tokenizer(kind="bytes", style="encoder").save_pretrained(folder / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder / "base", num_labels=2, ignore_mismatched_sizes=True
+    )
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], **fields)
+    model = trained(get_peft_model(model, config))
+    model.save_pretrained(folder / "adapter")
+    train_tokenizer(kind="bytes", style="encoder").save_pretrained(folder / "adapter")
+    return logits(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_that_neither_base_nor_adapter_has_is_refused(tmp_path, capsys):
+    """PEFT saves the classifier alone; the dense layer and the norm before it were drawn before the training."""
+    classifier_adapter(tmp_path, "Model")
+    lost = "neither the adapter nor its base model has head.dense.weight"
+    with pytest.raises(InputError, match=lost):
+        open_model(str(tmp_path / "adapter"))
+    assert cli(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2
+    error = capsys.readouterr().err
+    assert lost in error and "modules_to_save=['head.dense', …]" in error and "Traceback" not in error
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("base_head", "fields"),
+    [("ForSequenceClassification", {}), ("Model", {"modules_to_save": ["head", "classifier"]})],
+)
+def test_a_classifier_adapter_with_its_whole_head_loads_and_merges(tmp_path, base_head, fields):
+    expected = classifier_adapter(tmp_path, base_head, **fields)
+    config_path = tmp_path / "adapter" / "adapter_config.json"
+    assert json.loads(config_path.read_text())["task_type"] == "SEQ_CLS"
+    torch.testing.assert_close(logits(open_model(str(tmp_path / "adapter"))[0]), expected)
+    assert cli(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    torch.testing.assert_close(logits(open_model(str(tmp_path / "merged"))[0]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_merging_is_compared_with_a_second_loading(adapter, base, tmp_path, monkeypatch, capsys):
+    """A loading that draws weights at random would agree with what was merged from itself."""
+    real = merge.open_model
+
+    def draws_weights(path, *args, **kwargs):
+        model, tokenizer = real(path, *args, **kwargs)
+        if Path(path) == adapter:
+            model.get_base_model().model.norm.weight.data.normal_()
+        return model, tokenizer
+
+    monkeypatch.setattr(merge, "open_model", draws_weights)
+    assert cli(["merge", str(adapter), str(tmp_path / "merged"), "--base", str(base)]) == 2
+    assert "loaded twice, it computes different outputs" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("script", [finetune_classification, finetune_instruct, finetune_preference, pretrain_clm])
+def test_scripts_say_how_to_merge_an_adapter_given_as_model(script, adapter, base, tmp_path, capsys):
+    records = [{"text": "a b", "label": f"{n % 2}", "prompt": "a", "response": "b"} for n in range(8)]
+    records = [{**record, "chosen": "b", "rejected": "c"} for record in records]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = ["--data", "--tokenizer", base] if script is pretrain_clm else ["--validation_file", "--train_file"]
+    argv = [
+        *data[:1],
+        tmp_path / "data.jsonl",
+        *data[1:],
+        *([] if script is pretrain_clm else [tmp_path / "data.jsonl"]),
+    ]
+    argv += ["--model", adapter, "--output_dir", tmp_path / "out"]
+    assert script.main([str(part) for part in argv]) == 2
+    assert f"is an adapter: merge it first with `hf-tfm merge {adapter} MERGED`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["export {} x --to qwen3", "convert {} x", "verify {}", "serve {}"])
+def test_commands_say_how_to_merge_an_adapter(command, adapter, capsys):
+    assert cli(command.format(adapter).split()) == 2
+    error = capsys.readouterr().err
+    assert "is an adapter: " in error and "hf-tfm merge" in error
+
+
+def test_an_adapter_opens_with_the_head_that_it_was_trained_with(adapter):
+    with pytest.raises(InputError, match="is an adapter for AutoModelForCausalLM, not for AutoModel: merge it first"):
+        open_model(str(adapter), "AutoModel")
+
+
 def test_an_adapter_exported_to_bf16_is_half_as_large(adapter, tmp_path, capsys):
     assert cli(["export", str(adapter), str(tmp_path / "half"), "--to", "bf16"]) == 0
     whole, half = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "half"))
@@ -188,7 +307,7 @@ def test_an_adapter_exported_to_bf16_is_half_as_large(adapter, tmp_path, capsys)
     assert cli(["export", str(tmp_path / "half"), str(tmp_path / "again"), "--to", "bf16"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert cli(["export", str(adapter), str(tmp_path / "other"), "--to", "qwen3"]) == 2
-    assert "`hf-tfm merge` makes one" in capsys.readouterr().err
+    assert "merge it first with `hf-tfm merge" in capsys.readouterr().err
 
 
 def test_an_adapter_merged_by_the_command_computes_the_same(adapter, base, tmp_path, capsys):
