@@ -6,6 +6,7 @@ Every figure comes from the run record or from `evaluation.json`; a value withou
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def render_card(record: dict[str, Any], has_curve: bool = False, evaluation: dic
     return f"---\n{_compact_yaml(card_data.to_dict())}---\n{card.text}\n"
 
 
+def describes_model(record: dict[str, Any]) -> bool:
+    """Return whether a record has the facts about the model without which there is no card."""
+    return {"class", "config", "parameters"} <= set(record.get("model") or ())
+
+
+def card_code(card: str) -> str | None:
+    """Return the first block of Python in a card."""
+    block = re.search(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    return block and block[1]
+
+
 def write_results_card(folder: Path) -> None:
     """
     Turn a folder with `evaluation.json` into a dataset: `results.jsonl`, one figure a line, and a card if it has none.
@@ -146,7 +158,7 @@ def _compact_yaml(metadata: dict[str, Any]) -> str:
 
 def _record_of(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
-    if not {"class", "config", "parameters"} <= set(record.get("model") or ()):
+    if not describes_model(record):
         raise InputError(f"{Path(folder) / RECORD_FILE}: does not describe the model, so there can be no card")
     return record
 

@@ -155,6 +155,7 @@ def _adapter_options(record: dict[str, Any]) -> str:
     config, options = record["model"]["config"], ""
     if record["model"]["class"].endswith("Classification"):
         options += f", id2label={ {int(number): name for number, name in config['id2label'].items()} }"
+        options += ", ignore_mismatched_sizes=True"  # the base's head may have another size; the adapter brings its own
     if record.get("pooling"):
         fields = (name for name in ("classifier_pooling", "use_pooler") if name in config)
         options += "".join(f", {name}={config[name]!r}" for name in fields)

@@ -12,7 +12,7 @@ import torch
 from .secret_scan import SECRETS
 
 
-_STRANGER = """
+_WITHOUT_PACKAGE = """
 import importlib.abc, sys
 
 class NotInstalled(importlib.abc.MetaPathFinder):
@@ -21,6 +21,8 @@ class NotInstalled(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
+"""
+_STRANGER = f"""{_WITHOUT_PACKAGE}
 import torch, transformers
 folder, auto_class, base, case = sys.argv[1:]
 inputs, options = torch.load(case, weights_only=True)
@@ -34,7 +36,7 @@ if base:
     model = PeftModel.from_pretrained(model, folder)
 with torch.no_grad():
     outputs = model.eval()(**inputs)
-torch.save({k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and k != "loss"}, case)
+torch.save({{k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and k != "loss"}}, case)
 """
 
 
@@ -74,11 +76,26 @@ def outputs_for_a_stranger(
         case = Path(home) / "case.pt"
         torch.save((inputs, options or {}), case)
         arguments = [str(Path(folder).absolute()), auto_class, str(Path(base).absolute()) if base else "", str(case)]
-        process = subprocess.run(
-            [sys.executable, "-c", _STRANGER, *arguments],
-            capture_output=True, text=True, cwd=home, env=stranger_environment(home),
-        )  # fmt: skip
-        if process.returncode:
-            lines = process.stderr.strip().splitlines()
-            raise DoesNotLoad(lines[-1] if lines else f"it ended with {process.returncode}")
+        _run(_STRANGER, arguments, home, home)
         return torch.load(case, weights_only=True)
+
+
+def run_for_a_stranger(code: str, folder: str | Path) -> None:
+    """
+    Runs code in a new process inside a folder, without this package.
+
+    Raises:
+        DoesNotLoad: The process failed.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        _run(f"{_WITHOUT_PACKAGE}\n{code}", [], home, folder)
+
+
+def _run(code: str, arguments: list[str], home: str, folder: str | Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True, text=True, cwd=folder, env=stranger_environment(home),
+    )  # fmt: skip
+    if process.returncode:
+        lines = process.stderr.strip().splitlines()
+        raise DoesNotLoad(lines[-1] if lines else f"it ended with {process.returncode}")

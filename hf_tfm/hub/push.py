@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..artifacts.card import render_card, write_card, write_results_card
+from ..artifacts.card import card_code, describes_model, render_card, write_card, write_results_card
 from ..artifacts.compare import outputs_of
 from ..artifacts.measurements import EVALUATION_FILE
 from ..artifacts.open import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
@@ -41,7 +41,7 @@ from ..artifacts.record import RECORD_FILE, model_facts, read_record
 from ..artifacts.tokenizer_files import mend_tokenizer_files
 from ..artifacts.verify_subject import Broken, Subject, largest_difference
 from ..core.atomic_files import write_atomically
-from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger
+from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger, run_for_a_stranger
 from ..core.errors import InputError, explain
 from ..core.secret_scan import private_part
 
@@ -362,7 +362,7 @@ def _open(
         base = None
     auto_class = auto_class_of(str(staging), trust_remote_code)
     model, tokenizer = open_model(str(staging), auto_class, base, trust_remote_code)
-    options = head_of_adapter(str(staging)) if base else {}
+    options = head_of_adapter(str(staging)) | {"ignore_mismatched_sizes": True} if base else {}
     if clean_process:
         subject = Subject(str(staging), auto_class, model, tokenizer, trust_remote_code)
         inputs = subject.inputs(subject.ids(2, 12))
@@ -372,8 +372,21 @@ def _open(
         except (DoesNotLoad, Broken) as error:
             raise InputError(f"{staging}: in a clean process {_relative(str(error), staging)}") from None
     card = staging / "README.md"
+    record = read_record(staging) if (staging / RECORD_FILE).is_file() else {}
+    if not describes_model(record):
+        record = {"model": model_facts(model)}
+        if checked.kind == "adapter":
+            config = json.loads((staging / ADAPTER_FILE).read_text(encoding="utf-8"))
+            record |= {"adapter": {}, "base_model": config["base_model_name_or_path"]}
+    rendered = render_card(record)
     if not card.is_file():
-        write_atomically(card, render_card({"model": model_facts(model)}))
+        write_atomically(card, rendered)
+    if clean_process and (code := card_code(rendered)) and code == card_code(card.read_text(encoding="utf-8")):
+        named_base = "PeftConfig.from_pretrained(path).base_model_name_or_path"
+        try:
+            run_for_a_stranger(code.replace(named_base, repr(str(base and Path(base).absolute()))), staging)
+        except DoesNotLoad as error:
+            raise InputError(f"{card}: its example does not run: {_relative(str(error), staging)}") from None
     trust = ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
     checked.opener = f'{auto_class}.from_pretrained("{{}}"{{}}{trust})' if base is None else ""
 

@@ -131,6 +131,14 @@ def test_code_with_other_outputs_stops_the_push(decoder, capsys, monkeypatch):
     assert "in a clean process" in said and "modeling_tfm.py" in said
 
 
+def test_a_card_whose_example_fails_stops_the_push(decoder, capsys, monkeypatch):
+    render = push.render_card
+    monkeypatch.setattr(push, "render_card", lambda record: render(record).replace("pipeline(", "pipelines("))
+    (decoder / "README.md").unlink(missing_ok=True)
+    said = refusal(decoder, capsys, monkeypatch)
+    assert "README.md: its example does not run: NameError: name 'pipelines' is not defined" in said
+
+
 # Over HTTP
 
 

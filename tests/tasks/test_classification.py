@@ -30,6 +30,7 @@ from transformers import (
 )
 
 import hf_tfm
+from hf_tfm.artifacts.card import card_code
 from hf_tfm.artifacts.open import open_model
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
@@ -38,6 +39,7 @@ from hf_tfm.data.forms.form import Reading
 from hf_tfm.data.forms.reader import read_records, read_rows
 from hf_tfm.data.records import Records, carve, read_table
 from hf_tfm.evaluate.predict import open_predictor
+from hf_tfm.hub.push import checked_folder
 from hf_tfm.tasks.classification import Classification, plot_confusion, predict_baselines
 from hf_tfm.tasks.labels import read_labels
 from hf_tfm.train.adapters import merge_adapter
@@ -606,6 +608,23 @@ def test_an_adapter_is_loaded_with_the_pooling_of_its_training(models, files, tm
     loaded = {}
     exec(code.replace('path = "."', f"path = {str(out)!r}"), loaded)
     np.testing.assert_allclose(logits_one_by_one(out, texts, loaded["model"]), in_memory[-1], atol=1e-4)
+
+
+def test_an_adapter_on_a_base_whose_head_has_another_size(files, tmp_path, in_memory):
+    """Its card's code runs, as it is, also where this package is not installed: `hf-tfm push` tries it there."""
+    build("TfmEncoderForSequenceClassification", num_labels=5).save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    out, test = tmp_path / "run", write(tmp_path / "test.jsonl", single(6, 2))
+    argv = arguments(
+        tmp_path / "base", files / "single" / "train.jsonl.gz", out, test_file=test, lora="true", max_steps=2
+    )  # fmt: skip
+    assert finetune_classification.main(argv) == 0
+    texts = [[record["text"] for record in read_records(test)]]
+    loaded = {}
+    exec(card_code((out / "README.md").read_text()).replace('path = "."', f"path = {str(out)!r}"), loaded)
+    np.testing.assert_allclose(logits_one_by_one(out, texts, loaded["model"]), in_memory[-1], atol=1e-4)
+    with checked_folder(out, hub_base="me/base") as checked:
+        assert checked.kind == "adapter"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bart"])
