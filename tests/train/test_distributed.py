@@ -75,8 +75,8 @@ def launch(config: str, jobs: list, root: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"training/launch/{config}.yaml",
          "--num_processes", "2", "--main_process_port", "0", "tests/helpers/run_scripts.py", root / "jobs.json"],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=900,
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "training")])},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout
