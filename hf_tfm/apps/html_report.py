@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -19,7 +20,7 @@ _pages.filters |= {
     "percent": percent,
     "visible": visible,
 }
-_template = _pages.get_template("html_report.html", globals={"scale": SCALE}).module
+_template: Any = _pages.get_template("html_report.html", globals={"scale": SCALE}).module
 
 
 def comparison_as_html(prompt: str, decodings: Sequence[Decoding]) -> str:

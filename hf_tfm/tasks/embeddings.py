@@ -273,7 +273,8 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
         embedder = super().finished_model()
         if hasattr(embedder.transformers_model, "peft_config"):
             merge_inside(embedder.transformers_model)
-            self.record["adapter"]["merged"] = True
+            if self.record is not None:
+                self.record["adapter"]["merged"] = True
         return embedder
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
