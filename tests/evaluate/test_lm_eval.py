@@ -15,18 +15,19 @@ TOP = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_its_bits_per_byte_are_ours(tmp_path, tokenizer, monkeypatch):
-    lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.tasks import TaskManager
+    # Without the harness `lm_eval` is the folder of `training/`, which has no modules.
+    tasks = pytest.importorskip("lm_eval.tasks")
+    from lm_eval import simple_evaluate
 
     model = build("TfmDecoderForCausalLM", max_position_embeddings=64)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     monkeypatch.chdir(TOP)  # the task names its data from there
-    measured = lm_eval.simple_evaluate(
+    measured = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(tmp_path), "trust_remote_code": True},
         tasks=["tales"],
-        task_manager=TaskManager(include_path=str(TOP / "training" / "lm_eval")),
+        task_manager=tasks.TaskManager(include_path=str(TOP / "training" / "lm_eval")),
         limit=2,
         device="cpu",
     )
