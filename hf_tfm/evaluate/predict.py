@@ -35,7 +35,7 @@ from ..data.tables import ReadingOptions
 from ..data.tokenizer import encode_text
 from ..tasks.classification import NextSentencePrediction
 from ..tasks.likelihood import LanguageModel
-from ..tasks.pooling import PooledModel, read_pooling
+from ..tasks.pooling import PooledModel, further_step, read_pooling
 from ..tasks.task import Task
 from ..train.finetune import encode_texts
 from .labelled import LABEL_TASKS, predict_rows, task_outputs
@@ -63,6 +63,8 @@ class Predictor:
         top: how many labels or spans are listed with their scores.
         pooling: how hidden states become an embedding, one of `POOLINGS`.
         normalize: whether embeddings get the length 1.
+        embedder: the SentenceTransformer of a folder whose embeddings are made in more steps than pooling.
+        prompt: text in front of every text to embed; None: the embedder's default.
         batching: `batch_tokens` and `bf16` of [`predict_rows`].
     """
 
@@ -77,6 +79,8 @@ class Predictor:
     top: int = 3
     pooling: str = "mean"
     normalize: bool = False
+    embedder: Any = None
+    prompt: str | None = None
     batching: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, records: Records) -> list[dict[str, Any]]:
@@ -127,12 +131,23 @@ class Predictor:
         ]
 
     def _embeddings(self, records: Records) -> list[dict[str, Any]]:
-        rows = encode_texts(self.tokenizer, self.max_length, records.texts("text"))
-        pooled = PooledModel(self.model, self.pooling)
-        vectors = predict_rows(pooled, self.tokenizer, rows, lambda outputs: outputs, **self.batching)
+        texts = records.texts("text")
+        if self.embedder is not None:
+            vectors = self._encode(texts)
+        else:
+            rows = encode_texts(self.tokenizer, self.max_length, [(self.prompt or "") + text for text in texts])
+            pooled = PooledModel(self.model, self.pooling)
+            vectors = predict_rows(pooled, self.tokenizer, rows, lambda outputs: outputs, **self.batching)
         if self.normalize:
             vectors = [vector / max(float(np.linalg.norm(vector)), 1e-12) for vector in vectors]
         return [{"embedding": [round(float(number), 7) for number in vector]} for vector in vectors]
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the embeddings of sentence-transformers."""
+        batch_size = max(1, self.batching.get("batch_tokens", 4096) // self.max_length)
+        device = torch.device(self.embedder.device).type
+        with torch.autocast(device, torch.bfloat16, enabled=self.batching.get("bf16", False)):
+            return list(self.embedder.encode(texts, prompt=self.prompt, batch_size=batch_size, show_progress_bar=False))
 
 
 def open_predictor(
@@ -160,17 +175,38 @@ def open_predictor(
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     record = read_record(Path(path)) if (Path(path) / RECORD_FILE).is_file() else {}
-    pooling = read_pooling(path, model, settings.get("pooling")) if kind == "AutoModel" else {}
-    predictor = Predictor(model, tokenizer, kind, fields or {}, record.get("fields", {}), **pooling)
+    predictor = Predictor(model, tokenizer, kind, fields or {}, record.get("fields", {}))
     longest = min(tokenizer.model_max_length, longest_input(model.config, 512))
     predictor.max_length = min(longest, record.get("max_length") or 512)
+    if kind == "AutoModel":
+        pooling = settings.get("pooling")
+        if step := further_step(path, pooling):
+            predictor.embedder = _open_embedder(path, step, pooling, trust_remote_code)
+            predictor.model, predictor.tokenizer = predictor.embedder[0].model, predictor.embedder.tokenizer
+            length = predictor.embedder.max_seq_length
+        else:
+            found = read_pooling(path, model, pooling)
+            length = found.pop("max_length", predictor.max_length)
+            predictor = replace(predictor, **found)
+        predictor.max_length = min(longest, length or longest)
     predictor.threshold = record.get("no_answer_threshold")
     settings = {name: value for name, value in settings.items() if value is not None}
     if not 1 <= settings.get("max_length", 1) <= longest:
         raise InputError(f"max_length {settings['max_length']}: {path} takes 1 to {longest} tokens")
     predictor = replace(predictor, **settings)
+    if predictor.embedder is not None:
+        predictor.embedder.max_seq_length = predictor.max_length
     predictor.stride = min(record.get("stride", 64), predictor.max_length // 4)
     return predictor
+
+
+def _open_embedder(path: str, step: str, pooling: str | None, trust_remote_code: bool) -> Any:
+    try:
+        from ..tasks.embeddings import open_embedder
+    except ImportError as error:
+        hint = "which only sentence-transformers does: pip install 'hf-tfm[embed]'"
+        raise InputError(f"{path}: {step}, {hint} ({error})") from error
+    return open_embedder(path, "lasttoken" if pooling == "last" else pooling, trust_remote_code)
 
 
 def predict_file(

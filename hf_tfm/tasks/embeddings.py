@@ -134,6 +134,34 @@ def load_embedder(recipe: FinetuningRecipe, pooling: str | None) -> tuple[Senten
     return embedder, new_weights
 
 
+def open_embedder(
+    folder: str, pooling: str | None = None, trust_remote_code: bool = False, device: str | None = None
+) -> SentenceTransformer:
+    """
+    Open a folder as sentence-transformers does.
+
+    Args:
+        pooling: `mean`, `cls`, `max` or `lasttoken`, instead of the folder's.
+
+    Raises:
+        InputError: the pooling is none of these, or the folder does not begin with a transformer.
+    """
+    with quiet():
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": device}
+        embedder = SentenceTransformer(folder, **options)
+        if not isinstance(embedder[0], Transformer):
+            raise InputError(f"{folder}: its first module is a {type(embedder[0]).__name__}, not a Transformer")
+        if pooling is not None:
+            if pooling not in Pooling.POOLING_MODES:
+                raise InputError(f"pooling {pooling!r} must be one of {', '.join(Pooling.POOLING_MODES)}")
+            after = [module for module in list(embedder)[1:] if not isinstance(module, Pooling)]
+            pooler = Pooling(embedder[0].get_embedding_dimension(), pooling)
+            for name in ("prompts", "default_prompt_name", "truncate_dim"):
+                options[name] = getattr(embedder, name)
+            embedder = SentenceTransformer(modules=[embedder[0], pooler, *after], **options)
+    return embedder
+
+
 def build_embedder(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -149,27 +177,14 @@ def build_embedder(
         folder: the model's folder; a SentenceTransformer's folder gives its modules, another one mean pooling (for a
             causal model, of the last token).
         max_length: of a text, in tokens.
-        pooling: `mean`, `cls`, `max` or `lasttoken`, instead of the folder's.
-
-    Raises:
-        InputError: the pooling is none of these.
+        pooling: instead of the folder's, as in [`open_embedder`].
     """
-    with quiet():
-        options = {"trust_remote_code": trust_remote_code, "device": str(model.device)}
-        embedder = SentenceTransformer(folder, **options)
-        if not isinstance(embedder[0], Transformer):
-            raise InputError(f"{folder}: its first module is a {type(embedder[0]).__name__}, not a Transformer")
-        if not is_sentence_transformer_model(folder):
-            # With a chat template, sentence-transformers would take every text for a user's message.
-            embedder[0].modality_config.pop("message", None)
-        embedder[0].model = model
-        embedder[0].processor = tokenizer
-        if pooling is not None:
-            if pooling not in Pooling.POOLING_MODES:
-                raise InputError(f"pooling {pooling!r} must be one of {', '.join(Pooling.POOLING_MODES)}")
-            later_modules = [module for module in list(embedder)[1:] if not isinstance(module, Pooling)]
-            pooler = Pooling(embedder[0].get_embedding_dimension(), pooling)
-            embedder = SentenceTransformer(modules=[embedder[0], pooler, *later_modules], **options)
+    embedder = open_embedder(folder, pooling, trust_remote_code, str(model.device))
+    if not is_sentence_transformer_model(folder):
+        # With a chat template, sentence-transformers would take every text for a user's message.
+        embedder[0].modality_config.pop("message", None)
+    embedder[0].model = model
+    embedder[0].processor = tokenizer
     embedder.max_seq_length = max_length
     # The card comes from the run record; sentence-transformers' card embeds sentences at every save.
     embedder._create_model_card = lambda *args, **kwargs: None

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -41,37 +41,83 @@ class PooledModel(torch.nn.Module):
 
 def read_pooling(path: str, model: PreTrainedModel, pooling: str | None = None) -> dict[str, Any]:
     """
-    Read `pooling` and `normalize` from sentence-transformers' files in a model's folder.
+    Read `pooling`, `normalize` and `max_length` from sentence-transformers' files in a model's folder.
 
-    A folder without them has the mean of all tokens, or the last token of a decoder.
+    A folder without them has the mean of all tokens, or the last token of a decoder, and no `max_length`. A folder
+    whose embeddings are made in a further step (see [`further_step`]) is read by sentence-transformers alone.
 
     Args:
         pooling: replaces what the folder says.
 
     Raises:
-        InputError: the folder's embeddings are made in another way.
+        InputError: the folder's pooling is unknown.
     """
-    folder = Path(path)
-    try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        config = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"pooling": "mean" if is_bidirectional(model) else "last"}
-    steps = [module["type"].rpartition(".")[2] for module in modules]
-    if unknown_steps := [step for step in steps if step not in ("Transformer", "Pooling", "Normalize")]:
-        raise InputError(
-            f"{path}: its embeddings go through {unknown_steps[0]}, which only sentence-transformers computes"
-        )
-    transformer: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        transformer = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
-    if "message" in (transformer.get("modality_config") or {}):
-        raise InputError(f"{path}: texts go through its chat template, which only sentence-transformers does")
-    modes = config.get("pooling_mode") or [n for n, on in config.items() if n.startswith("pooling_mode_") and on]
-    mode = "+".join([modes] if isinstance(modes, str) else modes).replace("pooling_mode_", "")
-    chosen = pooling or _SENTENCE_TRANSFORMERS_POOLINGS.get(mode, mode)
+    files = _read_files(path)
+    if files is None:
+        return {"pooling": pooling or ("mean" if is_bidirectional(model) else "last")}
+    chosen = pooling or files.mode
     if chosen not in POOLINGS:
         raise InputError(
-            f"{path}: is pooled by {mode!r}, known here are {', '.join(POOLINGS)}: choose one as --pooling"
+            f"{path}: is pooled by {chosen!r}, known here are {', '.join(POOLINGS)}: choose one as --pooling"
         )
-    return {"pooling": chosen, "normalize": "Normalize" in steps}
+    length = files.transformer.get("max_seq_length")
+    return {"pooling": chosen, "normalize": "Normalize" in files.steps, "max_length": length}
+
+
+def further_step(path: str, pooling: str | None = None) -> str | None:
+    """
+    Return what [`PooledModel`] does not do of the embeddings of a sentence-transformers folder; None if it does all.
+
+    Such a step is a prompt in front of every text, a module behind the pooling, another way of pooling, or lower case.
+
+    Args:
+        pooling: replaces what the folder says.
+    """
+    files = _read_files(path)
+    if files is None:
+        return None
+    if others := [step for step in files.steps if step not in ("Transformer", "Pooling", "Normalize")]:
+        return f"its embeddings go through {others[0]}"
+    if (pooling or files.mode) not in POOLINGS:
+        return f"its embeddings are pooled by {files.mode!r}"
+    if "message" in (files.transformer.get("modality_config") or {}):
+        return "texts go through its chat template"
+    if files.transformer.get("do_lower_case"):
+        return "texts become lower case"
+    if files.settings.get("truncate_dim"):
+        return f"its embeddings are cut to {files.settings['truncate_dim']} numbers"
+    prompts = files.settings.get("prompts") or {}
+    if prompts.get(files.settings.get("default_prompt_name")):
+        return f"it puts the prompt {files.settings['default_prompt_name']!r} in front of every text"
+    if any(prompts.values()) and not files.pools_prompts:
+        return "it leaves prompts out of the pooling"
+    return None
+
+
+class _Files(NamedTuple):
+    """What the files of a sentence-transformers folder say."""
+
+    steps: list[str]
+    mode: str
+    pools_prompts: bool
+    transformer: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def _read_files(path: str) -> _Files | None:
+    def read(name: str) -> Any:
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((Path(path) / name).read_text(encoding="utf-8"))
+        return None
+
+    modules = read("modules.json")
+    if modules is None:
+        return None
+    steps = [module["type"].rpartition(".")[2] for module in modules]
+    place = next((module.get("path", "") for module in modules if module["type"].endswith(".Pooling")), "1_Pooling")
+    config = read(f"{place}/config.json") or {}
+    modes = config.get("pooling_mode") or [n for n, on in config.items() if n.startswith("pooling_mode_") and on]
+    mode = "+".join([modes] if isinstance(modes, str) else modes).replace("pooling_mode_", "")
+    mode = _SENTENCE_TRANSFORMERS_POOLINGS.get(mode, mode)
+    transformer, settings = read("sentence_bert_config.json"), read("config_sentence_transformers.json")
+    return _Files(steps, mode, config.get("include_prompt", True), transformer or {}, settings or {})

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -223,23 +224,47 @@ def test_embeddings_are_sentence_transformers(mode, folders, tmp_path):
     np.testing.assert_allclose([row["embedding"] for row in rows], embedder.encode(TEXTS), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "pooling, module, message",
-    [
-        ({"pooling_mode": "weightedmean"}, "models.Normalize", "is pooled by 'weightedmean', known here are mean"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "models.Normalize", "mean_tokens\\+max"),
-        ({"pooling_mode_mean_tokens": True}, "models.Dense", "go through Dense"),
-    ],
-)
-def test_embeddings_that_need_sentence_transformers_are_refused(pooling, module, message, folders, tmp_path):
+# Folders whose embeddings need more than pooling: arguments of Pooling, of modules behind it, of SentenceTransformer.
+FURTHER_STEPS = {
+    "default prompt": ({}, [], {"prompts": {"query": "the moon and "}, "default_prompt_name": "query"}),
+    "prompt outside of the pooling": (
+        {"include_prompt": False}, [], {"prompts": {"query": "the moon and "}, "default_prompt_name": "query"}
+    ),
+    "dense": ({}, [("Dense", {"in_features": 32, "out_features": 8})], {}),
+    "weighted mean": ({"pooling_mode": "weightedmean"}, [("Normalize", {})], {}),
+    "two poolings": ({"pooling_mode": ("mean", "max")}, [("Normalize", {})], {}),
+    "short": ({}, [("Normalize", {})], {"truncate_dim": 5}),
+    "cut": ({}, [], {"max_seq_length": 4}),
+    "lower case": ({}, [], {"do_lower_case": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FURTHER_STEPS)
+def test_embeddings_equal_those_of_encode(case, folders, tmp_path):
+    """Also of texts beyond the folder's length, and for a prompt, a module or a cut behind the pooling."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    pooling, behind, options = FURTHER_STEPS[case]
+    of_transformer = {name: options[name] for name in ("max_seq_length", "do_lower_case") if name in options}
+    parts = [
+        modules.Transformer(str(shutil.copytree(folders / "TfmEncoderModel", tmp_path / "base")), **of_transformer),
+        modules.Pooling(32, **{"pooling_mode": "mean", **pooling}),
+        *(getattr(modules, name)(**fields) for name, fields in behind),
+    ]
+    options = {name: value for name, value in options.items() if name not in of_transformer}
+    sentence_transformers.SentenceTransformer(modules=parts, device="cpu", **options).save(str(tmp_path / "embedder"))
+    texts = [*TEXTS, TEXTS[-1].upper(), " ".join(TEXTS * 4)]
+    rows = run(tmp_path / "embedder", [{"text": text} for text in texts], tmp_path)
+    expected = sentence_transformers.SentenceTransformer(str(tmp_path / "embedder"), device="cpu").encode(texts)
+    np.testing.assert_allclose([row["embedding"] for row in rows], expected, atol=1e-5)
+
+
+def test_a_missing_sentence_transformers_is_named(folders, tmp_path, monkeypatch):
     folder = shutil.copytree(folders / "TfmEncoderModel", tmp_path / "embedder")
-    (folder / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.{module}"}]))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
-    with pytest.raises(InputError, match=message):
+    (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
+    monkeypatch.setitem(sys.modules, "hf_tfm.tasks.embeddings", None)
+    with pytest.raises(InputError, match="go through Dense, which only .*pip install 'hf-tfm\\[embed\\]'"):
         open_predictor(str(folder))
-    if module.endswith("Normalize"):
-        assert open_predictor(str(folder), pooling="mean").normalize
 
 
 def test_fields_and_lengths_come_from_the_run_record(folders, tmp_path):

@@ -39,16 +39,19 @@ def open_encoder(path: str, trust_remote_code: bool = False, **batching: Any) ->
 
 def embed(encoder: Predictor, texts: Sequence[str], prompt: str = "") -> np.ndarray:
     """Return unit vectors (texts, width) in fp32; `prompt` is prepended to each text."""
-    records = Records(({"text": prompt + text} for text in texts), map(str, range(len(texts))), "texts")
-    return np.array([output["embedding"] for output in encoder(records)], np.float32)
+    records = Records(({"text": text} for text in texts), map(str, range(len(texts))), "texts")
+    return np.array([output["embedding"] for output in replace(encoder, prompt=prompt)(records)], np.float32)
 
 
 def read_prompts(path: str) -> dict[str, str]:
-    """Return the prompts for a `query` and a `passage` from the encoder's sentence-transformers file."""
+    """Return the prompts for a `query` and a `passage`, or the default one, from sentence-transformers' file."""
     file = Path(path) / "config_sentence_transformers.json"
-    prompts = (json.loads(file.read_text(encoding="utf-8")).get("prompts") or {}) if file.is_file() else {}
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    prompts = settings.get("prompts") or {}
     names = {"query": ("query",), "passage": ("passage", "document")}
-    return {kind: next((prompts[name] for name in keys if prompts.get(name)), "") for kind, keys in names.items()}
+    found = {kind: [prompts[name] for name in keys if name in prompts] for kind, keys in names.items()}
+    default = prompts.get(settings.get("default_prompt_name")) or ""
+    return {kind: next(filter(None, texts), "") if texts else default for kind, texts in found.items()}
 
 
 def embedding_width(encoder: Predictor) -> int:
