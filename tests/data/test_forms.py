@@ -77,3 +77,11 @@ def test_a_wrong_field_name_is_answered_with_the_nearest_one(tmp_path):
     path.write_text('{"sentence": "a", "label": "x"}\n')
     with pytest.raises(InputError, match=r"no field 'sentense' \(--text_field\).*did you mean 'sentence'"):
         read_records(path, Reading("classification", {"text": "sentense"}))
+
+
+def test_standard_names_are_found_in_any_case_and_ignored_fields_are_not(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("Sentence,LABEL,text\na,x,b\n")
+    records = read_records(path, Reading("classification", options=ReadingOptions(ignore_fields=("text",))))
+    assert records == [{"text": "a", "label": "x"}]
+    assert records.reports[0].used == {"Sentence", "LABEL"} and not records.reports[0].unused

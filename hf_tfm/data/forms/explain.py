@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..tables import BadRow, Table
-from .form import Form, Reading, Sample, flat, forms_of, has_column
+from .form import EXPLANATIONS, Form, Reading, Sample, flat, forms_of, has_column
 from .jobs import JOBS
 
 
@@ -44,6 +44,9 @@ def explain_unrecognised(sample: Sample, table: Table | None, rows: Sequence[Any
         return f"{place}: its rows are {_kind(rows[0])}, not records with named fields; {_known_forms(reading)}"
     if missing := _missing_names(sample):
         return f"{place}: {missing}"
+    for explain in EXPLANATIONS.get(reading.job, []):
+        if reason := explain(sample):
+            return f"{place}: {reason}"
     advice = [*_table_advice(sample, table), *_other_job(sample)]
     wanted = " and ".join(_wanted(sample))
     names = ", ".join(map(str, sample.columns))

@@ -77,6 +77,7 @@ class Sample:
         columns: Names of all columns or fields in the rows, in the order of their first row.
         class_names: Names of numbered classes by column, from the metadata of Parquet.
         notes: What the form guesses, for the file's report.
+        counts: How often a form found something that is said with its number.
     """
 
     reading: Reading
@@ -86,6 +87,11 @@ class Sample:
     columns: Sequence[str] = ()
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def count(self, text: str) -> None:
+        """Add one to the number with which the file's report says this."""
+        self.counts[text] = self.counts.get(text, 0) + 1
 
     def note(self, text: str) -> None:
         """Add a line to the file's report, once."""
@@ -93,13 +99,20 @@ class Sample:
             self.notes.append(text)
 
     def name_of(self, field_name: str, standard: Sequence[str]) -> Any:
-        """Returns the name that the user gave to a field of the job, or the first standard name that is there."""
+        """
+        Returns the name that the user gave to a field of the job, or the first standard name that is there.
+
+        Columns are also found by standard names in another case: Question, ANSWER.
+        """
         given, default = self.reading.names.get(field_name), self.reading.defaults.get(field_name)
         if given is not None:
             return given[0] if isinstance(given, (list, tuple)) and len(given) == 1 else given
         if default is not None and all(has_column(self.columns, name) for name in flat([default])):
             return default
-        return next((name for name in standard if has_column(self.columns, name)), None)
+        if found := next((name for name in standard if has_column(self.columns, name)), None):
+            return found
+        cases = {str(column).casefold(): column for column in self.columns}
+        return next((cases[name.casefold()] for name in standard if name.casefold() in cases), None)
 
 
 def has_column(columns: Sequence[str], name: str) -> bool:
@@ -137,14 +150,17 @@ class FormRow:
         return default if is_missing(value) else value
 
     def raw(self, name: Any) -> Any:
-        """Returns the value under a name of the file, None if there is none; `a.b` is `b` inside `a`."""
+        """Returns the value under a name of the file, None if there is none or it is ignored; `a.b` is `b` in `a`."""
         if isinstance(name, (list, tuple)):
             return [self.raw(part) for part in name]
+        ignored = self.sample.reading.options.ignore_fields
         if name in self.row:
+            if name in ignored:
+                return None
             self.used.add(name)
             return self.row[name]
         outer, dot, inner = str(name).partition(".")
-        part = self.row.get(outer) if dot else None
+        part = self.row.get(outer) if dot and outer not in ignored else None
         if isinstance(part, Mapping):
             self.used.add(outer)
             return part.get(inner)
@@ -235,6 +251,20 @@ class Form:
             return self.shape is None or bool(self.shape(values))
         except (TypeError, KeyError, IndexError, AttributeError, ValueError):
             return False
+
+
+# What a file is that has no form of a job, by the job: functions of a sample that return a message, or None.
+EXPLANATIONS: dict[str, list[Callable[[Sample], str | None]]] = {}
+
+
+def explains(job: str) -> Callable[[Callable[[Sample], str | None]], Callable[[Sample], str | None]]:
+    """Declare a function that knows files which the job cannot use, and says why."""
+
+    def declare(explain: Callable[[Sample], str | None]) -> Callable[[Sample], str | None]:
+        EXPLANATIONS.setdefault(job, []).append(explain)
+        return explain
+
+    return declare
 
 
 def flat(names: Iterable[Any]) -> list[str]:

@@ -192,7 +192,8 @@ class RecordReader:
         rows = iter(table.rows)
         first = list(itertools.islice(rows, SAMPLED_ROWS))
         sample.rows = [row for _, row in first if isinstance(row, Mapping)]
-        sample.columns = list(table.columns or dict.fromkeys(name for row in sample.rows for name in row))
+        columns = table.columns or dict.fromkeys(name for row in sample.rows for name in row)
+        sample.columns = [name for name in columns if name not in self.reading.options.ignore_fields]
         sample.class_names = table.class_names
         for form in self._forms():
             names = form.names_in(sample) if form.content == "rows" else None
@@ -230,6 +231,7 @@ class RecordReader:
                     yield ReadRecord(place, record, dict(row) if len(records) == 1 else record)
         report.unused = seen - report.used - set(self.reading.options.ignore_fields)
         report.notes += [*source.notes, *source.sample.notes]
+        report.notes += [f"{number:,} × {text}" for text, number in source.sample.counts.items()]
         report.notes += self._guesses(source)
 
     def _guesses(self, source: "Source") -> list[str]:
