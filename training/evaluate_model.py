@@ -8,7 +8,8 @@ Measure a model on text, minimal pairs, labelled records or prompts, and add the
 
 Takes any model folder, ours or native, a name on the Hub, or an adapter. Each figure has its 95 % interval and the
 number of records. Figures on a --hub_dataset are also written to `.eval_results/`, which the Hub shows beside the
-model. With the same --output_dir the same command resumes a stopped evaluation.
+model. The model's folder and card get the figures, beside earlier ones of other data; with an --output_dir that folder
+alone is written. With the same --output_dir the same command resumes a stopped evaluation.
 """
 
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from hf_tfm import InputError
 from hf_tfm.artifacts.card import add_evaluation
 from hf_tfm.artifacts.open import LANGUAGE_MODELS, auto_class_of, fingerprint, open_model
+from hf_tfm.artifacts.record import RECORD_FILE
 from hf_tfm.evaluate.measure_model import LANGUAGE_MODEL_MEASUREMENTS, EvaluationRecipe, measure_by_head
 from hf_tfm.evaluate.result_store import open_results
 from hf_tfm.tasks.likelihood import LanguageModel
@@ -52,7 +54,11 @@ def main(argv: list[str] | None = None) -> None:
 
     path, folder = results.write(), Path(recipe.model)
     print(f"results    {path}")
-    for written in add_evaluation(folder if recipe.card and folder.is_dir() else path.parent, path):
+    if not (recipe.output_dir is None if recipe.card is None else recipe.card) or not folder.is_dir():
+        folder = path.parent
+    elif (folder / RECORD_FILE).is_file() and folder.resolve() != path.parent.resolve():
+        results.write(folder)
+    for written in add_evaluation(folder, path):
         print(f"written    {written}")
 
 

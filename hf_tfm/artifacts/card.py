@@ -7,7 +7,6 @@ Every figure comes from the run record or from `evaluation.json`; a value withou
 import functools
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +56,16 @@ def rewrite_card(folder: Path, **facts: Any) -> None:
 
 def add_evaluation(folder: Path, measured: Path) -> list[Path]:
     """
-    Add an `evaluation.json` to a model's folder and return the written card and files of `.eval_results/`.
+    Write what was measured into a folder, and return the written card and files of `.eval_results/`.
 
-    A folder without a run record gets the files of `.eval_results/` only.
+    The card has the figures of the folder's own `evaluation.json`. A folder without a run record gets the files of
+    `.eval_results/` only, from `measured`.
     """
     if (folder / RECORD_FILE).is_file():
-        if not (folder / EVALUATION_FILE).exists() or not measured.samefile(folder / EVALUATION_FILE):
-            shutil.copyfile(measured, folder / EVALUATION_FILE)
         write_card(folder)
         written = [folder / "README.md"]
     else:
-        _write_hub_results(folder, hub_results({}, read_evaluation(measured.parent)))
+        _write_hub_results(folder, hub_results({}, read_evaluation(measured.parent)), delete=False)
         written = []
     return [*written, *sorted((folder / EVAL_RESULTS).glob("*.yaml"))]
 
@@ -169,10 +167,10 @@ def _write_card(folder: Path, record: dict[str, Any]) -> None:
     _write_hub_results(folder, hub_results(record, evaluation))
 
 
-def _write_hub_results(folder: Path, files: dict[str, str]) -> None:
-    """Write files by name into `.eval_results/` and delete generated ones whose figures are gone."""
+def _write_hub_results(folder: Path, files: dict[str, str], delete: bool = True) -> None:
+    """Write files by name into `.eval_results/`, and `delete` generated ones whose figures are gone."""
     target = folder / EVAL_RESULTS
-    for file in target.glob("*.yaml"):
+    for file in target.glob("*.yaml") if delete else ():
         if file.name not in files and file.read_text(encoding="utf-8").startswith(_GENERATED):
             file.unlink()
     for name, text in files.items():

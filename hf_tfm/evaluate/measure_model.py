@@ -38,7 +38,10 @@ class EvaluationRecipe(ReadingRecipe):
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the results; by default runs/evaluation/MODEL."}
     )
-    card: bool = field(default=True, metadata={"help": "Put the figures into the card in the model's folder."})
+    card: bool | None = field(
+        default=None,
+        metadata={"help": "Put the figures into the model's folder and its card; by default without --output_dir."},
+    )
     bf16: bool = field(default=False, metadata={"help": "Compute in bf16: faster, exact to about three digits."})
     batch_tokens: int = field(default=2048, metadata={"help": "Tokens computed together; changes only the speed."})
     seed: int = field(default=0, metadata={"help": "Seed of examples and samples."})
@@ -169,7 +172,7 @@ def measure_by_prompt(lm: LanguageModel, recipe: EvaluationRecipe, results: Resu
         lambda: few_shot.estimate_by_rule(labels, few_shot.score_labels(lm, prompt, records.rows, examples), actual),
     )
     headline = {f"{metric}, {rule}": figures[rule][metric] for rule in figures for metric in labels.metrics}
-    results.add_task(task, path, settings, headline, recipe.hub())
+    results.add_task(task, path, settings, headline, recipe.hub(), "test")
 
 
 def measure_by_head(
@@ -196,7 +199,7 @@ def measure_by_head(
             batch_tokens=recipe.batch_tokens, bf16=recipe.bf16, **lengths,
         ),
     )  # fmt: skip
-    results.add_task(settings["task"], path, settings, figures, recipe.hub())
+    results.add_task(settings["task"], path, settings, figures, recipe.hub(), "test")
 
 
 def generate_continuations(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:

@@ -74,6 +74,7 @@ class ResultStore:
         settings: Mapping[str, Any],
         figures: Mapping[str, Any],
         hub: HubData | None = None,
+        split: str = "train",
         **details: Any,
     ) -> None:
         """
@@ -83,6 +84,7 @@ class ResultStore:
             path: the data file.
             figures: `Estimate`s by name, for the model's card.
             hub: the data set on the Hub that the file is from.
+            split: the split that was read if `path` is a folder.
             details: further facts to store beside the figures.
         """
         figures = as_json(figures)
@@ -91,32 +93,38 @@ class ResultStore:
                 f"{task}: {name} {figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}], n {figure['n']:,}"
             )
         facts = {"task": task, "data": public_name(path) if path else "", "settings": as_json(settings)}
+        if path:
+            facts["data_sha256"] = content_hash(path, split)
         facts |= {"results": figures, **({"hub": hub._asdict()} if hub else {}), **as_json(details)}
         self.tasks.append(facts)
 
-    def write(self) -> Path:
+    def write(self, folder: Path | None = None) -> Path:
         """
-        Write `evaluation.json` and return its path.
+        Write `evaluation.json` into a folder, by default that of the results, and return its path.
 
-        Earlier tasks of the same model remain in it, each with the command that measured it.
+        Earlier tasks of the same weights remain in it, each with the command that measured it; a task on the same data
+        with the same settings is replaced.
         """
-        path = self.folder / EVALUATION_FILE
+        path = (folder or self.folder) / EVALUATION_FILE
         run = {
             "command": public_command(sys.argv),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
         }
-        earlier_tasks, previous = [], read_evaluation(self.folder)
-        if previous and previous["model"] == self.model:
-            replaced = [(task["task"], task["data"], task["settings"]) for task in self.tasks]
+        earlier, previous = [], read_evaluation(path.parent)
+        if previous:
             earlier_run = {name: previous[name] for name in run if name in previous}
-            earlier_tasks = [
+            earlier = [
                 {**earlier_run, **task}
                 for task in previous["tasks"]
-                if (task["task"], task["data"], task["settings"]) not in replaced
+                if not any(_is_same_measurement(task, new) for new in self.tasks)
             ]
-        facts = {"model": self.model, **run, "tasks": [*earlier_tasks, *self.tasks]}
-        write_atomically(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            if earlier and _weights(previous["model"]) != _weights(self.model):
+                print(f"dropped    {len(earlier)} earlier results in {path}: they are of other weights")
+                earlier = []
+        tasks = [*earlier, *(_with_own_name(task, earlier) for task in self.tasks)]
+        text = json.dumps({"model": self.model, **run, "tasks": tasks}, indent=1, ensure_ascii=False)
+        write_atomically(path, text + "\n")
         return path
 
     def _append(self, line: str) -> None:
@@ -124,6 +132,26 @@ class ResultStore:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells the weights of a model from others, which precision and name of a folder do not."""
+    left_out = ("bf16", "name") if "sha256" in model else ("bf16",)
+    return {name: value for name, value in model.items() if name not in left_out}
+
+
+def _is_same_measurement(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    # Results of 0.1 have no hash of their data.
+    has_hashes = "data_sha256" in one and "data_sha256" in other
+    return all(one[name] == other[name] for name in ("task", "settings", "data_sha256" if has_hashes else "data"))
+
+
+def _with_own_name(task: dict[str, Any], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a task whose data are told from files of the same name with other content."""
+    same_name = [other for other in earlier if (other["task"], other["data"]) == (task["task"], task["data"])]
+    if all(other.get("data_sha256", task.get("data_sha256")) == task.get("data_sha256") for other in same_name):
+        return task
+    return {**task, "data": f"{task['data']} ({task['data_sha256'][:8]})"}
 
 
 def open_results(kind: str, location: str, output_dir: str | None, **identity: Any) -> ResultStore:

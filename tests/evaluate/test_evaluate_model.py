@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from parity_table import native_model
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import build_tokenizer
 from transformers import AutoTokenizer
 
@@ -219,7 +220,7 @@ def test_figures_are_added_to_the_card(models, data, tmp_path):
     record["model"] = model_facts(model)
     record["block_length"] = 24
     record.write(folder)
-    arguments = ["--text", data / "text.jsonl.gz", "--prompts", "the cat", "--max_new_tokens", 3]
+    arguments = ["--text", data / "text.jsonl.gz", "--prompts", "the cat", "--max_new_tokens", 3, "--card", "true"]
     tasks = measured(folder, tmp_path / "out", *arguments)
     assert tasks["text"]["settings"]["window"] == 24, "as in training"
     card = (folder / "README.md").read_text()
@@ -239,13 +240,13 @@ def on_the_hub(place: Path) -> list:
 
 @pytest.mark.parametrize("has_record", [True, False])
 def test_figures_on_a_hub_data_set_are_written_for_the_hub(has_record, models, data, tmp_path):
-    """They stand beside the model once somebody says which data set it is, and only as long as there are figures."""
+    """They stand beside the model once somebody says which data set it is, also after other measurements."""
     folder = shutil.copytree(models / "classifier", tmp_path / "model")
     if has_record:
         record = RunRecord("finetune_classification", 0)
         record["model"] = model_facts(tiny.build("TfmEncoderForSequenceClassification"))
         record.write(folder)
-    file = ["--test_file", data / "labels.jsonl"]
+    file = ["--test_file", data / "labels.jsonl", "--card", "true"]
     measured(folder, tmp_path / "out", *file)
     assert not (folder / ".eval_results").exists(), "nobody said what the file is"
     (folder / ".eval_results").mkdir()
@@ -260,18 +261,63 @@ def test_figures_on_a_hub_data_set_are_written_for_the_hub(has_record, models, d
     assert [entry.task_id for entry in on_the_hub(folder)] == ["hard"]
     if has_record:
         found = ModelCard.load(folder / "README.md").data.eval_results
-        assert {(one.dataset_type, one.dataset_config, one.dataset_split) for one in found} == {
-            ("someone/pairs", "plain", "validation")
-        }
+        named = {(one.dataset_type, one.dataset_config, one.dataset_split) for one in found}
+        assert named - {("other", None, None)} == {("someone/pairs", "plain", "validation")}
     (tmp_path / "mine.yaml").replace(folder / ".eval_results/mine.yaml")
     measured(folder, tmp_path / "third", *file)
-    assert [path.name for path in (folder / ".eval_results").iterdir()] == ["mine.yaml"]
+    assert {path.name for path in (folder / ".eval_results").iterdir()} == {"mine.yaml", "someone--pairs.yaml"}
 
 
-def test_the_card_is_unchanged_on_request(models, data, tmp_path):
-    before = sorted((models / "classifier").rglob("*"))
-    measured(models / "classifier", tmp_path, "--test_file", data / "labels.jsonl", *HUB, "--card", "false")
-    assert sorted((models / "classifier").rglob("*")) == before and on_the_hub(tmp_path)
+def recorded_model(folder: Path, model_class: str) -> Path:
+    """Return a folder with a run record, and therefore a card, of a model in it."""
+    record = RunRecord("a run", 0)
+    record["model"] = model_facts(tiny.build(model_class))
+    record.write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [[], ["--card", "false"]])
+def test_a_models_folder_is_left_alone_if_results_go_elsewhere(arguments, models, data, tmp_path):
+    folder = recorded_model(
+        shutil.copytree(models / "classifier", tmp_path / "m"), "TfmEncoderForSequenceClassification"
+    )
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    out = tmp_path / "out"
+    measured(folder, out, "--test_file", data / "labels.jsonl", *HUB, *arguments)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before and on_the_hub(out)
+
+
+def test_figures_of_another_test_file_stand_beside_the_earlier_ones(models, data, tmp_path, monkeypatch, capsys):
+    """In folder and card, by default: also of a file with the same name, and computed in another precision."""
+    folder = recorded_model(
+        shutil.copytree(models / "classifier", tmp_path / "m"), "TfmEncoderForSequenceClassification"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    lines = (data / "labels.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "other" / "labels.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    files = [data / "labels.jsonl", tmp_path / "other" / "labels.jsonl"]
+
+    def rows() -> list[tuple[str, int]]:
+        tasks = json.loads((folder / "evaluation.json").read_text())["tasks"]
+        return [(task["data_sha256"], task["results"]["accuracy"]["n"]) for task in tasks]
+
+    for number, file in enumerate([*files, files[0]]):
+        bf16 = ["--bf16", "true"] if number == 1 else []
+        assert evaluate_model.main(["--model", str(folder), "--test_file", str(file), *bf16]) == 0
+    assert sorted(n for _, n in rows()) == [len(lines) // 2, len(lines)] and len({sha for sha, _ in rows()}) == 2
+    card = (folder / "README.md").read_text()
+    table = [
+        line for line in card.splitlines() if line.startswith("| SequenceClassification") and "| accuracy |" in line
+    ]
+    names = {line.split("|")[2] for line in table}
+    assert len(table) == len(names) == 2, "two files of one name cannot be told apart"
+
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight + 0.01 for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert evaluate_model.main(["--model", str(folder), "--test_file", str(files[0])]) == 0
+    assert "dropped    1 earlier results" in capsys.readouterr().out and len(rows()) == 1
 
 
 def test_figures_of_two_runs_keep_their_commands(models, data, tmp_path, monkeypatch):
@@ -281,7 +327,7 @@ def test_figures_of_two_runs_keep_their_commands(models, data, tmp_path, monkeyp
     record.write(folder)
     for number, arguments in enumerate((["--text", data / "text.jsonl.gz"], ["--prompts", "the cat"])):
         monkeypatch.setattr(sys, "argv", ["evaluate_model.py", f"--run={number}"])
-        measured(folder, tmp_path / "out", *arguments)
+        measured(folder, tmp_path / "out", *arguments, "--card", "true")
         card = (folder / "README.md").read_text()
         assert [f"--run={n}" in card for n in range(2)] == [True, number == 1]
 
