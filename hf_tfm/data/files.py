@@ -1,6 +1,7 @@
 """Finds data files, opens them through their compression, and explains what cannot be read."""
 
 import bz2
+import difflib
 import glob
 import gzip
 import io
@@ -9,7 +10,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,10 +19,20 @@ from ..core.errors import InputError, explain, reason_of
 from ..core.package_data import find_packaged
 
 
-TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-PLAIN_TEXT = (".txt", ".md", ".markdown", ".rst")
-# Suffixes that `list_files` lists. In a folder of training text, files of the other kinds of plain text are about it.
-READABLE = (*TABLES, ".txt")
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+WIKITEXT = (".tokens", ".raw")
+SOURCE_CODE = tuple(
+    ".py .pyi .c .h .cc .cpp .hpp .cs .java .kt .scala .js .jsx .ts .tsx .go .rs .rb .php .swift .lua .r .jl .pl .sh"
+    " .sql .html .css .tex .lean .hs .ml .clj .ex .erl .zig .asm .f90 .vue".split()
+)
+MARKUP = (".md", ".markdown", ".rst")
+PLAIN_TEXT = (".txt", *WIKITEXT, *MARKUP, *SOURCE_CODE)
+# Suffixes that `list_files` lists. In a folder that has such files, the other kinds of plain text are about them.
+READABLE = (*TABLES, ".txt", *WIKITEXT)
+# Files of a folder that describe its data.
+_METADATA = frozenset(
+    "dataset_info.json dataset_infos.json dataset_dict.json state.json .gitattributes croissant.json".split()
+)
 
 
 class DataFile(NamedTuple):
@@ -41,21 +52,31 @@ class DataFile(NamedTuple):
         return (suffixes[-1].lower() if suffixes else ""), compression
 
 
-def list_files(location: str, split: str = "train", suffixes: Collection[str] | None = None) -> list[DataFile]:
+def list_files(
+    location: str | Path | Sequence[str | Path], split: str = "train", suffixes: Collection[str] | None = None
+) -> list[DataFile]:
     """
-    Returns the files of a location, sorted by path.
+    Returns the files of a location or of several, those of each one sorted by path.
 
     Args:
         location: A file, a folder (read recursively) or a glob; archives count as folders.
         split: In folders and archives, only files of this split, by their names or a folder's (`test.jsonl`, `dev/…`);
             files named for no split belong to "train". "" for all files.
-        suffixes: Suffixes of the formats to list, `READABLE` by default.
+        suffixes: Suffixes of the formats to list; by default `READABLE`, and in a folder that has none of these, any
+            kind of plain text.
 
     Raises:
         InputError: There is none.
     """
-    suffixes = READABLE if suffixes is None else suffixes
-    files = [file for file, in_split in _walk(location, split, suffixes) if in_split and file.suffixes[0] in suffixes]
+    locations = [location] if isinstance(location, str | Path) else list(location)
+    files = [file for one in locations for file in _list_location(str(one), split, suffixes)]
+    return list(dict.fromkeys(files))
+
+
+def _list_location(location: str, split: str, suffixes: Collection[str] | None) -> list[DataFile]:
+    walked = [*_walk(location, split, suffixes)]
+    suffixes = _folder_suffixes(walked) if suffixes is None else suffixes
+    files = [file for file, in_split in walked if in_split and _is_listed(file, suffixes)]
     if not files:
         which = f"of the {split!r} split " if split else ""
         raise InputError(f"{location}: holds no file {which}whose name ends in {_readable_suffixes()}")
@@ -64,22 +85,48 @@ def list_files(location: str, split: str = "train", suffixes: Collection[str] | 
 
 def list_skipped_files(location: str, split: str = "train") -> dict[str, list[Path]]:
     """
-    Returns the files that `list_files` skips, except hidden ones, by reason: "named for another split" and "of another
-    kind". A file in an archive is `archive.zip/member`.
+    Returns the files that `list_files` skips, except hidden ones, by reason: "named for another split", "about the
+    data" (metadata of the Hub) and "of another kind". A file in an archive is `archive.zip/member`.
     """
     skipped: dict[str, list[Path]] = {}
-    for file, in_split in _walk(location, split, READABLE):
+    walked = [*_walk(location, split, None)]
+    suffixes = _folder_suffixes(walked)
+    for file, in_split in walked:
         suffix = file.suffixes[0]
-        if not in_split and suffix in (*READABLE, ".zip"):
+        if _is_metadata(file):
+            skipped.setdefault("about the data", []).append(Path(str(file)))
+        elif not in_split and suffix in (*suffixes, ".zip"):
             skipped.setdefault("named for another split", []).append(Path(str(file)))
-        elif suffix not in READABLE:
+        elif suffix not in suffixes:
             skipped.setdefault("of another kind", []).append(Path(str(file)))
     return skipped
 
 
+def _folder_suffixes(walked: list[tuple[DataFile, bool]]) -> Collection[str]:
+    """Suffixes to list: any kind of plain text if there is no data that it may be about."""
+    has_data = any(file.suffixes[0] in READABLE and not _is_metadata(file) for file, _ in walked)
+    return READABLE if has_data else (*READABLE, *PLAIN_TEXT)
+
+
+def _is_listed(file: DataFile, suffixes: Collection[str]) -> bool:
+    return file.suffixes[0] in suffixes and not _is_metadata(file)
+
+
+def _is_metadata(file: DataFile) -> bool:
+    """Whether a file describes the data beside it; `save_to_disk` of `datasets` and the Hub write such files."""
+    path = Path(file.member or file.path)
+    if path.name in _METADATA:
+        return True
+    # Arrow files of intermediate results.
+    return path.name.startswith("cache-") and path.suffix == ".arrow"
+
+
 def named_split(path: Path) -> str | None:
     """Returns the split that a file's name, or the name of a folder above it, speaks of; None if there is none."""
-    for part in reversed(path.parts):
+    *folders, name = path.parts or ("",)
+    if path.suffix in WIKITEXT:  # wiki.valid.tokens
+        name = ".".join(reversed(path.stem.split(".")))
+    for part in (name, *reversed(folders)):
         match = re.match(r"([a-z]*)(?:[-_.]|$)", part.lower())
         split = _SPLIT_ALIASES.get(match[1], match[1]) if match else None
         if split in ("train", "validation", "test"):
@@ -105,14 +152,11 @@ def open_file(file: DataFile) -> Iterator[BinaryIO]:
 def explain_unreadable(place: object) -> AbstractContextManager[None]:
     """Turns errors of damaged and unreadable files into an `InputError`."""
     # RuntimeError: an encrypted zip file.
-    errors = (UnicodeDecodeError, OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
+    errors = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
     return explain(place, _unreadable_hint, *errors)
 
 
 def _unreadable_hint(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        byte = error.object[error.start]
-        return f"is not UTF-8 text (byte 0x{byte:02x}); convert it, for instance with `iconv -t utf-8`"
     return f"cannot be read ({reason_of(error)}); mend the file or fetch it again"
 
 
@@ -132,7 +176,7 @@ DECOMPRESS: dict[str, Callable[[Any], Any]] = {
 _SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test", "training": "train"}
 
 
-def _walk(location: str, split: str, suffixes: Collection[str]) -> Iterator[tuple[DataFile, bool]]:
+def _walk(location: str, split: str, suffixes: Collection[str] | None) -> Iterator[tuple[DataFile, bool]]:
     """Yields all files of a location except hidden ones, sorted by path, and whether each belongs to the split."""
     expanded = find_packaged(os.path.expanduser(location))
     is_folder = os.path.isdir(expanded)
@@ -144,7 +188,10 @@ def _walk(location: str, split: str, suffixes: Collection[str]) -> Iterator[tupl
         paths = [Path(path) for path in sorted(glob.glob(expanded, recursive=True))]
     paths = [path for path in paths if path.is_file()]
     if not (paths or is_folder):
-        raise InputError(f"{location}: no such file, folder or glob; a dataset of the Hub is written hub:NAME")
+        raise InputError(
+            f"{location}: no such file, folder or glob{_close_names(expanded)}; a dataset of the Hub is written "
+            "hub:NAME"
+        )
     for path in paths:
         inner_path = path.relative_to(expanded) if is_folder else Path()
         if _is_hidden(inner_path):
@@ -155,10 +202,21 @@ def _walk(location: str, split: str, suffixes: Collection[str]) -> Iterator[tupl
                 members = sorted(name for name in archive.namelist() if not name.endswith("/"))
             visible = (name for name in members if not _is_hidden(Path(name)))
             yield from ((DataFile(path, name), _belongs(Path(name), split)) for name in visible)
-        elif not is_folder and DataFile(path).suffixes[0] not in suffixes:
+        elif not is_folder and DataFile(path).suffixes[0] not in (suffixes or {*READABLE, *PLAIN_TEXT}):
             raise InputError(f"{path}: unknown kind of file; the name must end in {_readable_suffixes()}")
         else:
             yield DataFile(path), in_split
+
+
+def _close_names(location: str) -> str:
+    """Names beside a missing file that are almost the same."""
+    path = Path(location)
+    try:
+        names = {entry.name.lower(): entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")}
+    except OSError:
+        return ""
+    close = [names[name] for name in difflib.get_close_matches(path.name.lower(), names, 3, 0.7)]
+    return f" (there is {', '.join(close)})" if close else ""
 
 
 def _is_hidden(path: Path) -> bool:

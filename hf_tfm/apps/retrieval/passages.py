@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core.errors import InputError
-from ...data.files import PLAIN_TEXT, READABLE, DataFile, list_files
+from ...data.files import MARKUP, PLAIN_TEXT, READABLE, DataFile, list_files
 from ...data.plain_text import cut_text, read_plain_text
 from ...data.records import Records, read_record_file
 from ...data.sources import read_documents
@@ -19,7 +19,7 @@ from ...data.text import sentence_ends
 
 
 INDEX_FILE = "index.json"  # a folder with this file is an index, and none of its files is a document
-_SUFFIXES = frozenset({*READABLE, *PLAIN_TEXT})
+_SUFFIXES = frozenset({*READABLE, *MARKUP})
 
 
 class Passage(NamedTuple):
