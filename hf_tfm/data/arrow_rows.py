@@ -60,7 +60,7 @@ def _iterate(table: Table, batches: Iterator[Any], named: dict[str, Callable[[An
     with explain(table.file, _DAMAGED, pyarrow.ArrowException):
         for batch in batches:
             for start in range(0, batch.num_rows, 256):
-                for number, record in zip(numbers, batch.slice(start, 256).to_pylist()):
+                for record, number in zip(batch.slice(start, 256).to_pylist(), numbers):
                     for name in named.keys() & record.keys():
                         record[name] = named[name](record[name])
                     yield f"{table.file}, record {number}", record

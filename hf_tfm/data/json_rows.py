@@ -226,8 +226,6 @@ def _unwrap_splits(table: Table, value: dict[str, Any], split: str) -> _Unwrappe
 def _unwrap_pandas(value: dict[str, Any]) -> _Unwrapped | None:
     """A dictionary of equally long lists, and what pandas' `to_json` writes with its `orient`s."""
     items = list(value.values())
-    if isinstance(value.get("schema"), dict) and isinstance(value.get("data"), list):
-        return _Unwrapped(value["data"], 'the rows are those in "data" of pandas\' table')
     names, data = value.get("columns"), value.get("data")
     if isinstance(names, list) and isinstance(data, list) and value.keys() <= {"columns", "index", "data"}:
         if all(isinstance(row, list) and len(row) == len(names) for row in data):
