@@ -57,7 +57,7 @@ class RetrievalRecipe:
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, RetrievalRecipe, None, __doc__)
     remote, folder = {"trust_remote_code": recipe.trust_remote_code}, Path(recipe.output_dir)
-    _, questions = read_questions(read_records(recipe.questions, Reading("questions")))
+    questions = read_questions(read_records(recipe.questions, Reading("questions")))
     questions = [question for question in questions if question.answers]
     if not questions:
         raise InputError(f"{recipe.questions}: no question has an answer, so nothing can be found")

@@ -6,10 +6,11 @@ Fine-tunes a model to find the answer to a question in a text, or that the text 
     python training/finetune_qa.py --model my-encoder --train_file a.jsonl b.jsonl --test_file test.jsonl \\
         --lora --output_dir runs/answers
 
-Takes any model of the Auto classes, encoder or decoder, with a fast tokenizer. Records have the shape of SQuAD: a
-question, a context, and `answers` with `text` and `answer_start`, both empty where the context has no answer. Long
-contexts are read in windows that overlap. The best checkpoint, and the threshold for "no answer", are chosen on the
-validation set; the test set is measured once, beside simple rules. The same command resumes a stopped run.
+Takes any model of the Auto classes, encoder or decoder, with a fast tokenizer, and files in the form of SQuAD 1.1 or
+2.0: its own nested files, or rows with a question, a context, and `answers` with `text` and `answer_start`, both empty
+where the context has no answer. Long contexts are read in windows that overlap. The best checkpoint, and the threshold
+for "no answer", are chosen on the validation set; the test set is measured once, beside simple rules. The same command
+resumes a stopped run.
 """
 
 import sys
@@ -29,9 +30,6 @@ class QuestionRecipe(TaskRecipe):
     stride: int | None = field(
         default=None,
         metadata={"help": "Tokens that two windows of a context share; by default 64, or a quarter of max_length."},
-    )
-    skip_bad_answers: bool = field(
-        default=False, metadata={"help": "Leave out records whose answer is not in its context, instead of stopping."}
     )
 
 

@@ -42,12 +42,14 @@ class BadRow(ValueError):
     Attributes:
         kind: The fault in a few words, the same for all rows that have it.
         detail: What is wrong in this row; the kind if there is no more to say.
+        part: The part of the row that has the fault, if the others can be used: "question 7".
     """
 
-    def __init__(self, kind: str, detail: str = ""):
+    def __init__(self, kind: str, detail: str = "", part: str = ""):
         super().__init__(f"{kind} ({detail})" if detail else kind)
         self.kind = kind
         self.detail = detail or kind
+        self.part = part
 
 
 @dataclass

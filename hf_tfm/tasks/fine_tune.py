@@ -138,7 +138,6 @@ def read_examples(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[
         recipe, dataset.records, seed, task.carving_keys(dataset), task.strata(dataset), reading
     )
     splits = {"train": task.read(train_records), "validation": task.read(validation_records)}
-    splits["train"].skipped += dataset.skipped
     if recipe.test_file:
         splits["test"] = task.read(finetune.read_split(recipe.test_file, reading, "test"))
     return splits

@@ -37,7 +37,6 @@ class QuestionAnswering(Task[Question]):
         context_field: field of the text that has the answer.
         answers_field: field of the answers, in SQuAD's shape.
         stride: tokens that two windows of a long context share; 64 by default, or a quarter of the maximal length.
-        skip_bad_answers: leave out records whose answer is not in its context, instead of raising.
         threshold: "no answer" is given where it is better than the best span by more than this; None: never.
     """
 
@@ -52,7 +51,6 @@ class QuestionAnswering(Task[Question]):
     context_field: str | None = None
     answers_field: str | None = None
     stride: int | None = None
-    skip_bad_answers: bool = False
     threshold: float | None = None
 
     @property
@@ -66,8 +64,7 @@ class QuestionAnswering(Task[Question]):
     def read(self, records: Records, labelled: bool = True) -> Split[Question]:
         if not labelled:
             return Split(records, [Question(record["question"], record["context"]) for record in records])
-        usable, examples = read_questions(records, self.skip_bad_answers)
-        return Split(usable, examples, skipped=len(records) - len(usable))
+        return Split(records, read_questions(records))
 
     def keys(self, split: Split[Question]) -> list[Hashable]:
         return [(example.context, example.question.casefold()) for example in split.examples]
@@ -157,10 +154,6 @@ class QuestionAnswering(Task[Question]):
         unanswered = sum(not question.answers for question in split.examples)
         without = f", {unanswered:,} of them without an answer" if unanswered else ""
         return f"{questions:,} questions in {len(split.rows):,} windows{without}"
-
-    def notes(self, name: str, split: Split[Question]) -> Iterable[str]:
-        if split.skipped:
-            yield f"skipped {split.skipped:,} {name} records whose answer is not where it should be"
 
     def describe_example(self, tokenizer: PreTrainedTokenizerBase, train: Split[Question]) -> str:
         example = next(question for question in train.examples if question.answers)

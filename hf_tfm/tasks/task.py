@@ -51,14 +51,12 @@ class Split(Generic[Example]):
         examples: what the task makes of each record.
         rows: inputs of the model such as `input_ids`, and `labels` in training; set by `encode`.
         windows: for tasks that cut long examples into several rows, which part of which example each row holds.
-        skipped: how many records were left out because the task cannot use them.
     """
 
     records: Records
     examples: list[Example]
     rows: list[dict[str, Any]] = field(default_factory=list)
     windows: list[Any] = field(default_factory=list)
-    skipped: int = 0
 
 
 @dataclass

@@ -7,7 +7,7 @@ import pytest
 from hf_tfm import InputError
 from hf_tfm.data.forms.form import Reading, forms_of
 from hf_tfm.data.forms.jobs import JOBS
-from hf_tfm.data.forms.reader import RecordReader, read_records
+from hf_tfm.data.forms.reader import RecordReader, read_records, read_rows
 from hf_tfm.data.tables import ReadingOptions
 
 
@@ -85,3 +85,30 @@ def test_standard_names_are_found_in_any_case_and_ignored_fields_are_not(tmp_pat
     records = read_records(path, Reading("classification", options=ReadingOptions(ignore_fields=("text",))))
     assert records == [{"text": "a", "label": "x"}]
     assert records.reports[0].used == {"Sentence", "LABEL"} and not records.reports[0].unused
+
+
+def test_parts_of_a_row_are_left_out_by_themselves(tmp_path):
+    def question(number, text):
+        return {"id": f"q{number}", "question": "Who?", "answers": [{"text": text, "answer_start": 0}]}
+
+    article = {
+        "paragraphs": [{"context": "Ann sings.", "qas": [question(1, "Ann"), question(2, " "), question(3, "A")]}]
+    }
+    with pytest.raises(InputError, match=r"row 1, question q2: .* is blank"):
+        read_rows([article], Reading("questions"))
+    records = read_rows([article], Reading("questions", options=ReadingOptions(skip_bad=True)))
+    assert [record["id"] for record in records] == ["q1", "q3"]
+
+
+def test_a_name_is_found_inside_a_field_and_a_wrong_one_is_named():
+    rows = [{"data": {"sentence": "a", "label": "x"}}]
+    [record] = read_rows(rows, Reading("classification", {"text": "sentence", "label": "data.label"}))
+    assert record == {"text": "a", "label": "x"}
+    with pytest.raises(InputError, match=r"no field 'body' in 'data' \(--text_field\), there are sentence, label"):
+        read_rows(rows, Reading("classification", {"text": "data.body", "label": "label"}))
+
+
+def test_without_records_the_reasons_are_said():
+    rows = [{"premise": "a", "hypothesis": "b", "gold_label": "-"}]
+    with pytest.raises(InputError, match="holds no records; left out: 1 × no label, 'gold_label' is '-'"):
+        read_rows(rows, Reading("classification"))

@@ -29,6 +29,7 @@ from hf_tfm.core.errors import InputError
 from hf_tfm.data.forms.form import Reading
 from hf_tfm.data.forms.reader import read_records, read_rows
 from hf_tfm.data.records import Records
+from hf_tfm.data.tables import ReadingOptions
 from hf_tfm.evaluate.labelled import measure_head, open_task
 from hf_tfm.tasks.question_answering import QuestionAnswering, answer_by_rules, choose_threshold, score_answers
 from hf_tfm.tasks.spans import ContextWindow, Span, SpanAnswer, encode_questions, find_answers, span_columns
@@ -325,9 +326,12 @@ def test_baselines_answer_by_rules():
     assert "no answer" not in guesses and answer_by_rules(asked, [Question("?", "a")])["no answer"] == [""]
 
 
-def records_of(*answers) -> Records:
-    rows = [{"question": "q", "context": "a cat, a dog", "answers": answer} for answer in answers]
-    return read_rows(rows, Reading("questions"), "f")
+CONTEXT = "a cat, a dog, and nobody else"
+
+
+def records_of(*answers, **options) -> Records:
+    rows = [{"question": "q", "context": CONTEXT, "answers": answer} for answer in answers]
+    return read_rows(rows, Reading("questions", options=ReadingOptions(**options)), "f")
 
 
 def test_every_form_of_answers_is_read():
@@ -341,13 +345,14 @@ def test_every_form_of_answers_is_read():
         json.dumps({"text": ["cat"], "answer_start": [2]}),
     ]
     for form in forms:
-        _, [question] = read_questions(records_of(form))
+        [question] = read_questions(records_of(form))
         assert question.answers[0] == "cat" and question.start == 2 and question.end == 5, form
     for form in ({"text": [], "answer_start": []}, [], "", {"text": None}):
-        _, [question] = read_questions(records_of(form))
+        [question] = read_questions(records_of(form))
         assert question.answers == (), form
-    kept, asked = read_questions(records_of("cat", "cow", "dog"), skip=True)
-    assert kept.places == ["f, row 1", "f, row 3"] and [q.answers for q in asked] == [("cat",), ("dog",)]
+    kept = records_of("cat", "cow", "dog", skip_bad=True)
+    assert kept.places == ["f, row 1", "f, row 3"]
+    assert [question.answers for question in read_questions(kept)] == [("cat",), ("dog",)]
 
 
 def test_files_of_squad_itself_are_unfolded(tmp_path):
@@ -356,8 +361,7 @@ def test_files_of_squad_itself_are_unfolded(tmp_path):
     nested = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "a cat", "qas": asked}]}]}
     flat = read_rows(nested["data"], Reading("questions"))
     assert [record["id"] for record in flat] == ["7", "8"]
-    _, questions = read_questions(flat)
-    assert [question.answers for question in questions] == [("cat",), ()]
+    assert [question.answers for question in read_questions(flat)] == [("cat",), ()]
 
     for indent in (None, 2):
         (tmp_path / "squad.json").write_text(json.dumps(nested, indent=indent))
@@ -369,18 +373,21 @@ def test_files_of_squad_itself_are_unfolded(tmp_path):
 
 
 BAD_ANSWERS = {
-    "not there": ({"text": ["cow"], "answer_start": [2]}, "answer 'cow' is not in its context"),
-    "elsewhere": ({"text": ["cat"], "answer_start": [3]}, "answer 'cat' is not at 3 in its context, but at 2"),
-    "second one not there": ({"text": ["cat", "cow"], "answer_start": [2, 3]}, "answer 'cow' is not in its context"),
-    "counts differ": ({"text": ["cat"], "answer_start": [2, 7]}, "1 answers but 2 starts"),
-    "blank": ({"text": [" "], "answer_start": [1]}, "answer ' ' in field 'answers' is no text"),
+    "not there": ({"text": ["cow"], "answer_start": [2]}, "an answer is not in its context ('cow')"),
+    "elsewhere": ({"text": ["cat"], "answer_start": [20]}, "in the context ('cat' is not at 20 but at 2)"),
+    "second one not there": ({"text": ["cat", "cow"], "answer_start": [2, 3]}, "is not in its context ('cow')"),
+    "counts differ": ({"text": ["cat"], "answer_start": [2, 7]}, "in field 'answers' (1 answers, 2 starts)"),
+    "blank": ({"text": [" "], "answer_start": [1]}, "an answer in field 'answers' is blank"),
     "null": (None, "field 'answers' is null"),
     "NaN": (float("nan"), "field 'answers' is nan"),
     "a number": (5, "has no 'text'"),
     "no text": ({"answer": "cat"}, "has no 'text'"),
-    "a start before": ({"text": ["cat"], "answer_start": [-2]}, "answer_start -2"),
+    "a start before": (
+        {"text": ["cat"], "answer_start": [-2]},
+        "an answer_start in field 'answers' is no place in a text (-2)",
+    ),
     "broken JSON": ('{"text": ', "is broken JSON"),
-    "numbers": ([5], "must hold answers' texts"),
+    "numbers": ([5], "field 'answers' holds something else than answers' texts (5)"),
 }
 
 
@@ -398,8 +405,8 @@ def test_wrong_input_ends_in_one_line_and_bad_answers_can_be_skipped(models, fil
     spoiled = write(tmp_path / "spoiled.jsonl", rows)
     nothing = write(tmp_path / "nothing.jsonl", questions(10, 1, unanswerable=1.0))
     for changes, complaint in (
-        (dict(train_file=spoiled), "spoiled.jsonl, line 5: answer 'elephant' is not in its context"),
-        (dict(test_file=spoiled), "spoiled.jsonl, line 5: answer 'elephant' is not in its context"),
+        (dict(train_file=spoiled), "spoiled.jsonl, line 5: an answer is not in its context ('elephant')"),
+        (dict(test_file=spoiled), "spoiled.jsonl, line 5: an answer is not in its context ('elephant')"),
         (dict(train_file=nothing), "no question has an answer"),
         (dict(question_field="ask"), "--question_field"),
         (dict(context_field="text"), "--context_field"),
@@ -411,10 +418,10 @@ def test_wrong_input_ends_in_one_line_and_bad_answers_can_be_skipped(models, fil
         changes = {"train_file": files / "train.jsonl", "stride": 8, **changes}
         argv = arguments(models / "bert", changes.pop("train_file"), out, **changes)
         check_refusal(finetune_qa, argv, complaint, out, capsys)
-    argv = arguments(models / "bert", spoiled, out, stride=8, skip_bad_answers="true", max_steps=2, eval_strategy="no",
+    argv = arguments(models / "bert", spoiled, out, stride=8, skip_bad="true", max_steps=2, eval_strategy="no",
                      save_strategy="no", load_best_model_at_end="false")  # fmt: skip
     assert finetune_qa.main(argv) == 0
-    assert "1 train records whose answer is not where it should be" in capsys.readouterr().out
+    assert "1 × an answer is not in its context" in capsys.readouterr().out
     assert sum(facts["records"] for facts in record_of(out)["data"]) == 29
 
 

@@ -69,6 +69,10 @@ def _missing_names(sample: Sample) -> str:
     reading = sample.reading
     for field_name, given in reading.names.items():
         for name in flat([given]):
+            if has_column(sample.columns, name) and not sample.has(name):
+                outer, _, inner = name.partition(".")
+                names = ", ".join(next(row[outer] for row in sample.rows if isinstance(row.get(outer), Mapping)))
+                return f"no field {inner!r} in {outer!r} ({reading.option_of(field_name)}), there are {names}"
             if not has_column(sample.columns, name):
                 close = difflib.get_close_matches(name, list(sample.columns), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -30,6 +30,10 @@ class NoRecord(BadRow):
     """A row that is right but says nothing for the job, such as SNLI's label "-": left out and counted, no error."""
 
 
+class Note(str):
+    """What a form of lines or paths guesses, yielded in the place of a record."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """
@@ -102,17 +106,37 @@ class Sample:
         """
         Returns the name that the user gave to a field of the job, or the first standard name that is there.
 
-        Columns are also found by standard names in another case: Question, ANSWER.
+        Columns are also found by standard names in another case: Question, ANSWER. A name that the user gives is also
+        found for a text inside a field: `en` for `translation.en`.
         """
         given, default = self.reading.names.get(field_name), self.reading.defaults.get(field_name)
         if given is not None:
-            return given[0] if isinstance(given, (list, tuple)) and len(given) == 1 else given
+            given = given[0] if isinstance(given, (list, tuple)) and len(given) == 1 else given
+            return self._inside(given) or given
         if default is not None and all(has_column(self.columns, name) for name in flat([default])):
             return default
         if found := next((name for name in standard if has_column(self.columns, name)), None):
             return found
         cases = {str(column).casefold(): column for column in self.columns}
         return next((cases[name.casefold()] for name in standard if name.casefold() in cases), None)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a column of this name, or a field inside one."""
+        outer, dot, inner = str(name).partition(".")
+        if name in self.columns or not dot or outer not in self.columns:
+            return name in self.columns
+        inside = [row[outer] for row in self.rows if isinstance(row.get(outer), Mapping)]
+        return not inside or any(inner in part for part in inside)
+
+    def _inside(self, name: Any) -> str | None:
+        """The name with that of the field that holds it, for one that is no column."""
+        if not isinstance(name, str) or has_column(self.columns, name):
+            return None
+        for row in self.rows:
+            for outer, value in row.items():
+                if isinstance(value, Mapping) and isinstance(value.get(name), str):
+                    return f"{outer}.{name}"
+        return None
 
 
 def has_column(columns: Sequence[str], name: str) -> bool:
@@ -139,8 +163,8 @@ class FormRow:
         name = self.names[field_name]
         value = self.raw(name)
         if is_missing(value):
-            missing = name not in self.row and "." not in str(name)
-            raise BadRow(f"field {name!r} is {'missing' if missing else 'null'}")
+            missing = value is None and name not in self.row and "." not in str(name)
+            raise BadRow(f"field {name!r} is {'missing' if missing else _null(value)}")
         return value
 
     def get(self, field_name: str, default: Any = None) -> Any:
@@ -176,10 +200,14 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
+def _null(value: Any) -> str:
+    return "null" if value is None else "nan"
+
+
 def check_text(value: Any, what: str) -> str:
     """Returns a text that is not blank and can be encoded. Raises `BadRow` for anything else."""
     if not isinstance(value, str):
-        raise BadRow(f"{what} is {'null' if is_missing(value) else f'a {type(value).__name__}, not text'}")
+        raise BadRow(f"{what} is {_null(value) if is_missing(value) else f'a {type(value).__name__}, not text'}")
     if not value.strip():
         raise BadRow(f"{what} is blank")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
@@ -202,11 +230,13 @@ class Form:
         fields: Names in the file of the fields of the job that it needs, the usual ones in their order.
         optional: The same of fields that a file may have.
         shape: Whether the values of a row's fields, by the names of the job, have the form's shape.
-        read: Returns a record or several of a `FormRow` (forms of rows); yields places with records or `BadRow` of
-            lines with their places (forms of lines), or of paths (forms of paths).
+        read: Returns a record of a `FormRow`, or a list of records, with a `BadRow` for each part that cannot be used
+            (forms of rows); yields places with records, `BadRow` or `Note` of lines with their places (forms of lines),
+            or of paths (forms of paths).
         recognise: Whether the first lines (forms of lines), the paths (forms of paths) or the whole sample (forms of
             rows, besides their fields and shape) have the form.
         suffixes: For forms of lines, the suffixes of files that may have it.
+        headless: Whether a form of lines is a table without a header: not tried where the user names fields or columns.
         example: Contents of an example's files by their names.
         gives: The records of the example, without the fields that the job does not have.
     """
@@ -220,6 +250,7 @@ class Form:
     read: Callable[..., Any]
     recognise: Callable[[Any], bool] | None = None
     suffixes: tuple[str, ...] = ()
+    headless: bool = False
     content: str = "rows"
     example: Mapping[str, str]
     gives: Sequence[Record]
@@ -234,7 +265,7 @@ class Form:
             elif field_name in self.fields and reading.requires(field_name):
                 return None
         unread = {field_name for field_name, name in reading.names.items() if name is not None} - set(names)
-        if unread or not all(has_column(sample.columns, name) for name in flat(names.values())):
+        if unread or not all(sample.has(name) for name in flat(names.values())):
             return None
         if self.recognise is not None and not self.recognise(sample):
             return None
@@ -315,6 +346,7 @@ def lines(
     recognise: Callable[[Sequence[str]], bool],
     *,
     suffixes: tuple[str, ...] = (),
+    headless: bool = False,
     example: Mapping[str, str],
     gives: Sequence[Record],
 ) -> Callable[[ReadLines], ReadLines]:
@@ -322,7 +354,7 @@ def lines(
 
     def declare(read: ReadLines) -> ReadLines:
         form = Form(job=job, name=name, summary=summary, recognise=recognise, suffixes=suffixes, read=read,
-                    content="lines", example=example, gives=gives)  # fmt: skip
+                    headless=headless, content="lines", example=example, gives=gives)  # fmt: skip
         FORMS.append(form)
         return read
 

@@ -58,7 +58,7 @@ JOBS: dict[str, Job] = {
         "questions about a context, with answers in it",
         {
             "question": Field("question_field"),
-            "context": Field("context_field"),
+            "context": Field("context_field", ("passage", "paragraph")),
             "answers": Field("answers_field", required=_LABEL),
         },
     ),

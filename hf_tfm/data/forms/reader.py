@@ -19,7 +19,7 @@ from ..plain_text import open_lines
 from ..records import Records
 from ..tables import BadRow, Table, open_table
 from .explain import explain_unrecognised
-from .form import Form, FormRow, NoRecord, Placed, Reading, Record, Sample, forms_of
+from .form import Form, FormRow, NoRecord, Note, Placed, Reading, Record, Sample, forms_of
 from .jobs import JOBS
 
 
@@ -79,10 +79,19 @@ class FileReport:
     unused: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
+    def add(self, place: str, error: BadRow) -> None:
+        """Count a row, or a part of one, that is left out."""
+        group = self.left_out if isinstance(error, NoRecord) else self.bad
+        group.setdefault(error.kind, LeftOut()).add(f"{place}, {error.part}" if error.part else place, error)
+
+    def reasons(self) -> str:
+        """Returns why rows were left out, with their numbers."""
+        skipped = {**self.left_out, **self.bad}
+        return ", ".join(f"{left.count:,} × {reason}: {left}" for reason, left in skipped.items())
+
     def lines(self) -> list[str]:
         """Returns the report as lines of text."""
-        skipped = {**self.left_out, **self.bad}
-        reasons = ", ".join(f"{left.count:,} × {reason}: {left}" for reason, left in skipped.items())
+        reasons = self.reasons()
         lines = [
             f"{self.file}: form {self.form}, {self.rows:,} rows → {self.records:,} records"
             + (f"; left out: {reasons}" if reasons else "")
@@ -128,7 +137,9 @@ class RecordReader:
             yield from self._read(source)
         self._refuse_bad_rows()
         if not any(report.records for report in self.reports):
-            raise InputError(f"{', '.join(self.locations)}: holds no records")
+            reasons = [report.reasons() for report in self.reports if report.reasons()]
+            left_out = f"; left out: {', '.join(reasons)}" if reasons else ""
+            raise InputError(f"{', '.join(self.locations)}: holds no records{left_out}")
 
     def _sources(self) -> Iterator["Source"]:
         """Yields the sources: files with their forms; or several paths as a whole."""
@@ -185,11 +196,14 @@ class RecordReader:
     def _fits_lines(self, form: Form, suffix: str, sample: Sample) -> bool:
         if self.reading.options.format == form.name:
             return True
+        options = self.reading.options
+        if form.headless and (self.reading.names or options.columns or options.no_header):
+            return False
         is_named = not form.suffixes or suffix in form.suffixes or suffix in TABLES
         return is_named and form.recognise is not None and form.recognise(sample.lines)
 
     def _open_table(self, table: Table, sample: Sample) -> "Source":
-        rows = iter(table.rows)
+        rows = ((place, _as_mapping(row)) for place, row in table.rows)
         first = list(itertools.islice(rows, SAMPLED_ROWS))
         sample.rows = [row for _, row in first if isinstance(row, Mapping)]
         columns = table.columns or dict.fromkeys(name for row in sample.rows for name in row)
@@ -207,7 +221,11 @@ class RecordReader:
         self.names = self.names or source.names
         seen: set[str] = set()
         for place, row in source.content:
+            if isinstance(row, Note):
+                source.sample.note(row)
+                continue
             report.rows += 1
+            read: Any = None
             try:
                 if isinstance(row, BadRow):
                     raise row
@@ -216,19 +234,20 @@ class RecordReader:
                         raise BadRow(f"is a {type(row).__name__}, not a record with named fields")
                     seen.update(row)
                     read = source.form.read(FormRow(row, source.names, source.sample, report.used))
-                    records = [read] if isinstance(read, Mapping) else list(read)
+                    parts = [read] if isinstance(read, Mapping) else list(read)
                     self._refuse_meaningful(row, report.used)
                 else:
-                    records = [row]
+                    parts, read = [row], row
             except BadRow as error:
-                group = report.left_out if isinstance(error, NoRecord) else report.bad
-                group.setdefault(error.kind, LeftOut()).add(place, error)
-                continue
-            report.records += len(records)
-            # After the first bad row the others are only looked for: nothing may be trained or written.
-            if not report.bad or self.reading.options.skip_bad:
-                for record in records:
-                    yield ReadRecord(place, record, dict(row) if len(records) == 1 else record)
+                parts = [error]
+            for record in parts:
+                if isinstance(record, BadRow):
+                    report.add(place, record)
+                    continue
+                report.records += 1
+                # After the first bad row the others are only looked for: nothing may be trained or written.
+                if not report.bad or self.reading.options.skip_bad:
+                    yield ReadRecord(place, record, dict(row) if record is read else record)
         report.unused = seen - report.used - set(self.reading.options.ignore_fields)
         report.notes += [*source.notes, *source.sample.notes]
         report.notes += [f"{number:,} × {text}" for text, number in source.sample.counts.items()]
@@ -275,6 +294,13 @@ class Source:
     sample: Sample
     file: Any
     notes: list[str] = field(default_factory=list)
+
+
+def _as_mapping(row: Any) -> Any:
+    """A row that is a list of texts or numbers, as one with named fields; any other row unchanged."""
+    if isinstance(row, list) and row and all(isinstance(cell, (str, int, float)) for cell in row):
+        return {f"column {number}": cell for number, cell in enumerate(row, 1)}
+    return row
 
 
 def _is_empty(value: Any) -> bool:
