@@ -9,9 +9,10 @@ from huggingface_hub import SpaceCardData
 
 import hf_tfm
 
-from ..artifacts.open import ADAPTER_FILE, recorded
+from ..artifacts.open import recorded
 from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError
+from ..core.model_files import ADAPTER_FILE
 from ..hub.push import check_files, files_to_push
 from .demo import build
 

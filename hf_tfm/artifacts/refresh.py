@@ -13,9 +13,9 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..core.checkpoints import MARKER, write_marker
 from ..core.errors import InputError, explain
+from ..core.model_files import ADAPTER_FILE
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
 from ..models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig
-from .open import ADAPTER_FILE
 from .record import RECORD_FILE, read_record, versions
 from .tokenizer_files import mend_tokenizer_files
 from .verify import Verdict, open_subject, verify

@@ -9,8 +9,9 @@ from packaging.version import Version
 from transformers import PreTrainedModel
 
 from ..core.errors import InputError
+from ..core.model_files import ADAPTER_FILE
 from ..core.quiet import quiet
-from .open import ADAPTER_FILE, auto_class_of, open_model, recorded
+from .open import auto_class_of, open_model, recorded
 from .record import versions
 from .verify_checks import CHECKS
 from .verify_subject import Broken, NotApplicable, Subject

@@ -12,11 +12,11 @@ from ..artifacts.card import rewrite_card
 from ..artifacts.families import FAMILIES
 from ..artifacts.head_table import head_of_class
 from ..artifacts.measurements import EVALUATION_FILE
-from ..artifacts.open import ADAPTER_FILE, open_model
+from ..artifacts.open import open_model
 from ..artifacts.record import RECORD_FILE
 from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError, explain
-from ..core.model_files import read_config
+from ..core.model_files import ADAPTER_FILE, read_config
 from .check import Report, TorchRunner, check_export, comparison_rows, require_packages, write_export_card, write_report
 from .native import copy_other_files, export_folder, load_tfm
 

@@ -8,11 +8,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..artifacts.card import write_card
-from ..artifacts.open import ADAPTER_FILE, open_model
+from ..artifacts.open import open_model
 from ..artifacts.record import RECORD_FILE
 from ..artifacts.tokenizer_files import save_tokenizer
 from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError
+from ..core.model_files import ADAPTER_FILE
 from ..train.adapters import compared_outputs, merge_adapter
 
 

@@ -67,6 +67,13 @@ print(tokenizer.decode(tokens))
 """
 
 
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    """Return the kinds of rotary positions of all layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer = [fields for fields in parameters.values() if isinstance(fields, dict)] or [parameters]
+    return {fields.get("rope_type", "default") for fields in by_layer}
+
+
 def export_onnx(source: str | os.PathLike, target: str | os.PathLike) -> Report:
     """
     Write a folder with `model.onnx`, its weights in 32 bits, configuration, tokenizer, card and report.
@@ -85,6 +92,11 @@ def export_onnx(source: str | os.PathLike, target: str | os.PathLike) -> Report:
     if getattr(model.config, "add_cross_attention", False):
         raise InputError(
             "add_cross_attention=True: the ONNX export supports decoders and encoders, not both in one model"
+        )
+    if types := _rope_types(model.config) & {"dynamic", "longrope"}:
+        raise InputError(
+            f"rope_type {min(types)}: its frequencies depend on the length of the text, and an ONNX model has those of "
+            "one length; export to another format, or give the model another rope_type (linear, yarn)"
         )
     with atomic_directory(target) as folder:
         with _quiet(), explain(f"{source}: transformers' ONNX exporter"):

@@ -47,4 +47,4 @@ def answer_refusals() -> None:
         app.add_exception_handler(TemplateError, refuse)
         return build(app)
 
-    FastAPI.build_middleware_stack = build_with_handler  # type: ignore[method-assign]
+    FastAPI.build_middleware_stack = build_with_handler  # type: ignore

@@ -36,13 +36,14 @@ from huggingface_hub.utils import validate_repo_id
 from ..artifacts.card import card_code, describes_model, render_card, write_card, write_results_card
 from ..artifacts.compare import outputs_of
 from ..artifacts.measurements import EVALUATION_FILE
-from ..artifacts.open import ADAPTER_FILE, auto_class_of, head_of_adapter, open_model
+from ..artifacts.open import auto_class_of, head_of_adapter, open_model
 from ..artifacts.record import RECORD_FILE, model_facts, read_record
 from ..artifacts.tokenizer_files import mend_tokenizer_files
 from ..artifacts.verify_subject import Broken, Subject, largest_difference
 from ..core.atomic_files import write_atomically
 from ..core.clean_process import DoesNotLoad, outputs_for_a_stranger, run_for_a_stranger
 from ..core.errors import InputError, explain
+from ..core.model_files import ADAPTER_FILE
 from ..core.secret_scan import private_part
 
 

@@ -94,4 +94,10 @@ def test_obstacles_are_reported_before_anything_is_written(tmp_path, monkeypatch
     build(DECODER, add_cross_attention=True).save_pretrained(tmp_path / "crossed")
     with pytest.raises(InputError, match="add_cross_attention=True: the ONNX export supports"):
         export(tmp_path / "crossed", tmp_path / "out", "onnx")
+    longrope = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 32}
+    for kind, fields in (("dynamic", {}), ("longrope", longrope)):
+        rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, **fields}
+        build(DECODER, "qwen3", rope_parameters=rope).save_pretrained(tmp_path / kind)
+        with pytest.raises(InputError, match=f"rope_type {kind}: its frequencies depend on the length of the text"):
+            export(tmp_path / kind, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists() and torch.is_grad_enabled()

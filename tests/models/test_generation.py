@@ -188,6 +188,15 @@ def test_logits_of_generation_equal_those_of_forward(model):
     assert_close(torch.cat(outputs.logits), expected, atol=5e-5, rtol=1e-4)
 
 
+def test_bf16_gives_the_same_tokens_with_and_without_details():
+    model = language_model("qwen3").to(torch.bfloat16)
+    for seed in range(8):
+        prompt = random_ids(1, 12, seed=seed)
+        tokens = model.generate(prompt, max_new_tokens=NEW, do_sample=False)
+        detailed = model.generate(prompt, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
+        assert torch.equal(tokens, detailed.sequences)
+
+
 def test_streaming(tokenizer):
     model = language_model("qwen3")
     inputs = tokenizer("the cat sat", return_tensors="pt", add_special_tokens=False)
