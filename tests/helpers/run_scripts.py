@@ -16,6 +16,8 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
+from hf_tfm.core import statistics
+
 
 def shard_on_cpu() -> None:
     stock = AcceleratorState.__init__
@@ -32,6 +34,7 @@ def shard_on_cpu() -> None:
 
 if __name__ == "__main__":
     shard_on_cpu()
+    statistics.RESAMPLES = 60  # as in the process of the tests (conftest.py), so that intervals can be compared
     for script, arguments in json.loads(Path(sys.argv[1]).read_text()):
         AcceleratorState._reset_state()
         assert importlib.import_module(script).main(arguments) == 0, (script, arguments)
