@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, InfillingRecipe, None, __doc__)
     methods = recipe.ways or trained_methods(recipe)
     cutting = {name: getattr(recipe, name) for name in ("words", "gaps", "longest_gap", "per_text", "seed")}
-    documents = read_documents(recipe.text, recipe.text_field)
+    documents = read_documents(recipe.text, text_field=recipe.text_field)
     texts = list(islice(cut_gaps(documents, **cutting), recipe.passages))
     if not texts:
         raise InputError(f"{recipe.text}: no document has {recipe.words} words; lower --words")

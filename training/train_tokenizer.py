@@ -9,7 +9,6 @@ Every 20th document (up to 2 MB of them) is held out and only measured. More tok
 also need more embeddings: small models do best with some 4,096 to 8,192.
 """
 
-import argparse
 import sys
 import time
 import warnings
@@ -18,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_tfm.artifacts.tokenizer_files import save_tokenizer
-from hf_tfm.core.errors import InputError, OneLineParser
-from hf_tfm.data.sources import read_documents
+from hf_tfm.core.errors import InputError
+from hf_tfm.data.sources import DocumentStream, parse_sources
 from hf_tfm.data.tokenizer import encode_text, train_tokenizer
-from hf_tfm.train.recipe import one_line_errors
+from hf_tfm.train.recipe import TextRecipe, one_line_errors, parse_recipe
 
 
 HELD_OUT_EVERY = 20
@@ -51,24 +50,26 @@ class Corpus:
                 yield text
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=[], help="files, folders or Hub names; not needed for bytes")
-    parser.add_argument("--text-field", default="text", help="the field or column that holds the text")
-    parser.add_argument("--kind", default="bpe", help="bpe (default), wordpiece or bytes")
-    parser.add_argument("--vocab-size", type=int, default=8192, help="with the special tokens (default 8192)")
-    parser.add_argument("--style", default="decoder", help="decoder (default) or encoder")
-    parser.add_argument("--lowercase", action="store_true", help="wordpiece only: fold case and accents")
-    parser.add_argument("--min-frequency", type=int, default=2, help="a pair seen less often is not merged (default 2)")
-    parser.add_argument("--num-spare-tokens", type=int, default=16, help="reserved for later uses (default 16)")
-    parser.add_argument("--model-max-length", type=int, help="in tokens; left open by default")
-    parser.add_argument("--output", required=True, help="folder to write")
-    return parser.parse_args(argv)
+@dataclass
+class TokenizerRecipe(TextRecipe):
+    """Fields of the script."""
+
+    output: str = field(metadata={"help": "Folder to write."})
+    data: list[str] = field(
+        default_factory=list, metadata={"help": "Files, folders, globs or Hub names; not needed for bytes."}
+    )
+    kind: str = field(default="bpe", metadata={"help": "bpe, wordpiece or bytes."})
+    vocab_size: int = field(default=8192, metadata={"help": "Number of tokens, special ones included."})
+    style: str = field(default="decoder", metadata={"help": "decoder or encoder."})
+    lowercase: bool = field(default=False, metadata={"help": "WordPiece only: fold case and accents."})
+    min_frequency: int = field(default=2, metadata={"help": "A pair that is rarer is not merged."})
+    num_spare_tokens: int = field(default=16, metadata={"help": "Tokens reserved for later uses."})
+    model_max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens; open by default."})
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args, _ = parse_recipe(argv, TokenizerRecipe, None, __doc__)
     output = Path(args.output)
     existing = next(path for path in (output, *output.parents) if path.exists())
     if not existing.is_dir():
@@ -78,12 +79,15 @@ def main(argv: list[str] | None = None) -> None:
     if not args.data and args.kind != "bytes":
         raise InputError(f"--data is missing; name the files that {args.kind} is to be trained on")
 
-    corpus = Corpus()
+    corpus, documents = (
+        Corpus(),
+        DocumentStream(parse_sources(args.data, **args.source_settings()) if args.data else []),
+    )
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         tokenizer = train_tokenizer(
-            corpus.training_part(read_documents(args.data, args.text_field)) if args.data else (),
+            corpus.training_part(documents) if args.data else (),
             kind=args.kind,
             vocab_size=args.vocab_size,
             style=args.style,
@@ -95,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     seconds = time.perf_counter() - start
     save_tokenizer(tokenizer, output)
 
+    for line in (line for report in documents.reports for line in report.lines()):
+        print(f"read       {line}")
     print(f"read       {corpus.documents:,} documents, {corpus.bytes / 1e6:,.1f} MB")
     print(f"trained    {len(tokenizer):,} tokens ({args.kind}, {args.style}) in {seconds:.1f} s")
     for note in notes:

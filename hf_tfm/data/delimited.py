@@ -5,7 +5,7 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from ..core.errors import InputError
@@ -33,12 +33,9 @@ class _Record(NamedTuple):
     cells: list[str] | BadRow
 
 
-def open_delimited(table: Table, stream: BinaryIO, options: ReadingOptions, columns: Sequence[str] | None) -> None:
+def open_delimited(table: Table, stream: BinaryIO, options: ReadingOptions) -> None:
     """
     Sets the columns and the rows of a table of text.
-
-    Args:
-        columns: The columns that are used: names of other ones may be blank or repeated.
 
     Raises:
         InputError: The separator or the header cannot be used.
@@ -64,7 +61,7 @@ def open_delimited(table: Table, stream: BinaryIO, options: ReadingOptions, colu
     first = list(itertools.islice(records, _NUM_LOOKED_AT))
     rows = [record.cells for record in first if isinstance(record.cells, list)]
     if header and isinstance(header.cells, list):
-        table.columns = _check_names(table.file, header.cells, columns)
+        table.columns = _distinct_names(table, header.cells, rows)
         table.header_looks_like_data = _data_in_header(header.cells, rows)
     elif not has_header and rows:
         width = Counter(map(len, rows)).most_common(1)[0][0]
@@ -192,15 +189,19 @@ def _is_quoted(table: Table, sample: list[str], is_whole: bool) -> bool:
     return False
 
 
-def _check_names(file: DataFile, names: list[str], used: Sequence[str] | None) -> list[str]:
-    names = [name or "Unnamed: 0" if number == 0 else name for number, name in enumerate(names)]  # pandas' index
+def _distinct_names(table: Table, header: list[str], rows: list[list[str]]) -> list[str]:
+    """The names of columns, all different; those that a header leaves unclear cannot be used, and `unclear` says so."""
     advice = "rename it, or say --no_header if the first row is data, or give all names with --columns"
-    blank = [number for number, name in enumerate(names, 1) if not name.strip()]
-    if blank and used is None:
-        raise InputError(f"{file}: column {blank[0]} has no name in the header; {advice}")
-    if repeated := [name for name in (names if used is None else used) if names.count(name) > 1]:
-        name = repeated[0]
-        raise InputError(f"{file}: has {names.count(name)} columns called {name!r}; {advice}")
+    names: list[str] = []
+    for number, name in enumerate(header):
+        if not name.strip():
+            name = "Unnamed: 0" if number == 0 else f"column {number + 1}"  # the first one is pandas' index
+            if number and any(row[number].strip() for row in rows if number < len(row)):
+                table.unclear[name] = f"column {number + 1} has no name in the header; {advice}"
+        elif name in names:
+            table.unclear[name] = f"has {header.count(name)} columns called {name!r}; {advice}"
+            name = f"{name} ({header[:number].count(name) + 1})"
+        names.append(name)
     return names
 
 

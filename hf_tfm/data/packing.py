@@ -304,7 +304,7 @@ class PackedBlocks:
             streaming: Tokenise while training instead of before it.
             kwargs: For `TokenStore.build` or `TokenStream`.
         """
-        sources = parse_sources(sources, kwargs.pop("text_field", "text"))
+        sources = parse_sources(sources)
         make = TokenStream if streaming else TokenStore.build
         weights = [source.weight or 0.0 for source in sources] if sources[0].weight else None
         groups = [[source] for source in sources] if weights else [sources]

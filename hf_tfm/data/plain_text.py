@@ -23,7 +23,7 @@ _ARTICLE = re.compile(r" = (?!= ).*(?<! =) = \n?")
 
 def read_plain_text(
     file: DataFile,
-    sample_by: str = "document",
+    unit: str = "document",
     longest: int | None = None,
     options: ReadingOptions | None = None,
     strip_gutenberg: bool = False,
@@ -33,7 +33,7 @@ def read_plain_text(
     Yield the documents of a file of plain text.
 
     Args:
-        sample_by: What a document is: "document" (the file; an article in files of WikiText), "paragraph" (between
+        unit: What a document is: "document" (the file; an article in files of WikiText), "paragraph" (between
             blank lines) or "line".
         longest: A longer document is cut at line ends into parts of so many characters, `MAX_CHARACTERS` by default.
         strip_gutenberg: Whether the header and the licence of a book of Project Gutenberg are left out.
@@ -52,15 +52,15 @@ def read_plain_text(
             notes.append(f"Project Gutenberg's header and licence {rest}")
         is_wikitext = file.suffixes[0] in WIKITEXT
         longest = longest or MAX_CHARACTERS
-        if sample_by == "document" and not is_wikitext and not (is_book and strip_gutenberg):
+        if unit == "document" and not is_wikitext and not (is_book and strip_gutenberg):
             yield from _cut_pieces(itertools.chain([head], iter(partial(text.read, longest), "")), longest)
             return
         lines: Iterator[str] = itertools.chain(io.StringIO(head + text.readline()), text)
         if is_book and strip_gutenberg:
             lines = _strip_gutenberg(lines)
-        if sample_by == "line":
+        if unit == "line":
             yield from (line.rstrip("\n") for line in lines)
-        elif sample_by == "paragraph":
+        elif unit == "paragraph":
             groups = itertools.groupby(lines, key=str.isspace)
             yield from ("".join(group).rstrip("\n") for is_blank, group in groups if not is_blank)
         else:

@@ -65,6 +65,7 @@ class Table:
         notes: What was guessed or is worth saying; may grow while rows are read.
         header_looks_like_data: Why the first row looks like data, if it was read as a header.
         first_row_looks_like_header: Why the first row looks like a header, if it was read as data.
+        unclear: Why columns cannot be used whose names are blank or stand for several, by their names.
     """
 
     file: DataFile
@@ -75,3 +76,4 @@ class Table:
     notes: list[str] = field(default_factory=list)
     header_looks_like_data: str | None = None
     first_row_looks_like_header: str | None = None
+    unclear: dict[str, str] = field(default_factory=dict)

@@ -12,14 +12,16 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError, explain
-from .files import PLAIN_TEXT, DataFile, list_files, list_skipped_files
+from .files import TABLES, DataFile, list_files, list_skipped_files
+from .forms.form import NoRecord, Reading
+from .forms.reader import SAMPLED_ROWS, FileReport, LeftOut, RecordReader
 from .plain_text import read_plain_text
-from .tables import read_rows
+from .tables import ReadingOptions
 
 
 # Plain text that is one document a file is cut into pieces of so many characters where a part of it is held out, so
@@ -38,11 +40,13 @@ class Source:
             .xz, .zst behind it or inside a .zip.
         weight: Share of the tokens of a mixture, relative to the other sources' weights. `None` for all sources: every
             document once per epoch, whichever source it is from.
-        text_field: The field or column that holds the text.
+        text_field: The field or column that holds the text; by default recognised.
         split: The split of a Hub dataset or of a folder. In a folder, files named for a split (`test.jsonl`,
             `valid-0001.parquet`, `dev/…`) belong to it, all others to "train". "" for all files of a folder.
         name: The source's name in reports; by default the location.
-        sample_by: The document of a .txt file: "document" (the file), "paragraph" (between blank lines) or "line".
+        text_unit: The document of a text file: "document" (the file), "paragraph" (between blank lines) or "line".
+        strip_gutenberg: Leave out the header and the licence of books of Project Gutenberg.
+        options: What the user says about the files: encoding, separator, bad rows.
         where: Read only records that have one of these values in these fields: `{"source": ["news", "books"]}`.
         part: Read only documents whose hash, as a share of all hashes, lies between these two. (0, 0.05) and (0.05, 1)
             hold out a twentieth; copies of a document are in the same part. Plain text of one document a file is then
@@ -54,19 +58,21 @@ class Source:
 
     location: str
     weight: float | None = None
-    text_field: str = "text"
+    text_field: str | None = None
     split: str = "train"
     name: str = ""
-    sample_by: str = "document"
+    text_unit: str = "document"
+    strip_gutenberg: bool = False
+    options: ReadingOptions = field(default_factory=ReadingOptions)
     where: Mapping[str, Sequence[str]] | None = None
     part: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.weight is not None and not (isinstance(self.weight, (int, float)) and 0 < self.weight < float("inf")):
             raise InputError(f"source {self.location}: weight {self.weight} is not a positive number")
-        if self.sample_by not in ("document", "paragraph", "line"):
+        if self.text_unit not in ("document", "paragraph", "line"):
             raise InputError(
-                f"source {self.location}: sample_by {self.sample_by!r} must be document, paragraph or line"
+                f"source {self.location}: text_unit {self.text_unit!r} must be document, paragraph or line"
             )
         values = self.where.values() if isinstance(self.where, Mapping) else [self.where or []]
         if any(isinstance(value, str) or not isinstance(value, Sequence) for value in values):
@@ -80,6 +86,11 @@ class Source:
             raise InputError(f"source {self.location}: part {self.part} is not two shares of its documents (0.05, 1)")
         if not self.name:
             object.__setattr__(self, "name", self.location)
+
+    @property
+    def reading(self) -> Reading:
+        """How tables are read."""
+        return Reading("text", {"text": self.text_field} if self.text_field else {}, self.options)
 
     @property
     def is_whole(self) -> bool:
@@ -107,7 +118,7 @@ class Source:
         return {} if self.hub else list_skipped_files(self.location, self.split)
 
 
-def parse_source(spec: str | Path | Mapping[str, Any] | Source, text_field: str = "text") -> Source:
+def parse_source(spec: str | Path | Mapping[str, Any] | Source, **defaults: Any) -> Source:
     """
     Returns the source of a short form `[NAME=]LOCATION[?FIELD=VALUE,VALUE][#FIELD][@WEIGHT]`, or of a mapping of
     `Source`'s fields.
@@ -118,7 +129,8 @@ def parse_source(spec: str | Path | Mapping[str, Any] | Source, text_field: str 
         code=src/*.parquet#content@0.3  named "code", the text in the column "content"
         hub:roneneldan/TinyStories::validation
 
-    A string that names an existing file or folder is a location, whatever characters it has.
+    A string that names an existing file or folder is a location, whatever characters it has. `defaults` are fields of
+    sources that do not name their own.
     """
     if isinstance(spec, Source):
         return spec
@@ -126,10 +138,10 @@ def parse_source(spec: str | Path | Mapping[str, Any] | Source, text_field: str 
         known = [field.name for field in fields(Source)]
         if "location" not in spec or not set(spec) <= set(known):
             raise InputError(f"source {dict(spec)}: needs location, may have {', '.join(known[1:])}")
-        return Source(**{"text_field": text_field, **spec})
+        return Source(**{**defaults, **spec})
     spec = os.fspath(spec)
     if os.path.exists(spec):
-        return Source(spec, text_field=text_field)
+        return Source(spec, **defaults)
     match = re.fullmatch(
         r"(?:([\w.-]+)=)?(.*?)(?:\?([\w.-]+)=([^#@/]+))?(?:#([^#@/]+))?(?:@([\d.eE+-]+))?", spec, flags=re.DOTALL
     )
@@ -138,13 +150,14 @@ def parse_source(spec: str | Path | Mapping[str, Any] | Source, text_field: str 
     with explain(f"source {spec!r}", lambda error: f"{weight!r} behind the @ is not a number", ValueError):
         share = None if weight is None else float(weight)
     where = {key: values.split(",")} if key else None
-    return Source(location, weight=share, text_field=field or text_field, name=name or "", where=where)
+    own = {"text_field": field} if field else {}
+    return Source(location, **{**defaults, **own, "weight": share, "name": name or "", "where": where})
 
 
-def parse_sources(specs: Any, text_field: str = "text") -> list[Source]:
+def parse_sources(specs: Any, **defaults: Any) -> list[Source]:
     """Returns the sources of one or several specs as `parse_source` takes. All of them have a weight, or none has."""
     is_list = isinstance(specs, Iterable) and not isinstance(specs, (str, Mapping))
-    sources = [parse_source(spec, text_field) for spec in (specs if is_list else [specs])]
+    sources = [parse_source(spec, **defaults) for spec in (specs if is_list else [specs])]
     if not sources:
         raise InputError("no source of text given: name a file, a folder or a hub: dataset")
     unweighted = [source.name for source in sources if source.weight is None]
@@ -160,7 +173,8 @@ class DocumentStream:
     Iterates over the documents of sources, one source after the other, and knows its position.
 
     `position()` after a document is a small JSON-able dictionary; a new stream with this position continues with the
-    next document. Files before the position are not opened; records before it in its file are skipped.
+    next document. Files before the position are not opened; records before it in its file are skipped. `reports` says
+    what was read of each file.
     """
 
     def __init__(self, sources: Sequence[Source], position: Mapping[str, Any] | None = None):
@@ -168,6 +182,7 @@ class DocumentStream:
         self._at: dict[str, Any] = {"source": 0, "documents": 0, "file": 0, "record": 0, **(position or {})}
         self._hub_state = self._at.pop("hub", None)
         self._hub_dataset: Any = None
+        self.reports: list[FileReport] = []
 
     def position(self) -> dict[str, Any]:
         """Returns the position of the next document."""
@@ -200,35 +215,44 @@ class DocumentStream:
             )
 
     def _read_files(self, source: Source) -> Iterator[str]:
-        at = self._at
+        at, reader = self._at, RecordReader(source.location, source.reading)
         for file in source.list_files()[at["file"] :]:
-            for text in itertools.islice(_read_texts(file, source), at["record"], None):
+            is_table = file.suffixes[0] in TABLES
+            texts = _read_table(file, source, reader) if is_table else _read_text(file, source, self.reports)
+            for text in itertools.islice(texts, at["record"], None):
                 at["record"] += 1
                 yield text
             at.update(file=at["file"] + 1, record=0)
+        self.reports += reader.reports
+        reader.refuse_bad_rows()
 
     def _read_hub(self, source: Source) -> Iterator[str]:
         self._hub_dataset = _open_hub(source)
         if self._hub_state is not None:
             self._hub_dataset.load_state_dict(self._hub_state)
             self._hub_state = None
-        for number, record in enumerate(self._hub_dataset, 1):
-            yield _text_of(record, source, f"{source.location}, record {number}")
+        placed = ((f"{source.location}, record {number}", row) for number, row in enumerate(self._hub_dataset, 1))
+        # The form is recognised by other copies of the first rows: reading ahead would move the position.
+        head = _open_hub(source).take(SAMPLED_ROWS)
+        reader = RecordReader(source.location, source.reading, rows=placed, head=head)
+        for read in reader:
+            yield read.record["text"] if _is_selected(read.row, source, read.place) else ""
+        self.reports += reader.reports
 
 
-def read_documents(sources: Any, text_field: str = "text") -> Iterator[str]:
+def read_documents(sources: Any, **settings: Any) -> Iterator[str]:
     """
     Yields the texts of one or several sources, in order, in constant memory; blank documents are left out.
 
     Args:
         sources: What `parse_source` takes, or a list of these. Weights are ignored.
-        text_field: For sources that do not name their own.
+        settings: Fields of sources that do not name their own, such as `text_field`.
 
     Raises:
         InputError: A file or folder is missing, empty, damaged or of an unknown kind; a record has no such field, or
             something other than text in it.
     """
-    return iter(DocumentStream(parse_sources(sources, text_field)))
+    return iter(DocumentStream(parse_sources(sources, **settings)))
 
 
 def explain_hub(source: Source) -> AbstractContextManager[None]:
@@ -242,38 +266,36 @@ def explain_hub(source: Source) -> AbstractContextManager[None]:
     return explain(source.location, hint, OSError, ValueError, DatasetsError)
 
 
-def _read_texts(file: DataFile, source: Source) -> Iterator[str]:
-    """Yields the texts of a file; "" for records that the source leaves out."""
-    if file.suffixes[0] in PLAIN_TEXT:
-        if source.where:
-            raise InputError(f"{file}: plain text has no fields to choose records by {', '.join(source.where)}")
-        yield from read_plain_text(file, source.sample_by, None if source.is_whole else HELD_OUT_CHARACTERS)
-    else:
-        for place, record in read_rows(file, [source.text_field, *(source.where or {})]):
-            yield _text_of(record, source, place)
+def _read_table(file: DataFile, source: Source, reader: RecordReader) -> Iterator[str]:
+    """Yields the texts of a table; "" for rows that the source leaves out."""
+    for read in reader.read_file(file):
+        yield read.record["text"] if _is_selected(read.row, source, read.place) else ""
 
 
-def _text_of(record: Any, source: Source, place: str) -> str:
-    """Returns the text of a record; "" for one that the source leaves out."""
-    field = source.text_field
-    if not isinstance(record, Mapping):
-        raise InputError(f"{place}: is a {type(record).__name__}, not an object with a field {field!r}")
-    names = ", ".join(map(str, record)) or "nothing"
+def _read_text(file: DataFile, source: Source, reports: list[FileReport]) -> Iterator[str]:
+    """Yields the documents of a text file."""
+    if source.where:
+        raise InputError(f"{file}: plain text has no fields to choose records by {', '.join(source.where)}")
+    report = FileReport(str(file), source.text_unit)
+    reports.append(report)
+    longest = None if source.is_whole else HELD_OUT_CHARACTERS
+    settings = {"options": source.options, "strip_gutenberg": source.strip_gutenberg, "notes": report.notes}
+    for text in read_plain_text(file, source.text_unit, longest, **settings):
+        report.rows += 1
+        if text and not text.isspace():
+            report.records += 1
+        else:
+            report.left_out.setdefault("blank", LeftOut()).add(str(file), NoRecord("blank"))
+        yield text
+
+
+def _is_selected(row: Mapping[str, Any], source: Source, place: str) -> bool:
     for key, values in (source.where or {}).items():
-        if key not in record:
-            raise InputError(f"{place}: no field {key!r} to choose by; it has {names}")
-        if str(record[key]) not in map(str, values):
-            return ""
-    if field not in record:
-        raise InputError(f"{place}: no field {field!r}; it has {names}: name the right one as text_field")
-    text = record[field]
-    if not isinstance(text, str):
-        kind = "null" if text is None else f"a {type(text).__name__}"
-        raise InputError(f"{place}: field {field!r} is {kind}, not text; mend or drop this record")
-    if not text.isascii():
-        with explain(place, f"field {field!r} has half of a surrogate pair; mend or drop this record", UnicodeError):
-            text.encode()
-    return text
+        if key not in row:
+            raise InputError(f"{place}: no field {key!r} to choose by; it has {', '.join(map(str, row))}")
+        if str(row[key]) not in map(str, values):
+            return False
+    return True
 
 
 def _open_hub(source: Source) -> Any:

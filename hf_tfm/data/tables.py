@@ -52,7 +52,7 @@ def open_table(
             if table.kind in ("csv", "tsv"):
                 from .delimited import open_delimited
 
-                open_delimited(table, text, options, columns)
+                open_delimited(table, text, options)
             else:
                 from .json_rows import open_json
 

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from ..artifacts.tokenizer_files import tokenizer_fingerprint
 from ..core.errors import InputError
 from .cache import default_cache_dir, digest, file_hash, memo_path, open_arrays, write_arrays, write_memo
+from .forms.reader import FileReport
 from .plain_text import cut_text
 from .sources import DocumentStream, Source, explain_hub, parse_sources
 
@@ -176,7 +177,6 @@ class TokenStore:
         sources: Any,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        text_field: str = "text",
         wrap: bool = True,
         num_proc: int | None = None,
         cache_dir: str | Path | None = None,
@@ -192,7 +192,7 @@ class TokenStore:
             cache_dir: Folder of the stores; by default `default_cache_dir()`.
             progress: Show a progress bar, in bytes of text.
         """
-        sources = parse_sources(sources, text_field)
+        sources = parse_sources(sources)
         cache_dir = Path(cache_dir or default_cache_dir())
         key = {
             "layout": _LAYOUT,
@@ -203,8 +203,9 @@ class TokenStore:
         folder = cache_dir / "tokens" / digest(key)
         if not folder.exists():
             meta = {**key, "names": [source.name for source in sources]}
-            chunks = encode_documents(DocumentStream(sources), tokenizer, wrap=wrap, num_proc=num_proc)
-            write_arrays(folder, _as_store(chunks, meta, progress), meta)
+            stream = DocumentStream(sources)
+            chunks = encode_documents(stream, tokenizer, wrap=wrap, num_proc=num_proc)
+            write_arrays(folder, _as_store(chunks, meta, progress, stream.reports), meta)
         return cls.open(folder)
 
     @classmethod
@@ -257,7 +258,10 @@ def _check_vocab(what: str, max_token_id: int, vocab_size: int) -> None:
 
 
 def _as_store(
-    chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any], progress: bool = False
+    chunks: Iterable[Mapping[str, np.ndarray]],
+    meta: dict[str, Any],
+    progress: bool = False,
+    reports: Sequence[FileReport] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Turns lengths into offsets, and gathers the statistics that nobody should have to read all tokens for."""
     num_tokens, meta["num_bytes"], meta["max_token_id"] = 0, 0, -1
@@ -270,6 +274,7 @@ def _as_store(
             meta["num_bytes"] += num_bytes
             meta["max_token_id"] = max(meta["max_token_id"], int(chunk["tokens"].max(initial=0)))
             bar.update(num_bytes)
+    meta["read"] = [line for report in reports for line in report.lines()]
     if not num_tokens:
         raise InputError("the texts have no tokens: they are empty, or the tokenizer drops all of their characters")
 
@@ -286,10 +291,16 @@ def _content(source: Source, cache_dir: Path, num_proc: int, streaming: bool = F
         with ThreadPoolExecutor(num_proc) as pool:
             hashes = dict(zip(paths, pool.map(lambda path: file_hash(path, cache_dir), paths)))
         contents = [[hashes[file.path], file.member, *file.suffixes] for file in files]
-    decides = {"contents": contents, "field": source.text_field, "sample_by": source.sample_by, "limit": None}
+    field = source.text_field or "text"
+    decides = {"contents": contents, "field": field, "sample_by": source.text_unit, "limit": None}
     # Keys stay as in older versions, whose stores are found: a limit that exists no more, and settings only if given.
-    asked = {"where": source.where, "part": None if source.is_whole else source.part}
-    return {**decides, **{name: value for name, value in asked.items() if value}}
+    settings = {
+        "where": source.where,
+        "part": None if source.is_whole else source.part,
+        "strip_gutenberg": source.strip_gutenberg,
+        **vars(source.options),
+    }
+    return {**decides, **{name: value for name, value in settings.items() if value}}
 
 
 def _file_states(source: Source) -> list[list[Any]]:
@@ -298,12 +309,12 @@ def _file_states(source: Source) -> list[list[Any]]:
     return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
-def contents_digest(sources: Any, text_field: str, cache_dir: Path, streaming: bool = False) -> str:
+def contents_digest(sources: Any, cache_dir: Path, streaming: bool = False) -> str:
     """
     Returns a digest of the contents of sources' files; of names, sizes and times if they are streamed; of the version
     of a dataset.
     """
-    parsed = parse_sources(sources, text_field)
+    parsed = parse_sources(sources)
     return digest([_content(source, cache_dir, _num_cores(), streaming) for source in parsed])
 
 
@@ -333,7 +344,7 @@ class TokenStream:
     a list of positions is enough to return to any window.
 
     Args:
-        sources, tokenizer, text_field, wrap, num_proc: As for `TokenStore.build`. The sources follow one another.
+        sources, tokenizer, wrap, num_proc: As for `TokenStore.build`. The sources follow one another.
         window_characters: Size of a window; batches are shuffled within one.
         cache_dir: Folder of the notes on windows' positions; by default `default_cache_dir()`.
     """
@@ -343,13 +354,12 @@ class TokenStream:
         sources: Any,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        text_field: str = "text",
         wrap: bool = True,
         num_proc: int | None = 2,
         window_characters: int = 1 << 23,
         cache_dir: str | Path | None = None,
     ):
-        self.sources = parse_sources(sources, text_field)
+        self.sources = parse_sources(sources)
         self.tokenizer, self.wrap, self.num_proc = tokenizer, wrap, num_proc
         self.window_characters = window_characters
         self.cache_dir = Path(cache_dir or default_cache_dir())
@@ -359,7 +369,10 @@ class TokenStream:
         """Returns a digest of everything that decides the windows."""
         parts = [_LAYOUT, tokenizer_fingerprint(self.tokenizer), self.wrap, self.window_characters]
         for source in self.sources:
-            parts.append([source.text_field, source.sample_by, None, source.hub, source.where, source.part])
+            field = source.text_field or "text"
+            parts.append([field, source.text_unit, None, source.hub, source.where, source.part])
+            if reading := {name: value for name, value in vars(source.options).items() if value}:
+                parts.append(reading)
             if source.hub:
                 parts.append(_hub_version(source, self.cache_dir))
             else:

@@ -112,7 +112,7 @@ def bits_per_byte(
     return figures
 
 
-def read_text(path: str, text_field: str = "text", source_field: str | None = None) -> Iterator[tuple[str, str]]:
+def read_text(path: str, text_field: str | None = None, source_field: str | None = None) -> Iterator[tuple[str, str]]:
     """
     Yield pairs of source and text from a file, for [`bits_per_byte`], in constant memory.
 
@@ -122,10 +122,10 @@ def read_text(path: str, text_field: str = "text", source_field: str | None = No
         InputError: the file cannot be read, or a record lacks a field.
     """
     if source_field is None:
-        yield from (("all", document) for document in read_documents(path, text_field))
+        yield from (("all", document) for document in read_documents(path, text_field=text_field))
         return
     for place, record in iter_table(path):
-        for name in (source_field, text_field):
+        for name in (source_field, text_field := text_field or "text"):
             if not isinstance(record.get(name), str):
                 raise InputError(f"{place}: no text in field {name!r}, there are {', '.join(map(str, record))}")
         yield record[source_field], record[text_field]

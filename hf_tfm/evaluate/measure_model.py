@@ -108,7 +108,7 @@ def measure_text(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultSto
     elif recipe.window is None:  # rows longer than in training cost accuracy
         settings["window"] = recorded(recipe.model, "block_length")
     for path in recipe.text:
-        documents = language_model.read_text(path, recipe.text_field or "text", recipe.source_field)
+        documents = language_model.read_text(path, recipe.text_field, recipe.source_field)
         figures = results.compute_once(
             {"task": "text", "data": content_hash(path), **settings},
             partial(

@@ -219,6 +219,8 @@ def report_start(trainer: PretrainingTrainer, is_new: bool) -> None:
         trainer.record["base_model"] = base_model_name(recipe.model)
     if not trainer.rows.supports_packing:
         print_line("rows", "texts packed into one row are read as one: this architecture cannot keep them apart")
+    for line in data.reading:
+        print_line("read", line)
     for fact in data.facts:
         counts = [f"{fact[unit]:,} {unit}" for unit in ("documents", "tokens", "bytes") if unit in fact]
         if fact.get("measured_tokens", math.inf) < 0.99 * fact.get("tokens", 0):

@@ -37,6 +37,7 @@ class PretrainingData:
     Attributes:
         tokens: tokens of the whole run without padding, if known.
         passes: how often the run reads each of its texts, if known.
+        reading: lines on what was read of each file.
     """
 
     train: StepBatches
@@ -45,6 +46,7 @@ class PretrainingData:
     tokens_per_step: int
     tokens: int | None = None
     passes: Sequence[float | None] = ()
+    reading: Sequence[str] = ()
 
 
 def prepare_data(
@@ -70,7 +72,7 @@ def prepare_data(
     """
     piece_ids = None if tokenizer.cls_token_id is None else piece_ends(tokenizer)
     wrap: Literal["document", "piece"] = "document" if piece_ids is None else "piece"
-    reading: dict[str, Any] = dict(text_field=recipe.text_field, cache_dir=recipe.cache_dir)
+    reading: dict[str, Any] = dict(cache_dir=recipe.cache_dir)
     rows = args.per_device_train_batch_size * args.world_size
     micro_steps = args.max_steps * args.gradient_accumulation_steps
     blocks = PackedBlocks.from_sources(
@@ -118,6 +120,7 @@ def prepare_data(
         tokens_per_step=rows * args.gradient_accumulation_steps * recipe.block_length,
         tokens=blocks.count_tokens(rows * micro_steps),
         passes=blocks.epochs(rows * micro_steps),
+        reading=_reading_of([*blocks.stores, *([validation] if recipe.validation_data else [])]),
     )
 
 
@@ -183,7 +186,7 @@ def prepare_pairs(
     def with_model_label(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {label if name == "next_sentence_label" else name: value for name, value in inputs.items()}
 
-    reading: dict[str, Any] = dict(text_field=recipe.text_field, cache_dir=recipe.cache_dir, wrap=False)
+    reading: dict[str, Any] = dict(cache_dir=recipe.cache_dir, wrap=False)
     texts = (recipe.training_sources(), recipe.validation_sources())
     stores = [TokenStore.build(text, tokenizer, **reading) for text in texts]
     for store in stores:
@@ -210,6 +213,7 @@ def prepare_pairs(
             *describe_text("validation", recipe.validation_sources(), stores[1:], recipe),
         ],
         tokens_per_step=rows * args.gradient_accumulation_steps * recipe.block_length,
+        reading=_reading_of(stores if recipe.validation_data else stores[:1]),
     )
 
 
@@ -237,6 +241,11 @@ def describe_text(
 def _paths(source: Source) -> list[Path]:
     """Return the files of a source, each archive once (`list_files` has it for each file inside)."""
     return list(dict.fromkeys(file.path for file in source.list_files()))
+
+
+def _reading_of(stores: Sequence[TokenStore | TokenStream]) -> list[str]:
+    """Return lines on what was read of each file; none of text that is read during the training."""
+    return [line for store in stores if isinstance(store, TokenStore) for line in store.meta.get("read", ())]
 
 
 def describe_source(source: Source) -> str:

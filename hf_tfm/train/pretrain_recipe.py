@@ -14,7 +14,7 @@ from ..data.cache import default_cache_dir, file_hash
 from ..data.sources import Source, parse_sources
 from ..data.step_batches import LengthSchedule
 from ..data.tokens import contents_digest
-from .recipe import refuse_below
+from .recipe import TextRecipe, refuse_below
 from .run_identity import run_identity
 from .trainer import check_arguments
 
@@ -40,7 +40,7 @@ _IGNORED = {
 
 
 @dataclass
-class PretrainingRecipe:
+class PretrainingRecipe(TextRecipe):
     """Fields of both pretraining scripts."""
 
     data: list[str] = field(metadata={"help": "Training text: files, folders, globs, hub:NAME; @WEIGHT mixes them."})
@@ -72,7 +72,6 @@ class PretrainingRecipe:
             "new models of this package; 0 for full attention."
         },
     )
-    text_field: str = field(default="text", metadata={"help": "Field or column that holds the text."})
     streaming: bool = field(
         default=False, metadata={"help": "Tokenize during training, for text that does not fit on the disk."}
     )
@@ -127,14 +126,16 @@ class PretrainingRecipe:
 
     def training_sources(self) -> list[Source]:
         """Return the training text without the documents held out."""
-        sources = parse_sources(self.data, self.text_field)
+        sources = parse_sources(self.data, **self.source_settings())
         return sources if self.validation_data else [replace(s, part=(self.validation_fraction, 1.0)) for s in sources]
 
     def validation_sources(self) -> list[Source]:
         """Return the validation text."""
         if self.validation_data:
-            return parse_sources(self.validation_data, self.text_field)
-        return [replace(s, part=(0.0, self.validation_fraction)) for s in parse_sources(self.data, self.text_field)]
+            return parse_sources(self.validation_data, **self.source_settings())
+        return [
+            replace(s, part=(0.0, self.validation_fraction)) for s in parse_sources(self.data, **self.source_settings())
+        ]
 
     def row_lengths(self) -> set[int]:
         """Return the lengths of rows in the run."""
@@ -205,10 +206,8 @@ def pretraining_identity(recipe: PretrainingRecipe, args: TrainingArguments) -> 
     cache_dir = Path(recipe.cache_dir or default_cache_dir())
     contents: dict[str, Any] = {
         "rows_per_step": rows_per_step(args),
-        "contents of data": contents_digest(
-            recipe.training_sources(), recipe.text_field, cache_dir, streaming=recipe.streaming
-        ),
-        "contents of validation_data": contents_digest(recipe.validation_sources(), recipe.text_field, cache_dir),
+        "contents of data": contents_digest(recipe.training_sources(), cache_dir, streaming=recipe.streaming),
+        "contents of validation_data": contents_digest(recipe.validation_sources(), cache_dir),
         "contents of tokenizer": tokenizer_fingerprint(load_tokenizer(recipe.tokenizer or recipe.model)),
     }
     config = Path(recipe.model) / "config.json" if Path(recipe.model).is_dir() else Path(recipe.model)

@@ -90,7 +90,7 @@ def parse_recipe(
         recipe_arguments = _recipe_arguments(Path(argv.pop(0)), fields)
     for argument in argv:
         if argument.startswith("--"):
-            _check_field(argument[2:].split("=")[0], fields, "the command line")
+            _check_field(argument[2:].split("=")[0].replace("-", "_"), fields, "the command line")
 
     parser = _RecipeParser(classes, allow_abbrev=False)
     try:
@@ -242,6 +242,27 @@ class ReadingRecipe:
             self.skip_bad,
             lists["ignore_fields"],
         )
+
+
+@dataclass(kw_only=True)
+class TextRecipe(ReadingRecipe):
+    """Fields of every script that reads text."""
+
+    text_field: str | None = field(
+        default=None, metadata={"help": "Field or column that holds the text; by default recognised."}
+    )
+    text_unit: str = field(
+        default="document",
+        metadata={"help": "Document of a text file: document (the file), paragraph (between blank lines) or line."},
+    )
+    strip_gutenberg: bool = field(
+        default=False, metadata={"help": "Leave out header and licence of books of Project Gutenberg."}
+    )
+
+    def source_settings(self) -> dict[str, Any]:
+        """Return the fields of sources that do not name their own."""
+        settings = {name: getattr(self, name) for name in ("text_field", "text_unit", "strip_gutenberg")}
+        return {**settings, "options": self.reading_options()}
 
 
 @dataclass

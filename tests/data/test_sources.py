@@ -92,8 +92,8 @@ def test_txt_documents(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("a b\nc\n\n \nd\r\n\n\n", newline="")
     assert list(read_documents(file)) == ["a b\nc\n\n \nd\n\n\n"]
-    assert list(read_documents({"location": str(file), "sample_by": "paragraph"})) == ["a b\nc", "d"]
-    assert list(read_documents({"location": str(file), "sample_by": "line"})) == ["a b", "c", "d"]
+    assert list(read_documents({"location": str(file), "text_unit": "paragraph"})) == ["a b\nc", "d"]
+    assert list(read_documents({"location": str(file), "text_unit": "line"})) == ["a b", "c", "d"]
 
 
 def test_a_long_text_is_cut_at_line_ends_and_read_in_constant_memory(tmp_path):
@@ -205,7 +205,7 @@ def test_several_sources_fields_and_blank_documents(tmp_path):
         ("me@home/x.txt", Source("me@home/x.txt")),
         ("lang=en/x.txt", Source("en/x.txt", name="lang")),
         ("data/lang=en/x.txt", Source("data/lang=en/x.txt")),
-        ({"location": "x", "weight": 2, "sample_by": "line"}, Source("x", 2, sample_by="line")),
+        ({"location": "x", "weight": 2, "text_unit": "line"}, Source("x", 2, text_unit="line")),
     ],
 )
 def test_parse_source(spec, expected):
@@ -239,30 +239,39 @@ BROKEN = {
     "folder": (lambda path: path.mkdir(), "folder: holds no file of the 'train' split"),
     "a.docx": (lambda path: path.touch(), "a.docx: unknown kind of file; the name must end in .jsonl"),
     "a.gz": (lambda path: path.touch(), "a.gz: unknown kind of file"),
-    "field.jsonl": (lambda path: write(path, field="body"), "field.jsonl, line 1: no field 'text'; it has id, body"),
-    "field.csv": (lambda path: write(path, field="body"), "field.csv, line 3: no field 'text'; it has id, body"),
-    "field.parquet": (lambda path: write(path, field="body"), "field.parquet: no field 'text'; it has id, body"),
+    "field.jsonl": (
+        lambda path: write(path, field="body"),
+        "field.jsonl: no field 'text' .--text_field",
+    ),
+    "field.csv": (
+        lambda path: write(path, field="body"),
+        "field.csv: no field 'text' .--text_field",
+    ),
+    "field.parquet": (
+        lambda path: write(path, field="body"),
+        "field.parquet: no field 'text' .--text_field",
+    ),
     "null.jsonl": (
         lambda path: path.write_text('{"text": "a"}\n\n{"text": null}\n'),
-        "null.jsonl, line 3: field 'text' is null, not text",
+        "null.jsonl, line 3: field 'text' is null",
     ),
     "null.parquet": (
         lambda path: write(path, ["a", None]),
-        "null.parquet, record 2: field 'text' is null, not text",
+        "null.parquet, record 2: field 'text' is null",
     ),
     "number.json": (lambda path: path.write_text('[{"text": 5}]'), "number.json, record 1: field 'text' is a int"),
     "short.csv": (
         lambda path: path.write_text("id,text\n1,a\n2\n"),
         "short.csv, line 3: has fewer cells than columns .1, not 2.",
     ),
-    "list.jsonl": (lambda path: path.write_text("[1]\n"), "list.jsonl, line 1: is a list, not an object"),
+    "list.jsonl": (lambda path: path.write_text("[1]\n"), "list.jsonl: no field .text."),
     "broken.jsonl": (
         lambda path: path.write_text('{"text": "a"}\n{"text": "b"\n'),
         r"broken.jsonl, line 2: broken JSON \(Expecting ',' delimiter, column 13\); mend",
     ),
     "digits.jsonl": (
         lambda path: path.write_text(f'{{"text": {"1" * 5000}}}'),
-        "line 1: broken JSON .Exceeds the limit",
+        "digits.jsonl.*: broken JSON .Exceeds the limit",
     ),
     "broken.json": (
         lambda path: path.write_text('[{"text": "a"}, {"text": b}]'),
@@ -370,7 +379,7 @@ def test_too_few_documents_for_a_part(tmp_path):
         ("a@1e", "'1e' behind the @ is not a number"),
         ({"location": "a", "wieght": 1}, "needs location, may have weight, text_field"),
         ({"location": "a", "weight": "high"}, "weight high is not a positive number"),
-        ({"location": "a", "sample_by": "word"}, "must be document, paragraph or line"),
+        ({"location": "a", "text_unit": "word"}, "must be document, paragraph or line"),
         ({"location": "a", "part": [0.5, 0.2]}, "is not two shares of its documents"),
         ({"location": "a", "part": 0.5}, "is not two shares of its documents"),
     ],
@@ -409,5 +418,5 @@ def test_hub_errors(tmp_path, three_places):
         list(read_documents("hub:nobody/nothing"))
     with pytest.raises(InputError, match="Bad split: dev. Available splits"):
         list(read_documents(f"hub:{tmp_path}/dataset::dev"))
-    with pytest.raises(InputError, match="record 1: no field 'body'; it has id, text"):
+    with pytest.raises(InputError, match=r"no field 'body' \(--text_field\), there are id, text"):
         list(read_documents(f"hub:{tmp_path}/dataset#body"))

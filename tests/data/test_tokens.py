@@ -173,7 +173,7 @@ def in_child(function) -> int:
 
 def test_streamed_files_are_known_without_reading_them(file, cache, monkeypatch):
     def digest(sources=file, **options):
-        return contents_digest(sources, "text", cache, **options)
+        return contents_digest(sources, cache, **options)
 
     def no_open(path, *args, **kwargs):
         raise AssertionError(f"{path} is read")

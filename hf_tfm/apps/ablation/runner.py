@@ -96,7 +96,7 @@ def _tokenizer(cell: Cell, folder: Path, style: Literal["decoder", "encoder"]) -
     target = folder / f"{spec.get('kind', 'bpe')}-{digest[:8]}"
     if not target.exists():
         print(f"tokenizer  training {dict(spec)}", flush=True)
-        tokenizer = train_tokenizer(read_documents(data, text_field), style=style, **spec)
+        tokenizer = train_tokenizer(read_documents(data, text_field=text_field), style=style, **spec)
         with atomic_directory(target) as staging:
             save_tokenizer(tokenizer, staging)
     return str(target)

@@ -54,7 +54,7 @@ def iter_documents(location: str, text_field: str = "text") -> Iterator[tuple[st
         InputError: as `read_records` does.
     """
     if location.startswith("hub:"):
-        for number, text in enumerate(read_documents(location, text_field), 1):
+        for number, text in enumerate(read_documents(location, text_field=text_field), 1):
             yield f"{location}, record {number}", text
         return
     for file in list_documents(location):

@@ -39,8 +39,6 @@ def explain_unrecognised(sample: Sample, table: Table | None, rows: Sequence[Any
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
         if bad is not None:
             return f"{place}: {bad}"
-        if not rows:
-            return f"{place}: holds no records"
         return f"{place}: its rows are {_kind(rows[0])}, not records with named fields; {_known_forms(reading)}"
     if missing := _missing_names(sample):
         return f"{place}: {missing}"

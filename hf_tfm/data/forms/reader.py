@@ -19,7 +19,7 @@ from ..plain_text import open_lines
 from ..records import Records
 from ..tables import BadRow, Table, open_table
 from .explain import explain_unrecognised
-from .form import Form, FormRow, NoRecord, Note, Placed, Reading, Record, Sample, forms_of
+from .form import Form, FormRow, NoRecord, Note, Placed, Reading, Record, Sample, flat, forms_of
 from .jobs import JOBS
 
 
@@ -108,7 +108,8 @@ class RecordReader:
     Args:
         locations: A file, a folder, a glob, or several of them.
         split: In folders, only files of this split are read, if any file there is named for a split.
-        rows: Places with rows that are in memory; they are read in place of files.
+        rows: Places with rows, which are read in place of files.
+        head: The first of these rows, if `rows` must not be read ahead to recognise their form.
 
     Attributes:
         reports: A `FileReport` for each file read so far.
@@ -124,10 +125,11 @@ class RecordReader:
         reading: Reading,
         split: str = "train",
         rows: Iterable[Placed] | None = None,
+        head: Iterable[Mapping[str, Any]] | None = None,
     ):
         several = [locations] if isinstance(locations, (str, Path)) else list(locations)
         self.locations, self.reading, self.split = [str(location) for location in several], reading, split
-        self.rows = rows
+        self.rows, self.head = rows, head
         self.reports: list[FileReport] = []
         self.names: dict[str, Any] = {}
 
@@ -135,11 +137,16 @@ class RecordReader:
         self.reports = []
         for source in self._sources():
             yield from self._read(source)
-        self._refuse_bad_rows()
-        if not any(report.records for report in self.reports):
+        self.refuse_bad_rows()
+        if self.head is None and not any(report.records for report in self.reports):
             reasons = [report.reasons() for report in self.reports if report.reasons()]
             left_out = f"; left out: {', '.join(reasons)}" if reasons else ""
             raise InputError(f"{', '.join(self.locations)}: holds no records{left_out}")
+
+    def read_file(self, file: DataFile) -> Iterator[ReadRecord]:
+        """Yields the records of one file; [`refuse_bad_rows`] is called after the last one."""
+        with ExitStack() as stack:
+            yield from self._read(self._open(file, stack))
 
     def _sources(self) -> Iterator["Source"]:
         """Yields the sources: files with their forms; or several paths as a whole."""
@@ -183,12 +190,14 @@ class RecordReader:
         """Recognises a file's form by its first lines, then by its first rows."""
         suffix, sample = file.suffixes[0], Sample(self.reading, file)
         if suffix not in TABLES or suffix in (".csv", ".tsv"):
-            placed = open_lines(file, self.reading.options)
+            notes: list[str] = []
+            placed = open_lines(file, self.reading.options, notes)
             head = list(itertools.islice(placed, SAMPLED_ROWS))
             sample.lines = [line for _, line in head]
             for form in self._forms():
                 if form.content == "lines" and self._fits_lines(form, suffix, sample):
-                    return Source(form, {}, form.read(itertools.chain(head, placed), self.reading), sample, file)
+                    content = form.read(itertools.chain(head, placed), self.reading)
+                    return Source(form, {}, content, sample, file, notes)
         if suffix not in TABLES:
             raise InputError(explain_unrecognised(sample, None, []))
         return self._open_table(stack.enter_context(open_table(file, self.reading.options, self.split)), sample)
@@ -203,17 +212,21 @@ class RecordReader:
         return is_named and form.recognise is not None and form.recognise(sample.lines)
 
     def _open_table(self, table: Table, sample: Sample) -> "Source":
-        rows = ((place, _as_mapping(row)) for place, row in table.rows)
-        first = list(itertools.islice(rows, SAMPLED_ROWS))
-        sample.rows = [row for _, row in first if isinstance(row, Mapping)]
+        rows = ((place, _as_mapping(row, self.reading.job)) for place, row in table.rows)
+        first = list(itertools.islice(rows, SAMPLED_ROWS)) if self.head is None else []
+        head = [row for _, row in first] if self.head is None else list(self.head)
+        sample.rows = [row for row in head if isinstance(row, Mapping)]
         columns = table.columns or dict.fromkeys(name for row in sample.rows for name in row)
         sample.columns = [name for name in columns if name not in self.reading.options.ignore_fields]
         sample.class_names = table.class_names
         for form in self._forms():
             names = form.names_in(sample) if form.content == "rows" else None
-            if names is not None:
-                return Source(form, names, itertools.chain(first, rows), sample, sample.file, table.notes)
-        raise InputError(explain_unrecognised(sample, table, [row for _, row in first]))
+            for name in flat((names or {}).values()):
+                if name in table.unclear:
+                    raise InputError(f"{sample.file}: {table.unclear[name]}")
+            if names is not None or not head:
+                return Source(form, names or {}, itertools.chain(first, rows), sample, sample.file, table.notes)
+        raise InputError(explain_unrecognised(sample, table, head))
 
     def _read(self, source: "Source") -> Iterator[ReadRecord]:
         report = FileReport(str(source.file), source.form.name)
@@ -269,7 +282,8 @@ class RecordReader:
                     f"field {name!r} {reason}; leave it out with {self.reading.option('ignore_fields')} {name}"
                 )
 
-    def _refuse_bad_rows(self) -> None:
+    def refuse_bad_rows(self) -> None:
+        """Raises an `InputError` that lists all bad rows so far by their reasons, unless they are to be skipped."""
         bad = [(report, kind, rows) for report in self.reports for kind, rows in report.bad.items()]
         if not bad or self.reading.options.skip_bad:
             return
@@ -296,8 +310,10 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
-def _as_mapping(row: Any) -> Any:
-    """A row that is a list of texts or numbers, as one with named fields; any other row unchanged."""
+def _as_mapping(row: Any, job: str) -> Any:
+    """A text as a document, a list of texts or numbers as a row with named fields; any other row unchanged."""
+    if isinstance(row, str) and job == "text":
+        return {"text": row}
     if isinstance(row, list) and row and all(isinstance(cell, (str, int, float)) for cell in row):
         return {f"column {number}": cell for number, cell in enumerate(row, 1)}
     return row
@@ -323,7 +339,7 @@ def read_records(locations: str | Path | Sequence[str | Path], reading: Reading,
 
 def collect(reader: RecordReader, read: Sequence[ReadRecord]) -> Records:
     """Returns what was read by a reader, all of it or a chunk."""
-    places, records, rows = zip(*read)
+    places, records, rows = zip(*read) if read else ((), (), ())
     first, *others = reader.locations
     return Records(records, places, first, others, reader.reports, reader.names, rows)
 

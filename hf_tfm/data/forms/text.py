@@ -1,6 +1,6 @@
 """Forms of text: documents in a field of a table."""
 
-from .form import FormRow, Record, rows
+from .form import FormRow, NoRecord, Record, rows
 from .jobs import JOBS
 
 
@@ -13,4 +13,7 @@ from .jobs import JOBS
     gives=[{"text": "Once upon a time."}],
 )
 def read_documents(row: FormRow) -> Record:
+    value = row["text"]
+    if isinstance(value, str) and not value.strip():
+        raise NoRecord(f"field {row.names['text']!r} is blank")
     return {"text": row.text("text")}
