@@ -6,10 +6,11 @@ Fine-tunes a model to choose the right one of several options.
     python training/finetune_multiple_choice.py --model my-encoder --train_file train.csv --test_file test.csv \\
         --options_fields a b c d --answer_field right --lora --output_dir runs/choices
 
-Takes any encoder of `AutoModelForMultipleChoice`. A record has a question, perhaps a context, its options (their number
-may differ from record to record) and the right one, as a number from 0, a letter from A, or its text. The best
-checkpoint is chosen on the validation set; the test set is measured once, beside chance and two simple rules. The same
-command resumes a stopped run.
+Takes any encoder of `AutoModelForMultipleChoice`, and files in the forms of SWAG, HellaSwag, RACE, ARC, CommonsenseQA,
+PIQA, COPA, MMLU and alike. A record has a question, perhaps a context, its options (their number may differ from record
+to record) and the right one, as a number from 0, a letter from A, or its text. The best checkpoint is chosen on the
+validation set; the test set is measured once, beside chance and two simple rules. The same command resumes a stopped
+run.
 """
 
 import sys

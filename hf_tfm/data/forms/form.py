@@ -82,6 +82,7 @@ class Sample:
         class_names: Names of numbered classes by column, from the metadata of Parquet.
         notes: What the form guesses, for the file's report.
         counts: How often a form found something that is said with its number.
+        found: What a form found in the first rows, by a name.
     """
 
     reading: Reading
@@ -92,10 +93,17 @@ class Sample:
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
     def count(self, text: str) -> None:
         """Add one to the number with which the file's report says this."""
         self.counts[text] = self.counts.get(text, 0) + 1
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """Returns what a function finds in the first rows; it is called for the first row only."""
+        if name not in self.found:
+            self.found[name] = find()
+        return self.found[name]
 
     def note(self, text: str) -> None:
         """Add a line to the file's report, once."""

@@ -65,10 +65,14 @@ JOBS: dict[str, Job] = {
     "choices": Job(
         "questions with options, of which one is right",
         {
-            "question": Field("question_field"),
-            "context": Field("context_field", required=False),
-            "options": Field("options_fields"),
-            "answer": Field("answer_field", required=_LABEL),
+            "question": Field("question_field", ("question_stem", "sentence", "goal", "query", "problem")),
+            "context": Field("context_field", ("article", "passage", "story"), required=False),
+            "options": Field("options_fields", ("choices", "endings", "answers", "candidates")),
+            "answer": Field(
+                "answer_field",
+                ("label", "answerKey", "answer_key", "answer_idx", "correct_answer_id", "correct", "gold", "cop"),
+                _LABEL,
+            ),
         },
     ),
     "pairs": Job(

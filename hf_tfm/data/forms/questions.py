@@ -1,11 +1,10 @@
 """Forms of question answering: questions about a context that has their answers."""
 
-import ast
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..tables import BadRow
+from .cells import read_cell
 from .form import FormRow, NoRecord, Record, Sample, check_text, explains, is_missing, rows
 from .jobs import JOBS
 
@@ -198,28 +197,15 @@ def _read_start(start: Any, name: str) -> int | None:
 
 
 def _read_cell(text: str, name: str) -> Any:
-    """What a cell holds: a mapping or a list in the syntax of JSON or Python, else the text of one answer."""
+    """What a cell holds: a mapping or a list, else the text of one answer."""
     if not text.strip():
         return {"text": []}
-    if text.lstrip()[0] not in "{[":
-        return [text]
     try:
-        return json.loads(text)
+        return read_cell(text)
     except ValueError as error:
-        reason = str(error)
-    try:
-        # NumPy's arrays are printed with their name: array(['Ann'], dtype=object).
-        return ast.literal_eval(_ArraysAsLists().visit(ast.parse(text.strip(), mode="eval")))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        if text.lstrip().startswith("["):
-            return [text]
-        raise BadRow(f"field {name!r} is broken JSON", reason) from None
-
-
-class _ArraysAsLists(ast.NodeTransformer):
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1
-        return self.visit(node.args[0]) if is_array else node
+        if text.lstrip().startswith("{"):
+            raise BadRow(f"field {name!r} is broken JSON", str(error)) from None
+        return [text]
 
 
 def _as_list(value: Any) -> list[Any]:
