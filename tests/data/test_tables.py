@@ -15,6 +15,8 @@ from pyarrow import feather, ipc, parquet
 
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.files import DataFile, list_files, list_skipped_files
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_records
 from hf_tfm.data.tables import BadRow, ReadingOptions, Table, open_table, read_rows
 
 
@@ -206,11 +208,14 @@ def test_headers(tmp_path):
     assert read(path, columns=("x", "y")).first_row_looks_like_header == "'how many' stands above numbers"
 
 
-def test_names_in_headers_must_be_there_and_differ(tmp_path):
-    with pytest.raises(InputError, match="has 2 columns called 'a'; .*--no_header.*--columns"):
-        read(write(tmp_path / "a.csv", "a,a,b\n1,2,3\n"))
-    with pytest.raises(InputError, match="column 2 has no name in the header; .*--no_header.*--columns"):
-        read(write(tmp_path / "a.csv", "a,,b\n1,2,3\n"))
+def test_columns_with_unclear_names_cannot_be_used(tmp_path):
+    path = write(tmp_path / "a.csv", "text,label,label,,\na b,2,3,4,\n")
+    assert rows_of(path) == [{"text": "a b", "label": "2", "label (2)": "3", "column 4": "4", "column 5": ""}]
+    with pytest.raises(InputError, match="has 2 columns called 'label'; .*--no_header.*--columns"):
+        read_records(path, Reading("classification"))
+    with pytest.raises(InputError, match="column 4 has no name in the header; .*--no_header.*--columns"):
+        read_records(path, Reading("classification", {"label": "column 4"}))
+    assert list(read_records(path, Reading("text"))) == [{"text": "a b"}]
     path = write(tmp_path / "a.csv", ",text\n0,one\n1,two\n")  # pandas' index
     assert read(path).columns == ["Unnamed: 0", "text"] and rows_of(path)[1] == {"Unnamed: 0": "1", "text": "two"}
 
