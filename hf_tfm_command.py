@@ -1,31 +1,38 @@
 """
-Entry point of the `hf-tfm` command.
+Entry point of the `hf-tfm` command, and of what runs before `import hf_tfm`.
 
 `import hf_tfm` imports torch and transformers, which takes seconds. Help, completion and mistakes in the arguments must
-not wait for them, so this module loads `hf_tfm/apps/cli` by its path, as a package of its own that imports Typer alone.
-The chosen command then imports what it needs from `hf_tfm`.
+not wait for them, so this module loads parts of the package under another name, without `hf_tfm/__init__.py`.
 """
 
 import sys
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 
-def load_cli() -> ModuleType:
-    """Load `hf_tfm/apps/cli` under the name `hf_tfm_cli`, without its parent packages."""
-    if "hf_tfm_cli" not in sys.modules:
-        package = find_spec("hf_tfm")  # finds the package without importing it
-        folder = Path(package.origin).parent / "apps" / "cli"
-        spec = spec_from_file_location("hf_tfm_cli", folder / "__init__.py", submodule_search_locations=[str(folder)])
-        module = sys.modules["hf_tfm_cli"] = module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["hf_tfm_cli"]
+LIGHT = "hf_tfm_light"
+
+
+def load_light(name: str) -> ModuleType:
+    """Import the module `hf_tfm.NAME` as `hf_tfm_light.NAME`; its relative imports stay under that name."""
+    if LIGHT not in sys.modules:
+        package = sys.modules[LIGHT] = ModuleType(LIGHT)
+        package.__path__ = list(find_spec("hf_tfm").submodule_search_locations)  # found without being imported
+    return import_module(f"{LIGHT}.{name}")
+
+
+def check_data(script: str) -> None:
+    """End a script with one line and exit code 2 if its arguments name a file or a field that is not there."""
+    if mistake := load_light("data.forms.early_check").find_mistake(Path(script), sys.argv[1:]):
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; see `hf_tfm.apps.cli.main`."""
-    return load_cli().main(argv)
+    return load_light("apps.cli").main(argv)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,12 @@ it, at any time: the same command resumes the runs from their checkpoints and sk
 (an entry for a log of experiments, with a table), `result.png` and `result.json`.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 from functools import partial

@@ -9,6 +9,12 @@ The classifier is logistic regression, its strength chosen on a tenth of the tra
 the representations differ only in what the classifier sees. Every figure has its 95 % interval.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import json
 import sys
 from dataclasses import dataclass, field

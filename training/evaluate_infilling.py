@@ -15,6 +15,12 @@ every method except the last knows their number. For causal LMs the bits per byt
 All figures have 95 % intervals.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 from functools import partial

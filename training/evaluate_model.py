@@ -12,6 +12,12 @@ model. The model's folder and card get the figures, beside earlier ones of other
 alone is written. With the same --output_dir the same command resumes a stopped evaluation.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from pathlib import Path
 

@@ -10,6 +10,12 @@ encoder is compared with BM25 and with both rankings combined. Then a sample of 
 without passages, with the nearest ones, and with the context itself. The same command resumes a stopped run.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import random
 import sys
 from dataclasses import dataclass, field

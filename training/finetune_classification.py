@@ -11,6 +11,12 @@ is chosen on the validation set; the test set is measured once, beside two basel
 linear model over TF-IDF. The same command resumes a stopped run.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

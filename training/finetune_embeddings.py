@@ -14,6 +14,12 @@ opens as a SentenceTransformer and with AutoModel. The same command resumes a st
 Needs sentence-transformers: pip install hf-tfm[embed]
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

@@ -11,6 +11,12 @@ stop. Conversations are packed into rows of `max_length` tokens and do not see e
 lowest loss on the validation set is kept; the test set is measured once. The same command resumes a stopped run.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

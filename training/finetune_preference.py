@@ -13,6 +13,12 @@ validation set is kept; the test set is measured once. The same command resumes 
 Needs TRL: pip install hf-tfm[align]
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

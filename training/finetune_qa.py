@@ -13,6 +13,12 @@ for "no answer", are chosen on the validation set; the test set is measured once
 resumes a stopped run.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

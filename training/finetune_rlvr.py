@@ -15,6 +15,12 @@ same command resumes a stopped run.
 Needs TRL: pip install hf-tfm[align]
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

@@ -12,6 +12,12 @@ validation set; the test set is measured once, beside a dictionary of the traini
 stopped run.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

@@ -13,6 +13,12 @@ the validation set; the test set is translated once, with beam search. The same 
 Needs sacrebleu: pip install hf-tfm[metrics]
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

@@ -10,6 +10,12 @@ With `--denoisers` a part of the text becomes gaps to fill and beginnings to con
 (training/recipes/pretrain_ul2.yaml), and `hf_tfm.data.denoisers.infill` fills gaps with the model.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import contextlib
 import sys
 from dataclasses import dataclass, field

@@ -8,6 +8,12 @@ Stop it with Ctrl-C at any time; the same command resumes it. `AutoModelForMaske
 folder (with a sentence task: `AutoModelForPreTraining`).
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 from dataclasses import dataclass, field
 

@@ -9,6 +9,12 @@ Every 20th document (up to 2 MB of them) is held out and only measured. More tok
 also need more embeddings: small models do best with some 4,096 to 8,192.
 """
 
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
 import sys
 import time
 import warnings

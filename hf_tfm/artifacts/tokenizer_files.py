@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..core.atomic_files import write_atomically
-from ..core.errors import UNREADABLE, explain, reason_of
+from ..core.errors import explain, reason_of, unreadable
 from ..core.quiet import quiet
 
 
@@ -166,5 +166,5 @@ def load_tokenizer(path: str, trust_remote_code: bool = False, advice: str = "")
         missing = "" if Path(path).exists() else "there is no such folder, and "
         return f"{missing}no tokenizer can be loaded from it ({reason_of(error)}){advice}"
 
-    with quiet(), explain(path, hint, *UNREADABLE, TypeError, AttributeError):
+    with quiet(), explain(path, hint, *unreadable(), TypeError, AttributeError):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -1,16 +1,12 @@
 """`InputError`, the one error that a user can mend, and `explain`, which makes one of other libraries' errors."""
 
 import argparse
-import pickle
+import functools
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
-
-import yaml
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 
 class InputError(ValueError):
@@ -21,12 +17,23 @@ class InputError(ValueError):
     """
 
 
-# Errors that a damaged file, folder or setting may raise in Python, torch, transformers or safetensors.
-UNREADABLE: tuple[type[Exception], ...] = (
-    *(OSError, ValueError, RuntimeError, KeyError, EOFError, ImportError),
-    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, yaml.YAMLError),
-)
 _MAX_REASON = 300
+
+
+@functools.cache
+def unreadable() -> tuple[type[Exception], ...]:
+    """Errors that a damaged file, folder or setting may raise in Python, torch, transformers or safetensors."""
+    # Imported where an error has happened: commands that read no model start without these libraries.
+    import pickle
+
+    import yaml
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return (
+        *(OSError, ValueError, RuntimeError, KeyError, EOFError, ImportError),
+        *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, yaml.YAMLError),
+    )
 
 
 @contextmanager
@@ -40,12 +47,12 @@ def explain(
         place: File, folder or option that the error comes from.
         hint: Text in which `{reason}` stands for the error's own message, or a function of the error that returns the
             text.
-        exceptions: Classes to turn, `UNREADABLE` by default. An `InputError` always passes unchanged.
+        exceptions: Classes to turn, those of `unreadable` by default. An `InputError` always passes unchanged.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, InputError) or not isinstance(error, exceptions or UNREADABLE):
+        if isinstance(error, InputError) or not isinstance(error, exceptions or unreadable()):
             raise
         text = hint(error) if callable(hint) else hint.replace("{reason}", reason_of(error))
         raise InputError(f"{place}: {text}") from error
@@ -53,7 +60,7 @@ def explain(
 
 def reason_of(error: BaseException) -> str:
     """Returns an error's message in one line; for an error of the file system, what went wrong and with which file."""
-    if isinstance(error, StrictDataclassError) and error.__cause__:
+    if "StrictDataclassError" in {kind.__name__ for kind in type(error).__mro__} and error.__cause__:
         error = error.__cause__  # the validators of configurations wrap the message that helps
     text = str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -8,6 +8,7 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig
 
 from .errors import InputError, explain
+from .package_data import refuse_missing_folder
 
 
 ADAPTER_FILE = "adapter_config.json"
@@ -27,7 +28,7 @@ def read_config(path: str | os.PathLike[str], **load_kwargs: Any) -> dict[str, A
     Raises:
         InputError: There is no such folder or file, or it cannot be read.
     """
-    _refuse_missing(path)
+    refuse_missing_folder(path)
     refuse_adapter(path)
     if Path(path).is_dir() and "gguf_file" not in load_kwargs and not (Path(path) / "config.json").is_file():
         raise InputError(f"{path}: no config.json in this folder, so it is not a model")
@@ -45,7 +46,7 @@ def download_model(source: str | os.PathLike[str], gguf_file: str | None) -> Pat
     Raises:
         InputError: There is no such folder or repository, or `source` is a file.
     """
-    _refuse_missing(source)
+    refuse_missing_folder(source)
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists():
@@ -57,10 +58,3 @@ def download_model(source: str | os.PathLike[str], gguf_file: str | None) -> Pat
         if gguf_file is None and not any(folder.glob("*.safetensors")):
             snapshot_download(str(source), allow_patterns=["pytorch_model*.bin"])
     return folder
-
-
-def _refuse_missing(path: str | os.PathLike[str]) -> None:
-    """Raise `InputError` for a missing local path; other names may be on the Hub, where a lookup takes long."""
-    looks_local = Path(path).is_absolute() or str(path).startswith((".", "~")) or len(Path(path).parts) > 2
-    if looks_local and not Path(path).exists():
-        raise InputError(f"{path}: no such folder")

@@ -1,6 +1,9 @@
-"""Recipes and data of `training/`, which an installed package carries along."""
+"""Recipes and data of `training/`, which an installed package carries along; names of folders and of the Hub."""
 
+import os
 from pathlib import Path
+
+from .errors import InputError
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -21,3 +24,10 @@ def find_packaged(location: str) -> str:
             if packaged.is_relative_to(root / "training") and packaged.exists():
                 return str(packaged)
     return location
+
+
+def refuse_missing_folder(path: str | os.PathLike[str]) -> None:
+    """Raises `InputError` for a missing local path; other names may be on the Hub, where a lookup takes long."""
+    looks_local = Path(path).is_absolute() or str(path).startswith((".", "~")) or len(Path(path).parts) > 2
+    if looks_local and not Path(path).exists():
+        raise InputError(f"{path}: no such folder")

@@ -12,7 +12,7 @@ from tokenizers import processors
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..artifacts.tokenizer_files import load_tokenizer
-from ..core.errors import UNREADABLE, InputError, explain, reason_of
+from ..core.errors import InputError, explain, reason_of, unreadable
 from ..core.model_files import refuse_adapter
 from ..core.quiet import quiet
 from .head_rows import carry_head_rows, head_parameters, label_names
@@ -231,4 +231,4 @@ def _explain_load_errors(folder: str) -> contextlib.AbstractContextManager[None]
         missing = "" if Path(folder).exists() else "there is no such folder, and "
         return f"{missing}no model can be loaded from it ({reason_of(error)})"
 
-    return explain(folder, hint, *UNREADABLE, TypeError, AttributeError)
+    return explain(folder, hint, *unreadable(), TypeError, AttributeError)

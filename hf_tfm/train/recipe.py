@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import functools
 import json
 import signal
@@ -15,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..core.checkpoints import last_checkpoint
 from ..core.errors import InputError
-from ..core.package_data import find_packaged
 from ..core.quiet import quiet_command
+from ..core.recipe_file import as_arguments, check_field, read_recipe
 from ..data.tables import ReadingOptions
 
 
@@ -87,10 +85,14 @@ def parse_recipe(
     fields = {f.name for cls in classes for f in dataclasses.fields(cls) if f.init}
     recipe_arguments = []
     if argv and not argv[0].startswith("-"):
-        recipe_arguments = _recipe_arguments(Path(argv.pop(0)), fields)
+        path = argv.pop(0)
+        entries = read_recipe(Path(path))
+        for name in entries:
+            check_field(name, fields, path)
+        recipe_arguments = as_arguments(entries)
     for argument in argv:
         if argument.startswith("--"):
-            _check_field(argument[2:].split("=")[0].replace("-", "_"), fields, "the command line")
+            check_field(argument[2:].split("=")[0].replace("-", "_"), fields, "the command line")
 
     parser = _RecipeParser(classes, allow_abbrev=False)
     try:
@@ -102,36 +104,6 @@ def parse_recipe(
     global _output_dir
     _output_dir = training[0].output_dir if training else None
     return recipe, training[0] if training else None
-
-
-def _recipe_arguments(path: Path, fields: set[str]) -> list[str]:
-    """Return a YAML mapping as command-line arguments, so that both are parsed and checked alike."""
-    try:
-        recipe = yaml.safe_load(Path(find_packaged(str(path))).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such recipe") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a readable YAML recipe: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"{path}: a recipe is a mapping of fields to values")
-    arguments = []
-    for name, value in recipe.items():
-        _check_field(name, fields, str(path))
-        if value is None:
-            continue
-        arguments.append(f"--{name}")
-        if isinstance(value, list):
-            arguments.extend(str(item) for item in value)
-        else:
-            arguments.append(json.dumps(value) if isinstance(value, dict) else str(value))
-    return arguments
-
-
-def _check_field(name: str, fields: set[str], place: str) -> None:
-    if name not in fields and name.removeprefix("no_") not in fields:
-        close = difflib.get_close_matches(name, fields, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{place}: unknown field {name!r}{hint}")
 
 
 def refuse_below(recipe: Any, **minimums: float) -> None:

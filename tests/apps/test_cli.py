@@ -286,8 +286,14 @@ WRONG = {
         "predict {models}/base {models}/one.jsonl --out {models}/llama/config.json/x.jsonl",
         "config.json/x.jsonl: cannot be written",
     ),
-    "field as this command calls it": ("predict {models}/choice {models}/one.jsonl", "right one with --question-field"),
-    "words as this command calls them": ("predict {models}/tagger {models}/one.jsonl", "right one with --words-field"),
+    "field as this command calls it": (
+        "predict {models}/choice {models}/one.jsonl",
+        "no field 'question' (--question-field names it)",
+    ),
+    "words as this command calls them": (
+        "predict {models}/tagger {models}/one.jsonl --words-field word",
+        "no field 'word' (--words-field)",
+    ),
     "base that is gone": ("generate {models}/adapter hello", "name its folder with --base"),
     "no mask": ("fill-mask {models}/encoder hello", "write [MASK]"),
     "prompt that is no text": ("generate {models}/decoder caf\udce9", "'prompt': contains bytes that are not UTF-8"),

@@ -2,8 +2,9 @@
 The `hf-tfm` command, built with Typer: one module for a group of commands.
 
 Start with `app.py`, which says how a command is registered and run. These modules import nothing but Typer and the
-standard library at their top, because `hf-tfm --help` must not wait for torch; the body of a command imports what it
-needs by absolute names, because the package is also loaded by its path (see `hf_tfm_command.py`).
+standard library at their top, because `hf-tfm --help` must not wait for torch. The body of a command imports what it
+needs by absolute names. Relative names lead to the light package of `hf_tfm_command.py`, for what runs before torch is
+imported.
 """
 
 import sys

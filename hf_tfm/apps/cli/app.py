@@ -63,18 +63,27 @@ app = typer.Typer(
 )
 
 
-def command(*examples: str, panel: str) -> Callable:
+def command(
+    *examples: str, panel: str, find_mistake: Callable[..., str | None] | None = None, light: bool = False
+) -> Callable:
     """
     Register a function as a command; its docstring is the help, its annotations are the arguments and options.
 
     Args:
         examples: command lines shown at the end of the help.
         panel: heading under which `hf-tfm --help` lists the command.
+        find_mistake: takes the command's arguments before torch is imported, and returns what is wrong with them.
+        light: whether the function does without torch, and imports by relative names.
     """
 
     def register(function: Callable[..., int | None]) -> Callable[..., int | None]:
         @functools.wraps(function)
         def run(**arguments: Any) -> int:
+            if light:
+                return function(**arguments) or 0
+            if find_mistake and (mistake := find_mistake(**arguments)):
+                print(f"error: {mistake}", file=sys.stderr)
+                return 2
             return run_command(function, **arguments)
 
         epilog = "\n".join(f"   {example}" for example in examples)

@@ -163,10 +163,17 @@ def fill_mask(
             print(f"{probability:6.1%}  {token}")
 
 
+def _find_mistake(model: str, file: str, **options: Any) -> str | None:
+    from ...data.forms.early_check import find_mistake_of_prediction
+
+    return find_mistake_of_prediction(model, [file], options)
+
+
 @command(
     "hf-tfm predict runs/banking77 questions.csv --out labelled.csv --text-field question",
     "hf-tfm predict runs/fairytaleqa questions.jsonl.gz --top 5",
     panel=_PANEL,
+    find_mistake=_find_mistake,
 )
 def predict(
     model: AnyModel,

@@ -72,6 +72,11 @@ def run_script(path: Path, command: str, arguments: list[str]) -> int:
     Args:
         command: shown in place of the script's path in its help and recorded beside what it trains.
     """
+    from ...data.forms.early_check import find_mistake
+
+    if mistake := find_mistake(path, arguments):
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
     if not import_package():
         return 2
     argv, folders = sys.argv, list(sys.path)

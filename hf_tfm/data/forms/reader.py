@@ -148,6 +148,16 @@ class RecordReader:
         with ExitStack() as stack:
             yield from self._read(self._open(file, stack))
 
+    def recognise(self, most: int) -> None:
+        """Recognises the form of the first files by their heads. Raises `InputError` for a file without one."""
+        for _ in itertools.islice(self._sources(), most):
+            pass
+
+    def recognise_file(self, file: DataFile) -> None:
+        """Recognises the form of one file by its head. Raises `InputError` if it has none."""
+        with ExitStack() as stack:
+            self._open(file, stack)
+
     def _sources(self) -> Iterator["Source"]:
         """Yields the sources: files with their forms; or several paths as a whole."""
         if self.rows is not None:
