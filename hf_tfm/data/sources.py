@@ -279,8 +279,8 @@ def _read_text(file: DataFile, source: Source, reports: list[FileReport]) -> Ite
     report = FileReport(str(file), source.text_unit)
     reports.append(report)
     longest = None if source.is_whole else HELD_OUT_CHARACTERS
-    settings = {"options": source.options, "strip_gutenberg": source.strip_gutenberg, "notes": report.notes}
-    for text in read_plain_text(file, source.text_unit, longest, **settings):
+    texts = read_plain_text(file, source.text_unit, longest, source.options, source.strip_gutenberg, report.notes)
+    for text in texts:
         report.rows += 1
         if text and not text.isspace():
             report.records += 1

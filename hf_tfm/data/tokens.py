@@ -298,6 +298,8 @@ def _content(source: Source, cache_dir: Path, num_proc: int, streaming: bool = F
         "where": source.where,
         "part": None if source.is_whole else source.part,
         "strip_gutenberg": source.strip_gutenberg,
+        # Version 0.1 read the quotes and separators of some of these files in another way.
+        "reader": not source.hub and any(file.suffixes[0] in (".csv", ".tsv") for file in source.list_files()),
         **vars(source.options),
     }
     return {**decides, **{name: value for name, value in settings.items() if value}}

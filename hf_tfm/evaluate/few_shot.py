@@ -145,7 +145,9 @@ def score_labels(
     prefix = [*lm.prefix_ids, *encode_text(lm.tokenizer, [prompt.instruction + shots])[0]]
     if not prefix:
         raise InputError("this tokenizer begins texts with nothing: give an --instruction or examples")
-    questions = [prompt.render(record, place) for record, place in zip(records, records.places, strict=True)]
+    # A template may name fields of the job or of the file.
+    rows = [record | row for record, row in zip(records, records.rows, strict=True)]
+    questions = [prompt.render(row, place) for row, place in zip(rows, records.places, strict=True)]
     content_free = [prompt.render(_SameText(text), "nothing") for text in _CONTENT_FREE]
     labels = encode_text(lm.tokenizer, prompt.answers)
     room = lm.max_length - len(prefix) - max(map(len, labels))

@@ -63,7 +63,7 @@ def measure_head(
     if longest < 8:
         raise InputError(f"this model takes {longest} tokens: too few for texts")
     max_length = min(longest, max_length or 512)
-    if getattr(task, "stride", 0) is None:
+    if isinstance(task, QuestionAnswering) and task.stride is None:
         task.stride = min(128, max_length // 4)
     task.adopt_labels(model.config, records)
     split = task.read(records)

@@ -158,7 +158,7 @@ def measure_by_prompt(lm: LanguageModel, recipe: EvaluationRecipe, results: Resu
     actual = labels.encode(records)
     prompt = few_shot.Prompt(template, few_shot.label_words(labels, recipe.label_words), recipe.instruction)
     drawn = train.subset(few_shot.draw_examples(train, recipe.examples, recipe.seed))
-    examples = list(zip(drawn.rows, labels.encode(drawn)))
+    examples = [(record | row, label) for record, row, label in zip(drawn, drawn.rows, labels.encode(drawn))]
     task = f"{len(examples)}-shot classification"
     settings: dict[str, Any] = {
         "task": task,
@@ -169,7 +169,7 @@ def measure_by_prompt(lm: LanguageModel, recipe: EvaluationRecipe, results: Resu
     settings |= {"label_field": labels.field, "seed": recipe.seed}
     figures = results.compute_once(
         {**settings, "data": content_hash(path, "test"), "examples": examples},
-        lambda: few_shot.estimate_by_rule(labels, few_shot.score_labels(lm, prompt, records.rows, examples), actual),
+        lambda: few_shot.estimate_by_rule(labels, few_shot.score_labels(lm, prompt, records, examples), actual),
     )
     headline = {f"{metric}, {rule}": figures[rule][metric] for rule in figures for metric in labels.metrics}
     results.add_task(task, path, settings, headline, recipe.hub(), "test")

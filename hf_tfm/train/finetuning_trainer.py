@@ -58,7 +58,7 @@ class FinetuningMixin(RunMixin):
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; the loss is the mean over all labels, whatever the batches (see `prediction_step`)."""
-        counts = [count_labels(torch.as_tensor(row["labels"])) for row in dataloader.dataset if "labels" in row]
+        counts = [count_labels(torch.as_tensor(row["labels"])) for row in iter(dataloader.dataset) if "labels" in row]
         self.labels_of_a_row = max(sum(counts), 1) / max(len(counts), 1)
         # Each process's loss is to be the mean over its own labels.
         across, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False

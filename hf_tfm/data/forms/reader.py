@@ -270,7 +270,7 @@ class RecordReader:
                 report.records += 1
                 # After the first bad row the others are only looked for: nothing may be trained or written.
                 if not report.bad or self.reading.options.skip_bad:
-                    yield ReadRecord(place, record, dict(row) if record is read else record)
+                    yield ReadRecord(place, dict(record), dict(row if record is read else record))
         report.unused = seen - report.used - set(self.reading.options.ignore_fields)
         report.notes += [*source.notes, *source.sample.notes]
         report.notes += [f"{number:,} × {text}" for text, number in source.sample.counts.items()]
