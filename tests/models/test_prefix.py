@@ -72,6 +72,8 @@ def test_equals_the_dense_mask(shape, side, attention):
     model.set_attn_implementation("eager")
     expected = model(**{**batch, "attention_mask": masks, "prefix_mask": None}).logits
     model.set_attn_implementation(attention)
+    # After batches of many sizes torch 2.13 writes C++ of flex attention in which `ks1` is replaced inside `ks11`.
+    torch._dynamo.reset()
     for use_cache in (False, True):
         assert_close(model(**batch, use_cache=use_cache).logits[real], expected[real], **CLOSE)
     without = model(**{**batch, "prefix_mask": None}).logits
