@@ -29,7 +29,7 @@ _PREFIXES = {
     "evaluate_": "evaluate",
     "compare_": "evaluate",
 }
-_PANEL = "Train and evaluate"
+PANEL = "Train and evaluate"
 
 train = typer.Typer(
     cls=Group,
@@ -45,8 +45,8 @@ evaluate = typer.Typer(
     help="Measure a model, with confidence intervals.",
     epilog="   hf-tfm evaluate model --model runs/decoder --text held_out.jsonl.gz",
 )
-app.add_typer(train, name="train", rich_help_panel=_PANEL)
-app.add_typer(evaluate, name="evaluate", rich_help_panel=_PANEL)
+app.add_typer(train, name="train", rich_help_panel=PANEL)
+app.add_typer(evaluate, name="evaluate", rich_help_panel=PANEL)
 
 
 class ScriptCommand(TyperCommand):
@@ -98,7 +98,7 @@ def _register(path: Path) -> None:
 
     docstring = re.search(r'"""\s*(.*?)(?:\n\s*\n|""")', path.read_text(encoding="utf-8"), re.DOTALL)
     summary = " ".join(docstring[1].split()) if docstring else ""
-    panel = _PANEL if group is app else None
+    panel = PANEL if group is app else None
     group.command(words[-1], cls=ScriptCommand, help=summary, rich_help_panel=panel, add_help_option=False)(run)
 
 
