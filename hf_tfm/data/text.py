@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Iterator
 from unicodedata import category
 
 
@@ -64,14 +65,31 @@ def begins_unspaced_word(character: str) -> bool:
 
 
 def split_words(text: str) -> list[str]:
-    """Returns the words and single punctuation marks of a text; accents, vowel signs and joiners stay in their word."""
-    words: list[str] = []
+    """
+    Returns the words and single punctuation marks of a text, and the single characters of scripts without spaces;
+    accents, vowel signs and joiners stay in their word.
+    """
+    return [text[start:end] for start, end in find_words(text)]
+
+
+def find_words(text: str) -> list[tuple[int, int]]:
+    """Returns the first character of each word of [`split_words`] and the one behind it."""
+    words: list[tuple[int, int]] = []
     end, continues = -1, False
     for match in _WORDS_AND_MARKS.finditer(text):
         is_sign = category(match[0][0]).startswith("M") or match[0] in _JOINERS
         if words and match.start() == end and (is_sign or (continues and match[0][0].isalnum())):
-            words[-1] += match[0]
+            words[-1] = (words[-1][0], match.end())
         else:
-            words.append(match[0])
-        end, continues = match.end(), is_sign and words[-1][0].isalnum()
-    return words
+            words.append(match.span())
+        end, continues = match.end(), is_sign and text[words[-1][0]].isalnum()
+    return words if text.isascii() else [part for word in words for part in _split_unspaced(text, *word)]
+
+
+def _split_unspaced(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    for place in range(start + 1, end):
+        leaves_script = is_unspaced(text[place - 1]) and not is_unspaced(text[place]) and text[place].isalnum()
+        if begins_unspaced_word(text[place]) or leaves_script:
+            yield start, place
+            start = place
+    yield start, end

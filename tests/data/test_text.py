@@ -2,7 +2,14 @@
 
 import pytest
 
-from hf_tfm.data.text import begins_unspaced_word, ends_sentence, is_unspaced, split_sentences
+from hf_tfm.data.text import (
+    begins_unspaced_word,
+    ends_sentence,
+    find_words,
+    is_unspaced,
+    split_sentences,
+    split_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,3 +44,18 @@ def test_scripts_without_spaces():
     assert not any(map(is_unspaced, ["", "a", "é", "я", "한", "ا"]))
     assert is_unspaced("中".encode()[:2]) and not is_unspaced(b"\xe1")
     assert begins_unspaced_word("中") and not begins_unspaced_word("ー") and not begins_unspaced_word("ั")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rain, or (so-so)?", ["rain", ",", "or", "(", "so", "-", "so", ")", "?"]),
+        ("हिन्दी cafe\u0301s می\u200cخواهم it's", ["हिन्दी", "cafe\u0301s", "می\u200cخواهم", "it's"]),
+        ("2024年iPhone发布。", ["2024", "年", "iPhone", "发", "布", "。"]),
+        ("ルーム ง่าย 한국어", ["ルー", "ム", "ง่", "า", "ย", "한국어"]),
+        (" \n", []),
+    ],
+)
+def test_words_are_pieces_of_the_text_without_blanks(text, words):
+    assert split_words(text) == words == [text[start:end] for start, end in find_words(text)]
+    assert "".join(words) == "".join(text.split())
