@@ -47,6 +47,11 @@ class Records(list[dict[str, Any]]):
         self.names = dict(names or {})
         self.rows = list(self if rows is None else rows)
 
+    def classes(self, field: str) -> list[str] | None:
+        """Returns the names of classes in the order of their numbers, if the files tell them."""
+        names = dict.fromkeys(name for report in self.reports for name in report.classes.get(field, ()))
+        return list(names) or None
+
     def name_of(self, field: str) -> str:
         """Returns the name of a field in the file, for messages."""
         name = self.names.get(field, field)

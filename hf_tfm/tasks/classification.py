@@ -1,7 +1,7 @@
 """Classification of texts and of pairs: one label, several labels, or a number."""
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from transformers import (
 from ..artifacts.record import RunRecord
 from ..core.errors import InputError
 from ..core.statistics import Estimate
+from ..data.forms.form import Reading
 from ..data.records import Records
 from ..train.base_model import separate_pairs
 from ..train.finetune import encode_texts
@@ -67,6 +68,9 @@ class Classification(Task[LabelledText]):
     pooling: str | None = None
     labels: Labels = field(init=False, repr=False)
     has_pairs: bool = field(init=False, default=False)
+
+    def reading(self, *args: Any, **kwargs: Any) -> Reading:
+        return replace(super().reading(*args, **kwargs), several=self.problem_type == MULTI_LABEL)
 
     def learn_labels(self, train: Records) -> None:
         self.labels = read_labels(train, self.problem_type)

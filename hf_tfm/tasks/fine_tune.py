@@ -66,6 +66,7 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: TrainingArguments, job:
         model = add_adapter(model, recipe, task.adapter_type, new_weights)
 
     record = report.begin_record(job, recipe, args, model, {name: split.records for name, split in splits.items()})
+    record["fields"] = task.recognised_fields(train.records) | record["fields"]
     for name, value in {"max_length": max_length, **task.record_fields()}.items():
         record[name] = value
     args.label_names = ["labels"]

@@ -287,12 +287,11 @@ def _sort_key(texts: Iterable[str]) -> Callable[[str], Any]:
 
 def _read_names_beside(train: Records, field: str) -> dict[str, str] | None:
     """Names by label from the field `{field}_text`, if all records have it."""
-    text_field = f"{field}_text"
-    if not all(isinstance(record.get(text_field), str) for record in train):
+    if not all("label_text" in record for record in train):
         return None
     names: dict[str, str] = {}
     for record, place in zip(train, train.places):
-        text, name = label_text(record["label"]), record[text_field]
+        text, name = label_text(record["label"]), record["label_text"]
         if names.setdefault(text, name) != name:
-            raise InputError(f"{place}: label {text} is {name!r} here but {names[text]!r} before; mend {text_field!r}")
+            raise InputError(f"{place}: label {text} is {name!r} here but {names[text]!r} before; mend '{field}_text'")
     return names

@@ -106,6 +106,14 @@ class Task(ABC, Generic[Example]):
         )
         return Reading(self.job, names, options or ReadingOptions(), labelled, self.dashed_options, defaults)
 
+    def recognised_fields(self, records: Records) -> dict[str, Any]:
+        """Return the settings that name the fields which records were read from."""
+        names = {self.fields[name]: value for name, value in records.names.items() if name in self.fields}
+        return {
+            setting: [value] if setting.endswith("_fields") and isinstance(value, str) else value
+            for setting, value in names.items()
+        }
+
     # Labels
 
     def learn_labels(self, train: Records) -> None:

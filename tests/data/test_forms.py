@@ -14,6 +14,13 @@ from hf_tfm.data.tables import ReadingOptions
 FORMS = [form for job in JOBS for form in forms_of(job)]
 
 
+NEED_OPTIONS = {"running-text": dict(labelled=False), "comma-labels": dict(several=True)}
+
+
+def reading_of(form):
+    return Reading(form.job, **NEED_OPTIONS.get(form.name, {}))
+
+
 def write(folder, files):
     for name, text in files.items():
         path = folder / name
@@ -25,15 +32,14 @@ def write(folder, files):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.job}-{form.name}")
 def test_examples_are_recognised_and_read_to_the_record(form, tmp_path):
-    labelled = form.name != "running-text"
-    reader = RecordReader(write(tmp_path, form.example), Reading(form.job, labelled=labelled))
+    reader = RecordReader(write(tmp_path, form.example), reading_of(form))
     assert [read.record for read in reader] == list(form.gives)
     assert {report.form for report in reader.reports} == {form.name}
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.job}-{form.name}")
 def test_counts_of_each_file_add_up(form, tmp_path):
-    reader = RecordReader(write(tmp_path, form.example), Reading(form.job, labelled=form.name != "running-text"))
+    reader = RecordReader(write(tmp_path, form.example), reading_of(form))
     records = list(reader)
     assert sum(report.records for report in reader.reports) == len(records)
     for report in reader.reports:

@@ -42,7 +42,7 @@ def data(tmp_path_factory) -> Path:
         {"sentence_good": f"the {a} {b}", "sentence_bad": f"{b} the {a}", "UID": a} for a in WORDS[:3] for b in WORDS
     ]
     write(root / "pairs.jsonl", pairs)
-    rows = [{"text": f"{a} {b}", "label": n % 2, "label_text": ["bad", "good"][n % 2]}
+    rows = [{"source": a, "text": f"{a} {b}", "label": n % 2, "label_text": ["bad", "good"][n % 2]}
             for n, (a, b) in enumerate(zip(WORDS * 3, WORDS[3:] * 6))]  # fmt: skip
     write(root / "labels.jsonl", rows)
     write(root / "tags.jsonl", [{"tokens": ["the", "cat", "sat"], "tags": ["O", "B-X", "O"]}] * 3)
@@ -94,7 +94,7 @@ def test_a_causal_model_is_measured_on_everything(name, models, data, tmp_path, 
         "--text", data / "text.jsonl.gz", "--source_field", "source", "--window", 16,
         "--minimal_pairs", data / "pairs.jsonl",
         "--test_file", data / "labels.jsonl", "--train_file", data / "labels.jsonl", "--examples", 1,
-        "--template", "{text}: {label}", "--label_words", "good=very good",
+        "--template", "{source}, {text}: {label}", "--label_words", "good=very good",
         "--prompts", "the cat", "--max_new_tokens", 4,
     )  # fmt: skip
     assert set(tasks) == {"text", "minimal pairs", "1-shot classification", "samples"}
@@ -138,7 +138,7 @@ def test_a_masked_model_is_measured_by_pseudo_likelihood(name, models, data, tmp
     "name, arguments, metric, value",
     [
         ("classifier", ["--test_file", "labels.jsonl", "--label_field", "label_text"], "accuracy", None),
-        ("tagger", ["--test_file", "tags.jsonl", "--text_field", "tokens"], "f1", None),
+        ("tagger", ["--test_file", "tags.jsonl", "--words_field", "tokens"], "f1", None),
         ("answers", ["--test_file", "qa.jsonl"], "exact_match", None),
         ("choices", ["--test_file", "choices.jsonl"], "accuracy", None),
     ],

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hf_tfm.apps.cli import main
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.forms.reader import RecordReader
 from hf_tfm.data.tokens import document_ends
 from hf_tfm.evaluate import predict
 from hf_tfm.evaluate.predict import Predictor, open_predictor, predict_file
@@ -329,8 +330,8 @@ def test_chunks_of_long_files_do_not_change_predictions(folders, tmp_path, monke
     at_once = run(folder, records, tmp_path)
     seen, read = [], []
     monkeypatch.setattr(predict, "CHUNK", 8)
-    real = predict.iter_records
-    monkeypatch.setattr(predict, "iter_records", lambda path: (read.append(1) or item for item in real(path)))
+    real = RecordReader.__iter__
+    monkeypatch.setattr(RecordReader, "__iter__", lambda self: (read.append(1) or item for item in real(self)))
     predictor = open_predictor(str(folder), batching={"batch_tokens": 64})
     real_call = Predictor.__call__
 
@@ -351,12 +352,19 @@ WRONG = {
     "no folder": ("{root}/nowhere {file}", "nowhere"),
     "no file": ("{classifier} {file}.not", "no such file"),
     "empty file": ("{classifier} {empty}", "empty.jsonl: holds no records"),
-    "field missing": ("{classifier} {file} --text-field body", "in.jsonl, line 1: no field 'body'"),
+    "field missing": (
+        "{classifier} {file} --text-field body",
+        "in.jsonl: no field 'body' (--text-field), there are text",
+    ),
     "blank text later": ("{classifier} {blank}", "blank.jsonl, line 2: field 'text' is blank"),
     "kind of output": ("{classifier} {file} --out {out}/x.txt", "x.txt: the name must end in .jsonl or .csv"),
     "too long": ("{classifier} {file} --max-length 65", "max_length 65"),
     "one sentence": ("{root}/TfmEncoderForNextSentencePrediction {file}", "--text-pair-field"),
-    "no words": ("{root}/TfmEncoderForTokenClassification {file}", "no field 'tokens'"),
+    "no words": ("{root}/TfmEncoderForTokenClassification {numbers}", "no field 'tokens' (--words-field names it)"),
+    "lists as text": (
+        "{root}/TfmEncoderForTokenClassification {lists} --text-field tokens",
+        "--words-field tokens reads them",
+    ),
     "no question": ("{root}/TfmEncoderForQuestionAnswering {file}", "no field 'question'"),
     "no options": ("{root}/TfmEncoderForMultipleChoice {file} --question-field text", "no field 'options'"),
     "pooling": ("{root}/TfmEncoderModel {file} --pooling sum", "is not one of"),
@@ -373,6 +381,8 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(folders, tmp_path, caps
         "blank": [{"text": "rain"}, {"text": " "}],
         "nan": [{"text": "rain", "x": float("nan")}],
         "ragged": [{"text": "rain"}, {"text": "rain", "more": 1}],
+        "numbers": [{"number": 1}],
+        "lists": [{"tokens": ["rain", "falls"]}],
         "empty": [],
     }
     names = {name: write(tmp_path / f"{'in' if name == 'file' else name}.jsonl", rows) for name, rows in files.items()}

@@ -489,9 +489,11 @@ def test_labels_named_by_numbers_are_not_taken_for_ids(tmp_path):
 
 def test_lists_of_labels_in_cells_of_a_table(tmp_path):
     cells = ['["a", "b"]', "['a', 'b']", "a, b"]
+    reading = Classification(problem_type="multi_label_classification").reading()
     for cell in cells:
-        records = records_of(cell, "b", "")
-        task = read_labels(records, problem_type="multi_label_classification")
+        rows = [{"text": "x", "label": label} for label in (cell, "b", "")]
+        records = read_rows(rows, reading)
+        task = read_labels(records)
         assert task.names == ["a", "b"] and task.encode(records)[:2] == [(1.0, 1.0), (0.0, 1.0)], cell
 
 
@@ -619,7 +621,7 @@ def test_an_adapter_on_a_base_whose_head_has_another_size(files, tmp_path, in_me
         tmp_path / "base", files / "single" / "train.jsonl.gz", out, test_file=test, lora="true", max_steps=2
     )  # fmt: skip
     assert finetune_classification.main(argv) == 0
-    texts = [[record["text"] for record in read_records(test)]]
+    texts = [[record["text"] for record in read_records(test, Reading("classification"))]]
     loaded = {}
     exec(card_code((out / "README.md").read_text()).replace('path = "."', f"path = {str(out)!r}"), loaded)
     np.testing.assert_allclose(logits_one_by_one(out, texts, loaded["model"]), in_memory[-1], atol=1e-4)
@@ -706,16 +708,16 @@ def _blank_label(rows):
 
 
 BAD_RECORDS = {
-    "no text": (_drop("text"), "train.jsonl, line 3: no field 'text', there are label, label_text"),
+    "no text": (_drop("text"), "train.jsonl, line 3: field 'text' is missing; mend it"),
     "null text": (_set("text", None), "train.jsonl, line 3: field 'text' is null"),
     "a number as text": (_set("text", 5), "train.jsonl, line 3: field 'text' is a int"),
     "blank text": (_set("text", " \n"), "train.jsonl, line 3: field 'text' is blank"),
-    "no label": (_drop("label"), "train.jsonl, line 3: no field 'label', there are text, label_text"),
+    "no label": (_drop("label"), "train.jsonl, line 3: field 'label' is missing; mend it"),
     "null label": (_set("label", None), "train.jsonl, line 3: field 'label' is null"),
     "NaN label": (_set("label", float("nan")), "train.jsonl, line 3: field 'label' is nan"),
     "one class": (_set("label", 0, slice(None)), "all 30 records have the label"),
     "two names": (_set("label_text", "elephant"), "but 'ship' before; mend 'label_text'"),
-    "blank label": (_blank_label, "train.jsonl, line 3: a label in field 'label' is blank"),
+    "blank label": (_blank_label, "train.jsonl, line 3: field 'label' is blank"),
     "half a character": (_set("text", "a \ud800"), "line 3: field 'text' has half of a surrogate pair"),
 }
 
@@ -785,7 +787,7 @@ def test_bad_files_and_settings_end_in_one_line(models, files, tmp_path, capsys)
         "broken.jsonl": (b'{"text": "a", "label": 0}\n{"text": "b"', "broken.jsonl, line 2: broken JSON"),
         "list.jsonl": (b'{"text": "a", "label": 0}\n[1, 2]\n', "list.jsonl, line 2: is a list"),
         "wide.csv": (b"text,label\na,0\nb, c,1\n", "wide.csv, line 3: has more cells"),
-        "plain.txt": (b"text\n", "plain text has no fields"),
+        "plain.txt": (b"text\n", "plain.txt: is plain text, which has no form of classification"),
         "tiny.jsonl": (b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', "too few to carve"),
     }
     for name, (content, complaint) in spoiled.items():

@@ -328,9 +328,9 @@ BAD_RECORDS = {
     "no words": (_set("tokens", []), "train.jsonl, line 3: field 'tokens' is no list of words, or an empty one"),
     "a number as word": (_set("tokens", ["a", 5]), "train.jsonl, line 3: field 'tokens' is no list of words"),
     "null words": (_set("tokens", None), "train.jsonl, line 3: field 'tokens' is null"),
-    "NaN tag": (_set("ner_tags", [float("nan")]), "train.jsonl, line 3: tag 1 in field 'ner_tags' is nan"),
+    "NaN tag": (_set("ner_tags", [float("nan")] * 2), "line 3: a tag in field 'ner_tags' is no text (tag 1 is nan)"),
     "no prefix": (_drop_prefix, "train.jsonl, line 3: tag 2 in field 'ner_tags' is 'animal', without a prefix"),
-    "null tag": (_set("ner_tags", [None]), "train.jsonl, line 3: tag 1 in field 'ner_tags' is None"),
+    "null tag": (_set("ner_tags", ["O", None]), "line 3: a tag in field 'ner_tags' is no text (tag 2 is None)"),
     "no tags": (_set("ner_tags", 7), "train.jsonl, line 3: field 'ner_tags' is a int, not a list of tags"),
     "one tag": (lambda rows: [r.update(ner_tags=["O"] * len(r["tokens"])) for r in rows], "all words have the tag 'O'"),
 }
@@ -351,8 +351,11 @@ def test_wrong_fields_and_tags_end_in_one_line(models, files, tmp_path, capsys):
         tmp_path / "unseen.jsonl", [{"tokens": ["a"], "ner_tags": ["O"]}, {"tokens": ["b"], "ner_tags": ["B-x"]}]
     )
     for changes, complaint in (
-        (dict(words_field="words"), "no field 'words', there are tokens"),
-        (dict(tags_field="pos"), "name the right one with --tags_field"),
+        (dict(words_field="words"), "train.jsonl: no field 'words' (--words_field), there are tokens, ner_tags, upos"),
+        (
+            dict(tags_field="uppos"),
+            "no field 'uppos' (--tags_field), there are tokens, ner_tags, upos, text; did you mean 'upos'?",
+        ),
         (dict(test_file=unseen), "unseen.jsonl, line 2: tag 'B-x' in field 'ner_tags' is not among those of training"),
         (dict(validation_file=unseen), "unseen.jsonl, line 2: tag 'B-x'"),
         (dict(metric_for_best_model="accuracy"), "must be one of f1, precision, recall, loss"),

@@ -35,6 +35,8 @@ def _read(row: FormRow, label: Any = None) -> Record:
     record = read_texts(row)
     if row.sample.reading.labelled or row.get("label") is not None:
         record["label"] = label if label is not None else _single_label(row)
+    if isinstance(name := row.raw(f"{row.names.get('label')}_text"), str):
+        record["label_text"] = name
     return record
 
 
@@ -168,6 +170,24 @@ def read_label_lists(row: FormRow) -> Record:
             f"field {row.names['label']!r} is not a list of labels, as it is elsewhere", f"{row['label']!r:.40}"
         )
     return _read(row, labels)
+
+
+@rows(
+    "classification",
+    "comma-labels",
+    "several labels a text with commas between them; only if --format or --problem_type says so",
+    {"text": _TEXT, "label": _LABEL},
+    optional={"text_pair": ()},
+    recognise=lambda sample: sample.reading.several or sample.reading.options.format == "comma-labels",
+    shape=lambda values: values["label"] is None or isinstance(values["label"], (str, list)),
+    example={"train.csv": 'text,labels\nIt rains.,"weather, news"\nShe won.,sport\n'},
+    gives=[{"text": "It rains.", "label": ["weather", "news"]}, {"text": "She won.", "label": ["sport"]}],
+)
+def read_comma_labels(row: FormRow) -> Record:
+    """An empty cell is a text without labels."""
+    value = row.get("label", "")
+    labels = _as_list(value)
+    return _read(row, [name.strip() for name in value.split(",") if name.strip()] if labels is None else labels)
 
 
 @rows(

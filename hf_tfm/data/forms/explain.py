@@ -33,6 +33,9 @@ def explain_unrecognised(sample: Sample, table: Table | None, rows: Sequence[Any
         rows: The first rows, of any kind.
     """
     reading, place = sample.reading, str(sample.file)
+    for explain in EXPLANATIONS.get(reading.job, []) if table is None else ():
+        if reason := explain(sample):
+            return f"{place}: {reason}"
     if table is None:
         return f"{place}: is plain text, which has no form of {reading.job}; {_known_forms(reading)}"
     if not sample.rows:
@@ -82,7 +85,7 @@ def _missing_names(sample: Sample) -> str:
 def _wanted(sample: Sample) -> list[str]:
     """What the form that comes nearest lacks."""
     reading = sample.reading
-    forms = [form for form in forms_of(reading.job) if form.content == "rows"]
+    forms = [form for form in forms_of(reading.job) if form.content == "rows" and form.fields]
     best: tuple[int, Form] | None = None
     for form in forms:
         lacking = _lacking(form, sample)

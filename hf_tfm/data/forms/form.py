@@ -46,6 +46,7 @@ class Reading:
         labelled: Whether records need labels; predictions do not.
         dashed: Whether options are written `--skip-bad`, as those of `hf-tfm`, rather than `--skip_bad`.
         defaults: Names of fields, of the files that a model was trained on, that hold for files which have them.
+        several: Whether a text may be several labels with commas between them, as the user says.
     """
 
     job: str
@@ -54,6 +55,7 @@ class Reading:
     labelled: bool = True
     dashed: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    several: bool = False
 
     def option(self, name: str) -> str:
         """Returns an option as the user types it: `--skip_bad`."""
@@ -65,9 +67,8 @@ class Reading:
         return self.option(option) if option else field_name
 
     def requires(self, field_name: str) -> bool:
-        """Whether each record must have a field of the job."""
-        required = JOBS[self.job].fields[field_name].required
-        return self.labelled if required == "label" else bool(required)
+        """Whether a file must have a field that a form of the job has: labels need not be there for predictions."""
+        return self.labelled or JOBS[self.job].fields[field_name].required != "label"
 
 
 @dataclass
@@ -80,6 +81,7 @@ class Sample:
         lines: The first lines of a text file.
         columns: Names of all columns or fields in the rows, in the order of their first row.
         class_names: Names of numbered classes by column, from the metadata of Parquet.
+        classes: Names of classes in the order of their numbers, by field of the job, where the form knows them.
         notes: What the form guesses, for the file's report.
         counts: How often a form found something that is said with its number.
         found: What a form found in the first rows, by a name.
@@ -91,6 +93,7 @@ class Sample:
     lines: Sequence[str] = ()
     columns: Sequence[str] = ()
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    classes: dict[str, Sequence[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
@@ -201,6 +204,12 @@ class FormRow:
     def text(self, field_name: str) -> str:
         """Returns a text. Raises `BadRow` where it is missing, blank or something else."""
         return check_text(self[field_name], f"field {self.names[field_name]!r}")
+
+
+def skip_rejected(row: FormRow) -> None:
+    """Raises `NoRecord` for a row that its annotator rejected or passed over, as Prodigy writes it."""
+    if row.row.get("answer") in ("reject", "ignore"):
+        raise NoRecord(f"field 'answer' is {row.raw('answer')!r}")
 
 
 def is_missing(value: Any) -> bool:

@@ -65,6 +65,7 @@ class FileReport:
         rows: Number of rows that were read: `records` come from them, or they are counted in `left_out` or `bad`.
         left_out: Rows that the form leaves out because they mean nothing for the job (SNLI's "-"), by reason.
         bad: Rows that cannot be read, by reason.
+        classes: Names of classes in the order of their numbers, by field of the job, where the file tells them.
         used, unused: Names of the fields that were read, and of the others.
         notes: What was guessed, and what a person might not expect.
     """
@@ -75,6 +76,7 @@ class FileReport:
     records: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     bad: dict[str, LeftOut] = field(default_factory=dict)
+    classes: dict[str, Sequence[str]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     unused: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -222,8 +224,10 @@ class RecordReader:
         return is_named and form.recognise is not None and form.recognise(sample.lines)
 
     def _open_table(self, table: Table, sample: Sample) -> "Source":
-        rows = ((place, _as_mapping(row, self.reading.job)) for place, row in table.rows)
+        rows: Iterator[Placed] = iter(table.rows)
         first = list(itertools.islice(rows, SAMPLED_ROWS)) if self.head is None else []
+        if not any(isinstance(row, Mapping) for _, row in first):
+            first, rows = list(_name_fields(first, self.reading.job)), _name_fields(rows, self.reading.job)
         head = [row for _, row in first] if self.head is None else list(self.head)
         sample.rows = [row for row in head if isinstance(row, Mapping)]
         columns = table.columns or dict.fromkeys(name for row in sample.rows for name in row)
@@ -272,6 +276,9 @@ class RecordReader:
                 if not report.bad or self.reading.options.skip_bad:
                     yield ReadRecord(place, dict(record), dict(row if record is read else record))
         report.unused = seen - report.used - set(self.reading.options.ignore_fields)
+        known = source.sample.class_names
+        named = {name: column for name, column in source.names.items() if isinstance(column, str) and column in known}
+        report.classes = {name: known[column] for name, column in named.items()} | source.sample.classes
         report.notes += [*source.notes, *source.sample.notes]
         report.notes += [f"{number:,} × {text}" for text, number in source.sample.counts.items()]
         report.notes += self._guesses(source)
@@ -320,13 +327,17 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
-def _as_mapping(row: Any, job: str) -> Any:
-    """A text as a document, a list of texts or numbers as a row with named fields; any other row unchanged."""
-    if isinstance(row, str) and job == "text":
-        return {"text": row}
-    if isinstance(row, list) and row and all(isinstance(cell, (str, int, float)) for cell in row):
-        return {f"column {number}": cell for number, cell in enumerate(row, 1)}
-    return row
+def _name_fields(rows: Iterable[Placed], job: str) -> Iterator[Placed]:
+    """Rows with named fields of texts (documents), of lists of texts or numbers, and of texts with fields (spaCy)."""
+    for place, row in rows:
+        named = row
+        if isinstance(row, str) and job == "text":
+            named = {"text": row}
+        elif isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], Mapping):
+            named = {"text": row[0], **row[1]}
+        elif isinstance(row, list) and row and all(isinstance(cell, (str, int, float)) for cell in row):
+            named = {f"column {number}": cell for number, cell in enumerate(row, 1)}
+        yield place, named
 
 
 def _is_empty(value: Any) -> bool:

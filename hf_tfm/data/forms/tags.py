@@ -1,12 +1,11 @@
 """Forms of tagging: words with a tag each."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..records import split_list
 from ..tables import BadRow
 from ..text import split_words
-from .form import FormRow, Record, rows
+from .form import FormRow, Record, Sample, explains, rows
 from .jobs import JOBS
 
 
@@ -43,8 +42,9 @@ def read_words_and_tags(row: FormRow) -> Record:
     tags, name = split_list(row["tags"]), row.names["tags"]
     if not isinstance(tags, list):
         raise BadRow(f"field {name!r} is a {type(tags).__name__}, not a list of tags")
-    if bad := next((tag for tag in tags if not isinstance(tag, (str, int)) or isinstance(tag, bool)), None):
-        raise BadRow(f"a tag in field {name!r} is no text", f"{bad!r:.30}")
+    for number, tag in enumerate(tags, 1):
+        if not isinstance(tag, (str, int)) or isinstance(tag, bool):
+            raise BadRow(f"a tag in field {name!r} is no text", f"tag {number} is {tag!r:.30}")
     if len(tags) != len(words):
         raise BadRow("another number of tags than of words", f"{len(words)} words, {len(tags)} tags")
     return {"tokens": words, "tags": tags}
@@ -53,6 +53,15 @@ def read_words_and_tags(row: FormRow) -> Record:
 def read_words(row: FormRow) -> list[str]:
     """Returns the words: a list, or a text with blanks between them."""
     words: Any = split_list(row["tokens"])
-    if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise BadRow(f"field {row.names['tokens']!r} is no list of words, or an empty one")
-    return list(words)
+    return words
+
+
+@explains("tags")
+def explain_lists_as_text(sample: Sample) -> str | None:
+    name = sample.reading.names.get("text")
+    if any(isinstance(row.get(name), list) for row in sample.rows):
+        option = sample.reading.option_of
+        return f"field {name!r} ({option('text')}) holds lists: {option('tokens')} {name} reads them"
+    return None
