@@ -74,10 +74,14 @@ def parse_recipe(
         if training_class is not None:
             defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
             changed = (f for f in dataclasses.fields(training_class) if defaults.get(f.name, f.default) != f.default)
+            # The dataclasses of libraries between ours and transformers' have fields of their own, too.
+            names = {name for cls in training_class.__mro__ if "hf_tfm" in cls.__module__ for name in vars(cls)}
+            new = (f for f in dataclasses.fields(training_class) if f.name in names - defaults.keys())
             help_parser.epilog = textwrap.fill(
                 "All fields of transformers' TrainingArguments work too, some with other defaults: "
                 + ", ".join(f"{f.name} {f.default}" for f in changed)
-                + ".",
+                + "."
+                + "".join(f" There is also {f.name}: {f.metadata['help']}" for f in new),
                 100,
             )
         help_parser.print_help()
