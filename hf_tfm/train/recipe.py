@@ -206,6 +206,13 @@ class ReadingRecipe:
         default=None, metadata={"help": "Fields that mean something but shall be left out."}
     )
 
+    def reading_settings(self) -> dict[str, Any]:
+        """Return those of these fields that are not at their defaults, except names of fields, for stored results."""
+        bases = [base for base in (ReadingRecipe, TextRecipe) if isinstance(self, base)]
+        fields = {each.name: each.default for base in bases for each in dataclasses.fields(base)}
+        fields.pop("text_field", None)
+        return {name: getattr(self, name) for name, default in fields.items() if getattr(self, name) != default}
+
     def reading_options(self) -> ReadingOptions:
         """Return these fields as options of the reader."""
         lists = {name: tuple(getattr(self, name) or ()) for name in ("columns", "ignore_fields")}

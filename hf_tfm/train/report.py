@@ -62,9 +62,9 @@ def print_line(name: str, text: Any) -> None:
         sys.stdout.flush()
 
 
-def report_reading(records: Records) -> None:
-    """Print what was read of each file: its form, its rows, the fields that were used and those that were not."""
-    for file in records.reports:
+def report_reading(read: Any) -> None:
+    """Print what was read of each file, of an object with `reports`: its form, its rows, fields used and not used."""
+    for file in read.reports:
         first, *others = file.lines()
         print_line("read", first)
         for line in others:
