@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.errors import InputError
 from ..core.inference import evaluation_mode
 from .batches import IGNORED
-from .block_plan import best_fit_decreasing
 from .chat import ChatEncoder
 from .conversations import Message
+from .packing_plan import best_fit_decreasing
 
 
 @dataclass
