@@ -108,7 +108,10 @@ JOBS: dict[str, Job] = {
     ),
     "translation": Job(
         "texts with their translations",
-        {"source": Field("source_field"), "target": Field("target_field", required=_LABEL)},
+        {
+            "source": Field("source_field", ("src", "source_text", "input", "text")),
+            "target": Field("target_field", ("tgt", "trg", "target_text", "translation", "output"), _LABEL),
+        },
     ),
     "chat": Job(
         "conversations: lists of messages with role and content",
