@@ -14,6 +14,7 @@ from typing import Any
 from ...core.declared_fields import fields_of_script
 from ...core.errors import InputError
 from ...core.package_data import find_packaged, refuse_missing_folder
+from ...core.quiet import is_verbose
 from ...core.recipe_file import as_arguments, check_field, read_recipe
 from ..files import TABLES, DataFile
 from ..records import record_files
@@ -71,7 +72,8 @@ def _answer(check: Callable[..., None]) -> Callable[..., str | None]:
         except InputError as error:
             return str(error)
         except Exception:  # the command itself will meet it, and say more
-            pass
+            if is_verbose():
+                raise
         return None
 
     return find
