@@ -6,6 +6,10 @@ Fine-tunes a model to tag words: named entities, parts of speech, anything with 
     python training/finetune_tokens.py --model my-encoder --train_file train.jsonl --test_file test.jsonl \\
         --words_field tokens --tags_field upos --lora --output_dir runs/tags
 
+Reads CoNLL-2003 and other columns, CoNLL-U, lists of words and tags in JSON, CSV and Parquet, and texts with spans
+(doccano, Label Studio, spaCy, Prodigy); `hf-tfm formats tags` shows each. Of columns without a header, `--columns
+tokens pos chunk ner --tags_field ner` names and chooses them.
+
 Takes any model of the Auto classes, encoder or decoder, with a fast tokenizer. Tags such as B-person and I-person mark
 entities, which are counted whole; all other tags are counted word by word. The best checkpoint is chosen on the
 validation set; the test set is measured once, beside a dictionary of the training words. The same command resumes a
@@ -29,8 +33,14 @@ from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
 @dataclass
 class TaggingRecipe(TaskRecipe):
-    words_field: str | None = field(default=None, metadata={"help": "Field of the words; by default recognised."})
-    tags_field: str | None = field(default=None, metadata={"help": "Field of as many tags; by default recognised."})
+    words_field: str | None = field(
+        default=None, metadata={"help": "Field of the words, or name or number of their column; by default recognised."}
+    )
+    text_field: str | None = field(default=None, metadata={"help": "Field of the text, for spans in it."})
+    tags_field: str | None = field(
+        default=None,
+        metadata={"help": "Field of the tags or spans, or name or number of their column; by default recognised."},
+    )
 
 
 @one_line_errors

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from ..core.errors import InputError, explain
 from ..models.configuration_tfm import TfmConfig
-from .native_families import Family
+from .families import Family
 
 
 # The switches in words, for messages.

@@ -157,7 +157,7 @@ def _read_object(table: Table, value: dict[str, Any], split: str, is_line: bool)
     """
     unwrapped = None
     if not value.keys() & _words(_TOKEN_FIELDS):
-        unwrapped = _unwrap_rows(table, value) or _unwrap_splits(table, value, split)
+        unwrapped = _unwrap_annotations(value) or _unwrap_rows(table, value) or _unwrap_splits(table, value, split)
         if not unwrapped and not is_line:
             unwrapped = _unwrap_pandas(value)
             if not unwrapped and _is_metadata(value):
@@ -180,6 +180,16 @@ def _is_metadata(value: dict[str, Any]) -> bool:
         return True
     has_values = any(isinstance(item, (dict, list)) for item in value.values())
     return not (has_values or value.keys() & _words(_TEXT_FIELDS))
+
+
+def _unwrap_annotations(value: dict[str, Any]) -> _Unwrapped | None:
+    """spaCy's training pairs [text, {"entities": […]}], as annotators write them beside the classes."""
+    pairs = value.get("annotations")
+    if not isinstance(pairs, list) or not all(pair is None or isinstance(pair, list) for pair in pairs):
+        return None
+    rows = [pair for pair in pairs if pair is not None]
+    left_out = f", without {len(pairs) - len(rows)} that are null" if len(rows) < len(pairs) else ""
+    return _Unwrapped(rows, f'the {len(rows)} rows are those in "annotations" of a single object{left_out}')
 
 
 def _unwrap_rows(table: Table, value: dict[str, Any]) -> _Unwrapped | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from ..artifacts.tokenizer_files import trim_offsets
 from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap
 from ..data.records import Records
+from ..data.text import find_words
 from .labels import describe_counts, first_names, label_fields, label_ids, label_text, listed_names
 from .losses import LossFunction, token_loss
 from .task import Outputs, Split, Task
@@ -99,8 +100,8 @@ class Tagging(Task[TaggedWords]):
     One tag for each word of a record.
 
     Args:
-        words_field: field of users' files that has the words; by default recognised, as the other one.
-        tags_field: field of as many tags.
+        words_field: field of users' files that has the words; by default recognised, as the other ones.
+        tags_field: field of as many tags, or of spans in the text.
         text_field: field of running text, which is split into words and punctuation marks; replaces `words_field`.
     """
 
@@ -216,19 +217,17 @@ class Tagging(Task[TaggedWords]):
     def output_fields(self, outputs: Outputs, split: Split[TaggedWords], top: int) -> list[dict[str, Any]]:
         selected = values_of_words(outputs, split.windows, _sentences(split), (self.tags.default, 0.0))
         rows = []
-        for original, example, values in zip(split.records.rows, split.examples, selected):
+        for original, record, example, values in zip(split.records.rows, split.records, split.examples, selected):
+            places = find_words(record["text"]) if "text" in record else []
             row: dict[str, Any] = {"tokens": example.words} if "tokens" not in original else {}
             row["predicted_tags"] = [self.tags.names[int(tag)] for tag, _ in values]
             row["predicted_scores"] = [round(float(score), 6) for _, score in values]
             if self.tags.mark_entities:
                 entities = sorted(find_entities(row["predicted_tags"]), key=lambda entity: entity[1:])
                 row["predicted_entities"] = [
-                    {
-                        "type": kind,
-                        "text": " ".join(example.words[first : last + 1]),
-                        "first_word": first,
-                        "last_word": last,
-                    }
+                    {"type": kind, "text": " ".join(example.words[first : last + 1])}
+                    | {"first_word": first, "last_word": last}
+                    | _place_in_text(record, places, first, last)
                     for kind, first, last in entities
                 ]
             rows.append(row)
@@ -248,6 +247,11 @@ class Tagging(Task[TaggedWords]):
         return f"{len(tags):,} records, {sum(map(len, tags)):,} words: {kinds}{without}"
 
     def notes(self, name: str, split: Split[TaggedWords]) -> Iterable[str]:
+        if name == "train" and all(tag.isdigit() for tag in self.tags.names):
+            yield (
+                "tags are numbers without names, so words are counted, not entities: a list of the names in the order "
+                "of the numbers, in labels.json beside the file, names them"
+            )
         if self.tags.without_prefix:
             listed = first_names(self.tags.without_prefix)
             yield f"words are counted, not entities: among tags such as B-person and I-person, {listed} have no prefix"
@@ -272,6 +276,16 @@ class Tagging(Task[TaggedWords]):
         )
 
 
+def _place_in_text(
+    record: Mapping[str, Any], places: Sequence[tuple[int, int]], first: int, last: int
+) -> dict[str, Any]:
+    """Return text, start and end of an entity in running text; nothing of one in a list of words."""
+    if not places:
+        return {}
+    start, end = places[first][0], places[last][1]
+    return {"text": record["text"][start:end], "start": start, "end": end}
+
+
 def _sentences(split: Split[TaggedWords]) -> list[list[str]]:
     return [example.words for example in split.examples]
 
@@ -290,7 +304,7 @@ def read_tags(train: Records) -> Tags:
     """
     field = train.name_of("tags")
     counts = Counter(label_text(tag) for tags in train.values("tags") for tag in tags)
-    names = listed_names(Path(train.path).parent / "labels.json", field)
+    names = listed_names(Path(train.path).parent / "labels.json", field) or train.classes("tags")
     if names:
         ids = label_ids(names, counts)
     else:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..artifacts.head_table import is_adapter, opening_call
@@ -57,14 +55,12 @@ def begin_record(
 
 def print_line(name: str, text: Any) -> None:
     """Print a line of the report, from the first process only."""
-    if PartialState().is_main_process:
-        tqdm.write(f"{name:<10} {text}")  # above the bar of the training, if there is one
-        sys.stdout.flush()
+    PartialState().print(f"{name:<10} {text}", flush=True)
 
 
-def report_reading(read: Any) -> None:
-    """Print what was read of each file, of an object with `reports`: its form, its rows, fields used and not used."""
-    for file in read.reports:
+def report_reading(records: Records) -> None:
+    """Print what was read of each file: its form, its rows, the fields that were used and those that were not."""
+    for file in records.reports:
         first, *others = file.lines()
         print_line("read", first)
         for line in others:
@@ -89,8 +85,7 @@ def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
     Return the number of steps of the run and of an epoch.
 
     Raises:
-        InputError: there are fewer records than a batch, and such a batch is dropped, or the warm-up is longer than the
-            run.
+        InputError: there are fewer records than a batch, and such a batch is dropped.
     """
     batches = records / (args.train_batch_size * args.world_size)
     batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
@@ -100,17 +95,7 @@ def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
             f"{records:,} records: give a smaller --per_device_train_batch_size"
         )
     per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-    total = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
-    refuse_long_warmup(args, total)
-    return total, per_epoch
-
-
-def refuse_long_warmup(args: TrainingArguments, total: int) -> None:
-    """Raise `InputError` if the learning rate would not reach its highest value in `total` steps."""
-    if args.warmup_steps > total:
-        raise InputError(
-            f"--warmup_steps {args.warmup_steps:g}: the run has {total:,}; give fewer, or a share of the run below 1"
-        )
+    return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
 
 
 def report_steps(

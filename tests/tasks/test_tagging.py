@@ -1,8 +1,10 @@
 """Fine-tuning a tagger: entities and parts of speech, words and tokens, errors for wrong input."""
 
+import json
 import random
 from pathlib import Path
 
+import evaluate_model
 import finetune_tokens
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from peft import AutoPeftModelForTokenClassification
 from tiny import build_tokenizer
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
+from hf_tfm.apps.cli import main
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.forms.form import Reading
@@ -271,6 +274,74 @@ def test_every_form_of_tags_is_read(tmp_path):
     (tmp_path / "labels.json").write_text('{"t": ["O", "B-a", "B-rare"]}')
     task = tags_of(["B-a", "O"], [1])
     assert task.names == ["O", "B-a", "B-rare"] and task.ids["2"] == task.ids["B-rare"] == 2
+
+
+def test_numbers_without_names_are_said_and_named_ones_keep_their_order(tmp_path):
+    rows = [{"tokens": ["Ann", "sings"], "ner_tags": [1, 0]}]
+    task, records = tagging.Tagging(), read_rows(rows, Reading("tags"), str(tmp_path / "f"))
+    task.learn_labels(records)
+    note, *_ = task.notes("train", task.read(records))
+    assert "numbers without names" in note and "labels.json" in note and task.metrics[0] == "accuracy"
+    names = ["O", "B-PER", "B-NEVER", "I-PER"]
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    task.learn_labels(records)
+    assert task.tags.names == names and task.metrics[0] == "f1"
+    assert "numbers" not in " ".join(task.notes("train", task.read(records)))
+    (tmp_path / "labels.json").unlink()
+    named = read_rows([{"tokens": ["Ann", "sings"], "ner_tags": ["B-PER", "O"]}], Reading("tags"), str(tmp_path / "f"))
+    named.reports[0].classes = {"tags": names}  # as the features of a Parquet file tell
+    task.learn_labels(named)
+    assert task.tags.names == names and task.read(named).examples[0].tags == [1, 0]
+
+
+def test_spans_are_trained_and_found_in_running_text(models, tmp_path, capsys):
+    """The same split of text in training, measuring and predicting; entities have their places in the text."""
+    rows = [
+        {"text": row["text"], "label": spans_of(row["tokens"], row["ner_tags"])} for row in sentences(160, 1)
+    ]  # fmt: skip
+    train, test = write(tmp_path / "train.jsonl", rows[:120]), write(tmp_path / "test.jsonl", rows[120:])
+    out = tmp_path / "run"
+    argv = arguments(models / "encoder", train, out, test_file=test, num_train_epochs=5)
+    assert finetune_tokens.main(argv) == 0
+    assert "form spans, 120 rows → 120 records" in capsys.readouterr().out
+    results = record_of(out)["results"]
+    assert results["f1"]["value"] > 0.7 and record_of(out)["fields"]["text_field"] == "text"
+    assert (
+        evaluate_model.main(["--model", str(out), "--test_file", str(test), "--output_dir", str(tmp_path / "e")]) == 0
+    )
+    [measured] = json.loads((tmp_path / "e" / "evaluation.json").read_text())["tasks"]
+    assert measured["results"] == results
+    assert main(["predict", str(out), str(test), "--out", str(tmp_path / "predicted.jsonl")]) == 0
+    right = predicted = 0
+    for line, row in zip((tmp_path / "predicted.jsonl").read_text().splitlines(), rows[120:], strict=True):
+        entities = json.loads(line)["predicted_entities"]
+        assert all(entity["text"] == row["text"][entity["start"] : entity["end"]] for entity in entities)
+        found = {(entity["start"], entity["end"], entity["type"]) for entity in entities}
+        right, predicted = right + len(found & set(map(tuple, row["label"]))), predicted + len(found)
+    assert right / predicted == pytest.approx(results["precision"]["value"])
+
+
+def spans_of(words: list[str], tags: list[str]) -> list[list]:
+    spans, place = [], 0
+    for word, tag in zip(words, tags):
+        if tag[0] == "B":
+            spans.append([place, place + len(word), tag[2:]])
+        elif tag[0] == "I":
+            spans[-1][1] = place + len(word)
+        place += len(word) + 1
+    return spans
+
+
+def test_conll_files_are_trained_on(models, tmp_path, capsys):
+    lines = ["-DOCSTART- -X- O", ""]
+    for row in sentences(60, 1):
+        lines += [f"{word} {pos} {tag}" for word, pos, tag in zip(row["tokens"], row["upos"], row["ner_tags"])] + [""]
+    (tmp_path / "train.conll").write_text("\n".join(lines))
+    fields = dict(tags_field="pos", max_steps=2)
+    argv = arguments(models / "bert", tmp_path / "train.conll", tmp_path / "run", **fields)
+    assert finetune_tokens.main([*argv, "--columns", "tokens", "pos", "ner"]) == 0
+    assert "60 records" in capsys.readouterr().out
+    assert set(record_of(tmp_path / "run")["model"]["config"]["label2id"]) == {"NAME", "REST"}
 
 
 def test_tags_without_a_prefix_are_said_where_they_are_no_mistake_of_a_record(tmp_path):

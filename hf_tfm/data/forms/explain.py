@@ -1,14 +1,9 @@
 """Why a file has no form of a job: what the file is instead, and the option that reads it."""
 
-import contextlib
 import difflib
-import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...core.errors import InputError
-from ..plain_text import open_lines
 from ..tables import BadRow, Table
 from .form import EXPLANATIONS, Form, Reading, Sample, flat, forms_of, has_column
 from .jobs import JOBS
@@ -28,10 +23,6 @@ SCRIPTS = {
     "text": "pretrain_clm or pretrain_mlm",
 }
 
-# What may separate cells, as `--separator` takes it.
-_SEPARATORS = {"\t": "tab", ";": "';'", "|": "'|'", ",": "','", " ": "blanks"}
-_NUM_LINES = 20  # that are looked at
-
 
 def explain_unrecognised(sample: Sample, table: Table | None, rows: Sequence[Any]) -> str:
     """
@@ -42,81 +33,27 @@ def explain_unrecognised(sample: Sample, table: Table | None, rows: Sequence[Any
         rows: The first rows, of any kind.
     """
     reading, place = sample.reading, str(sample.file)
-    lines = _first_lines(sample)
-    if content := _other_content(table, lines):
-        return f"{place}: {content}"
+    for explain in EXPLANATIONS.get(reading.job, []) if table is None else ():
+        if reason := explain(sample):
+            return f"{place}: {reason}"
     if table is None:
-        known = [reason for explain in EXPLANATIONS.get(reading.job, []) if (reason := explain(sample))]
-        reasons = known or _other_job(sample, lines) or _as_table(lines)
-        return f"{place}: {reasons[0] if reasons else _plain_text(reading)}"
+        return f"{place}: is plain text, which has no form of {reading.job}; {_known_forms(reading)}"
     if not sample.rows:
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
         if bad is not None:
-            tables = [] if lines and lines[0].lstrip()[:1] in ("{", "[") else _as_table(lines)
-            return f"{place}: {tables[0] if tables else bad}"
+            return f"{place}: {bad}"
         return f"{place}: its rows are {_kind(rows[0])}, not records with named fields; {_known_forms(reading)}"
-    names = f"its fields are {', '.join(map(str, sample.columns))}"
-    # What the file is comes before what it lacks.
-    advice = _table_advice(sample, table)
-    missing = _missing_names(sample)
-    if missing and not advice:
+    if missing := _missing_names(sample):
         return f"{place}: {missing}"
+    for explain in EXPLANATIONS.get(reading.job, []):
+        if reason := explain(sample):
+            return f"{place}: {reason}"
+    advice = [*_table_advice(sample, table), *_other_job(sample)]
+    wanted = " and ".join(_wanted(sample))
+    names = ", ".join(map(str, sample.columns))
     if not advice:
-        advice = [reason for explain in EXPLANATIONS.get(reading.job, []) if (reason := explain(sample))]
-        if advice:
-            return f"{place}: {advice[0]}"
-        advice = _other_job(sample, lines) or _wrapped(sample, rows)
-    if advice:
-        return f"{place}: {'; '.join(advice)}; {names}"
-    wanted = " and ".join(_wanted(sample)) or f"no form of {reading.job}"
-    return f"{place}: {wanted}; {names}. {_known_forms(reading)}"
-
-
-def _first_lines(sample: Sample) -> list[str]:
-    if sample.lines or sample.file is None or not sample.file.path.is_file():
-        return list(sample.lines)
-    if sample.file.suffixes[0] in (".parquet", ".arrow", ".feather"):
-        return []
-    with contextlib.suppress(InputError), contextlib.closing(open_lines(sample.file, sample.reading.options)) as placed:
-        return [line for _, line in itertools.islice(placed, _NUM_LINES)]
-    return []
-
-
-def _other_content(table: Table | None, lines: Sequence[str]) -> str | None:
-    """JSON in a file whose name says something else."""
-    first = next((line for line in lines if line.strip()), "")
-    if table is None or table.kind in ("csv", "tsv"):
-        with contextlib.suppress(ValueError):
-            if isinstance(json.loads(first), dict):
-                return "holds JSON, one record a line: let its name end in .jsonl"
-    return None
-
-
-def _as_table(lines: Sequence[str]) -> list[str]:
-    """A table in a file whose name says something else: all lines have as many tabs, or commas."""
-    lines = [line for line in lines if line.strip()]
-    for separator, name, suffix in (("\t", "tabs", ".tsv"), (",", "commas", ".csv")):
-        counts = {line.count(separator) for line in lines}
-        if len(lines) > 1 and len(counts) == 1 and counts.pop() > 0:
-            return [f"is a table of cells separated by {name}: let its name end in {suffix}"]
-    return []
-
-
-def _plain_text(reading: Reading) -> str:
-    return f"is plain text, which has no form of {reading.job}; {_known_forms(reading)}"
-
-
-def _wrapped(sample: Sample, rows: Sequence[Any]) -> list[str]:
-    """The lists of a single object that has everything, where it is not clear which of them has the rows."""
-    if len(rows) != 1 or not isinstance(rows[0], Mapping) or sample.file.suffixes[0] != ".json":
-        return []
-    lists = {name: value for name, value in rows[0].items() if isinstance(value, list) and len(value) > 0}
-    lists = {name: value for name, value in lists.items() if isinstance(value[0], Mapping)}
-    if not lists:
-        return []
-    counts = ", ".join(f"{name} ({len(value)})" for name, value in lists.items())
-    name = next(iter(lists))
-    return [f"is one object with its rows in lists, {counts}: write them one a line, with jq -c '.{name}[]'"]
+        advice = [_known_forms(reading)]
+    return f"{place}: {wanted or f'no form of {reading.job}'}; its fields are {names}. {'; '.join(advice)}"
 
 
 def _kind(value: Any) -> str:
@@ -146,20 +83,22 @@ def _missing_names(sample: Sample) -> str:
 
 
 def _wanted(sample: Sample) -> list[str]:
-    """What the form that comes nearest lacks."""
-    reading = sample.reading
-    forms = [form for form in forms_of(reading.job) if form.content == "rows" and form.fields]
-    best: tuple[int, Form] | None = None
-    for form in forms:
+    """What the forms that come nearest lack: one whose fields are all there, and one with fewest fields missing."""
+    reading, nearest = sample.reading, dict[bool, tuple[list[str], Form]]()
+    for form in forms_of(reading.job):
         lacking = _lacking(form, sample)
-        if best is None or len(lacking) <= best[0]:
-            best = (len(lacking), form)
-    if best is None:
-        return []
-    lacking = _lacking(best[1], sample)
-    if not lacking:
-        return [f"the fields of the form {best[1].name} hold something else than {best[1].summary}"]
-    return [f"no field {name!r} ({reading.option_of(name)} names it)" for name in lacking]
+        if form.content != "rows" or not form.fields or (form.recognise is not None and not lacking):
+            continue  # with a function of its own, a form may lack more than fields
+        if bool(lacking) not in nearest or len(lacking) <= len(nearest[bool(lacking)][0]):
+            nearest[bool(lacking)] = (lacking, form)
+    wanted = []
+    if False in nearest:
+        form = nearest[False][1]
+        wanted.append(f"the fields of the form {form.name} hold something else than {form.summary}")
+    if True in nearest:
+        other = "for another form " if wanted else ""
+        wanted += [f"{other}no field {name!r} ({reading.option_of(name)} names it)" for name in nearest[True][0]]
+    return wanted
 
 
 def _lacking(form: Form, sample: Sample) -> list[str]:
@@ -171,64 +110,27 @@ def _lacking(form: Form, sample: Sample) -> list[str]:
 
 
 def _table_advice(sample: Sample, table: Table) -> list[str]:
-    """What is wrong with the columns of a table: no header, or another separator."""
-    reading, options = sample.reading, sample.reading.options
-    if table.kind not in ("csv", "tsv"):
-        return []
-    if len(sample.columns) == 1 and not options.separator:
-        text = "\n".join(map(str, sample.columns))
-        found = next((name for sign, name in _SEPARATORS.items() if sign in text), "X")
-        return [f"there is one column: {reading.option('separator')} {found} names what separates the cells"]
+    reading, advice = sample.reading, []
     if table.header_looks_like_data:
-        return [
-            f"the first row looks like data ({table.header_looks_like_data}): {reading.option('columns')} "
-            f"{' '.join(_suggest_columns(sample))} names the {len(sample.columns)} columns of a file without a header"
-        ]
-    return []
+        advice.append(
+            f"the first row looks like data ({table.header_looks_like_data}): "
+            f"{reading.option('columns')} NAME … names the columns of a file without a header"
+        )
+    if table.kind in ("csv", "tsv") and len(sample.columns) == 1:
+        advice.append(f"there is one column: {reading.option('separator')} says what separates the cells")
+    return advice
 
 
-def _suggest_columns(sample: Sample) -> list[str]:
-    """
-    Names for the columns of a table without a header, in their order.
-
-    In classification the longest texts are the text, and the column with the fewest values is the label; elsewhere the
-    fields of the job stand in the order of their declaration.
-    """
-    reading, columns = sample.reading, list(sample.columns)
-    needed = [name for name in JOBS[reading.job].fields if reading.requires(name)]
-    names = [_as_text(reading.names.get(name, name)) for name in needed]
-    if reading.job != "classification" or len(columns) < 2:
-        return names if len(names) == len(columns) else [f"NAME{number}" for number in range(1, len(columns) + 1)]
-    cells = {column: [str(row.get(column)) for row in sample.rows] for column in columns}
-    text = max(columns, key=lambda column: sum(map(len, cells[column])))
-    label = min((column for column in columns if column != text), key=lambda column: len(set(cells[column])))
-    chosen = {text: names[0], label: names[-1] if len(names) > 1 else "label"}
-    return [chosen.get(column, f"column{number}") for number, column in enumerate(columns, 1)]
-
-
-def _as_text(name: Any) -> str:
-    return name if isinstance(name, str) else str(next(iter(name)))
-
-
-def _other_job(sample: Sample, lines: Sequence[str] = ()) -> list[str]:
-    """The job whose form the file has, with the most fields."""
-    found: list[tuple[int, str, Form]] = []
-    is_json = sample.file is not None and sample.file.suffixes[0] in (".json", ".jsonl", ".ndjson")
+def _other_job(sample: Sample) -> list[str]:
+    """The jobs whose forms the file has."""
     for job in JOBS:
-        if job in (sample.reading.job, "text"):
+        if job == sample.reading.job:
             continue
         other = Sample(Reading(job), sample.file, sample.rows, sample.lines, sample.columns, sample.class_names)
         for form in forms_of(job):
-            if form.content == "lines" and not (is_json or form.headless) and form.recognise and lines:
-                if form.recognise(lines):
-                    found.append((1, job, form))
-            if form.content == "rows" and sample.rows and (form.shape is not None or len(form.fields) > 1):
-                if form.names_in(other) is not None:
-                    found.append((len(form.fields), job, form))
-    if not found:
-        return []
-    _, job, form = max(found, key=lambda each: each[0])
-    return [f"it has the form {form.name} of {job}, which {SCRIPTS[job]} reads"]
+            if form.content == "rows" and form.shape is not None and form.names_in(other) is not None:
+                return [f"it has the form {form.name} of {job}, which {SCRIPTS[job]} reads"]
+    return []
 
 
 def describe_row(row: Mapping[str, Any]) -> str:

@@ -49,9 +49,13 @@ JOBS: dict[str, Job] = {
     "tags": Job(
         "words with a tag each, or texts with spans",
         {
-            "tokens": Field("words_field", ("words", "text")),
+            "tokens": Field("words_field", ("words", "word", "token", "text", "sentence")),
             "text": Field("text_field", required=False),
-            "tags": Field("tags_field", ("ner_tags", "labels", "pos_tags", "upos", "ner"), _LABEL),
+            "tags": Field(
+                "tags_field",
+                ("ner_tags", "labels", "pos_tags", "upos", "ner", "tag", "ner_tag", "word_labels", "pos", "label"),
+                _LABEL,
+            ),
         },
     ),
     "questions": Job(
@@ -78,40 +82,15 @@ JOBS: dict[str, Job] = {
     "pairs": Job(
         "pairs of texts, perhaps with a score or negatives",
         {
-            "text": Field(
-                "text_field",
-                ("sentence1", "question1", "text1", "anchor", "query", "question", "sentence_A", "premise", "text"),
-            ),
-            "text_pair": Field(
-                "text_pair_field",
-                (
-                    "sentence2",
-                    "question2",
-                    "text2",
-                    "positive",
-                    "pos",
-                    "answer",
-                    "document",
-                    "passage",
-                    "sentence_B",
-                    "hypothesis",
-                    "text_pair",
-                ),
-            ),  # fmt: skip
-            "negative": Field("negative_field", ("negative", "neg", "negatives", "hard_negatives"), required=False),
-            "score": Field(
-                "score_field",
-                ("score", "similarity", "similarity_score", "relatedness_score", "label", "gold_label", "is_duplicate"),
-                required=False,
-            ),
+            "text": Field("text_field"),
+            "text_pair": Field("text_pair_field"),
+            "negative": Field("negative_field", required=False),
+            "score": Field("score_field", required=False),
         },
     ),
     "translation": Job(
         "texts with their translations",
-        {
-            "source": Field("source_field", ("src", "source_text", "input", "text")),
-            "target": Field("target_field", ("tgt", "trg", "target_text", "translation", "output"), _LABEL),
-        },
+        {"source": Field("source_field"), "target": Field("target_field", required=_LABEL)},
     ),
     "chat": Job(
         "conversations: lists of messages with role and content",
