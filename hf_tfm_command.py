@@ -18,8 +18,9 @@ LIGHT = "hf_tfm_light"
 def load_light(name: str) -> ModuleType:
     """Import the module `hf_tfm.NAME` as `hf_tfm_light.NAME`; its relative imports stay under that name."""
     if LIGHT not in sys.modules:
+        spec = find_spec("hf_tfm")  # which is not imported for it
         package = sys.modules[LIGHT] = ModuleType(LIGHT)
-        package.__path__ = list(find_spec("hf_tfm").submodule_search_locations)  # found without being imported
+        package.__path__ = list((spec and spec.submodule_search_locations) or [])
     return import_module(f"{LIGHT}.{name}")
 
 

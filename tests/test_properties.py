@@ -21,7 +21,7 @@ from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
 from hf_tfm.apps import cli
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.objectives import Masked, causal
-from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.packed_blocks import PackedBlocks
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.data.tokens import TokenStore
 from hf_tfm.models.configuration_tfm import ACTIVATIONS

@@ -31,21 +31,22 @@ from hf_tfm.data.forms.reader import read_records
 from hf_tfm.evaluate.predict import Predictor
 from hf_tfm.evaluate.representations import compare_representations
 from hf_tfm.evaluate.result_store import as_json
-from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.recipe import ReadingRecipe, one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.report import report_reading
 
 import numpy as np
 
 
 @dataclass
-class ComparisonRecipe:
+class ComparisonRecipe(ReadingRecipe):
     """The model, and the data sets of labelled texts."""
 
     model: str = field(metadata={"help": "Folder or Hub name of an encoder or a causal LM."})
-    train_file: list[str] = field(metadata={"help": "Labelled records, one file per data set."})
+    train_file: list[str] = field(metadata={"help": "Labelled records, one file, folder or glob per data set."})
     test_file: list[str] = field(metadata={"help": "Labelled records to measure on, in the same order."})
     output_dir: str = field(default="runs/representations", metadata={"help": "Folder of results.json."})
-    text_field: str = field(default="text", metadata={"help": "Field of a record with its text."})
-    label_field: str = field(default="label", metadata={"help": "Field of a record with its label."})
+    text_field: str | None = field(default=None, metadata={"help": "Field of the text; by default recognised."})
+    label_field: str | None = field(default=None, metadata={"help": "Field of the label; by default recognised."})
     max_train: int = field(default=10_000, metadata={"help": "Maximum number of training records of each data set."})
     max_length: int = field(default=128, metadata={"help": "Tokens that texts are cut to."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the model's folder carries."})
@@ -65,11 +66,17 @@ class ComparisonRecipe:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, ComparisonRecipe, None, __doc__)
-    reading = Reading("classification", {"text": recipe.text_field, "label": recipe.label_field})
+    names = {"text": recipe.text_field, "label": recipe.label_field}
+    names = {name: field for name, field in names.items() if field}
+    reading = Reading("classification", names, recipe.reading_options())
     data_sets = {
         public_name(test): (read_records(train, reading), read_records(test, reading, "test"))
         for train, test in zip(recipe.train_file, recipe.test_file)
     }
+    for records in (records for pair in data_sets.values() for records in pair):
+        report_reading(records)
+        if any("text_pair" in record for record in records):
+            raise InputError(f"{records.path}: has pairs of texts; name the field of single ones with --text_field")
     folder = Path(recipe.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; give the name of a folder")

@@ -28,25 +28,25 @@ from itertools import islice
 
 from hf_tfm import InputError
 from hf_tfm.artifacts.open import auto_class_of, fingerprint, open_model, recorded
-from hf_tfm.data.sources import read_documents
+from hf_tfm.data.sources import DocumentStream, parse_sources
 from hf_tfm.evaluate.result_store import content_hash, open_results
 from hf_tfm.tasks.infilling import FILL_METHODS, cut_gaps, measure_infilling
-from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.recipe import TextRecipe, one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.report import report_reading
 
 import torch
 
 
 @dataclass
-class InfillingRecipe:
+class InfillingRecipe(TextRecipe):
     """The model, and the number and lengths of the gaps."""
 
     model: str = field(metadata={"help": "Folder or Hub name of a masked or causal LM."})
-    text: str = field(metadata={"help": "File of held-out text to cut gaps into."})
+    text: list[str] = field(metadata={"help": "Held-out text to cut gaps into: files, folders or globs."})
     ways: list[str] = field(
         default_factory=list,
         metadata={"help": "Some of once, iterative, left, denoise, denoise_free; by default as trained."},
     )
-    text_field: str = field(default="text", metadata={"help": "Field of a record with its text."})
     passages: int = field(default=300, metadata={"help": "Maximum number of passages."})
     per_text: int = field(default=6, metadata={"help": "Maximum number of consecutive passages per document."})
     words: int = field(default=60, metadata={"help": "Words per passage; shorter documents are left out."})
@@ -70,12 +70,13 @@ def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, InfillingRecipe, None, __doc__)
     methods = recipe.ways or trained_methods(recipe)
     cutting = {name: getattr(recipe, name) for name in ("words", "gaps", "longest_gap", "per_text", "seed")}
-    documents = read_documents(recipe.text, text_field=recipe.text_field)
+    documents = DocumentStream(parse_sources(recipe.text, **recipe.source_settings()))
     texts = list(islice(cut_gaps(documents, **cutting), recipe.passages))
     if not texts:
-        raise InputError(f"{recipe.text}: no document has {recipe.words} words; lower --words")
+        raise InputError(f"{', '.join(recipe.text)}: no document has {recipe.words} words; lower --words")
 
-    settings = {"text_field": recipe.text_field, "passages": len(texts), **cutting}
+    report_reading(documents)
+    settings = {"text_field": recipe.text_field, "passages": len(texts), **cutting, **recipe.reading_settings()}
     key = {"task": "infilling", "text": content_hash(recipe.text), **settings}
     results, loaded_class = None, None
     for method in methods:

@@ -29,18 +29,24 @@ from hf_tfm.data.forms.form import Reading
 from hf_tfm.data.forms.reader import read_records
 from hf_tfm.evaluate.result_store import ResultStore
 from hf_tfm.tasks.squad import read_questions
-from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.recipe import ReadingRecipe, one_line_errors, parse_recipe, refuse_below
+from hf_tfm.train.report import report_reading
 
 import torch
 
 
 @dataclass
-class RetrievalRecipe:
+class RetrievalRecipe(ReadingRecipe):
     """The questions to index and answer, and the models."""
 
-    questions: str = field(metadata={"help": "Records with question, context and answers, in SQuAD's format."})
+    questions: list[str] = field(
+        metadata={"help": "Records with question, context and answers, such as SQuAD's: files, folders or globs."}
+    )
     encoder: str = field(metadata={"help": "Folder or Hub name of a model that embeds texts."})
     decoder: str | None = field(default=None, metadata={"help": "Causal LM with a chat template, to answer with."})
+    question_field: str | None = field(default=None, metadata={"help": "Field of the question."})
+    context_field: str | None = field(default=None, metadata={"help": "Field of the text that has the answer."})
+    answers_field: str | None = field(default=None, metadata={"help": "Field of the answers."})
     output_dir: str = field(default="runs/retrieval", metadata={"help": "Folder of the index and the results."})
     passage_length: int = field(default=160, metadata={"help": "Maximum tokens of a passage."})
     overlap: int | None = field(default=None, metadata={"help": "Tokens that two passages share; by default a fifth."})
@@ -63,10 +69,14 @@ class RetrievalRecipe:
 def main(argv: list[str] | None = None) -> None:
     recipe, _ = parse_recipe(argv, RetrievalRecipe, None, __doc__)
     remote, folder = {"trust_remote_code": recipe.trust_remote_code}, Path(recipe.output_dir)
-    questions = read_questions(read_records(recipe.questions, Reading("questions")))
+    fields = {name: getattr(recipe, f"{name}_field") for name in ("question", "context", "answers")}
+    names = {name: field for name, field in fields.items() if field}
+    records = read_records(recipe.questions, Reading("questions", names, recipe.reading_options()))
+    report_reading(records)
+    questions = read_questions(records)
     questions = [question for question in questions if question.answers]
     if not questions:
-        raise InputError(f"{recipe.questions}: no question has an answer, so nothing can be found")
+        raise InputError(f"{', '.join(recipe.questions)}: no question has an answer, so nothing can be found")
     decoder = None
     if recipe.decoder is not None:
         dtype = torch.bfloat16 if recipe.bf16 else torch.float32

@@ -6,9 +6,10 @@ Fine-tunes a model to embed texts, so that texts of similar meaning have similar
     python training/finetune_embeddings.py --model my-encoder --train_file pairs.jsonl --text_field question \\
         --text_pair_field answer --output_dir runs/search
 
-Takes any encoder or decoder of the Auto classes, or a SentenceTransformer. With scores (--score_field), the cosine of a
-pair is trained to be its score. Without scores, pairs are positives and the other texts of a batch are negatives. The
-best checkpoint is chosen on the validation set; the test set is measured before and after the training. The folder
+Takes any encoder or decoder of the Auto classes, or a SentenceTransformer. Files are tables of
+pairs (STS, question and answer, query with positive and negatives), or a BEIR folder. With scores, the cosine of a pair
+is trained to be its score. Without scores, pairs are positives and the other texts of a batch are negatives. The best
+checkpoint is chosen on the validation set; the test set is measured before and after the training. The folder
 opens as a SentenceTransformer and with AutoModel. The same command resumes a stopped run.
 
 Needs sentence-transformers: pip install hf-tfm[embed]
@@ -24,6 +25,8 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError, needs_extra
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.records import Records
 from hf_tfm.tasks.fine_tune import Measurement, train_and_report
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
@@ -35,7 +38,14 @@ from transformers import set_seed
 
 
 with needs_extra("embed"):
-    from hf_tfm.tasks.embeddings import LOSSES, EmbeddingTrainer, load_embedder, read_pairs
+    from hf_tfm.tasks.embeddings import (
+        LOSSES,
+        EmbeddingTrainer,
+        find_score_range,
+        load_embedder,
+        read_pairs,
+        unused_negatives,
+    )
 
     from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -50,25 +60,39 @@ class EmbeddingArguments(FinetuningArguments, SentenceTransformerTrainingArgumen
 
 @dataclass
 class EmbeddingRecipe(FinetuningRecipe):
-    text_field: str = field(default="sentence1", metadata={"help": "Field of a record that has the first text."})
-    text_pair_field: str = field(default="sentence2", metadata={"help": "Field of the second text."})
-    negative_field: str | None = field(default=None, metadata={"help": "Field of a negative, for contrastive loss."})
+    text_field: str | None = field(default=None, metadata={"help": "Field of the first text."})
+    text_pair_field: str | None = field(default=None, metadata={"help": "Field of the second text, or of several."})
+    negative_field: str | None = field(default=None, metadata={"help": "Field of a negative, or of several."})
     score_field: str | None = field(default=None, metadata={"help": "Field of the similarity of the two texts."})
-    score_range: list[float] = field(default_factory=lambda: [0.0, 5.0], metadata={"help": "Lowest and highest score."})
+    score_range: list[float] | None = field(
+        default=None,
+        metadata={"help": "Lowest and highest score; by default 0 to 1, 0 to 5 or -1 to 1, as scores lie."},
+    )
     loss: str | None = field(default=None, metadata={"help": "contrastive; with scores cosine (default) or cosent."})
     pooling: str | None = field(default=None, metadata={"help": "mean, cls, max, lasttoken …; by default the model's."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.loss = self.loss or ("cosine" if self.score_field else "contrastive")
-        if self.loss not in LOSSES:
+        if self.loss is not None and self.loss not in LOSSES:
             raise InputError(f"loss {self.loss!r} must be one of {', '.join(LOSSES)}")
-        if (self.loss == "contrastive") == bool(self.score_field):
-            raise InputError(f"loss {self.loss}: cosine and cosent need --score_field, contrastive goes without")
-        if self.loss != "contrastive" and self.negative_field:
-            raise InputError(f"--negative_field goes with --loss contrastive, not {self.loss}")
-        if len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]:
+        if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
             raise InputError(f"score_range {self.score_range} must be two numbers, the lower one first")
+
+    def reading(self) -> Reading:
+        """Return how files are read."""
+        names = {name: getattr(self, f"{name}_field") for name in ("text", "text_pair", "negative", "score")}
+        return Reading("pairs", {name: value for name, value in names.items() if value}, self.reading_options())
+
+    def choose_loss(self, train: Records) -> None:
+        """Choose the loss that suits the training records. Raises `InputError` if the one that is given does not."""
+        has_scores, has_negatives = ("score" in train[0], "negative" in train[0])
+        self.loss = self.loss or ("cosine" if has_scores else "contrastive")
+        if self.loss != "contrastive" and has_negatives:
+            raise InputError(f"negatives go with --loss contrastive, not {self.loss}; --ignore_fields leaves them out")
+        if self.loss == "contrastive" and has_scores:
+            raise InputError(f"loss contrastive goes without scores: --ignore_fields {train.name_of('score')}")
+        if self.loss != "contrastive" and not has_scores:
+            raise InputError(f"loss {self.loss}: needs scores; --score_field names their field")
 
 
 IGNORED_ARGUMENTS = {
@@ -83,8 +107,10 @@ def main(argv: list[str] | None = None) -> int:
     finetune.check_finetuning(args, recipe, IGNORED_ARGUMENTS)
     set_seed(args.seed)
 
-    splits = finetune.read_splits(recipe, args.seed, lambda records: read_pairs(records, recipe).keys())
-    pairs = {name: read_pairs(records, recipe, name == "train") for name, records in splits.items()}
+    splits = finetune.read_splits(recipe, args.seed, lambda records: read_pairs(records).keys(), recipe.reading())
+    recipe.choose_loss(splits["train"])
+    score_range = find_score_range(splits, recipe.score_range)
+    pairs = {name: read_pairs(records, score_range, name == "train") for name, records in splits.items()}
 
     embedder, new_weights = load_embedder(recipe, recipe.pooling)
     model, tokenizer, max_length = embedder.transformers_model, embedder.tokenizer, embedder.max_seq_length
@@ -106,8 +132,14 @@ def main(argv: list[str] | None = None) -> int:
 
     report.report_model(model, recipe, new_weights)
     print_line("task", f"{recipe.loss} loss, {getattr(embedder[1], 'pooling_mode', 'no')} pooling")
-    for name, split in pairs.items():
-        print_line(name, f"{len(splits[name]):,} pairs{'' if split.scores is None else ' with scores'}")
+    bounds = " with scores from {:g} to {:g}".format(*score_range) if score_range else ""
+    for name in pairs:
+        print_line(name, f"{len(splits[name]):,} pairs{bounds}")
+    if num_negatives := len(pairs["train"].columns) - 2:
+        unused = unused_negatives(splits["train"], pairs["train"])
+        print_line(
+            "negatives", f"{num_negatives} for each pair; {unused:,} more are not used, as other pairs have fewer"
+        )
     report.report_steps(args, trainer.longest_texts, max_length)
     report.report_example(tokenizer, trainer.first_texts[0], pairs["train"].columns[1][0])
     keys = {name: [key[:2] for key in split.keys()] for name, split in pairs.items()}

@@ -6,9 +6,11 @@ Trains a model to translate: a new encoder-decoder with its own tokenizer, or an
     python training/finetune_translation.py --model tiny --train_file pairs.jsonl --source_field en --target_field de \\
         --output_dir runs/translator
 
---model is the size of a new model (nano, tiny, small …), a paper's architecture and a size (vaswani2017/tiny), or the
-folder of any model that AutoModelForSeq2SeqLM opens. The best checkpoint has the highest BLEU on the first 400 pairs of
-the validation set; the test set is translated once, with beam search. The same command resumes a stopped run.
+Takes two files of texts line by line (--train_file corpus.en corpus.de), tables, TMX, and records with the field
+`translation: {"en": …, "de": …}`. --model is the size of a new model (nano, tiny, small …), a paper's architecture and
+a size (vaswani2017/tiny), or the folder of any model that AutoModelForSeq2SeqLM opens. The best checkpoint has the
+highest BLEU on the first 400 pairs of the validation set; the test set is translated once, with beam search. The same
+command resumes a stopped run.
 
 Needs sacrebleu: pip install hf-tfm[metrics]
 """
@@ -23,6 +25,7 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.forms.form import Reading
 from hf_tfm.tasks import translation
 from hf_tfm.train import finetune, report
 from hf_tfm.train.optim import DEFAULTS
@@ -50,8 +53,10 @@ class TranslationArguments(finetune.FinetuningArguments, Seq2SeqTrainingArgument
 
 @dataclass
 class TranslationRecipe(FinetuningRecipe):
-    source_field: str = field(default="translation.en", metadata={"help": "Field of the text to translate."})
-    target_field: str = field(default="translation.fr", metadata={"help": "Field of the translation."})
+    source_field: str | None = field(
+        default=None, metadata={"help": "Field of the text to translate, or its language: en, translation.en."}
+    )
+    target_field: str | None = field(default=None, metadata={"help": "Field of the translation, or its language."})
     vocab_size: int = field(default=6144, metadata={"help": "Vocabulary of a new model, for both languages."})
     model_overrides: str = field(default="{}", metadata={"help": "Fields of a new model's configurations, as JSON."})
     optimizer: str = field(default="muon", metadata={"help": "muon, normuon (for longer runs) or adamw."})
@@ -68,6 +73,11 @@ class TranslationRecipe(FinetuningRecipe):
         if self.optimizer not in DEFAULTS:
             raise InputError(f"optimizer {self.optimizer!r} must be one of {', '.join(DEFAULTS)}")
 
+    def reading(self) -> Reading:
+        """Return how files are read."""
+        names = {name: getattr(self, f"{name}_field") for name in ("source", "target")}
+        return Reading("translation", {name: value for name, value in names.items() if value}, self.reading_options())
+
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
@@ -75,8 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     finetune.check_finetuning(args, recipe, OWN_OPTIMIZER | OWN_SCHEDULE)
     set_seed(args.seed)
 
-    splits = finetune.read_splits(recipe, args.seed, lambda records: translation.read_pairs(records, recipe)[0])
-    pairs = {name: translation.read_pairs(records, recipe) for name, records in splits.items()}
+    splits = finetune.read_splits(
+        recipe, args.seed, lambda records: translation.read_pairs(records)[0], recipe.reading()
+    )
+    pairs = {name: translation.read_pairs(records) for name, records in splits.items()}
 
     model, tokenizer, max_length = translation.load_translator(recipe, [*pairs["train"][0], *pairs["train"][1]])
     finetune.choose_attention(args, model, max_length)
@@ -89,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     finetune.resolve_arguments(args, recipe, model, ("bleu", "chrf"))
 
     report.report_model(model, recipe, [])
-    report.print_line("tokenizer", f"{len(tokenizer):,} tokens for {recipe.source_field} and {recipe.target_field}")
+    report.print_line("tokenizer", f"{len(tokenizer):,} tokens for source and target")
     for name, records in splits.items():
         report.print_line(name, f"{len(records):,} pairs")
     report.report_steps(args, data["train"], max_length)

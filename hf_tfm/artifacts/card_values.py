@@ -10,9 +10,9 @@ from typing import Any
 from ..core.energy import CORE_WATTS, MEMORY_WATTS, estimated_watts
 from ..core.errors import InputError
 from ..models.configuration_tfm import TfmDecoderConfig, TfmEncoderConfig
-from .families import FAMILIES
 from .family_config import native_config
 from .head_table import has_own_code, head_of_record, is_adapter
+from .native_families import FAMILIES
 from .record import CURVE_FILE
 
 

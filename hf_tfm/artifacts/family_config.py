@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from ..core.errors import InputError, explain
 from ..models.configuration_tfm import TfmConfig
-from .families import Family
+from .native_families import Family
 
 
 # The switches in words, for messages.

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import TorchAoConfig
 
 from ..artifacts.card import rewrite_card
-from ..artifacts.families import FAMILIES
 from ..artifacts.head_table import head_of_class
 from ..artifacts.measurements import EVALUATION_FILE
+from ..artifacts.native_families import FAMILIES
 from ..artifacts.open import open_model
 from ..artifacts.record import RECORD_FILE
 from ..core.atomic_files import atomic_directory, require_empty

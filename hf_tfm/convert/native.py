@@ -1,9 +1,9 @@
 """
 Converts checkpoints of six native families losslessly: GPT-2, Llama, Qwen3, Mistral, BERT, ModernBERT.
 
-`artifacts/families.py` maps weights and fields. A value without counterpart raises an error that names the field. Only
-fields that affect nothing but rounding, memory or random initialization are dropped (`reorder_and_upcast_attn`,
-`pretraining_tp`, `sparse_prediction`, …).
+`artifacts/native_families.py` maps weights and fields. A value without counterpart raises an error that names the
+field. Only fields that affect nothing but rounding, memory or random initialization are dropped
+(`reorder_and_upcast_attn`, `pretraining_tp`, `sparse_prediction`, …).
 """
 
 import copy
@@ -19,8 +19,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ..artifacts.card import rewrite_card
 from ..artifacts.compare import outputs_of
-from ..artifacts.families import FAMILIES, Family
 from ..artifacts.family_config import native_config, our_config
+from ..artifacts.native_families import FAMILIES, Family
 from ..artifacts.record import RECORD_FILE, model_facts
 from ..artifacts.tokenizer_files import mend_tokenizer_files, save_tokenizer
 from ..core.atomic_files import atomic_directory, require_empty

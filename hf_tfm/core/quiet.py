@@ -5,6 +5,7 @@ Keeps messages of other libraries off the screen, so that a command's own lines 
 |---|---|---|
 | `quiet_imports` | the import of transformers in `hf_tfm/__init__.py` | torchao's and torch's notices on import |
 | `quiet_command` | a command of ours, from its arguments to its exit code | these, deprecations, progress bars |
+| `no_bars` | a trainer of another library that is made | all progress bars |
 | `quiet` | one call whose result the caller reports in its own words | all warnings, transformers' bars |
 
 Each of them restores loggers, filters and bars: a program that imports `hf_tfm` keeps its own settings. Errors are
@@ -68,7 +69,8 @@ def quiet_command(transformers_warnings: bool = True) -> Iterator[None]:
         return
     from transformers.utils import logging as transformers_logging
 
-    with quiet_imports(), warnings.catch_warnings(), _bars_on_terminals_only(), _transformers_settings():
+    bars = contextlib.nullcontext() if sys.stderr.isatty() else no_bars()
+    with quiet_imports(), warnings.catch_warnings(), bars, _transformers_settings():
         if not sys.warnoptions:
             for category in _FOR_PROGRAMMERS:
                 warnings.simplefilter("ignore", category)
@@ -108,11 +110,15 @@ def _transformers_settings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """tqdm reads its environment variable `TQDM_DISABLE` once, on import; later there is no switch for all bars."""
+def no_bars() -> Iterator[None]:
+    """
+    Show no progress bars.
+
+    tqdm reads its environment variable `TQDM_DISABLE` once, on import; later there is no switch for all bars.
+    """
     from tqdm import tqdm
 
-    if sys.stderr.isatty():
+    if is_verbose():
         yield
         return
     original = tqdm.__init__

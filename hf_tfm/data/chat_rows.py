@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.errors import InputError
 from ..core.inference import evaluation_mode
 from .batches import IGNORED
-from .block_plan import best_fit_decreasing
 from .chat import ChatEncoder
 from .conversations import Message
+from .packing_plan import best_fit_decreasing
 
 
 @dataclass
@@ -49,6 +49,7 @@ def encode_conversations(
     places: Sequence[str],
     max_length: int,
     train_on_prompts: bool = False,
+    split: str = "the records",
 ) -> Encoded:
     """
     Returns rows for training. Conversations that are too long lose their last turns, so that each answer is complete.
@@ -56,6 +57,7 @@ def encode_conversations(
     Args:
         max_length: Longest row, in tokens.
         train_on_prompts: Predict all tokens instead of the assistant's alone.
+        split: Name for messages.
 
     Raises:
         InputError: A conversation is malformed, or none fits.
@@ -80,7 +82,9 @@ def encode_conversations(
         encoded.numbers.append(number)
         encoded.turns.append(num_turns)
     if not encoded.rows:
-        raise InputError(f"max_length {max_length}: no conversation fits, not even to its first answer; raise it")
+        raise InputError(
+            f"max_length {max_length}: no conversation of {split} fits, not even to its first answer; raise it"
+        )
     return encoded
 
 

@@ -77,6 +77,8 @@ def _list_location(location: str, split: str, suffixes: Collection[str] | None) 
     walked = [*_walk(location, split, suffixes)]
     suffixes = _folder_suffixes(walked) if suffixes is None else suffixes
     files = [file for file, in_split in walked if in_split and _is_listed(file, suffixes)]
+    if not files and len(walked) == 1 and _is_metadata(walked[0][0]):
+        raise InputError(f"{location}: holds metadata, which describe a data set or a model, no rows; leave it out")
     if not files:
         which = f"of the {split!r} split " if split else ""
         raise InputError(f"{location}: holds no file {which}whose name ends in {_readable_suffixes()}")

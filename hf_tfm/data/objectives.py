@@ -259,4 +259,4 @@ class DrawnRate:
 
 
 def _tensors(**arrays: np.ndarray) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for name, array in arrays.items()}
+    return {name: torch.from_numpy(np.array(array, dtype=np.int64)) for name, array in arrays.items()}

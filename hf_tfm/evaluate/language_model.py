@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from .. import cpu
 from ..core.errors import InputError
 from ..core.statistics import Estimate, bootstrap, proportion, to_bits_per_byte
-from ..data.records import Records, iter_table
-from ..data.sources import read_documents
+from ..data.forms.reader import FileReport, RecordReader
+from ..data.records import Records
+from ..data.sources import DocumentStream, parse_sources
 from ..data.tokenizer import encode_text
 from ..data.tokens import encode_documents
 from ..tasks.likelihood import LanguageModel, Row
@@ -112,23 +113,42 @@ def bits_per_byte(
     return figures
 
 
-def read_text(path: str, text_field: str | None = None, source_field: str | None = None) -> Iterator[tuple[str, str]]:
+class TextReader:
     """
-    Yield pairs of source and text from a file, for [`bits_per_byte`], in constant memory.
+    Iterates over pairs of source and text of a file, for [`bits_per_byte`], in constant memory.
 
-    Without a `source_field` the source of every text is `all`.
+    Args:
+        source_field: field of a record with its source; without it, the source of every text is `all`.
+        settings: fields of a `Source`, such as `text_field` and `options`.
+
+    Attributes:
+        reports: what was read of each file so far.
 
     Raises:
         InputError: the file cannot be read, or a record lacks a field.
     """
-    if source_field is None:
-        yield from (("all", document) for document in read_documents(path, text_field=text_field))
-        return
-    for place, record in iter_table(path):
-        for name in (source_field, text_field := text_field or "text"):
-            if not isinstance(record.get(name), str):
-                raise InputError(f"{place}: no text in field {name!r}, there are {', '.join(map(str, record))}")
-        yield record[source_field], record[text_field]
+
+    def __init__(self, path: str, source_field: str | None = None, **settings: Any):
+        self.source_field = source_field
+        sources = parse_sources(path, **settings)
+        self._reader: DocumentStream | RecordReader = DocumentStream(sources)
+        if source_field is not None:
+            self._reader = RecordReader(path, sources[0].reading)
+
+    @property
+    def reports(self) -> list[FileReport]:
+        return self._reader.reports
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for read in self._reader:
+            if isinstance(read, str):
+                yield "all", read
+                continue
+            source = read.row.get(str(self.source_field))
+            if not isinstance(source, str):
+                names = ", ".join(map(str, read.row))
+                raise InputError(f"{read.place}: no text in field {self.source_field!r}, there are {names}")
+            yield source, read.record["text"]
 
 
 def document_rows(lm: LanguageModel, key: Any, tokens: np.ndarray, window: int, stride: int) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from ..data.forms.reader import read_records
 from ..data.records import read_table
 from ..tasks.labels import read_labels
 from ..tasks.likelihood import LanguageModel
-from ..train.recipe import ReadingRecipe, refuse_below
+from ..train.recipe import TextRecipe, refuse_below
 from ..train.report import report_reading
 from . import few_shot, language_model
 from .labelled import measure_head, open_task
@@ -27,7 +27,7 @@ from .result_store import ResultStore, content_hash
 
 
 @dataclass
-class EvaluationRecipe(ReadingRecipe):
+class EvaluationRecipe(TextRecipe):
     """The model, the data to measure it on, and how."""
 
     model: str = field(metadata={"help": "Folder or Hub name of a model, or folder of an adapter."})
@@ -46,7 +46,6 @@ class EvaluationRecipe(ReadingRecipe):
     batch_tokens: int = field(default=2048, metadata={"help": "Tokens computed together; changes only the speed."})
     seed: int = field(default=0, metadata={"help": "Seed of examples and samples."})
     text: list[str] = field(default_factory=list, metadata={"help": "Files of text: bits per byte and perplexity."})
-    text_field: str | None = field(default=None, metadata={"help": "Field of the text."})
     source_field: str | None = field(default=None, metadata={"help": "Field of the source that a text comes from."})
     window: int | None = field(
         default=None, metadata={"help": "Tokens read together; by default as in training, or 1024."}
@@ -61,8 +60,12 @@ class EvaluationRecipe(ReadingRecipe):
     group_field: str | None = field(default=None, metadata={"help": "Field by which pairs are grouped: UID in BLiMP."})
     pairs_per_group: int | None = field(default=None, metadata={"help": "Pairs to take of each group."})
     by_word: bool = field(default=False, metadata={"help": "Masked LMs: PLL-word-l2r instead of PLL."})
-    test_file: str | None = field(default=None, metadata={"help": "Labelled records, measured by head or by prompt."})
-    train_file: str | None = field(default=None, metadata={"help": "Labelled records from which examples are drawn."})
+    test_file: list[str] | None = field(
+        default=None, metadata={"help": "Labelled records, measured by head or by prompt: files, folders or globs."}
+    )
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "Labelled records from which examples are drawn."}
+    )
     text_pair_field: str | None = field(default=None, metadata={"help": "Field of the second text."})
     label_field: list[str] | None = field(default=None, metadata={"help": "Field of the label, or several of 0 and 1."})
     words_field: str | None = field(default=None, metadata={"help": "Field of the words, for tags."})
@@ -102,13 +105,13 @@ class EvaluationRecipe(ReadingRecipe):
 def measure_text(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Measure bits per byte (pseudo for masked LMs) and perplexity of each text file, and of the sources in it."""
     names = ("window", "stride", "max_documents", "source_field", "text_field")
-    settings = {name: getattr(recipe, name) for name in names}
+    settings = {name: getattr(recipe, name) for name in names} | recipe.reading_settings()
     if not lm.causal:
         print("text       a masked LM reads a piece once for each token in it; --max_documents takes less", flush=True)
     elif recipe.window is None:  # rows longer than in training cost accuracy
         settings["window"] = recorded(recipe.model, "block_length")
     for path in recipe.text:
-        documents = language_model.read_text(path, recipe.text_field, recipe.source_field)
+        documents = language_model.TextReader(path, recipe.source_field, **recipe.source_settings())
         figures = results.compute_once(
             {"task": "text", "data": content_hash(path), **settings},
             partial(
@@ -119,6 +122,7 @@ def measure_text(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultSto
                 recipe.stride,
             ),
         )
+        report_reading(documents)
         kind = "" if lm.causal else "pseudo-"
         headline = {f"{kind}{name}": figures["all"][name] for name in ("bits_per_byte", "perplexity")}
         headline |= {f"{kind}bits_per_byte, {s}": figures[s]["bits_per_byte"] for s in figures if s != "all"}
@@ -146,7 +150,7 @@ def measure_minimal_pairs(lm: LanguageModel, recipe: EvaluationRecipe, results: 
 
 def measure_by_prompt(lm: LanguageModel, recipe: EvaluationRecipe, results: ResultStore) -> None:
     """Measure zero- or few-shot classification of labelled records."""
-    path, template = str(recipe.test_file), str(recipe.template).replace("\\n", "\n")  # as shells pass it
+    path, template = recipe.test_file or [], str(recipe.template).replace("\\n", "\n")  # as shells pass it
     task = open_task("AutoModelForSequenceClassification", vars(recipe))
     reading = task.reading(recipe.reading_options())
     records = read_records(path, reading, "test")
@@ -166,7 +170,7 @@ def measure_by_prompt(lm: LanguageModel, recipe: EvaluationRecipe, results: Resu
         "words": prompt.words,
         "instruction": prompt.instruction,
     }
-    settings |= {"label_field": labels.field, "seed": recipe.seed}
+    settings |= {"label_field": labels.field, "seed": recipe.seed, **recipe.reading_settings()}
     figures = results.compute_once(
         {**settings, "data": content_hash(path, "test"), "examples": examples},
         lambda: few_shot.estimate_by_rule(labels, few_shot.score_labels(lm, prompt, records, examples), actual),
@@ -187,11 +191,12 @@ def measure_by_head(
     lengths = {name: length for name, length in lengths.items() if length is not None}
     threshold = recorded(recipe.model, "no_answer_threshold")
     task = open_task(auto_class, {**vars(recipe), "stride": lengths.pop("stride", None), "threshold": threshold})
-    path = str(recipe.test_file)
+    path = recipe.test_file or []
     reading = task.reading(recipe.reading_options(), trained=recorded(recipe.model, "fields"))
     records = read_records(path, reading, "test")
     report_reading(records)
     settings: dict[str, Any] = {"task": auto_class.removeprefix("AutoModelFor"), "fields": dict(records.names)}
+    settings |= recipe.reading_settings()
     figures = results.compute_once(
         {**settings, **lengths, "data": content_hash(path, "test"), "threshold": threshold},
         partial(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class ResultStore:
     def add_task(
         self,
         task: str,
-        path: str | None,
+        path: str | Sequence[str] | None,
         settings: Mapping[str, Any],
         figures: Mapping[str, Any],
         hub: HubData | None = None,
@@ -81,7 +81,7 @@ class ResultStore:
         Print the figures of a finished task and store them.
 
         Args:
-            path: the data file.
+            path: the data file, or several.
             figures: `Estimate`s by name, for the model's card.
             hub: the data set on the Hub that the file is from.
             split: the split that was read if `path` is a folder.
@@ -92,7 +92,8 @@ class ResultStore:
             print(
                 f"{task}: {name} {figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}], n {figure['n']:,}"
             )
-        facts = {"task": task, "data": public_name(path) if path else "", "settings": as_json(settings)}
+        paths = [path] if isinstance(path, str) else path or []
+        facts = {"task": task, "data": " + ".join(map(public_name, paths)), "settings": as_json(settings)}
         if path:
             facts["data_sha256"] = content_hash(path, split)
         facts |= {"results": figures, **({"hub": hub._asdict()} if hub else {}), **as_json(details)}
@@ -166,11 +167,17 @@ def open_results(kind: str, location: str, output_dir: str | None, **identity: A
     return ResultStore(output_dir or f"runs/{kind}/{name.replace('/', '--')}", {"name": name, **identity})
 
 
-def content_hash(path: str, split: str = "train") -> str:
-    """Return a hash of a file, or of the files of a folder's split. Raises `InputError` if they cannot be read."""
-    if not Path(path).is_dir():
-        return file_hash(Path(path), default_cache_dir())
-    hashes = [file_hash(file.path, default_cache_dir()) for file in record_files(path, split)]
+def content_hash(paths: str | Sequence[str], split: str = "train") -> str:
+    """Return a hash of files, or of the files of a folder's split. Raises `InputError` if they cannot be read."""
+    several = [paths] if isinstance(paths, str) else list(paths)
+    if len(several) == 1 and Path(several[0]).is_file():
+        return file_hash(Path(several[0]), default_cache_dir())
+    files = [
+        file
+        for path in several
+        for file in ([Path(path)] if Path(path).is_file() else [file.path for file in record_files(path, split)])
+    ]
+    hashes = [file_hash(file, default_cache_dir()) for file in files]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ sentence-transformers (`pip install hf-tfm[embed]`).
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ LOSSES = {
     "cosine": losses.CosineSimilarityLoss,  # Reimers & Gurevych 2019
     "cosent": losses.CoSENTLoss,  # Su 2022: depends only on the order of the scores
 }
+_SCORE_RANGES = ((0.0, 1.0), (0.0, 5.0), (-1.0, 1.0))
 METRICS = {True: ("spearman", "pearson"), False: ("mrr", "accuracy_at_1", "recall_at_10")}
 
 
@@ -98,26 +99,70 @@ class Pairs:
         return estimates
 
 
-def read_pairs(records: Records, recipe: Any, train: bool = False) -> Pairs:
-    """Return the pairs in the fields that the recipe names; `train` asks for the negatives too."""
-    fields = ["text_field", "text_pair_field", *(["negative_field"] if recipe.negative_field and train else [])]
-    columns = [records.texts(getattr(recipe, name), name) for name in fields]
-    return Pairs(columns, read_scores(records, recipe.score_field, *recipe.score_range) if recipe.score_field else None)
+def read_pairs(records: Records, score_range: Sequence[float] | None = None, train: bool = False) -> Pairs:
+    """
+    Return the pairs of records that were read for the job `pairs`.
+
+    Args:
+        score_range: the lowest and the highest score.
+        train: return the negatives too: as many for each pair as the one with the fewest has.
+    """
+    columns = [[record[name] for record in records] for name in ("text", "text_pair")]
+    if train:
+        negatives = [record.get("negative", []) for record in records]
+        columns += [list(texts) for texts in zip(*(texts[: min(map(len, negatives))] for texts in negatives))]
+    return Pairs(columns, read_scores(records, *score_range) if score_range else None)
 
 
-def read_scores(records: Records, field: str, lowest: float, highest: float) -> list[float]:
-    """Return a field of numbers, scaled from `lowest` … `highest` to 0 … 1. Raises `InputError` for other values."""
-    scores = []
-    for value, place in zip(records.values(field, "score_field"), records.places):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{place}: field {field!r} is {value!r}, not a number; mend or drop this record") from None
-        if not lowest <= number <= highest:
+def unused_negatives(records: Records, pairs: Pairs) -> int:
+    """Return how many negatives are left out, because other pairs have fewer."""
+    return sum(len(record.get("negative", [])) for record in records) - len(records) * (len(pairs.columns) - 2)
+
+
+def find_score_range(splits: Mapping[str, Records], given: Sequence[float] | None) -> list[float] | None:
+    """
+    Return the lowest and the highest score: those given, else the usual range that all scores lie in; None if there are
+    no scores.
+
+    Raises:
+        InputError: some records have a score and others have none, or the scores lie in no usual range.
+    """
+    scores = [record.get("score") for records in splits.values() for record in records]
+    if None in scores:
+        if set(scores) != {None}:
             raise InputError(
-                f"{place}: field {field!r} is {value}, outside {lowest:g} to {highest:g}: mend it or --score_range"
+                f"{splits['train'].path}: some records have a score and others have none; --score_field names it"
             )
-        scores.append((number - lowest) / (highest - lowest))
+        return None
+    if given:
+        return list(given)
+    lowest, highest = min(scores), max(scores)
+    found = next((bounds for bounds in _SCORE_RANGES if bounds[0] <= lowest and highest <= bounds[1]), None)
+    if found is None:
+        far = max(scores, key=abs)
+        place = next(
+            place
+            for records in splits.values()
+            for record, place in zip(records, records.places)
+            if record["score"] == far
+        )
+        raise InputError(
+            f"{place}: score {far:g}; scores from {lowest:g} to {highest:g} have no usual range: mend them, or say the "
+            "lowest and the highest with --score_range"
+        )
+    return list(found)
+
+
+def read_scores(records: Records, lowest: float, highest: float) -> list[float]:
+    """Return the scores, scaled from `lowest` … `highest` to 0 … 1. Raises `InputError` for others."""
+    scores, field = [], records.name_of("score")
+    for record, place in zip(records, records.places):
+        if not lowest <= record["score"] <= highest:
+            raise InputError(
+                f"{place}: field {field!r} is {record['score']:g}, outside {lowest:g} to {highest:g}: mend it or "
+                "--score_range"
+            )
+        scores.append((record["score"] - lowest) / (highest - lowest))
     return scores
 
 

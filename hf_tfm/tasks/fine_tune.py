@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EvalPrediction, TrainingArguments, set_seed
+from transformers import EvalPrediction, set_seed
 
 from ..core.limits import refuse_diverged
 from ..core.statistics import Estimate
@@ -20,6 +20,7 @@ from ..data.conversations import Message
 from ..train import finetune, report
 from ..train.adapters import add_adapter
 from ..train.base_model import load_base_model, load_base_tokenizer
+from ..train.finetune import FinetuningArguments
 from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.recipe import FinetuningRecipe
 from ..train.report import print_line
@@ -34,7 +35,7 @@ class TaskRecipe(FinetuningRecipe):
     baselines: bool = field(default=True, metadata={"help": "Measure simple baselines at the end."})
 
 
-def fine_tune(task: Task[Any], recipe: TaskRecipe, args: TrainingArguments, job: str) -> int:
+def fine_tune(task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, job: str) -> int:
     """
     Fine-tune a model on a task: read, encode, train, measure, and write the folder of the finished model.
 

@@ -40,7 +40,7 @@ def encode_splits(
     """Return the rows of each split, and print how many there are and how many did not fit."""
     encoded = {}
     for name, records in splits.items():
-        split = encode_conversations(encoder, conversations[name], records.places, max_length, train_on_prompts)
+        split = encode_conversations(encoder, conversations[name], records.places, max_length, train_on_prompts, name)
         counts = f"{len(split.rows):,} conversations, {split.tokens:,} tokens, {split.trained:,} of them trained"
         print_line(name, counts)
         for count, loss in ((split.shortened, "lost their last turns"), (split.left_out, "are left out")):

@@ -1,6 +1,7 @@
 """Labels of records: their names and ids, how files write them, and the figures of predicted ones."""
 
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,9 @@ _METRICS = {
     MULTI_LABEL: ("micro_f1", "macro_f1", "exact_match"),
     REGRESSION: ("spearman", "pearson", "rmse"),
 }
+
+
+_WHOLE_NUMBER = re.compile(r"[-+]?\d+\.0+")
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,9 @@ def label_fields(names: Sequence[str]) -> dict[str, Any]:
 
 
 def label_text(value: Any) -> str:
-    """Return a label as text, the same from JSON (1, 1.0) and CSV ("1")."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """Return a label as text, the same from JSON (1, 1.0) and CSV ("1", "1.0", "1 ")."""
+    text = str(value).strip()
+    return text.split(".")[0] if _WHOLE_NUMBER.fullmatch(text) else text
 
 
 def label_texts(values: Sequence[Any], problem_type: str) -> dict[str, None]:
@@ -209,7 +214,7 @@ def label_ids(names: Sequence[str], texts: Iterable[str]) -> dict[str, int]:
     taken to write names if every text is a name, else ids.
     """
     by_number = {str(number): number for number in range(len(names))}
-    by_name = {name: number for number, name in enumerate(names)}
+    by_name = {label_text(name): number for number, name in enumerate(names)}
     if all(by_number.get(name, number) == number for name, number in by_name.items()):
         return by_number | by_name
     return by_name if by_name.keys() >= set(texts) else by_number

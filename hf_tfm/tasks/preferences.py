@@ -102,9 +102,14 @@ class EncodedPairs:
         ]
 
 
-def encode_pairs(encoder: ChatEncoder, pairs: Sequence[Pair], places: Sequence[str], max_length: int) -> EncodedPairs:
+def encode_pairs(
+    encoder: ChatEncoder, pairs: Sequence[Pair], places: Sequence[str], max_length: int, split: str = "the records"
+) -> EncodedPairs:
     """
     Encode pairs by the tokenizer's chat template, and drop those that teach nothing or are too long.
+
+    Args:
+        split: name for messages.
 
     Raises:
         InputError: a conversation is malformed, or no pair remains.
@@ -124,7 +129,7 @@ def encode_pairs(encoder: ChatEncoder, pairs: Sequence[Pair], places: Sequence[s
             encoded.numbers.append(number)
     if not encoded.rows:
         raise InputError(
-            f"max_length {max_length}: of {len(pairs)} pairs {encoded.num_too_long} are longer and "
+            f"max_length {max_length}: of {len(pairs)} pairs of {split} {encoded.num_too_long} are longer and "
             f"{encoded.num_identical} have the same answer twice, so none is left"
         )
     return encoded
@@ -137,7 +142,7 @@ def encode_splits(
     max_length: int,
 ) -> dict[str, EncodedPairs]:
     """Return the encoded pairs of each split, and print how many there are and how many were dropped."""
-    encoded = {name: encode_pairs(encoder, pairs[name], splits[name].places, max_length) for name in splits}
+    encoded = {name: encode_pairs(encoder, pairs[name], splits[name].places, max_length, name) for name in splits}
     for name, split in encoded.items():
         print_line(name, f"{len(split.rows):,} pairs")
         for count, reason in (

@@ -135,7 +135,7 @@ def read_verifiable_splits(
     """Return the prompts of each split, and print how many there are and how many are too long."""
     verifiable = {}
     for name, records in splits.items():
-        split = read_verifiable_prompts(records, encoder, kind, field, max_tokens)
+        split = read_verifiable_prompts(records, encoder, kind, field, max_tokens, name)
         print_line(name, f"{len(split.rows):,} questions")
         if num_dropped := len(records) - len(split.rows):
             print_line("note", f"{num_dropped:,} {name} prompts are left out: longer than {max_tokens} tokens")
@@ -144,13 +144,14 @@ def read_verifiable_splits(
 
 
 def read_verifiable_prompts(
-    records: Records, encoder: ChatEncoder, kind: str, field: str, max_tokens: int
+    records: Records, encoder: ChatEncoder, kind: str, field: str, max_tokens: int, split: str = "the records"
 ) -> VerifiablePrompts:
     """
     Return the prompts of the records, without those of more than `max_tokens` tokens.
 
     Args:
         kind, field: as in [`read_verifier`].
+        split: name for messages.
 
     Raises:
         InputError: a record has no prompt, or all are too long.
@@ -160,5 +161,7 @@ def read_verifiable_prompts(
     ids = [encoder.prompt(prompt, place) for prompt, place in zip(prompts, records.places)]
     rows = [row for row, prompt in enumerate(ids) if len(prompt) <= max_tokens]
     if not rows:
-        raise InputError(f"{records.path}: no prompt is short enough to leave room for an answer: raise max_length")
+        raise InputError(
+            f"{records.path}: no prompt of {split} is short enough to leave room for an answer: raise max_length"
+        )
     return VerifiablePrompts([prompts[row] for row in rows], [ids[row] for row in rows], rows, verify, kind)

@@ -48,29 +48,9 @@ def is_preset(name: str) -> bool:
     return not Path(name).exists() and ("/" not in name or name.partition("/")[0] in TfmEncoderConfig.lookalikes)
 
 
-def read_texts(records: Records, field: str, option: str) -> list[str]:
-    """
-    Return a text field of all records, which may be inside another field: `translation.en`.
-
-    Raises:
-        InputError: a record lacks the field, or has no text in it.
-    """
-    outer, dot, inner = field.partition(".")
-    if not dot:
-        return records.texts(field, option)
-    parts = records.values(outer, option)
-    for part, place in zip(parts, records.places):
-        if not isinstance(part, dict):
-            raise InputError(f"{place}: field {outer!r} is a {type(part).__name__}, not texts by language")
-    return Records(parts, records.places, records.path).texts(inner, option)
-
-
-def read_pairs(records: Records, recipe: Any) -> tuple[list[str], list[str]]:
-    """Return sources and targets."""
-    return (
-        read_texts(records, recipe.source_field, "source_field"),
-        read_texts(records, recipe.target_field, "target_field"),
-    )
+def read_pairs(records: Records) -> tuple[list[str], list[str]]:
+    """Return sources and targets of records that were read for the job `translation`."""
+    return [record["source"] for record in records], [record["target"] for record in records]
 
 
 def load_translator(recipe: Any, texts: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:

@@ -10,9 +10,11 @@ from typing import Any
 from datasets import Dataset
 
 from ..core.errors import InputError, needs_extra
+from ..core.quiet import no_bars
 from ..data.chat import ChatEncoder
 from ..data.conversations import Message
 from ..train.custom_evaluation import MeasuredEvaluation
+from ..train.report import refuse_long_warmup
 from ..train.trainer import RunMixin
 from .preferences import SIDES, EncodedPairs
 from .rewards import VerifiablePrompts
@@ -25,6 +27,10 @@ with needs_extra("align"):
 
 class _TrlMixin(RunMixin):
     """Changes that all of TRL's trainers need."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with no_bars():  # of datasets and reference log-probabilities, between the lines of the report
+            super().__init__(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to this package."""
@@ -128,6 +134,7 @@ class VerifiedGRPOTrainer(MeasuredEvaluation, _TrlMixin, GRPOTrainer):
                 "--answers_per_prompt"
             )
         _, per_epoch, *_, total = self.set_initial_training_values(args, self.get_train_dataloader())
+        refuse_long_warmup(args, total)
         per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps / args.num_generations
         used = prompts - prompts % in_batch
         of_all = f" of {used:,} of the {prompts:,} prompts, others in the next" if used < prompts else ""

@@ -118,6 +118,30 @@ class ProgressLine(TrainerCallback):
             self.bar = None
 
 
+class StopWithoutGain(TrainerCallback):
+    """
+    Stop when the metric that chooses the best checkpoint did not improve in `patience` evaluations, if it is given.
+
+    Unlike transformers' `EarlyStoppingCallback` it reads the run's log, so that a resumed run stops where it would have
+    without the stop.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+        self.has_stopped = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.has_stopped = False
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.patience is None:
+            return
+        name = f"eval_{args.metric_for_best_model}"
+        values = [entry[name] * (1 if args.greater_is_better else -1) for entry in state.log_history if name in entry]
+        if len(values) - 1 - values.index(max(values)) >= self.patience:
+            self.has_stopped = control.should_training_stop = True
+
+
 class RefuseDiverged(TrainerCallback):
     """Raise `InputError` when the evaluation loss is not finite; Trainer would go on and show the mean loss so far."""
 

@@ -20,7 +20,7 @@ from ..cpu.attention import enable_blockwise_attention
 from ..data.forms.form import Reading
 from ..data.forms.reader import read_records
 from ..data.records import Records, carve, read_table
-from .recipe import FinetuningRecipe, read_mapping
+from .recipe import FinetuningRecipe, read_mapping, refuse_below
 from .report import report_reading
 from .run_identity import run_identity
 from .trainer import check_arguments
@@ -57,6 +57,9 @@ class FinetuningArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="auto", metadata={"help": "Metric on the validation set that chooses the best checkpoint."}
     )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "End the run after this many evaluations without a better figure."}
+    )
     logging_steps: float = field(default=0.02, metadata={"help": "Steps, or a share of all steps if below 1."})
     include_num_input_tokens_seen: str | bool = True
     bf16: bool = field(default=has_fast_bf16(), metadata={"help": "bf16 autocast; on where the hardware has it."})
@@ -65,7 +68,7 @@ class FinetuningArguments(TrainingArguments):
 
 
 def check_finetuning(
-    args: TrainingArguments, recipe: FinetuningRecipe, ignored: Mapping[str, str] | None = None
+    args: FinetuningArguments, recipe: FinetuningRecipe, ignored: Mapping[str, str] | None = None
 ) -> None:
     """
     Refuse arguments that would fail later, or have no effect.
@@ -76,6 +79,13 @@ def check_finetuning(
     Raises:
         InputError: the arguments cannot be used.
     """
+    if args.early_stopping_patience is not None:
+        refuse_below(args, early_stopping_patience=1)
+        if not args.load_best_model_at_end or args.eval_strategy == "no":
+            raise InputError(
+                "early_stopping_patience keeps the best checkpoint: leave out --load_best_model_at_end false and "
+                "--eval_strategy no"
+            )
     ignored = {"prediction_loss_only": "checkpoints are compared by figures", **(ignored or {})}
     check_arguments(args, recipe.model, ignored)
     if args.max_steps == 0:
@@ -211,7 +221,7 @@ def resolve_arguments(
     args.metric_for_best_model, args.greater_is_better = metric, metric not in ("loss", "rmse")
 
 
-def trl_arguments(config_class: type, args: TrainingArguments, options: str, **fields: Any) -> Any:
+def trl_arguments(config_class: type, args: FinetuningArguments, options: str, **fields: Any) -> Any:
     """
     Return a configuration of TRL with the values of these arguments.
 
@@ -222,13 +232,16 @@ def trl_arguments(config_class: type, args: TrainingArguments, options: str, **f
         InputError: TRL has no such field or value.
     """
     common_fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
+    patience = common_fields.pop("early_stopping_patience")  # ours alone
     # TRL's own default under the old name would switch checkpointing of activations on.
     # transformers before 5.23 has no other.
     common_fields["gradient_checkpointing"] = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
     trl_fields = read_mapping(options, "trl")
     place = f"--trl {options}" if trl_fields else config_class.__name__
     with explain(place, "{reason}", TypeError, ValueError, NotImplementedError):
-        return config_class(**{**common_fields, **fields, **trl_fields})
+        config = config_class(**{**common_fields, **fields, **trl_fields})
+    config.early_stopping_patience = patience
+    return config
 
 
 def finetuning_identity(

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from ..data.batches import SeededLengthGroups, in_order, length_of, longest_first
@@ -56,7 +55,7 @@ class FinetuningMixin(RunMixin):
         finally:
             self.compute_metrics = compute_metrics
 
-    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; the loss is the mean over all labels, whatever the batches (see `prediction_step`)."""
         counts = [count_labels(torch.as_tensor(row["labels"])) for row in iter(dataloader.dataset) if "labels" in row]
         self.labels_of_a_row = max(sum(counts), 1) / max(len(counts), 1)

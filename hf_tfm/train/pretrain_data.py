@@ -14,7 +14,7 @@ from ..artifacts.packing_support import sentence_label
 from ..core.errors import InputError
 from ..data.cache import default_cache_dir, file_hash
 from ..data.objectives import Masked, masked_next_token
-from ..data.packing import PackedBlocks, iter_eval_blocks
+from ..data.packed_blocks import PackedBlocks, iter_eval_blocks
 from ..data.sentence_pairs import SentencePairs
 from ..data.sources import Source
 from ..data.step_batches import StepBatches

@@ -74,10 +74,14 @@ def parse_recipe(
         if training_class is not None:
             defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
             changed = (f for f in dataclasses.fields(training_class) if defaults.get(f.name, f.default) != f.default)
+            # The dataclasses of libraries between ours and transformers' have fields of their own, too.
+            names = {name for cls in training_class.__mro__ if "hf_tfm" in cls.__module__ for name in vars(cls)}
+            new = (f for f in dataclasses.fields(training_class) if f.name in names - defaults.keys())
             help_parser.epilog = textwrap.fill(
                 "All fields of transformers' TrainingArguments work too, some with other defaults: "
                 + ", ".join(f"{f.name} {f.default}" for f in changed)
-                + ".",
+                + "."
+                + "".join(f" There is also {f.name}: {f.metadata['help']}" for f in new),
                 100,
             )
         help_parser.print_help()
@@ -201,6 +205,13 @@ class ReadingRecipe:
     ignore_fields: list[str] | None = field(
         default=None, metadata={"help": "Fields that mean something but shall be left out."}
     )
+
+    def reading_settings(self) -> dict[str, Any]:
+        """Return those of these fields that are not at their defaults, except names of fields, for stored results."""
+        bases = [base for base in (ReadingRecipe, TextRecipe) if isinstance(self, base)]
+        fields = {each.name: each.default for base in bases for each in dataclasses.fields(base)}
+        fields.pop("text_field", None)
+        return {name: getattr(self, name) for name, default in fields.items() if getattr(self, name) != default}
 
     def reading_options(self) -> ReadingOptions:
         """Return these fields as options of the reader."""

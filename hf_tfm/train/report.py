@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..artifacts.head_table import is_adapter, opening_call
@@ -55,12 +57,14 @@ def begin_record(
 
 def print_line(name: str, text: Any) -> None:
     """Print a line of the report, from the first process only."""
-    PartialState().print(f"{name:<10} {text}", flush=True)
+    if PartialState().is_main_process:
+        tqdm.write(f"{name:<10} {text}")  # above the bar of the training, if there is one
+        sys.stdout.flush()
 
 
-def report_reading(records: Records) -> None:
-    """Print what was read of each file: its form, its rows, the fields that were used and those that were not."""
-    for file in records.reports:
+def report_reading(read: Any) -> None:
+    """Print what was read of each file, of an object with `reports`: its form, its rows, fields used and not used."""
+    for file in read.reports:
         first, *others = file.lines()
         print_line("read", first)
         for line in others:
@@ -85,7 +89,8 @@ def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
     Return the number of steps of the run and of an epoch.
 
     Raises:
-        InputError: there are fewer records than a batch, and such a batch is dropped.
+        InputError: there are fewer records than a batch, and such a batch is dropped, or the warm-up is longer than the
+            run.
     """
     batches = records / (args.train_batch_size * args.world_size)
     batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
@@ -95,7 +100,17 @@ def count_steps(args: TrainingArguments, records: int) -> tuple[int, int]:
             f"{records:,} records: give a smaller --per_device_train_batch_size"
         )
     per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-    return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs), per_epoch
+    total = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
+    refuse_long_warmup(args, total)
+    return total, per_epoch
+
+
+def refuse_long_warmup(args: TrainingArguments, total: int) -> None:
+    """Raise `InputError` if the learning rate would not reach its highest value in `total` steps."""
+    if args.warmup_steps > total:
+        raise InputError(
+            f"--warmup_steps {args.warmup_steps:g}: the run has {total:,}; give fewer, or a share of the run below 1"
+        )
 
 
 def report_steps(

@@ -25,7 +25,7 @@ from ..core.memory import keep_freed_memory
 from ..cpu.attention import enable_blockwise_attention
 from ..cpu.compile import uncompile_blocks
 from ..hub.trainer import PushMixin
-from .callbacks import ProgressLine, RefuseDiverged, StopOnSignal
+from .callbacks import ProgressLine, RefuseDiverged, StopOnSignal, StopWithoutGain
 from .recipe import refuse_below, refuse_ignored
 from .run_identity import IDENTITY_FILE, require_same_identity, write_identity
 
@@ -71,7 +71,10 @@ def check_arguments(args: TrainingArguments, model: str, ignored: Mapping[str, s
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; give the name of a folder")
     if (folder / RECORD_FILE).exists():
-        raise InputError(f"{folder}: holds a finished run already; choose another --output_dir or delete it")
+        raise InputError(
+            f"{folder}: holds a finished run already; choose another --output_dir or delete it. To "
+            f"train its model longer, give --model {folder} and another --output_dir"
+        )
     if (folder / "config.json").exists() and not (folder / IDENTITY_FILE).exists():
         raise InputError(f"--output_dir {folder} holds another model: give a folder of its own")
     if folder.is_dir() and Path(model).is_dir() and folder.samefile(model):
@@ -108,6 +111,8 @@ class RunMixin(PushMixin):
         self.progress_line = ProgressLine()
         self.add_callback(self.progress_line)
         self.add_callback(RefuseDiverged())
+        self.stop_without_gain = StopWithoutGain(getattr(self.args, "early_stopping_patience", None))
+        self.add_callback(self.stop_without_gain)
         self._staged_run: str | None = None
 
     @property
@@ -152,7 +157,11 @@ class RunMixin(PushMixin):
             self.stop_on_signal.restore()
             self.progress_line.close()
         steps, planned = self.state.global_step, self.state.max_steps
-        if not self.stopped and not 0 < planned <= steps:
+        if self.stop_without_gain.has_stopped:
+            patience = self.stop_without_gain.patience
+            gain = f"no better {self.args.metric_for_best_model} in {patience} evaluations"
+            self.accelerator.print(f"ended early: {gain}, after {steps:,} of {planned:,} steps", flush=True)
+        elif not self.stopped and not 0 < planned <= steps:
             raise InputError(
                 f"the training made {steps:,} of {planned:,} steps, because the data gave no more batches: give more "
                 "records or a smaller --per_device_train_batch_size"

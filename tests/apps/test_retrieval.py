@@ -22,6 +22,7 @@ from hf_tfm.apps.retrieval.passages import cut_passages, iter_documents
 from hf_tfm.apps.retrieval.ranking import Hit, WordIndex, fuse_rankings, nearest_vectors
 from hf_tfm.apps.retrieval.text_encoder import embed, open_encoder
 from hf_tfm.artifacts.open import open_model
+from hf_tfm.data.tables import ReadingOptions
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.tasks.generation import Reply
 
@@ -322,6 +323,19 @@ def test_members_of_an_archive_are_read_by_their_suffix(tmp_path):
     ]
     assert list(iter_documents(str(tmp_path / "z.zip"), "body")) == found
     assert list(iter_documents(str(tmp_path), "body")) == found
+
+
+def test_several_files_are_indexed_as_their_options_say(tmp_path):
+    (tmp_path / "a.csv").write_bytes("titel;körper\nEins;Über den Fluss\nZwei;\nDrei;Noch einer\n".encode("cp1252"))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"körper": "ein Text"}) + "\n" + json.dumps({"körper": 3}) + "\n")
+    places = [str(tmp_path / "a.csv"), str(tmp_path / "*.jsonl")]
+    with pytest.raises(InputError, match="--skip-bad"):
+        list(iter_documents(places, "körper", ReadingOptions(separator=";", encoding="cp1252")))
+    reports = []
+    options = ReadingOptions(separator=";", encoding="cp1252", skip_bad=True)
+    found = list(iter_documents(places, "körper", options, reports))
+    assert [text for _, text in found] == ["Über den Fluss", "Noch einer", "ein Text"]
+    assert [(report.rows, report.records) for report in reports] == [(3, 2), (2, 1)]
 
 
 def test_names_are_relative_to_the_fixed_part_of_a_glob(tmp_path):

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
 
 import hf_tfm
 from hf_tfm import InputError
-from hf_tfm.artifacts.families import FAMILIES
+from hf_tfm.artifacts.native_families import FAMILIES
 from hf_tfm.artifacts.tokenizer_files import save_tokenizer
 from hf_tfm.convert import native as convert
 from hf_tfm.convert.native import convert_folder, export_folder, export_model, import_model

@@ -16,7 +16,7 @@ from tiny import PAD, VOCAB_SIZE, build, build_tokenizer
 from transformers import AutoTokenizer
 
 from hf_tfm.apps.cli import main as cli
-from hf_tfm.artifacts.families import FAMILIES
+from hf_tfm.artifacts.native_families import FAMILIES
 from hf_tfm.artifacts.tokenizer_files import mend_tokenizer_files, save_tokenizer
 from hf_tfm.convert.native import export_folder, import_model, load_tfm
 from hf_tfm.data.tokenizer import train_tokenizer

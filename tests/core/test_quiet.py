@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_tfm.apps import cli
 from hf_tfm.apps.cli.app import Command
-from hf_tfm.core.quiet import quiet, quiet_command, quiet_imports
+from hf_tfm.core.quiet import no_bars, quiet, quiet_command, quiet_imports
 
 
 REPOSITORY = TRAINING.parent
@@ -221,6 +221,7 @@ CONTEXTS = {
     "imports": (quiet_imports, {"an error", "programmers", "the user", "the training", "a bar"}),
     "command": (quiet_command, {"an error", "the user", "the training"}),
     "hf-tfm": (lambda: quiet_command(transformers_warnings=False), {"an error", "the user"}),
+    "no bars": (no_bars, {"itself", "an error", "programmers", "the user", "the training"}),
     "quiet": (quiet, {"itself", "an error", "a bar"}),
 }
 

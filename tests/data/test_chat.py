@@ -137,7 +137,7 @@ def test_long_conversations_lose_turns_and_are_counted():
     assert (found.shortened, found.left_out, found.numbers, found.turns) == (1, 1, [0, 2], [2, 2])
     assert [len(row["input_ids"]) for row in found.rows] == [first, first]
     assert found.rows[0]["input_ids"][-1] == encoder.tokenizer.eos_token_id, "no answer is cut"
-    with pytest.raises(InputError, match="no conversation fits"):
+    with pytest.raises(InputError, match="no conversation of the records fits"):
         encode_conversations(encoder, [long], ["x"], 20)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_tfm import InputError, TfmDecoderConfig, TfmDecoderForCausalLM
 from hf_tfm.data.denoisers import SPANS, Denoisers, DenoisingTokens, fill_gaps, infill, parse_shares
 from hf_tfm.data.objectives import causal
-from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.packed_blocks import PackedBlocks
 from hf_tfm.data.step_batches import StepBatches, shorten
 from hf_tfm.data.tokenizer import encode_text, train_tokenizer
 from hf_tfm.data.tokens import TokenStore

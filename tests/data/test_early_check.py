@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_tfm.apps.cli import cli
+from hf_tfm.core.declared_fields import fields_of_script
 from hf_tfm.data.forms.early_check import SCRIPT_FILES, find_mistake, find_mistake_of_prediction
 from hf_tfm.data.forms.form import forms_of
 
@@ -122,3 +124,24 @@ def test_predictions_look_for_the_fields_of_the_models_head(tmp_path):
     assert find_mistake_of_prediction(str(tmp_path), files, {"question_field": "frage", "context_field": None}) is None
     (tmp_path / "run_record.json").write_text('{"fields": {"question_field": "frage"}}')
     assert find_mistake_of_prediction(str(tmp_path), files, {}) is None
+
+
+# Each script's options that name files, and those of fields, are its own: nothing reads an option that is not there.
+OPTIONS = {"format", "separator", "encoding", "no_header", "columns", "skip_bad", "ignore_fields"}
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPT_FILES if name != "ablate"])
+def test_every_script_with_files_has_the_common_options_and_its_jobs_fields(script):
+    fields = fields_of_script(SCRIPTS[script])
+    assert OPTIONS | SCRIPT_FILES[script].keys() <= fields
+    source = {"evaluate_model": "hf_tfm/evaluate/measure_model.py"}.get(script, f"training/{script}.py")
+    for option in SCRIPT_FILES[script]:
+        if match := re.search(rf"^    {option}: ([^=\n]*)", (REPOSITORY / source).read_text(), re.MULTILINE):
+            assert match[1].startswith("list[str]") or option == "minimal_pairs"
+
+
+def test_commands_have_the_common_options():
+    for name in ("predict", "index"):
+        options = {option.name for option in cli.commands[name].params}
+        assert OPTIONS <= options
+        assert any(option.nargs == -1 for option in cli.commands[name].params)

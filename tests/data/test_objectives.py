@@ -22,7 +22,7 @@ from hf_tfm.data.objectives import (
     masked_next_token,
     uniform,
 )
-from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.packed_blocks import PackedBlocks
 from hf_tfm.data.sentence_pairs import SentencePairs
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.data.tokens import TokenStore

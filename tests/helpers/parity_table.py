@@ -17,7 +17,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from hf_tfm.artifacts.compare import outputs_of
-from hf_tfm.artifacts.families import FAMILIES, Family
+from hf_tfm.artifacts.native_families import FAMILIES, Family
 from hf_tfm.convert.native import import_model
 
 

@@ -375,6 +375,31 @@ def test_merging_keeps_tied_matrices_apart_or_refuses(tmp_path):
     assert merged.lm_head.weight is merged.get_input_embeddings().weight, "an adapter elsewhere leaves the tie alone"
 
 
+def test_a_run_without_gain_ends_early_with_its_best_checkpoint(models, files, tmp_path, capsys):
+    train, out = files / "single" / "train.jsonl.gz", tmp_path / "run"
+    argv = arguments(models / "encoder", train, out, learning_rate=1e-9, num_train_epochs=9, early_stopping_patience=2)
+    assert finetune_classification.main(argv) == 0
+    assert "ended early: no better accuracy in 2 evaluations, after 57 of 171 steps" in capsys.readouterr().out
+    record = record_of(out)
+    assert record["steps"] == 57 and record["best"]["step"] == 19
+    assert finetune_classification.main(argv) == 2
+    assert f"To train its model longer, give --model {out}" in capsys.readouterr().err
+
+
+def test_labels_as_tables_write_them_are_one_class(tmp_path):
+    train, reading = tmp_path / "train.csv", Reading("classification")
+    written = enumerate(["1", "1.0", "1 ", "0"])
+    train.write_text("text,label\n" + "".join(f"a {number},{label}\n" for number, label in written))
+    records = read_records(train, reading)
+    task = Classification()
+    task.learn_labels(records)
+    assert task.labels.names == ["0", "1"] and task.labels.encode(records) == [1, 1, 1, 0]
+    (tmp_path / "labels.json").write_text('["1.0", "2.0"]')
+    train.write_text("text,label\na,1\nb,2.0\n")
+    task.learn_labels(read_records(train, reading))
+    assert task.labels.encode(read_records(train, reading)) == [0, 1]
+
+
 @pytest.mark.parametrize("changes", [{"class_weights": "true"}, {"label_smoothing_factor": 0.1}])
 def test_the_evaluation_loss_does_not_depend_on_its_batches(models, files, tmp_path, changes):
     def run(out: Path, **more) -> list[str]:
@@ -765,6 +790,12 @@ def test_bad_files_and_settings_end_in_one_line(models, files, tmp_path, capsys)
         (dict(metric_for_best_model="f1"), "must be one of accuracy, macro_f1, matthews, loss"),
         (dict(per_device_train_batch_size=0), "--per_device_train_batch_size 0: must be at least 1"),
         (dict(num_train_epochs=0), "num_train_epochs 0 must be above 0"),
+        (dict(warmup_steps=900), "--warmup_steps 900: the run has 38; give fewer, or a share of the run below 1"),
+        (dict(early_stopping_patience=0), "--early_stopping_patience 0: must be at least 1"),
+        (
+            dict(early_stopping_patience=2, load_best_model_at_end="false"),
+            "early_stopping_patience keeps the best checkpoint",
+        ),
         (dict(max_steps=0), "max_steps 0 would train nothing"),
         (
             dict(dataloader_drop_last="true", per_device_train_batch_size=500),

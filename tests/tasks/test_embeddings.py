@@ -278,15 +278,15 @@ def test_wrong_input_ends_in_one_line(root, tmp_path, capsys):
         return write(tmp_path / f"{name}.jsonl", [*good[:2], {**good[2], **changes}, *good[3:]])
 
     refused = [
-        (dict(train_file=spoiled("word", score="high")), "word.jsonl, line 3: field 'score' is 'high', not a number"),
-        (dict(train_file=spoiled("far", score=7)), "far.jsonl, line 3: field 'score' is 7, outside 0 to 5"),
+        (dict(train_file=spoiled("word", score="high")), "word.jsonl, line 3: field 'score' is not a number ('high')"),
+        (dict(train_file=spoiled("far", score=7)), "far.jsonl, line 3: score 7; scores from 0 to 7"),
         (dict(train_file=spoiled("null", sentence2=None)), "null.jsonl, line 3: field 'sentence2' is null"),
         (dict(train_file=spoiled("blank", sentence1=" ")), "blank.jsonl, line 3: field 'sentence1' is blank"),
         (dict(text_pair_field="second"), "--text_pair_field"),
         (dict(loss="triplet"), "must be one of contrastive, cosine, cosent"),
-        (dict(loss="cosine", score_field=None), "--score_field"),
-        (dict(loss="contrastive"), "contrastive goes without"),
-        (dict(negative_field="sentence2"), "goes with --loss contrastive"),
+        (dict(kind="related", loss="cosine"), "--score_field"),
+        (dict(loss="contrastive"), "contrastive goes without scores: --ignore_fields score"),
+        (dict(negative_field="sentence2"), "negatives go with --loss contrastive"),
         (dict(pooling="best"), "pooling 'best' must be one of"),
         (dict(lora="true", lora_target_modules="nothing"), "the model's linear modules are"),
         (dict(max_length=65), "max_length 65"),
@@ -305,4 +305,4 @@ def test_the_recipe_has_known_fields():
     recipe, args = parse_recipe(
         [str(path)], finetune_embeddings.EmbeddingRecipe, finetune_embeddings.EmbeddingArguments
     )
-    assert recipe.test_file and args.output_dir and recipe.loss
+    assert recipe.test_file and args.output_dir and recipe.score_field

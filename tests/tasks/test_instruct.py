@@ -195,7 +195,7 @@ def test_bad_records_are_named(bases, tmp_path, capsys, bad, complaint):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        (dict(max_length=8), "max_length 8: no conversation fits"),
+        (dict(max_length=8), "max_length 8: no conversation of train fits"),
         (dict(chat_template="nowhere.jinja"), "--chat_template nowhere.jinja: cannot be read"),
         (dict(lora="true", new_tokens="<|tool|>", model="full"), "embeddings are all taken"),
         (dict(lora_int8="true"), "add --lora"),

@@ -1,6 +1,7 @@
 """Preferences: DPO and reward models learn them, runs resume exactly, and errors name the record or option."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -181,6 +182,19 @@ def test_accumulated_batches_train_as_one(bases, files, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["dpo", "reward"])
+def test_a_terminal_shows_no_bar_but_that_of_the_training(bases, files, tmp_path, capsys, monkeypatch, mode):
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True)
+    argv = arguments(bases / "ours", files, tmp_path / "run", mode=mode, max_steps=2)
+    assert finetune_preference.main(argv) == 0
+    bars = {
+        line.partition(":")[0]
+        for line in capsys.readouterr().err.replace("\r", "\n").split("\n")
+        if "it/s" in line or "%|" in line
+    }
+    assert bars == {"train"}
+
+
+@pytest.mark.parametrize("mode", ["dpo", "reward"])
 def test_the_evaluation_loss_does_not_depend_on_its_batches(bases, files, tmp_path, mode):
     run = partial(arguments, bases / "ours", files)
     check_evaluation_batches(finetune_preference, run, tmp_path, mode=mode)
@@ -221,7 +235,7 @@ def test_bad_records_are_named(bases, tmp_path, capsys, bad, complaint):
     [
         (dict(beta=-1), "--beta -1.0: must be at least 0"),
         (dict(mode="ppo"), "mode 'ppo' must be dpo or reward"),
-        (dict(max_length=10), "of 24 pairs 24 are longer"),
+        (dict(max_length=10), "of 24 pairs of train 24 are longer"),
         (dict(trl='{"betta": 1}'), "betta"),
         (dict(trl='{"loss_weights": [1, 2]}'), "same length"),
         (dict(trl="[1]"), "trl: must be a mapping"),

@@ -192,9 +192,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(base, files, tmp_path, monkeypat
     [
         (dict(answer_field="solution"), "line 1: no field 'solution'"),
         (dict(reward="number"), "line 1: field 'answer' is '[a-f]', not one number"),
-        (dict(max_length=8), "no prompt is short enough"),
+        (dict(max_length=8), "no prompt of train is short enough"),
         (dict(answers_per_prompt=5), "GRPOConfig: generation_batch_size (32) must be divisible by"),
         (dict(metric_for_best_model="loss"), "must be one of reward"),
+        (dict(warmup_steps=9), "--warmup_steps 9: the run has 8"),
         (dict(temperature=0), "--temperature 0.0: must be at least 0.01"),
         (dict(max_new_tokens=0), "--max_new_tokens 0: must be at least 1"),
         (dict(train_sampling_strategy="sequential"), "prompts are drawn at random"),

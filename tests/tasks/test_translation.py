@@ -260,7 +260,7 @@ def test_wrong_input_ends_in_one_line(root, tmp_path, capsys):
 
     refused = [
         (dict(train_file=spoiled("flat", "le chat")), "flat.jsonl, line 3: field 'translation' is a str, not texts by"),
-        (dict(train_file=spoiled("half", {"en": "the cat"})), "half.jsonl, line 3: no field 'fr', there are en"),
+        (dict(train_file=spoiled("half", {"en": "the cat"})), "half.jsonl, line 3: no field 'fr' (there are en)"),
         (dict(train_file=spoiled("blank", {"en": "a", "fr": ""})), "blank.jsonl, line 3: field 'fr' is blank"),
         (dict(train_file=spoiled("null", None)), "null.jsonl, line 3: field 'translation' is null"),
         (dict(target_field="translation.de"), "--target_field"),

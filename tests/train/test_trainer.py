@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import build
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 import hf_tfm
 from hf_tfm.core.errors import InputError
+from hf_tfm.train.callbacks import StopWithoutGain
 from hf_tfm.train.trainer import PRIVATE_NAMES, RunTrainer
 
 
@@ -102,3 +103,18 @@ def test_a_run_whose_data_end_early_is_an_error(order, count, tmp_path, monkeypa
     monkeypatch.setattr(trainer, "_get_train_sampler", lambda dataset=None: drawn)
     with pytest.raises(InputError, match=f"the training made {count} of 5 steps"):
         trainer.train_or_resume({})
+
+
+def test_a_run_without_gain_ends_early(tmp_path):
+    callback = StopWithoutGain(2)
+    args = TrainingArguments(str(tmp_path), metric_for_best_model="f1", greater_is_better=True)
+    state, stops = TrainerState(), []
+    for value in (0.1, 0.3, 0.2, 0.3, 0.9):  # as good is not better
+        state.log_history += [{"loss": 1.0}, {"eval_f1": value, "eval_loss": -value}]
+        control = TrainerControl()
+        callback.on_evaluate(args, state, control)
+        stops.append(control.should_training_stop)
+    assert stops == [False, False, False, True, False] and callback.has_stopped
+    args.metric_for_best_model, args.greater_is_better = "loss", False
+    callback.on_evaluate(args, state, control)
+    assert not control.should_training_stop

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.packed_blocks import PackedBlocks
 from hf_tfm.data.sources import read_documents
 from hf_tfm.data.step_batches import StepBatches
 from hf_tfm.data.tokens import TokenStore

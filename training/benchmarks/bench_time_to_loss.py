@@ -40,7 +40,7 @@ from hf_tfm.cpu.attention import enable_blockwise_attention
 from hf_tfm.cpu.compile import compile_blocks
 from hf_tfm.data.batches import IGNORED
 from hf_tfm.data.objectives import CausalFirst, Masked, RateSchedule, causal
-from hf_tfm.data.packing import PackedBlocks
+from hf_tfm.data.packed_blocks import PackedBlocks
 from hf_tfm.data.sources import read_documents
 from hf_tfm.data.step_batches import LengthSchedule, StepBatches
 from hf_tfm.data.tokenizer import train_tokenizer

@@ -18,7 +18,7 @@ from ...artifacts.record import read_record
 from ...core.errors import InputError
 from ...data.forms.form import Reading
 from ...data.forms.reader import read_records
-from ...evaluate.language_model import bits_per_byte, read_text
+from ...evaluate.language_model import TextReader, bits_per_byte
 from ...evaluate.result_store import ResultStore
 from ...models.modeling_tfm_compat import CACHE_NAME
 from ...tasks.likelihood import LanguageModel
@@ -72,7 +72,7 @@ def _language_model(folder: Path) -> LanguageModel:
 def _documents(options: MeasureOptions, max_length: int) -> Iterator[tuple[str, str]]:
     size = 0
     for path in options.text:
-        for source, text in read_text(path, options.text_field):
+        for source, text in TextReader(path, text_field=options.text_field):
             yield source, text[: max_length - size]  # characters for bytes: close enough, and alike for all
             size += len(text)
             if size >= max_length:

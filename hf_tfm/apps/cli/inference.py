@@ -12,9 +12,16 @@ from .options import (
     BatchTokens,
     Bf16,
     CausalModel,
+    Columns,
+    Encoding,
+    Format,
+    IgnoreFields,
     MinP,
+    NoHeader,
     RepetitionPenalty,
     Seed,
+    Separator,
+    SkipBad,
     Temperature,
     TopK,
     TopP,
@@ -163,10 +170,10 @@ def fill_mask(
             print(f"{probability:6.1%}  {token}")
 
 
-def _find_mistake(model: str, file: str, **options: Any) -> str | None:
+def _find_mistake(model: str, files: list[str], **options: Any) -> str | None:
     from ...data.forms.early_check import find_mistake_of_prediction
 
-    return find_mistake_of_prediction(model, [file], options)
+    return find_mistake_of_prediction(model, files, options)
 
 
 @command(
@@ -177,7 +184,9 @@ def _find_mistake(model: str, file: str, **options: Any) -> str | None:
 )
 def predict(
     model: AnyModel,
-    file: Annotated[str, typer.Argument(help="Records: .jsonl, .json, .csv, .tsv or .parquet, compressed or not.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Files, folders or globs of any form that `hf-tfm formats` lists.")
+    ],
     out: Annotated[
         str | None,
         typer.Option(
@@ -195,6 +204,13 @@ def predict(
         list[str] | None,
         typer.Option(metavar="NAME…", rich_help_panel=_FIELDS, help="Options: a list, or one field for each option."),
     ] = None,
+    format: Format = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    no_header: NoHeader = False,
+    columns: Columns = None,
+    skip_bad: SkipBad = False,
+    ignore_fields: IgnoreFields = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Number of labels or answers to list with their scores. By default 3.")
     ] = None,
@@ -217,7 +233,8 @@ def predict(
     base: Base = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Label, tag, answer, choose, score or embed the records of a file, depending on the model's head."""
+    """Label, tag, answer, choose, score or embed the records of files, depending on the model's head."""
+    from hf_tfm.data.forms.early_check import read_options
     from hf_tfm.evaluate.predict import open_predictor, predict_file
 
     fields = {
@@ -235,6 +252,10 @@ def predict(
         pooling=pooling,
         batching={"batch_tokens": batch_tokens, "bf16": bf16},
     )
-    count = predict_file(predictor, file, out)
+    options = read_options({
+        "format": format, "separator": separator, "encoding": encoding, "no_header": no_header, "columns": columns,
+        "skip_bad": skip_bad, "ignore_fields": ignore_fields,
+    })  # fmt: skip
+    count = predict_file(predictor, files, out, options)
     if out:
         print(f"wrote {out}: {count:,} records")

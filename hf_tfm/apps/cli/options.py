@@ -41,6 +41,34 @@ TrustRemoteCode = Annotated[bool, flag("--trust-remote-code", "Run the code that
 BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens computed at once.")]
 Bf16 = Annotated[bool, flag("--bf16", "Compute in bf16: faster where the hardware supports it, less exact.")]
 
+# Reading files
+_FILES = "Files"
+_LIST = {"metavar": "NAME…", "rich_help_panel": _FILES}
+Format = Annotated[
+    str | None,
+    typer.Option(help="Form of the files, one of `hf-tfm formats`. By default recognised.", rich_help_panel=_FILES),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(help="Separator of cells: a character, tab, space or blanks.", rich_help_panel=_FILES),
+]
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of text, such as cp1252. By default guessed.", rich_help_panel=_FILES)
+]
+NoHeader = Annotated[
+    bool, typer.Option("--no-header", help="The first row is data.", metavar=" ", rich_help_panel=_FILES)
+]
+Columns = Annotated[list[str] | None, typer.Option(help="Names of columns; the first row is data.", **_LIST)]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out rows that cannot be used, and count them.", metavar=" ", rich_help_panel=_FILES
+    ),
+]
+IgnoreFields = Annotated[
+    list[str] | None, typer.Option(help="Fields that mean something but shall be left out.", **_LIST)
+]
+
 # Sampling; without a value the model's own settings hold
 _PANEL = "Sampling"
 Temperature = Annotated[

@@ -1,21 +1,47 @@
 """Commands that answer questions from documents: `index`, `ask`."""
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .app import command
-from .options import Base, BatchTokens, Bf16, TrustRemoteCode, check_text, flag
+from .options import (
+    Base,
+    BatchTokens,
+    Bf16,
+    Columns,
+    Encoding,
+    Format,
+    IgnoreFields,
+    NoHeader,
+    Separator,
+    SkipBad,
+    TrustRemoteCode,
+    check_text,
+    flag,
+)
 
 
 _PANEL = "Search documents"
 
 
-@command("hf-tfm index my-texts/ --encoder runs/embeddings my-index", panel=_PANEL)
+def _find_mistake(docs: list[str], text_field: str | None, **options: Any) -> str | None:
+    from ...data.forms.early_check import find_mistake_of_documents
+    from ..retrieval.passages import list_documents
+
+    return find_mistake_of_documents(docs, list_documents, {"text_field": text_field, **options})
+
+
+@command(
+    "hf-tfm index my-texts/ my-index --encoder runs/embeddings",
+    "hf-tfm index notes.md 'reports/*.csv' my-index --encoder runs/embeddings --text-field body --skip-bad",
+    panel=_PANEL,
+    find_mistake=_find_mistake,
+)
 def index(
     docs: Annotated[
-        str, typer.Argument(help="A file, a folder, a glob or hub:NAME; .txt, .md, .jsonl, .csv, …, .zip.")
+        list[str], typer.Argument(help="Files, folders, globs or hub:NAME; .txt, .md, .jsonl, .csv, …, .zip.")
     ],
     target: Annotated[
         str, typer.Argument(metavar="OUT", help="Folder to write. The same command resumes an index that was stopped.")
@@ -23,7 +49,16 @@ def index(
     encoder: Annotated[
         str, typer.Option(metavar="FOLDER", help="Folder of a model that embeds texts, or a name on the Hub.")
     ],
-    text_field: Annotated[str, typer.Option(metavar="NAME", help="Field of a record that has its text.")] = "text",
+    text_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Field of a record that has its text. By default recognised.")
+    ] = None,
+    format: Format = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    no_header: NoHeader = False,
+    columns: Columns = None,
+    skip_bad: SkipBad = False,
+    ignore_fields: IgnoreFields = None,
     passage_length: Annotated[int, typer.Option(min=8, help="Maximum number of tokens of a passage.")] = 160,
     overlap: Annotated[
         int | None,
@@ -36,14 +71,23 @@ def index(
     """Split documents into passages and embed them, for `hf-tfm ask`."""
     from hf_tfm.apps.retrieval.index import build_index
     from hf_tfm.apps.retrieval.passages import count_unreadable
+    from hf_tfm.data.forms.early_check import read_options
+    from hf_tfm.data.forms.reader import FileReport
 
+    options = read_options({
+        "format": format, "separator": separator, "encoding": encoding, "no_header": no_header, "columns": columns,
+        "skip_bad": skip_bad, "ignore_fields": ignore_fields,
+    })  # fmt: skip
+    reports: list[FileReport] = []
     if unreadable := count_unreadable(docs):
         kinds = ", ".join(f"{count} × {kind}" for kind, count in unreadable.most_common(5))
         print(f"not read, because of their suffix: {kinds}", file=sys.stderr)
     made = build_index(
         docs, target, encoder, passage_length=passage_length, overlap=overlap, text_field=text_field,
-        trust_remote_code=trust_remote_code, batch_tokens=batch_tokens, bf16=bf16,
+        options=options, reports=reports, trust_remote_code=trust_remote_code, batch_tokens=batch_tokens, bf16=bf16,
     )  # fmt: skip
+    for report in reports:
+        print("\n".join(report.lines()), file=sys.stderr)
     print(f"wrote {target}: {len(made):,} passages of {made[len(made) - 1].document + 1:,} documents")
 
 

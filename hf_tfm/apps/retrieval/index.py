@@ -8,7 +8,7 @@ An index is a folder: `index.json` says how it was made, `passages/` contains th
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from ...artifacts.open import fingerprint
 from ...core.atomic_files import write_atomically
 from ...core.errors import InputError
 from ...data.cache import default_cache_dir, file_hash, open_arrays, write_arrays
+from ...data.forms.reader import FileReport
+from ...data.tables import ReadingOptions
 from ...evaluate.predict import Predictor
 from .passages import INDEX_FILE, Passage, cut_passages, document_name, is_index, iter_documents, list_documents
 from .ranking import Hit, WordIndex, fuse_rankings, nearest_vectors
@@ -31,12 +33,14 @@ _PASSAGES_AT_ONCE = 1024  # embedded and written together; a stopped command res
 
 
 def build_index(
-    location: str,
+    location: str | Sequence[str],
     target: str | Path,
     encoder_path: str,
     passage_length: int = 160,
     overlap: int | None = None,
-    text_field: str = "text",
+    text_field: str | None = None,
+    options: ReadingOptions | None = None,
+    reports: list[FileReport] | None = None,
     trust_remote_code: bool = False,
     **batching: Any,
 ) -> "Index":
@@ -44,7 +48,7 @@ def build_index(
     Cut documents into passages, embed these, and write both. Stopped at any time, the same call goes on with it.
 
     Args:
-        location: what `iter_documents` takes.
+        location, text_field, options, reports: what `iter_documents` takes.
         target: folder to write.
         passage_length, overlap: in tokens of the encoder; they overlap by a fifth by default.
         batching: `batch_tokens`, `bf16`.
@@ -63,7 +67,7 @@ def build_index(
     if not 0 <= overlap < passage_length:
         raise InputError(f"overlap {overlap} must be at least 0 and less than the passage length, {passage_length}")
     made_from = {
-        "documents": _digest(location, text_field),
+        "documents": _digest(location, text_field, options),
         "bf16": bool(batching.get("bf16")),
         "encoder": fingerprint(encoder.model, encoder.tokenizer),
         "pooling": encoder.pooling,
@@ -79,7 +83,8 @@ def build_index(
         with FileLock(folder / ".lock", timeout=0):
             _claim(folder, facts)
             if not (folder / PASSAGES).exists():
-                write_arrays(folder / PASSAGES, _passages(location, text_field, encoder, passage_length, overlap), {})
+                documents = iter_documents(location, text_field, options, reports)
+                write_arrays(folder / PASSAGES, _passages(documents, encoder, passage_length, overlap), {})
             _embed_passages(folder, encoder, prompts["passage"], width)
     except Timeout:
         raise InputError(f"{folder}: another process writes this index") from None
@@ -90,11 +95,15 @@ def build_index(
     return Index(folder)
 
 
-def _digest(location: str, text_field: str) -> str:
-    files = [] if location.startswith("hub:") else list_documents(location)
-    paths = dict.fromkeys(file.path for file in files)
-    contents = [(document_name(path, location), file_hash(path, default_cache_dir())) for path in paths]
-    return hashlib.sha256(json.dumps([contents or location, text_field]).encode()).hexdigest()
+def _digest(locations: str | Sequence[str], text_field: str | None, options: ReadingOptions | None) -> str:
+    contents: list[Any] = []
+    for location in [locations] if isinstance(locations, str) else locations:
+        files = [] if location.startswith("hub:") else list_documents(location)
+        paths = dict.fromkeys(file.path for file in files)
+        contents += [(document_name(path, location), file_hash(path, default_cache_dir())) for path in paths]
+        contents += [location] * (not paths)
+    reading = [] if options in (None, ReadingOptions()) else [repr(options)]
+    return hashlib.sha256(json.dumps([contents, text_field or "text", *reading]).encode()).hexdigest()
 
 
 def _claim(folder: Path, facts: dict[str, Any]) -> None:
@@ -126,13 +135,11 @@ def _facts_of(folder: Path) -> dict[str, Any]:
 
 
 def _passages(
-    location: str, text_field: str, encoder: Predictor, length: int, overlap: int
+    documents: Iterable[tuple[str, str]], encoder: Predictor, length: int, overlap: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield arrays for `write_arrays`: texts and names as bytes with their lengths, and positions of passages."""
     count = 0
-    for number, (name, text) in enumerate(
-        tqdm(iter_documents(location, text_field), "cut", unit=" documents", disable=None)
-    ):
+    for number, (name, text) in enumerate(tqdm(documents, "cut", unit=" documents", disable=None)):
         spans = cut_passages(text, encoder.tokenizer, length, overlap)
         texts = [text[start:end].encode() for start, end in spans]
         count += len(spans)
@@ -144,7 +151,7 @@ def _passages(
             "name_lengths": np.array([len(name.encode())], np.int64),
         }
     if not count:
-        raise InputError(f"{location}: contains no text; every document is empty")
+        raise InputError("the documents contain no text; every one of them is empty")
 
 
 def _embed_passages(folder: Path, encoder: Predictor, prompt: str, width: int) -> None:

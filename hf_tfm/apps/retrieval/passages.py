@@ -4,7 +4,7 @@ import glob
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ import numpy as np
 
 from ...core.errors import InputError
 from ...data.files import MARKUP, PLAIN_TEXT, READABLE, DataFile, list_files
+from ...data.forms.form import Reading
+from ...data.forms.reader import FileReport, RecordReader
 from ...data.plain_text import cut_text, read_plain_text
-from ...data.records import Records, read_record_file
 from ...data.sources import read_documents
+from ...data.tables import ReadingOptions
 from ...data.text import sentence_ends
 
 
@@ -39,7 +41,12 @@ class Passage(NamedTuple):
     end: int
 
 
-def iter_documents(location: str, text_field: str = "text") -> Iterator[tuple[str, str]]:
+def iter_documents(
+    locations: str | Sequence[str],
+    text_field: str | None = None,
+    options: ReadingOptions | None = None,
+    reports: list[FileReport] | None = None,
+) -> Iterator[tuple[str, str]]:
     """
     Yield the name and the text of each document.
 
@@ -47,25 +54,34 @@ def iter_documents(location: str, text_field: str = "text") -> Iterator[tuple[st
     are indexes are left out.
 
     Args:
-        location: a file, a folder or .zip (of every split), a glob or a `hub:` dataset.
-        text_field: field of a record that has its text.
+        locations: a file, a folder or .zip (of every split), a glob or a `hub:` dataset, or several.
+        text_field: field of a record that has its text; by default recognised.
+        options: what the user says about the files.
+        reports: a list that gets what was read of each table.
 
     Raises:
         InputError: as `read_records` does.
     """
-    if location.startswith("hub:"):
-        for number, text in enumerate(read_documents(location, text_field=text_field), 1):
-            yield f"{location}, record {number}", text
-        return
-    for file in list_documents(location):
-        documents: Iterable[tuple[str, str]]
-        if file.suffixes[0] in PLAIN_TEXT:
-            documents = [(str(file), "".join(read_plain_text(file)))]
-        else:
-            documents = ((place, _text(record, place, text_field)) for place, record in read_record_file(file))
-        for place, text in documents:
-            if text.strip():
-                yield place.replace(str(file.path), document_name(file.path, location), 1), text
+    options = options or ReadingOptions()
+    names = {"text": text_field} if text_field else {}
+    for location in [locations] if isinstance(locations, str) else locations:
+        if location.startswith("hub:"):
+            for number, text in enumerate(read_documents(location, text_field=text_field, options=options), 1):
+                yield f"{location}, record {number}", text
+            continue
+        reader = RecordReader(location, Reading("text", names, options, dashed=True))
+        for file in list_documents(location):
+            documents: Iterable[tuple[str, str]]
+            if file.suffixes[0] in PLAIN_TEXT:
+                documents = [(str(file), "".join(read_plain_text(file, options=options)))]
+            else:
+                documents = ((read.place, read.record["text"]) for read in reader.read_file(file))
+            for place, text in documents:
+                if text.strip():
+                    yield place.replace(str(file.path), document_name(file.path, location), 1), text
+        reader.refuse_bad_rows()
+        if reports is not None:
+            reports += reader.reports
 
 
 def list_documents(location: str) -> list[DataFile]:
@@ -89,21 +105,16 @@ def is_index(folder: Path) -> bool:
     return file.is_file() and '"made_from"' in file.read_text(encoding="utf-8", errors="replace")
 
 
-def count_unreadable(location: str) -> Counter[str]:
-    """Return the numbers of files in a folder that are not read, by suffix; hidden files and indexes do not count."""
-    if not os.path.isdir(location):
-        return Counter()
-    files = [path for path in Path(location).rglob("*") if path.is_file() and path.suffix.lower() != ".zip"]
-    files = [path for path in files if DataFile(path).suffixes[0] not in _SUFFIXES]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(location).parts)]
-    indexes = _index_folders(files)
-    return Counter(path.suffix or path.name for path in files if indexes.isdisjoint(path.parents))
-
-
-def _text(record: dict[str, Any], place: str, field: str) -> str:
-    if isinstance(text := record.get(field), str) and not text.strip():
-        return ""
-    return Records([record], [place], place).texts(field, "text-field")[0]
+def count_unreadable(locations: Iterable[str]) -> Counter[str]:
+    """Return the numbers of files in folders that are not read, by suffix; hidden files and indexes do not count."""
+    counts: Counter[str] = Counter()
+    for folder in filter(os.path.isdir, locations):
+        files = [path for path in Path(folder).rglob("*") if path.is_file() and path.suffix.lower() != ".zip"]
+        files = [path for path in files if DataFile(path).suffixes[0] not in _SUFFIXES]
+        files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+        indexes = _index_folders(files)
+        counts.update(path.suffix or path.name for path in files if indexes.isdisjoint(path.parents))
+    return counts
 
 
 def document_name(path: Path, location: str) -> str:

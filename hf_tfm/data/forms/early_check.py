@@ -14,8 +14,9 @@ from typing import Any
 from ...core.declared_fields import fields_of_script
 from ...core.errors import InputError
 from ...core.package_data import find_packaged, refuse_missing_folder
+from ...core.quiet import is_verbose
 from ...core.recipe_file import as_arguments, check_field, read_recipe
-from ..files import TABLES
+from ..files import TABLES, DataFile
 from ..records import record_files
 from ..sources import parse_sources
 from ..tables import ReadingOptions
@@ -71,7 +72,8 @@ def _answer(check: Callable[..., None]) -> Callable[..., str | None]:
         except InputError as error:
             return str(error)
         except Exception:  # the command itself will meet it, and say more
-            pass
+            if is_verbose():
+                raise
         return None
 
     return find
@@ -96,6 +98,18 @@ def find_mistake_of_prediction(model: str, files: Sequence[str], options: Mappin
     config, record = (_read_json(Path(model) / name) for name in ("config.json", "run_record.json"))
     job = (_job_of_head(config) or "text") if config else _ANY
     check_files(files, job, options, "train", labelled=False, dashed=True, trained=record.get("fields", {}))
+
+
+@_answer
+def find_mistake_of_documents(
+    locations: Sequence[str], list_documents: Callable[[str], Sequence[DataFile]], options: Mapping[str, Any]
+) -> None:
+    """Returns what is wrong with files of documents, which a function lists, as [`find_mistake`] does."""
+    for location in locations:
+        if not location.startswith("hub:"):
+            files = list_documents(location)
+            names = {"text": options["text_field"]} if options.get("text_field") else {}
+            _check_tables(files, RecordReader(location, Reading("text", names, read_options(options), dashed=True)))
 
 
 def read_settings(script: Path, arguments: Sequence[str]) -> Settings:
@@ -169,16 +183,21 @@ def check_files(
             continue
         names = {"text": source.text_field} if source.text_field else reading.names
         reader = RecordReader(source.location, Reading("text", names, reading.options, labelled, dashed, defaults))
-        for file in source.list_files()[:_CHECKED_FILES]:
-            if file.suffixes[0] in TABLES and not _is_large_json(str(file.path)):
-                reader.recognise_file(file)
+        _check_tables(source.list_files(), reader)
+
+
+def _check_tables(files: Sequence[DataFile], reader: RecordReader) -> None:
+    for file in files[:_CHECKED_FILES]:
+        if file.suffixes[0] in TABLES and not _is_large_json(str(file.path)):
+            reader.recognise_file(file)
 
 
 def read_options(settings: Mapping[str, Any]) -> ReadingOptions:
     """Returns the common options among a command's settings, whose values may be lists of strings."""
-    texts = {name: _one(settings[name]) for name in ("format", "separator", "encoding") if settings.get(name)}
-    flags = {name: _is_on(settings[name]) for name in ("no_header", "skip_bad") if name in settings}
-    lists = {name: tuple(settings[name]) for name in ("columns", "ignore_fields") if settings.get(name)}
+    given = {name: value for name, value in settings.items() if value}
+    texts: dict[str, Any] = {name: _one(given[name]) for name in ("format", "separator", "encoding") if name in given}
+    flags: dict[str, Any] = {name: _is_on(settings[name]) for name in ("no_header", "skip_bad") if name in settings}
+    lists: dict[str, Any] = {name: tuple(given[name]) for name in ("columns", "ignore_fields") if name in given}
     return ReadingOptions(**texts, **flags, **lists)
 
 

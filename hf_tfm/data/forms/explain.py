@@ -1,9 +1,14 @@
 """Why a file has no form of a job: what the file is instead, and the option that reads it."""
 
+import contextlib
 import difflib
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...core.errors import InputError
+from ..plain_text import open_lines
 from ..tables import BadRow, Table
 from .form import EXPLANATIONS, Form, Reading, Sample, flat, forms_of, has_column
 from .jobs import JOBS
@@ -23,6 +28,10 @@ SCRIPTS = {
     "text": "pretrain_clm or pretrain_mlm",
 }
 
+# What may separate cells, as `--separator` takes it.
+_SEPARATORS = {"\t": "tab", ";": "';'", "|": "'|'", ",": "','", " ": "blanks"}
+_NUM_LINES = 20  # that are looked at
+
 
 def explain_unrecognised(sample: Sample, table: Table | None, rows: Sequence[Any]) -> str:
     """
@@ -33,27 +42,81 @@ def explain_unrecognised(sample: Sample, table: Table | None, rows: Sequence[Any
         rows: The first rows, of any kind.
     """
     reading, place = sample.reading, str(sample.file)
-    for explain in EXPLANATIONS.get(reading.job, []) if table is None else ():
-        if reason := explain(sample):
-            return f"{place}: {reason}"
+    lines = _first_lines(sample)
+    if content := _other_content(table, lines):
+        return f"{place}: {content}"
     if table is None:
-        return f"{place}: is plain text, which has no form of {reading.job}; {_known_forms(reading)}"
+        known = [reason for explain in EXPLANATIONS.get(reading.job, []) if (reason := explain(sample))]
+        reasons = known or _other_job(sample, lines) or _as_table(lines)
+        return f"{place}: {reasons[0] if reasons else _plain_text(reading)}"
     if not sample.rows:
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
         if bad is not None:
-            return f"{place}: {bad}"
+            tables = [] if lines and lines[0].lstrip()[:1] in ("{", "[") else _as_table(lines)
+            return f"{place}: {tables[0] if tables else bad}"
         return f"{place}: its rows are {_kind(rows[0])}, not records with named fields; {_known_forms(reading)}"
-    if missing := _missing_names(sample):
+    names = f"its fields are {', '.join(map(str, sample.columns))}"
+    # What the file is comes before what it lacks.
+    advice = _table_advice(sample, table)
+    missing = _missing_names(sample)
+    if missing and not advice:
         return f"{place}: {missing}"
-    for explain in EXPLANATIONS.get(reading.job, []):
-        if reason := explain(sample):
-            return f"{place}: {reason}"
-    advice = [*_table_advice(sample, table), *_other_job(sample)]
-    wanted = " and ".join(_wanted(sample))
-    names = ", ".join(map(str, sample.columns))
     if not advice:
-        advice = [_known_forms(reading)]
-    return f"{place}: {wanted or f'no form of {reading.job}'}; its fields are {names}. {'; '.join(advice)}"
+        advice = [reason for explain in EXPLANATIONS.get(reading.job, []) if (reason := explain(sample))]
+        if advice:
+            return f"{place}: {advice[0]}"
+        advice = _other_job(sample, lines) or _wrapped(sample, rows)
+    if advice:
+        return f"{place}: {'; '.join(advice)}; {names}"
+    wanted = " and ".join(_wanted(sample)) or f"no form of {reading.job}"
+    return f"{place}: {wanted}; {names}. {_known_forms(reading)}"
+
+
+def _first_lines(sample: Sample) -> list[str]:
+    if sample.lines or sample.file is None or not sample.file.path.is_file():
+        return list(sample.lines)
+    if sample.file.suffixes[0] in (".parquet", ".arrow", ".feather"):
+        return []
+    with contextlib.suppress(InputError), contextlib.closing(open_lines(sample.file, sample.reading.options)) as placed:
+        return [line for _, line in itertools.islice(placed, _NUM_LINES)]
+    return []
+
+
+def _other_content(table: Table | None, lines: Sequence[str]) -> str | None:
+    """JSON in a file whose name says something else."""
+    first = next((line for line in lines if line.strip()), "")
+    if table is None or table.kind in ("csv", "tsv"):
+        with contextlib.suppress(ValueError):
+            if isinstance(json.loads(first), dict):
+                return "holds JSON, one record a line: let its name end in .jsonl"
+    return None
+
+
+def _as_table(lines: Sequence[str]) -> list[str]:
+    """A table in a file whose name says something else: all lines have as many tabs, or commas."""
+    lines = [line for line in lines if line.strip()]
+    for separator, name, suffix in (("\t", "tabs", ".tsv"), (",", "commas", ".csv")):
+        counts = {line.count(separator) for line in lines}
+        if len(lines) > 1 and len(counts) == 1 and counts.pop() > 0:
+            return [f"is a table of cells separated by {name}: let its name end in {suffix}"]
+    return []
+
+
+def _plain_text(reading: Reading) -> str:
+    return f"is plain text, which has no form of {reading.job}; {_known_forms(reading)}"
+
+
+def _wrapped(sample: Sample, rows: Sequence[Any]) -> list[str]:
+    """The lists of a single object that has everything, where it is not clear which of them has the rows."""
+    if len(rows) != 1 or not isinstance(rows[0], Mapping) or sample.file.suffixes[0] != ".json":
+        return []
+    lists = {name: value for name, value in rows[0].items() if isinstance(value, list) and len(value) > 0}
+    lists = {name: value for name, value in lists.items() if isinstance(value[0], Mapping)}
+    if not lists:
+        return []
+    counts = ", ".join(f"{name} ({len(value)})" for name, value in lists.items())
+    name = next(iter(lists))
+    return [f"is one object with its rows in lists, {counts}: write them one a line, with jq -c '.{name}[]'"]
 
 
 def _kind(value: Any) -> str:
@@ -110,27 +173,64 @@ def _lacking(form: Form, sample: Sample) -> list[str]:
 
 
 def _table_advice(sample: Sample, table: Table) -> list[str]:
-    reading, advice = sample.reading, []
+    """What is wrong with the columns of a table: no header, or another separator."""
+    reading, options = sample.reading, sample.reading.options
+    if table.kind not in ("csv", "tsv"):
+        return []
+    if len(sample.columns) == 1 and not options.separator:
+        text = "\n".join(map(str, sample.columns))
+        found = next((name for sign, name in _SEPARATORS.items() if sign in text), "X")
+        return [f"there is one column: {reading.option('separator')} {found} names what separates the cells"]
     if table.header_looks_like_data:
-        advice.append(
-            f"the first row looks like data ({table.header_looks_like_data}): "
-            f"{reading.option('columns')} NAME … names the columns of a file without a header"
-        )
-    if table.kind in ("csv", "tsv") and len(sample.columns) == 1:
-        advice.append(f"there is one column: {reading.option('separator')} says what separates the cells")
-    return advice
+        return [
+            f"the first row looks like data ({table.header_looks_like_data}): {reading.option('columns')} "
+            f"{' '.join(_suggest_columns(sample))} names the {len(sample.columns)} columns of a file without a header"
+        ]
+    return []
 
 
-def _other_job(sample: Sample) -> list[str]:
-    """The jobs whose forms the file has."""
+def _suggest_columns(sample: Sample) -> list[str]:
+    """
+    Names for the columns of a table without a header, in their order.
+
+    In classification the longest texts are the text, and the column with the fewest values is the label; elsewhere the
+    fields of the job stand in the order of their declaration.
+    """
+    reading, columns = sample.reading, list(sample.columns)
+    needed = [name for name in JOBS[reading.job].fields if reading.requires(name)]
+    names = [_as_text(reading.names.get(name, name)) for name in needed]
+    if reading.job != "classification" or len(columns) < 2:
+        return names if len(names) == len(columns) else [f"NAME{number}" for number in range(1, len(columns) + 1)]
+    cells = {column: [str(row.get(column)) for row in sample.rows] for column in columns}
+    text = max(columns, key=lambda column: sum(map(len, cells[column])))
+    label = min((column for column in columns if column != text), key=lambda column: len(set(cells[column])))
+    chosen = {text: names[0], label: names[-1] if len(names) > 1 else "label"}
+    return [chosen.get(column, f"column{number}") for number, column in enumerate(columns, 1)]
+
+
+def _as_text(name: Any) -> str:
+    return name if isinstance(name, str) else str(next(iter(name)))
+
+
+def _other_job(sample: Sample, lines: Sequence[str] = ()) -> list[str]:
+    """The job whose form the file has, with the most fields."""
+    found: list[tuple[int, str, Form]] = []
+    is_json = sample.file is not None and sample.file.suffixes[0] in (".json", ".jsonl", ".ndjson")
     for job in JOBS:
-        if job == sample.reading.job:
+        if job in (sample.reading.job, "text"):
             continue
         other = Sample(Reading(job), sample.file, sample.rows, sample.lines, sample.columns, sample.class_names)
         for form in forms_of(job):
-            if form.content == "rows" and form.shape is not None and form.names_in(other) is not None:
-                return [f"it has the form {form.name} of {job}, which {SCRIPTS[job]} reads"]
-    return []
+            if form.content == "lines" and not (is_json or form.headless) and form.recognise and lines:
+                if form.recognise(lines):
+                    found.append((1, job, form))
+            if form.content == "rows" and sample.rows and (form.shape is not None or len(form.fields) > 1):
+                if form.names_in(other) is not None:
+                    found.append((len(form.fields), job, form))
+    if not found:
+        return []
+    _, job, form = max(found, key=lambda each: each[0])
+    return [f"it has the form {form.name} of {job}, which {SCRIPTS[job]} reads"]
 
 
 def describe_row(row: Mapping[str, Any]) -> str:

@@ -325,8 +325,6 @@ FORMS: list[Form] = []
 
 def forms_of(job: str) -> list[Form]:
     """Returns the forms of a job in the order in which they are tried."""
-    from . import catalogue  # noqa: F401, declares all forms
-
     return [form for form in FORMS if form.job == job]
 
 

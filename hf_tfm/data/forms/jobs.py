@@ -82,15 +82,40 @@ JOBS: dict[str, Job] = {
     "pairs": Job(
         "pairs of texts, perhaps with a score or negatives",
         {
-            "text": Field("text_field"),
-            "text_pair": Field("text_pair_field"),
-            "negative": Field("negative_field", required=False),
-            "score": Field("score_field", required=False),
+            "text": Field(
+                "text_field",
+                ("sentence1", "question1", "text1", "anchor", "query", "question", "sentence_A", "premise", "text"),
+            ),
+            "text_pair": Field(
+                "text_pair_field",
+                (
+                    "sentence2",
+                    "question2",
+                    "text2",
+                    "positive",
+                    "pos",
+                    "answer",
+                    "document",
+                    "passage",
+                    "sentence_B",
+                    "hypothesis",
+                    "text_pair",
+                ),
+            ),  # fmt: skip
+            "negative": Field("negative_field", ("negative", "neg", "negatives", "hard_negatives"), required=False),
+            "score": Field(
+                "score_field",
+                ("score", "similarity", "similarity_score", "relatedness_score", "label", "gold_label", "is_duplicate"),
+                required=False,
+            ),
         },
     ),
     "translation": Job(
         "texts with their translations",
-        {"source": Field("source_field"), "target": Field("target_field", required=_LABEL)},
+        {
+            "source": Field("source_field", ("src", "source_text", "input", "text")),
+            "target": Field("target_field", ("tgt", "trg", "target_text", "translation", "output"), _LABEL),
+        },
     ),
     "chat": Job(
         "conversations: lists of messages with role and content",

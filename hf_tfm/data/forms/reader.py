@@ -233,6 +233,8 @@ class RecordReader:
         columns = table.columns or dict.fromkeys(name for row in sample.rows for name in row)
         sample.columns = [name for name in columns if name not in self.reading.options.ignore_fields]
         sample.class_names = table.class_names
+        if table.first_row_looks_like_header:
+            sample.note(f"the first row looks like a header ({table.first_row_looks_like_header}), but is read as data")
         for form in self._forms():
             names = form.names_in(sample) if form.content == "rows" else None
             for name in flat((names or {}).values()):

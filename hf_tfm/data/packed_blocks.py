@@ -1,7 +1,7 @@
 """
 Packs blocks into batches that are a pure function of (seed, step).
 
-    blocks      AAAAAA | AAAADD | CCCC·· | …     from `block_plan`
+    blocks      AAAAAA | AAAADD | CCCC·· | …     from `packing_plan`
     positions   012345 | 012301 | 012301 | …     start again with every piece, so that none sees its neighbour
 
 A batch is a few numbers of blocks, from a permutation that is evaluated for these alone, and one gather from
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from .block_plan import PLAN_LAYOUT, BlockPlan
+from .packing_plan import PLAN_LAYOUT, BlockPlan
 from .sources import parse_sources
 from .step_batches import Batch, own_rows, shorten
 from .tokens import TokenStore, TokenStream, piece_ends

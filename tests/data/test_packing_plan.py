@@ -8,9 +8,9 @@ import pytest
 from stores import DISTRIBUTIONS, make_store, sample
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.data import block_plan
-from hf_tfm.data.block_plan import BlockPlan, best_fit_decreasing
+from hf_tfm.data import packing_plan
 from hf_tfm.data.cache import write_arrays
+from hf_tfm.data.packing_plan import BlockPlan, best_fit_decreasing
 from hf_tfm.data.tokens import TokenStore
 
 
@@ -109,7 +109,7 @@ def test_blocks_are_in_document_order():
 
 
 def test_large_stores_are_planned_in_chunks(monkeypatch):
-    monkeypatch.setattr(block_plan, "_CHUNK", 100)
+    monkeypatch.setattr(packing_plan, "_CHUNK", 100)
     for name in ("web", "books"):
         store = make_store(sample(name, 3000))
         check_plan(BlockPlan.of(store, 128), store, 128)
@@ -121,7 +121,7 @@ def test_a_plan_is_kept_beside_its_store(tmp_path, monkeypatch):
     write_arrays(tmp_path / "store", [arrays], store.meta)
     on_disk = TokenStore.open(tmp_path / "store")
     plan, fresh = BlockPlan.of(on_disk, 256), BlockPlan.of(store, 256)
-    monkeypatch.setattr(block_plan, "_plan_documents", None)
+    monkeypatch.setattr(packing_plan, "_plan_documents", None)
     for again in (BlockPlan.of(on_disk, 256), pickle.loads(pickle.dumps(plan)), pickle.loads(pickle.dumps(fresh))):
         assert np.array_equal(again.starts, fresh.starts) and np.array_equal(again.offsets, fresh.offsets)
     assert len(pickle.dumps(plan)) < 1000

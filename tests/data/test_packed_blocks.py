@@ -12,8 +12,8 @@ from stores import make_store, sample
 from transformers import Trainer, TrainingArguments
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.data.block_plan import BlockPlan
-from hf_tfm.data.packing import PackedBlocks, iter_eval_blocks, permute
+from hf_tfm.data.packed_blocks import PackedBlocks, iter_eval_blocks, permute
+from hf_tfm.data.packing_plan import BlockPlan
 from hf_tfm.data.step_batches import LengthSchedule, StepBatches, shorten
 from hf_tfm.data.tokens import TokenStore, TokenStream
 
