@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 # programs it is four times as fast (training/LOG.md, "Threads that spin").
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: quickstart test test-quick test-all test-versions newest oldest canary upstream parity lint types audit bench clean
+.PHONY: quickstart test test-quick test-all test-versions newest oldest canary upstream parity forms lint types audit bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,10 @@ upstream: $(VENV)/installed-dev
 
 parity: $(VENV)/installed-dev
 	$(BIN)/python tests/helpers/parity_table.py training/benchmarks/parity.md
+
+# The table of forms in training/README.md, and their examples in tests/data/forms.
+forms: $(VENV)/installed-dev
+	$(BIN)/python tests/helpers/forms_table.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
