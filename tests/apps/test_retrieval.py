@@ -467,3 +467,42 @@ def test_evaluation(folders, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert evaluate_retrieval.main([*arguments[:2], "--encoder", "nowhere"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_evaluation_on_a_beir_folder(folders, tmp_path, capsys):
+    folder = tmp_path / "bridges"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": place, "title": "", "text": text} for place, text in zip(PLACES, TEXTS)]
+    queries = [{"_id": str(number), "text": f"the bridge of {place}"} for number, place in enumerate(PLACES)]
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # Two documents are relevant to the first query, and one that is not relevant is judged, too.
+    judged = [("0", PLACES[0], 1), ("0", PLACES[1], 2), ("3", PLACES[3], 1), ("3", PLACES[4], 0)]
+    lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in judged)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines))
+    arguments = [
+        "--questions",
+        str(folder),
+        "--encoder",
+        str(folders / "encoder"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    arguments += ["--passage_length", "24", "--recall_at", "1", "50"]
+    assert evaluate_retrieval.main(arguments) == 0
+    [task] = json.loads((tmp_path / "out" / "evaluation.json").read_text())["tasks"]
+    figures = task["results"]
+    assert {figure["n"] for figure in figures.values()} == {2}
+    assert (
+        figures["can be found"]["value"]
+        == figures["recall@1 words"]["value"]
+        == figures["recall@50 encoder"]["value"]
+        == 1
+    )
+    assert "2 questions" in capsys.readouterr().out
+    for more, complaint in (
+        (["--decoder", "x"], "has no answers"),
+        (["--split", "dev"], "no qrels of the 'dev' split"),
+    ):
+        assert evaluate_retrieval.main([*arguments, *more]) == 2
+        assert complaint in capsys.readouterr().err

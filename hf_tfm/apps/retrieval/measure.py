@@ -1,7 +1,7 @@
 """Measuring retrieval: the share of questions whose passage is found, and of answers that are right given passages."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +46,12 @@ def answer_passages(index: Index, document: int, question: Question) -> set[int]
     first, last = np.searchsorted(index.documents, [document, document + 1])
     passages = ((number, index[number]) for number in range(first, last))
     return {number for number, p in passages if p.start <= question.start and question.end <= p.end}
+
+
+def document_passages(index: Index, documents: Collection[int]) -> set[int]:
+    """Return the passages of several documents."""
+    bounds = (np.searchsorted(index.documents, [number, number + 1]) for number in documents)
+    return {number for first, last in bounds for number in range(first, last)}
 
 
 def estimate_recall(

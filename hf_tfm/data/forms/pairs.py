@@ -89,6 +89,29 @@ def open_beir(folder: Path, split: str) -> Beir:
     return Beir(texts["queries"], texts["corpus"], [entry for file in chosen for entry in read_rows(DataFile(file))])
 
 
+def open_judged(folder: str, split: str) -> tuple[list[str], list[str], list[set[int]]]:
+    """
+    Returns the queries of a split of a BEIR folder, all documents, and the numbers of those relevant to each query.
+
+    Raises:
+        InputError: There is no relevant document, or a judgement of something that is not there.
+    """
+    beir = open_beir(Path(folder), split)
+    numbers = {name: number for number, name in enumerate(beir.corpus)}
+    relevant: dict[str, set[int]] = {}
+    for place, row in beir.judgements:
+        try:
+            query, document = judged(row, beir)
+        except NoRecord:
+            continue
+        except BadRow as error:
+            raise InputError(f"{place}: {error}") from None
+        relevant.setdefault(query, set()).add(numbers[document])
+    if not relevant:
+        raise InputError(f"{folder}: no query of the {split!r} split has a relevant document")
+    return [beir.queries[query] for query in relevant], list(beir.corpus.values()), list(relevant.values())
+
+
 def judged(row: Mapping[str, Any], beir: Beir) -> tuple[str, str]:
     """Returns the ids of a query and a document that is relevant. Raises `NoRecord` for one that is not."""
     query, document, score = (row.get(name) for name in ("query-id", "corpus-id", "score"))
