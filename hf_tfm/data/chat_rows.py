@@ -1,7 +1,8 @@
 """Conversations as rows for training: encoded, shortened, packed and collated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,9 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.errors import InputError
 from ..core.inference import evaluation_mode
 from .batches import IGNORED
-from .chat import ChatEncoder
+from .chat import ChatEncoder, RefusedConversation, Tokens
 from .conversations import Message
 from .packing_plan import best_fit_decreasing
+from .records import Records
+
+
+TRAINED = ("assistant", "last", "all")
 
 
 @dataclass
@@ -24,7 +29,9 @@ class Encoded:
         numbers: Number of each row's conversation.
         turns: Number of each row's messages.
         shortened: Number of conversations that lost their last turns.
-        left_out: Number of conversations whose first answer does not fit.
+        left_out: Number of conversations of which not even the first answer fits.
+        untrained: Number of conversations of which nothing that fits is to be trained.
+        refused: Why conversations were refused and skipped.
     """
 
     rows: list[dict[str, list[int]]] = field(default_factory=list)
@@ -32,6 +39,8 @@ class Encoded:
     turns: list[int] = field(default_factory=list)
     shortened: int = 0
     left_out: int = 0
+    untrained: int = 0
+    refused: list[str] = field(default_factory=list)
 
     @property
     def trained(self) -> int:
@@ -45,47 +54,121 @@ class Encoded:
 
 def encode_conversations(
     encoder: ChatEncoder,
-    conversations: Sequence[Sequence[Message]],
-    places: Sequence[str],
+    records: Records,
     max_length: int,
-    train_on_prompts: bool = False,
+    train_on: str = "assistant",
+    skip_bad: bool = False,
     split: str = "the records",
 ) -> Encoded:
     """
     Returns rows for training. Conversations that are too long lose their last turns, so that each answer is complete.
 
     Args:
+        records: `messages`, and perhaps `tools`, as forms of chat give them. Messages with weight 0 are not trained.
         max_length: Longest row, in tokens.
-        train_on_prompts: Predict all tokens instead of the assistant's alone.
+        train_on: Predict the "assistant"'s tokens, those of its "last" message, or "all" tokens.
+        skip_bad: Leave out conversations that the chat template refuses.
         split: Name for messages.
 
     Raises:
-        InputError: A conversation is malformed, or none fits.
+        InputError: Conversations are refused, or none fits.
     """
     encoded = Encoded()
-    for number, (messages, place) in enumerate(zip(conversations, places)):
-        tokens, num_turns = encoder(messages, place), len(messages)
+
+    def encode(record: Mapping[str, Any], place: str) -> tuple[list[int], list[bool], int]:
+        messages, tools = record["messages"], record.get("tools")
+        tokens, num_turns = encoder(messages, place, tools), len(messages)
         while len(tokens.ids) > max_length and num_turns:
             num_turns -= 1
-            if not any(message["role"] == "assistant" for message in messages[:num_turns]):
+            if train_on == "last" or not any(message["role"] == "assistant" for message in messages[:num_turns]):
                 break
             if messages[num_turns - 1]["role"] == "assistant":
-                tokens = encoder(messages[:num_turns], place)
-        if len(tokens.ids) > max_length:
+                tokens = encoder(messages[:num_turns], place, tools)
+        trained = find_trained(tokens, messages[:num_turns], train_on, place)
+        return tokens.ids, trained, num_turns
+
+    for number, (ids, trained, num_turns) in encode_each(records, records.places, encode, skip_bad, encoded.refused):
+        if len(ids) > max_length:
             encoded.left_out += 1
             continue
-        encoded.shortened += num_turns < len(messages)
-        labels = [token if spoken or train_on_prompts else IGNORED for token, spoken in zip(tokens.ids, tokens.spoken)]
+        if not any(trained[1:]):
+            encoded.untrained += 1
+            continue
+        encoded.shortened += num_turns < len(records[number]["messages"])
+        labels = [token if is_trained else IGNORED for token, is_trained in zip(ids, trained)]
         # The first token has no context; in a packed row its neighbour would predict it.
         labels[0] = IGNORED
-        encoded.rows.append({"input_ids": tokens.ids, "labels": labels})
+        encoded.rows.append({"input_ids": ids, "labels": labels})
         encoded.numbers.append(number)
         encoded.turns.append(num_turns)
+    if encoded.untrained and not encoded.rows:
+        raise InputError(f"{records.path}: no conversation has an answer to train on: their weights are 0")
     if not encoded.rows:
         raise InputError(
             f"max_length {max_length}: no conversation of {split} fits, not even to its first answer; raise it"
         )
     return encoded
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def encode_each(
+    items: Sequence[Item],
+    places: Sequence[str],
+    encode: Callable[[Item, str], Result],
+    skip_bad: bool,
+    refused: list[str],
+) -> Iterator[tuple[int, Result]]:
+    """
+    Yields number and encoding of each item.
+
+    Args:
+        skip_bad: Leave out items that the chat template refuses, and append the reasons to `refused`.
+
+    Raises:
+        InputError: Some are refused, after all others were yielded; or all of them.
+    """
+    for number, (item, place) in enumerate(zip(items, places)):
+        try:
+            result = encode(item, place)
+        except RefusedConversation as error:
+            refused.append(str(error))
+        else:
+            yield number, result
+    if refused and (not skip_bad or len(refused) == len(items)):
+        if len(refused) == 1:
+            raise InputError(refused[0])
+        listed = "".join(f"\n  {reason}" for reason in refused[:3]) + ("\n  …" if len(refused) > 3 else "")
+        advice = "" if skip_bad else "; mend them, or leave them out with --skip_bad"
+        raise InputError(f"{len(refused):,} of {len(items):,} conversations cannot be encoded{advice}:{listed}")
+
+
+def find_trained(tokens: Tokens, messages: Sequence[Message], train_on: str, place: str) -> list[bool]:
+    """
+    Returns for each token whether it is trained.
+
+    Raises:
+        RefusedConversation: Some answers have weight 0, and the template does not tell where each answer is.
+    """
+    answers = [message for message in messages if message["role"] == "assistant"]
+    kept = [message.get("weight") != 0 for message in answers]
+    if train_on == "last":
+        kept = [*[False] * (len(kept) - 1), *kept[-1:]]
+    trained = [True] * len(tokens.ids) if train_on == "all" else list(tokens.spoken)
+    if all(kept):
+        return trained
+    runs = tokens.runs()
+    if len(runs) != len(answers):
+        raise RefusedConversation(
+            f"{place}: not all answers are to be trained, and the chat template marks {len(runs)} answers of "
+            f"{len(answers)}; put {{% generation %}} around each answer in a --chat_template"
+        )
+    for run, is_kept in zip(runs, kept):
+        if not is_kept:
+            trained[run.start : run.stop] = [False] * len(run)
+    return trained
 
 
 def pack(rows: Sequence[Mapping[str, list[int]]], length: int, pad_token_id: int) -> list[dict[str, list[int]]]:

@@ -1,46 +1,41 @@
-"""Reads conversations from records: the forms of chat and instruction data as lists of messages."""
+"""Messages of conversations, in the shape that chat templates read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..core.errors import InputError
-from .records import Records
 
 
-Message = dict[str, str]
+# role (one of `ROLES`) and content (text); perhaps tool_calls with arguments as a mapping, tool_call_id, name,
+# reasoning_content, and weight 0 if the message is not trained.
+Message = dict[str, Any]
+# Tools in the shape {"type": "function", "function": {"name": …, "parameters": …}}.
+Tools = Sequence[Mapping[str, Any]] | None
 ROLES = ("system", "user", "assistant", "tool")
-# Fields of each form of record: prompt, addition to the prompt, answer.
-_FORMS = (
-    ("instruction", "input", "output"),
-    ("prompt", None, "response"),
-    ("prompt", None, "completion"),
-    ("prompt", None, "output"),
-)
 
 
-def read_conversations(records: Records) -> list[list[Message]]:
-    """
-    Returns the messages of records with `messages`, `prompt` and `response`, or `instruction`, `input` and `output`.
+def up_to_answer(messages: Sequence[Message]) -> list[Message]:
+    """Returns a conversation without its last turn if that is the assistant's."""
+    return list(messages[:-1] if messages[-1]["role"] == "assistant" and len(messages) > 1 else messages)
 
-    Raises:
-        InputError: A field is missing or blank, or a turn is malformed; the message names the record.
-    """
-    conversations = []
-    for record, place in zip(records, records.places):
-        if "messages" in record:
-            conversations.append(read_messages(record["messages"], f"{place}: messages"))
-            if not any(message["role"] == "assistant" for message in conversations[-1]):
-                raise InputError(f"{place}: no message of the assistant, so nothing to train on; mend or drop it")
-            continue
-        form = next((form for form in _FORMS if form[0] in record and form[2] in record), None)
-        if form is None:
-            names = ", ".join(map(str, record)) or "nothing"
-            raise InputError(
-                f"{place}: fields are {names}; give messages, or prompt and response, or instruction, input and output"
-            )
-        answer = {"role": "assistant", "content": text_of(record[form[2]], f"{place}: field {form[2]!r}")}
-        conversations.append([*read_prompt(record, place), answer])
-    return conversations
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yields all texts in a value: in mappings (their keys, too) and lists at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from texts_in(name)
+            yield from texts_in(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from texts_in(part)
+
+
+def conversation_key(messages: Sequence[Message]) -> str:
+    """Returns what people and tools say in a conversation, as one text without case and spacing."""
+    prompts = (message["content"] for message in messages if message["role"] != "assistant")
+    return " ".join("\n".join(prompts).casefold().split())
 
 
 def read_prompt(record: Mapping[str, Any], place: str) -> list[Message]:
@@ -57,11 +52,6 @@ def read_prompt(record: Mapping[str, Any], place: str) -> list[Message]:
     if name == "instruction" and not _is_missing(record.get("input")):
         text += "\n\n" + text_of(record["input"], f"{place}: field 'input'")
     return [{"role": "user", "content": text}]
-
-
-def up_to_answer(messages: Sequence[Message]) -> list[Message]:
-    """Returns a conversation without its last turn if that is the assistant's."""
-    return list(messages[:-1] if messages[-1]["role"] == "assistant" and len(messages) > 1 else messages)
 
 
 def read_messages(value: Any, place: str) -> list[Message]:

@@ -20,9 +20,11 @@ Decisions that hold for every tokenizer made here:
   model knows from pretraining that nothing follows it.
 """
 
+import hashlib
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -36,30 +38,76 @@ GGUF_PRE_TOKENIZER = "smollm"
 
 CHAT_TOKENS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 
+# An answer's reasoning, content and calls of tools, in the plain text that Hermes, Qwen and vLLM's `hermes` parser use.
+ANSWER_TEMPLATE = """\
+{%- if message['reasoning_content'] -%}
+            {{- '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' -}}
+        {%- endif -%}
+        {{- message['content'] or '' -}}
+        {%- for call in message['tool_calls'] or [] -%}
+            {{- '\\n' if message['content'] or not loop.first -}}
+            {{- '<tool_call>\\n{"name": ' -}}{{- call['function']['name'] | tojson -}}{{- ', "arguments": ' -}}
+            {%- if call['function']['arguments'] is string -%}
+                {{- call['function']['arguments'] -}}
+            {%- else -%}
+                {{- call['function']['arguments'] | tojson -}}
+            {%- endif -%}
+            {{- '}\\n</tool_call>' -}}
+        {%- endfor -%}"""
+
+TOOLS_TEMPLATE = """\
+{{- '<tools>\\n' -}}
+    {%- for tool in tools -%}{{- tool | tojson -}}{{- '\\n' -}}{%- endfor -%}
+    {{- '</tools>' -}}"""
+
 # Content stands directly between special tokens, never beside a space or line end of the template's own: the ids of a
 # turn are then the same in a prompt, in training, and alone.
-CHAT_TEMPLATE = """\
+CHAT_TEMPLATE = (
+    """\
 {{- bos_token -}}
-{%- set turn = namespace(role='user') -%}
+{%- set turn = namespace(role='user', called=false) -%}
+{%- if tools -%}
+    {{- '<|system|>' -}}
+    {%- if messages[0]['role'] == 'system' -%}{{- messages[0]['content'] + '\\n\\n' -}}{%- endif -%}
+    """
+    + TOOLS_TEMPLATE
+    + """
+    {{- '<|end|>' -}}
+{%- endif -%}
 {%- for message in messages -%}
-    {%- if message['content'] is not string -%}
+    {%- if message['content'] is not string and not message['tool_calls'] -%}
         {{- raise_exception('message ' ~ loop.index ~ ': content must be a string') -}}
     {%- elif message['role'] == 'system' and loop.first -%}
-        {{- '<|system|>' + message['content'] + '<|end|>' -}}
+        {%- if not tools -%}{{- '<|system|>' + message['content'] + '<|end|>' -}}{%- endif -%}
+    {%- elif message['role'] == 'tool' and turn.called -%}
+        {{- '<|user|><tool_response>\\n' + message['content'] + '\\n</tool_response><|end|>' -}}
+        {%- set turn.role = 'assistant' -%}
     {%- elif message['role'] != turn.role -%}
         {{- raise_exception('message ' ~ loop.index ~ ': role is ' ~ message['role'] ~ ', expected ' ~ turn.role
-            ~ ' (a chat is an optional system message, then user and assistant in turns)') -}}
+            ~ ' (a chat is an optional system message, then user and assistant in turns; tools after calls)')
+        -}}
     {%- elif message['role'] == 'user' -%}
         {{- '<|user|>' + message['content'] + '<|end|>' -}}
         {%- set turn.role = 'assistant' -%}
+        {%- set turn.called = false -%}
     {%- else -%}
         {{- '<|assistant|>' -}}
-        {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+        {%- generation -%}
+        """
+    + ANSWER_TEMPLATE
+    + """
+        {{- eos_token -}}
+        {%- endgeneration -%}
         {%- set turn.role = 'user' -%}
+        {%- set turn.called = message['tool_calls'] -%}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
+)
+
+# SHA-256 of the template before it knew tools, which saved tokenizers have. It gives other conversations the same ids.
+OLDER_CHAT_TEMPLATE = "75c33c6cd84f02be7895931d45dd30cadb046280f56c23b6c96149b7e8901c8a"
 
 # Marks the start of a word while WordPiece is trained. BERT's normalizer drops private-use characters from text.
 _WORD_START = "\ue000"
@@ -164,7 +212,19 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> lis
     )["input_ids"]
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:
+def is_own_template(template: str | None) -> bool:
+    """Whether a chat template is that of [`train_tokenizer`], of this version or an older one."""
+    return template == CHAT_TEMPLATE or hash_template(template) == OLDER_CHAT_TEMPLATE
+
+
+def hash_template(template: str | None) -> str:
+    """Returns the SHA-256 of a template's text."""
+    return hashlib.sha256((template or "").encode()).hexdigest()
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+) -> dict[str, list[int]]:
     """
     Returns a conversation for training: `input_ids`, and `assistant_masks`, 1 at the assistant's tokens and their eos.
 
@@ -176,22 +236,43 @@ def encode_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[s
     """
     from jinja2 import TemplateError
 
-    slot = tokenizer.unk_token  # never part of the template, so that each one stands for a content
-    slotted = [
-        {**message, "content": slot if isinstance(message.get("content"), str) else None} for message in messages
-    ]
+    markup = [tokenizer.bos_token, tokenizer.eos_token, *CHAT_TOKENS]
+    special = re.compile(f"({'|'.join(map(re.escape, markup))})")
     try:
-        rendered = tokenizer.apply_chat_template(slotted, return_dict=True, return_assistant_tokens_mask=True)
+        text = tokenizer.apply_chat_template(
+            [_hide(message, special) for message in messages], tools=_hide(tools, special), tokenize=False
+        )
     except TemplateError as error:
         raise InputError(f"malformed conversation: {error}") from None
-    contents = iter(encode_text(tokenizer, [message["content"] for message in messages]))
+    pieces = [piece for piece in special.split(text) if piece]
+    bodies = iter(encode_text(tokenizer, [_unhide(piece) for piece in pieces if piece not in markup]))
     input_ids: list[int] = []
     assistant_masks: list[int] = []
-    for token_id, spoken in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True):
-        piece = next(contents) if token_id == tokenizer.unk_token_id else [token_id]
-        input_ids += piece
-        assistant_masks += [spoken] * len(piece)
+    spoken = False
+    for piece in pieces:
+        ids = [tokenizer.convert_tokens_to_ids(piece)] if piece in markup else next(bodies)
+        input_ids += ids
+        assistant_masks += [int(spoken)] * len(ids)
+        if piece in markup:
+            spoken = piece == "<|assistant|>"
     return {"input_ids": input_ids, "assistant_masks": assistant_masks}
+
+
+# Stands inside special tokens that are text, so that they are none in the rendered conversation; doubled if it is text.
+_HIDING = "\ue000"
+
+
+def _hide(value: Any, special: re.Pattern[str]) -> Any:
+    """Returns text, or what holds texts, with special tokens hidden."""
+    if isinstance(value, str):
+        return special.sub(lambda match: match[0][0] + _HIDING + match[0][1:], value.replace(_HIDING, 2 * _HIDING))
+    if isinstance(value, Mapping):
+        return {_hide(name, special): _hide(part, special) for name, part in value.items()}
+    return [_hide(part, special) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _unhide(text: str) -> str:
+    return re.sub(f"{_HIDING}({_HIDING}?)", r"\1", text)
 
 
 def _train_byte_level(

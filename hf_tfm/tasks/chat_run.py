@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.errors import InputError
 from ..data.chat import ChatEncoder, add_tokens, ensure_chat_template
+from ..data.forms.form import Reading
+from ..data.forms.jobs import JOBS
 from ..train import finetune
 from ..train.base_model import load_base_model, load_base_tokenizer
 from ..train.recipe import FinetuningRecipe
@@ -16,10 +19,27 @@ from ..train.recipe import FinetuningRecipe
 class ChatRecipe(FinetuningRecipe):
     """Fields of every script that trains on conversations."""
 
+    prompt_field: str | None = field(default=None, metadata={"help": "Field of the prompt: a text, or messages."})
+    system_field: str | None = field(default=None, metadata={"help": "Field of the system prompt."})
     chat_template: str | None = field(
         default=None,
         metadata={"help": "File with a chat template; by default the tokenizer's own, or one that fits its tokens."},
     )
+    reasoning: str | None = field(
+        default=None,
+        metadata={"help": "keep or drop the reasoning of messages; by default kept if the chat template writes it."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reasoning not in (None, "keep", "drop"):
+            raise InputError(f"reasoning {self.reasoning!r} must be keep or drop")
+
+    def reading(self, job: str, labelled: bool = True) -> Reading:
+        """Return how the files are read for a job, with the fields that the recipe names."""
+        options = {name: field.option for name, field in JOBS[job].fields.items() if field.option}
+        names = {name: value for name, option in options.items() if (value := getattr(self, option, None))}
+        return Reading(job, names, self.reading_options(), labelled)
 
 
 class ChatModel(NamedTuple):
@@ -59,4 +79,4 @@ def load_chat_model(
     new_ids = add_tokens(tokenizer, model, new_tokens, recipe.lora) if new_tokens else []
     ensure_chat_template(tokenizer, recipe.chat_template)
     max_length = finetune.resolve_max_length(recipe, model, tokenizer)
-    return ChatModel(model, tokenizer, ChatEncoder(tokenizer), new_weights, max_length, new_ids)
+    return ChatModel(model, tokenizer, ChatEncoder(tokenizer, recipe.reasoning), new_weights, max_length, new_ids)

@@ -9,7 +9,7 @@ from ..core.quiet import quiet
 from ..core.statistics import proportion
 from ..data.chat import ChatEncoder
 from ..data.chat_rows import Encoded, encode_conversations
-from ..data.conversations import Message, read_conversations
+from ..data.conversations import conversation_key
 from ..data.records import Records
 from ..train.custom_evaluation import MeasuredEvaluation
 from ..train.finetuning_trainer import FinetuningTrainer
@@ -21,33 +21,41 @@ from .likelihood import estimate_loss, negative_log_likelihoods
 
 def conversation_keys(records: Records) -> list[str]:
     """Return a key of each record that records with the same prompts share, whatever the assistant replies."""
-    return [conversation_key(messages) for messages in read_conversations(records)]
-
-
-def conversation_key(messages: Sequence[Message]) -> str:
-    """Return the prompts of a conversation as one text without case and spacing."""
-    prompts = (message["content"] for message in messages if message["role"] != "assistant")
-    return " ".join("\n".join(prompts).casefold().split())
+    return [conversation_key(record["messages"]) for record in records]
 
 
 def encode_splits(
-    encoder: ChatEncoder,
-    conversations: Mapping[str, Sequence[Sequence[Message]]],
-    splits: Mapping[str, Records],
-    max_length: int,
-    train_on_prompts: bool,
+    encoder: ChatEncoder, splits: Mapping[str, Records], max_length: int, train_on: str, skip_bad: bool
 ) -> dict[str, Encoded]:
-    """Return the rows of each split, and print how many there are and how many did not fit."""
+    """Return the rows of each split, and print how many there are and how many were left out."""
     encoded = {}
     for name, records in splits.items():
-        split = encode_conversations(encoder, conversations[name], records.places, max_length, train_on_prompts, name)
+        split = encode_conversations(encoder, records, max_length, train_on, skip_bad, name)
         counts = f"{len(split.rows):,} conversations, {split.tokens:,} tokens, {split.trained:,} of them trained"
         print_line(name, counts)
-        for count, loss in ((split.shortened, "lost their last turns"), (split.left_out, "are left out")):
+        long = f"they are longer than {max_length} tokens"
+        for count, loss in (
+            (split.shortened, f"lost their last turns: {long}"),
+            (split.left_out, f"are left out: {long}"),
+            (split.untrained, "are left out: all that is trained of them has weight 0, or is too long"),
+        ):
             if count:
-                print_line("note", f"{count:,} {name} conversations {loss}: they are longer than {max_length} tokens")
+                print_line("note", f"{count:,} {name} conversations {loss}")
+        report_refused(name, split.refused)
         encoded[name] = split
+    if encoder.dropped_reasoning:
+        print_line(
+            "note",
+            f"the reasoning of {encoder.dropped_reasoning:,} messages is left out"
+            + ("" if encoder.reasoning else ": the chat template does not write it"),
+        )
     return encoded
+
+
+def report_refused(split: str, refused: Sequence[str]) -> None:
+    """Print how many conversations of a split the chat template refused, and the first reason."""
+    if refused:
+        print_line("note", f"{len(refused):,} {split} conversations are left out, the first because {refused[0]}")
 
 
 def measure_replies(

@@ -118,3 +118,11 @@ def test_without_records_the_reasons_are_said():
     rows = [{"premise": "a", "hypothesis": "b", "gold_label": "-"}]
     with pytest.raises(InputError, match="holds no records; left out: 1 × no label, 'gold_label' is '-'"):
         read_rows(rows, Reading("classification"))
+
+
+def test_one_row_with_fields_of_another_form_does_not_make_the_form_of_the_file(tmp_path):
+    rows = [{"prompt": "a", "response": "b"}] * 3 + [{"instruction": "a", "output": "b"}]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="line 4: field 'prompt' is missing"):
+        read_records(path, Reading("chat"))

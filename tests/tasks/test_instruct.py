@@ -154,22 +154,70 @@ def test_a_stopped_run_resumes_to_the_same_bits(bases, files, tmp_path, monkeypa
     check_resumption(finetune_instruct, run, tmp_path, monkeypatch, capsys, steps=12, stops=[4], **changes)
 
 
+def test_forms_tools_and_weights_reach_the_training(tmp_path, capsys):
+    """ShareGPT with tools, calls, a weight and a bad record, from named fields, is trained as it says."""
+    tools = json.dumps([{"name": "look", "parameters": {"type": "object"}}])
+    rows = [
+        {
+            "talk": [
+                {"from": "human", "value": f"say {word}"},
+                {"from": "gpt", "value": "never mind", "weight": 0},
+                {"from": "human", "value": "say it"},
+                {"from": "function_call", "value": json.dumps({"name": "look", "arguments": {"at": word}})},
+                {"from": "observation", "value": "found"},
+                {"from": "gpt", "value": word},
+            ],
+            "apis": tools,
+        }
+        for word in WORDS
+    ]
+    file = write(tmp_path / "train.jsonl", [*rows, {"talk": [{"from": "boss", "value": "x"}], "apis": tools}])
+    out = tmp_path / "run"
+    base = tmp_path / "base"
+    ids = dict(initializer_range=0.05, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    build("TfmDecoderForCausalLM", max_position_embeddings=1024, **ids).save_pretrained(base)
+    own_tokenizer().save_pretrained(base)
+    argv = arguments(
+        base, tmp_path, out, train_file=file, validation_file=None, test_file=None, validation_fraction=0.4,
+        max_length=1024, max_steps=1, baselines="false", messages_field="talk", tools_field="apis", skip_bad="true",
+        max_new_tokens=2, packing="false",
+    )  # fmt: skip
+    assert finetune_instruct.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "form sharegpt, 7 rows → 6 records; left out: 1 × a message has role 'boss'" in " ".join(shown.split())
+    assert "6 × message with weight 0 is not trained" in shown
+    trained = shown.partition("example")[2].partition("⟦")[2]
+    assert trained.startswith('<tool_call>⏎{"name": "look')
+    assert '<tools>⏎{"type": "function", "function": {"name": "look"' in shown and "⟦never" not in shown
+    assert (
+        finetune_instruct.main(
+            [*argv, "--chat_template", str(write_template(tmp_path)), "--output_dir", str(out) + "2"]
+        )
+        == 2
+    )
+    assert "does not write tools: give another by --chat_template" in capsys.readouterr().err
+
+
+def write_template(folder: Path) -> Path:
+    """Write a chat template without tools."""
+    path = folder / "template.jinja"
+    path.write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}")
+    return path
+
+
 GOOD = [{"prompt": f"say {word}", "response": word} for word in WORDS]
 
 
 @pytest.mark.parametrize(
     ("bad", "complaint"),
     [
-        ({"prompt": "say"}, "line 4: fields are prompt; give messages, or"),
-        ({"prompt": "say", "response": "  "}, "line 4: field 'response' is blank"),
-        ({"prompt": "say", "response": float("nan")}, "line 4: field 'response' is nan, not text"),
-        ({"instruction": None, "output": "x"}, "line 4: field 'instruction' is missing"),
-        ({"messages": []}, "line 4: messages: must be a list"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "line 4: no message of the assistant"),
-        ({"messages": [{"role": "user"}]}, "line 4: messages: message 1 is {'role': 'user'}, it needs role"),
-        ({"messages": [{"role": "boss", "content": "x"}]}, "line 4: messages: message 1 has role 'boss'"),
+        ({"prompt": "say"}, "line 4: field 'response' is missing"),
+        ({"prompt": "say", "response": "  "}, "line 4: the content of a message is blank"),
+        ({"prompt": "say", "response": float("nan")}, "line 4: field 'response' is nan"),
+        ({"instruction": None, "output": "x"}, "line 4: field 'prompt' is missing"),
+        ({"prompt": [{"role": "boss", "content": "x"}], "response": "x"}, "line 4: a message has role 'boss'"),
         (
-            {"messages": [{"role": "user", "content": "x"}] * 2 + [{"role": "assistant", "content": "x"}]},
+            {"prompt": [{"role": "user", "content": "x"}] * 2, "response": "x"},
             "line 4: malformed conversation: message 2: role is user, expected assistant",
         ),
     ],
@@ -202,6 +250,9 @@ def test_bad_records_are_named(bases, tmp_path, capsys, bad, complaint):
         (dict(max_new_tokens=0), "--max_new_tokens 0: must be at least 1"),
         (dict(metric_for_best_model="accuracy"), "must be one of loss"),
         (dict(train_file="nothing.jsonl"), "nothing.jsonl"),
+        (dict(prompt_field="ask"), "no field 'ask' (--prompt_field), there are prompt, response"),
+        (dict(train_on="prompts"), "train_on 'prompts' must be one of assistant, last, all"),
+        (dict(reasoning="some"), "reasoning 'some' must be keep or drop"),
         # transformers would smooth labels that do not stand one place behind what predicts them.
         (dict(label_smoothing_factor=0.1), "--label_smoothing_factor has no effect"),
     ],
@@ -227,4 +278,4 @@ def test_the_recipe_has_valid_fields():
 
     recipe = Path(__file__).parents[2] / "training" / "recipes" / "finetune_instruct.yaml"
     script, args = parse_recipe([str(recipe)], finetune_instruct.InstructRecipe, finetune_instruct.InstructArguments)
-    assert script.lora and (recipe.parents[2] / script.train_file).is_file() and args.output_dir
+    assert script.lora and all((recipe.parents[2] / file).is_file() for file in script.train_file) and args.output_dir

@@ -21,6 +21,8 @@ from hf_tfm.convert import merge
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.chat import ChatEncoder
 from hf_tfm.data.chat_rows import ConversationCollator, encode_conversations
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_rows
 from hf_tfm.data.tokenizer import train_tokenizer
 from hf_tfm.train.adapters import add_adapter, merge_adapter
 from hf_tfm.train.recipe import FinetuningRecipe
@@ -55,8 +57,8 @@ def base(tmp_path_factory) -> Path:
     model, tokenizer = build("TfmDecoderForCausalLM", **ids).train(), train_tokenizer(kind="bytes")
     # An adapter can only change what the frozen weights already know: here, to repeat a word.
     words = ["cat", "hen", "cow", "pig", "dog", "bee"]
-    chats = [[{"role": "user", "content": f"say {w}"}, {"role": "assistant", "content": w}] for w in words]
-    rows = encode_conversations(ChatEncoder(tokenizer), chats, words, 64).rows
+    chats = [{"prompt": f"say {word}", "response": word} for word in words]
+    rows = encode_conversations(ChatEncoder(tokenizer), read_rows(chats, Reading("chat")), 64).rows
     batch, optimizer = ConversationCollator(0)(rows), torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(150):
         optimizer.zero_grad()

@@ -37,6 +37,16 @@ class Job:
 
 
 _LABEL = "label"
+# Fields that belong to a prompt; forms of conversations whose prompt is a text read them.
+_PROMPT_FIELDS = {
+    "system": "is a system prompt, which this form does not read",
+    "system_prompt": "is a system prompt, which is not read beside another",
+    "history": "has earlier turns, which this form does not read",
+    "input": "belongs to the prompt, and this form does not read it",
+    "context": "belongs to the prompt, and this form does not read it",
+    "tools": "has tools, which this form does not read",
+    "functions": "has tools, which are not read beside others",
+}
 JOBS: dict[str, Job] = {
     "classification": Job(
         "texts or pairs of texts with a label, several labels or a number",
@@ -126,6 +136,7 @@ JOBS: dict[str, Job] = {
             "system": Field("system_field", required=False),
             "tools": Field("tools_field", required=False),
         },
+        _PROMPT_FIELDS | {"weight": "weighs records, which the training does not"},
     ),
     "preferences": Job(
         "prompts with a better and a worse answer",
@@ -134,11 +145,19 @@ JOBS: dict[str, Job] = {
             "chosen": Field("chosen_field"),
             "rejected": Field("rejected_field"),
             "system": Field("system_field", required=False),
+            "tools": Field("tools_field", required=False),
         },
+        _PROMPT_FIELDS,
     ),
     "prompts": Job(
         "prompts with an answer that can be verified",
-        {"prompt": Field("prompt_field"), "answer": Field("answer_field", required=_LABEL)},
+        {
+            "prompt": Field("prompt_field"),
+            "answer": Field("answer_field", required=_LABEL),
+            "system": Field("system_field", required=False),
+            "tools": Field("tools_field", required=False),
+        },
+        _PROMPT_FIELDS,
     ),
     "text": Job("documents", {"text": Field("text_field", ("content",))}),
 }

@@ -235,14 +235,22 @@ class RecordReader:
         sample.class_names = table.class_names
         if table.first_row_looks_like_header:
             sample.note(f"the first row looks like a header ({table.first_row_looks_like_header}), but is read as data")
-        for form in self._forms():
-            names = form.names_in(sample) if form.content == "rows" else None
-            for name in flat((names or {}).values()):
-                if name in table.unclear:
-                    raise InputError(f"{sample.file}: {table.unclear[name]}")
-            if names is not None or not head:
-                return Source(form, names or {}, itertools.chain(first, rows), sample, sample.file, table.notes)
-        raise InputError(explain_unrecognised(sample, table, head))
+        fitting = [
+            (form, names) for form in self._forms() if (names := self._names(form, sample, not head)) is not None
+        ]
+        if not fitting:
+            raise InputError(explain_unrecognised(sample, table, head))
+        # A single row with the fields of another form does not make that the form of the file.
+        form, names = next((fit for fit in fitting if _is_common(*fit, sample)), fitting[0])
+        for name in flat(names.values()):
+            if name in table.unclear:
+                raise InputError(f"{sample.file}: {table.unclear[name]}")
+        return Source(form, names, itertools.chain(first, rows), sample, sample.file, table.notes)
+
+    def _names(self, form: Form, sample: Sample, is_empty: bool) -> dict[str, Any] | None:
+        """The names of the job's fields in a file of a form; None if it has another one. An empty file has any."""
+        names = form.names_in(sample) if form.content == "rows" else None
+        return {} if is_empty and names is None else names
 
     def _read(self, source: "Source") -> Iterator[ReadRecord]:
         report = FileReport(str(source.file), source.form.name)
@@ -315,6 +323,14 @@ class RecordReader:
         raise InputError(
             f"{count:,} of {total:,} rows cannot be used; mend them, or leave them out with {skip}:{listed}"
         )
+
+
+def _is_common(form: Form, names: Mapping[str, Any], sample: Sample) -> bool:
+    """Whether more than half of the first rows have all fields that a form needs."""
+    needed = flat(names[name] for name in form.fields if name in names)
+    outer = [str(name).partition(".")[0] for name in needed]
+    hits = sum(all(name in row or part in row for name, part in zip(needed, outer)) for row in sample.rows)
+    return 2 * hits > len(sample.rows)
 
 
 @dataclass
