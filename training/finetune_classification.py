@@ -31,7 +31,11 @@ class ClassificationRecipe(TaskRecipe):
     text_field: str | None = field(default=None, metadata={"help": "Field of the text; by default recognised."})
     text_pair_field: str | None = field(default=None, metadata={"help": "Field of the second text, for pairs."})
     label_field: list[str] | None = field(
-        default=None, metadata={"help": "Field of the label, the labels or the number; several with 0 and 1 each."}
+        default=None,
+        metadata={
+            "help": "Field of the label, the labels or the number; several with 0 and 1 each. Numbers get names from "
+            "labels.json beside the file, a field {label}_text, or the metadata of Parquet."
+        },
     )
     problem_type: str | None = field(
         default=None,

@@ -39,7 +39,10 @@ class TaggingRecipe(TaskRecipe):
     text_field: str | None = field(default=None, metadata={"help": "Field of the text, for spans in it."})
     tags_field: str | None = field(
         default=None,
-        metadata={"help": "Field of the tags or spans, or name or number of their column; by default recognised."},
+        metadata={
+            "help": "Field of the tags or spans, or name or number of their column; by default recognised. "
+            "Numbers get names from labels.json beside the file, or the metadata of Parquet."
+        },
     )
 
 

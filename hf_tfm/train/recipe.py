@@ -194,9 +194,9 @@ class ReadingRecipe:
         default=None, metadata={"help": "Form of the files, one of `hf-tfm formats`; by default recognised."}
     )
     separator: str | None = field(
-        default=None, metadata={"help": "What separates cells of .csv and .tsv: a character, tab, space or blanks."}
+        default=None, metadata={"help": "What separates cells of tables: a character, tab, space or blanks."}
     )
-    encoding: str | None = field(default=None, metadata={"help": "Encoding of text, such as cp1252; else UTF-8."})
+    encoding: str | None = field(default=None, metadata={"help": "Encoding of text, such as cp1252; else guessed."})
     no_header: bool = field(default=False, metadata={"help": "The first row of a table is data, not names."})
     columns: list[str] | None = field(
         default=None, metadata={"help": "Names of the columns of a table whose first row is data."}
@@ -254,7 +254,10 @@ class FinetuningRecipe(ReadingRecipe):
 
     model: str = field(metadata={"help": "Model folder, or its name on the Hub."})
     train_file: list[str] = field(
-        metadata={"help": "Records: files, folders or globs of any form that `hf-tfm formats` lists, also compressed."}
+        metadata={
+            "help": "Records: files, folders (train, dev, test are told by names) or globs of any form that "
+            "`hf-tfm formats` lists, also compressed."
+        }
     )
     validation_file: list[str] | None = field(
         default=None,

@@ -1,5 +1,6 @@
 """The table of forms in training/README.md, the example files and the registry are equal; `make forms` writes them."""
 
+import importlib
 import re
 
 import pytest
@@ -39,3 +40,11 @@ def test_every_job_has_a_script_and_every_option_is_explained():
         assert re.search(rf"`--{option}\b", section), option
     for feature in ("labels.json", "_text", "hf-tfm formats", "zip", "glob"):
         assert feature in section, feature
+
+
+@pytest.mark.parametrize("script", ["finetune_classification", "finetune_tokens"])
+def test_help_says_where_names_of_numbers_come_from(script, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).main.__wrapped__(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "labels.json" in shown and "train, dev, test" in shown and "`hf-tfm formats`" in shown

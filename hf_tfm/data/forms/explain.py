@@ -77,7 +77,8 @@ def _first_lines(sample: Sample) -> list[str]:
         return list(sample.lines)
     if sample.file.suffixes[0] in (".parquet", ".arrow", ".feather"):
         return []
-    with contextlib.suppress(InputError), contextlib.closing(open_lines(sample.file, sample.reading.options)) as placed:
+    with contextlib.suppress(InputError):
+        placed = open_lines(sample.file, sample.reading.options)
         return [line for _, line in itertools.islice(placed, _NUM_LINES)]
     return []
 
