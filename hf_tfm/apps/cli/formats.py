@@ -29,5 +29,8 @@ def formats(
         return 0
     console = Console(highlight=False, soft_wrap=True)
     for line, style in list_forms() if job is None else describe_job(job):
-        console.print(line, style=style, markup=False)
+        if console.is_terminal:
+            console.print(line, style=style, markup=False)
+        else:
+            print(line)  # Rich turns tabs into blanks
     return 0
