@@ -126,3 +126,12 @@ def test_one_row_with_fields_of_another_form_does_not_make_the_form_of_the_file(
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(InputError, match="line 4: field 'prompt' is missing"):
         read_records(path, Reading("chat"))
+
+
+@pytest.mark.parametrize("job", ["text", "classification", "tags"])
+def test_predictions_read_a_text_of_each_line(job, tmp_path):
+    (tmp_path / "a.txt").write_text("one two\n\nthree\n", encoding="utf-8")
+    records = read_records(tmp_path / "a.txt", Reading(job, labelled=False))
+    assert [record["text"] for record in records] == ["one two", "three"]
+    [report] = records.reports
+    assert report.rows == 3 and report.left_out["the line is blank"].count == 1 and "a text a line" in report.notes

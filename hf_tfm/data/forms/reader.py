@@ -181,6 +181,7 @@ class RecordReader:
                 continue
             is_split = place.is_dir() and any(named_split(file.relative_to(place)) for file in place.rglob("*"))
             suffixes = {*TABLES, *(suffix for form in self._forms() for suffix in form.suffixes)}
+            suffixes |= {".txt"} if self._reads_lines else set()
             for file in list_files(location, self.split if is_split else "train", suffixes):
                 with ExitStack() as stack:
                     yield self._open(file, stack)
@@ -210,9 +211,18 @@ class RecordReader:
                 if form.content == "lines" and self._fits_lines(form, suffix, sample):
                     content = form.read(itertools.chain(head, placed), self.reading)
                     return Source(form, {}, content, sample, file, notes)
+        if suffix == ".txt" and self._reads_lines:
+            notes.append("a text a line")
+            texts = ((place, _text_of_line(line)) for place, line in itertools.chain(head, placed))
+            return self._open_table(Table(file, "txt", ["text"], texts, notes=notes), sample)
         if suffix not in TABLES:
             raise InputError(explain_unrecognised(sample, None, []))
         return self._open_table(stack.enter_context(open_table(file, self.reading.options, self.split)), sample)
+
+    @property
+    def _reads_lines(self) -> bool:
+        """Whether text files are read, a text a line: for predictions."""
+        return not self.reading.labelled and "text" in JOBS[self.reading.job].fields
 
     def _fits_lines(self, form: Form, suffix: str, sample: Sample) -> bool:
         if self.reading.options.format == form.name:
@@ -356,6 +366,10 @@ def _name_fields(rows: Iterable[Placed], job: str) -> Iterator[Placed]:
         elif isinstance(row, list) and row and all(isinstance(cell, (str, int, float)) for cell in row):
             named = {f"column {number}": cell for number, cell in enumerate(row, 1)}
         yield place, named
+
+
+def _text_of_line(line: str) -> Any:
+    return {"text": line} if line.strip() else NoRecord("the line is blank")
 
 
 def _is_empty(value: Any) -> bool:
