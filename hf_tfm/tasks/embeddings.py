@@ -127,9 +127,10 @@ def find_score_range(splits: Mapping[str, Records], given: Sequence[float] | Non
     Raises:
         InputError: some records have a score and others have none, or the scores lie in no usual range.
     """
-    scores = [record.get("score") for records in splits.values() for record in records]
-    if None in scores:
-        if set(scores) != {None}:
+    values = [record.get("score") for records in splits.values() for record in records]
+    scores = [score for score in values if score is not None]
+    if len(scores) < len(values):
+        if scores:
             raise InputError(
                 f"{splits['train'].path}: some records have a score and others have none; --score_field names it"
             )

@@ -41,8 +41,9 @@ def read_span(value: Any) -> Span | None:
         return None
     if isinstance(label, list) and len(label) == 1:
         label = label[0]
-    numbers = all(isinstance(number, int) and not isinstance(number, bool) for number in (start, end))
-    if not numbers or not isinstance(label, str) or not label.strip():
+    if not (isinstance(start, int) and isinstance(end, int)) or isinstance(start, bool) or isinstance(end, bool):
+        return None
+    if not isinstance(label, str) or not label.strip():
         return None
     return Span(start, end, label.strip(), text if isinstance(text, str) else None)
 

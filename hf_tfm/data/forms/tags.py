@@ -85,7 +85,8 @@ def _list_words(value: Any) -> list[str] | None:
     if not isinstance(value, list):
         return None
     words = [word.get("text") if isinstance(word, Mapping) else word for word in value]
-    return words if all(isinstance(word, str) for word in words) else None
+    texts = [word for word in words if isinstance(word, str)]
+    return texts if len(texts) == len(words) else None
 
 
 def _has_single_words(sample: Sample) -> bool:
@@ -111,7 +112,7 @@ def explain_single_words(sample: Sample) -> str | None:
 @explains("tags")
 def explain_lists_as_text(sample: Sample) -> str | None:
     name = sample.reading.names.get("text")
-    if any(isinstance(row.get(name), list) for row in sample.rows):
+    if name and any(isinstance(row.get(name), list) for row in sample.rows):
         option = sample.reading.option_of
         return f"field {name!r} ({option('text')}) holds lists: {option('tokens')} {name} reads them"
     return None
