@@ -223,13 +223,6 @@ def test_conllu_reads_the_words_that_are_annotated(tmp_path, tags, expected):
     assert ("no word has a tag, all are _" in said) == (tags == "5") and records.reports[0].rows == 2
 
 
-def test_conllu_plus_names_its_columns(tmp_path):
-    plus = "# global.columns = ID FORM NER\n1\tAnn\tB-PER\n2\tsang\tO\n"
-    assert list(read(tmp_path, plus, "t.conllup", tags="NER")) == [{"tokens": ["Ann", "sang"], "tags": ["B-PER", "O"]}]
-    with pytest.raises(InputError, match="no column has tags; --tags_field names one"):
-        read(tmp_path, plus, "t.conllup")
-
-
 def test_words_alone_are_read_for_predictions(tmp_path):
     assert list(read(tmp_path, CONLL, labelled=False)) == [{"tokens": record["tokens"]} for record in split(CONLL, 3)]
     assert list(read(tmp_path, "Ann\nsang\n\nYes\n", labelled=False, format="columns")) == [
@@ -417,3 +410,55 @@ def test_spans_and_tags_are_the_same(text, seed):
     assert "".join(record["tokens"]) == "".join(text.split()) and spans_of(record["tags"], places) == spans
     if not sample.counts:
         assert places == find_words(text)
+
+
+PLUS = """# global.columns = id form ner misc
+# text = Ann sang.
+1	Ann	B-PER	_
+2	sang	O	SpaceAfter=No
+3	.	O	_
+"""
+
+
+def test_conllu_plus_has_columns_of_any_name_and_case(tmp_path):
+    """Its first line names the columns; tags are UPOS if there is one, else the column with another usual name."""
+    assert list(read(tmp_path, PLUS, "train.conllup")) == [
+        {"tokens": ["Ann", "sang", "."], "tags": ["B-PER", "O", "O"]}
+    ]
+    upper = PLUS.replace("id form ner misc", "ID FORM UP:PRED MISC")
+    with pytest.raises(
+        InputError, match="none of its columns ID, FORM, UP:PRED, MISC has tags: --tags_field names one"
+    ):
+        read(tmp_path, upper, "train.conllup")
+    assert read(tmp_path, upper, "train.conllup", tags="UP:PRED")[0]["tags"] == ["B-PER", "O", "O"]
+    with pytest.raises(InputError, match="none of its columns id, lemma, ner, misc has the name FORM"):
+        read(tmp_path, PLUS.replace("form", "lemma"), "train.conllup")
+
+
+@pytest.mark.parametrize("joint", ["/", "_", "|", "###"])
+@pytest.mark.parametrize("name", ["train.txt", "brown.pos", "train.tsv"])
+def test_tags_behind_their_words_in_running_text(tmp_path, joint, name):
+    sentences = [[("The", "DT"), ("cat", "NN"), (".", ".")], [("A", "DT"), ("dog", "NN2"), ("sat", "VB-TL")]]
+    blank = "\t" if name.endswith(".tsv") else " "
+    text = "".join(blank.join(f"{word}{joint}{tag}" for word, tag in sentence) + "\n" for sentence in sentences)
+    expected = [{"tokens": [word for word, _ in each], "tags": [tag for _, tag in each]} for each in sentences]
+    assert list(read(tmp_path, text, name)) == expected
+    assert read(tmp_path, text, name, labelled=False)[0] == {"tokens": ["The", "cat", "."]}
+    with pytest.raises(InputError, match=r"line 3: a word has no tag behind \S+ \('bad'\)"):
+        read(tmp_path, text + f"no{joint}UH bad\n" + text * 40, name, skip_bad=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["either/or, and so on\n", "see http://a.example/b\n", "1/2 3/4\n", "snake_case a_b c\n"]
+)
+def test_slashes_in_plain_text_are_no_tags(tmp_path, text):
+    with pytest.raises(InputError, match="is plain text"):
+        read(tmp_path, text, "train.txt")
+
+
+def test_choices_of_label_studio_are_classes_and_no_spans(tmp_path):
+    """They were read as texts without a tagged word."""
+    result = {"type": "choices", "value": {"choices": ["rude"]}}
+    rows = [{"data": {"text": "Go away."}, "annotations": [{"result": [result]}]}] * 3
+    with pytest.raises(InputError, match="no form of tags|no field|classification"):
+        read(tmp_path, json.dumps(rows), "export.json")

@@ -137,7 +137,7 @@ def _is_conllu(sample: Sequence[str]) -> bool:
 @lines(
     "tags",
     "conllu",
-    "CoNLL-U: the forms of the words with their UPOS; --tags_field names another column, such as XPOS or DEPREL",
+    "CoNLL-U and CoNLL-U Plus: the forms of the words with their UPOS; --tags_field names another column, such as XPOS",
     _is_conllu,
     suffixes=(".conllu", ".conllup", *_SUFFIXES),
     example={
@@ -153,7 +153,12 @@ def read_conllu(placed: Lines, reading: Reading) -> Iterator[Placed]:
     """
     head = list(itertools.islice(placed, _SAMPLED_LINES))
     names = next((line[len(_PLUS) :].split() for _, line in head if line.startswith(_PLUS)), _CONLLU)
-    layout = Layout("\t", names, names.index("FORM"), names.index("UPOS") if "UPOS" in names else None, is_conllu=True)
+    numbers = {name.casefold(): number for number, name in enumerate(names)}
+    tags = next((numbers[name] for name in ("upos", *_TAG_NAMES) if name in numbers), None)
+    if "form" not in numbers or (tags is None and reading.labelled and "tags" not in reading.names):
+        missing = f"tags: {reading.option_of('tags')} names one" if "form" in numbers else "the name FORM"
+        raise InputError(f"{_file_of(head)}: none of its columns {', '.join(names)} has {missing}")
+    layout = Layout("\t", names, numbers["form"], tags, is_conllu=True)
     yield from _read_sentences(itertools.chain(head, placed), layout, reading)
 
 

@@ -94,7 +94,7 @@ def read_text_and_spans(row: FormRow) -> Record:
     "an export of Label Studio: data with the text, annotations with results of the type labels",
     {"text": ("data.text", "data.content", "data.sentence"), "tags": ("annotations", "completions")},
     recognise=lambda sample: sample.reading.labelled,
-    shape=lambda values: all("result" in annotation for annotation in values["tags"]),
+    shape=lambda values: all(_may_have_spans(annotation["result"]) for annotation in values["tags"]),
     example={
         "export.json": '[{"id": 1, "data": {"text": "Ann sang in Bonn."}, "annotations": [{"result": [\n'
         '{"type": "labels", "value": {"start": 0, "end": 3, "text": "Ann", "labels": ["PER"]}},\n'
@@ -110,10 +110,19 @@ def read_label_studio(row: FormRow) -> Record:
         raise NoRecord("no annotation that was not cancelled")
     if len(annotations) > 1:
         row.sample.count("texts have several annotations: the first one is read")
-    results = [result for result in annotations[0]["result"] if result.get("type", "labels").endswith("labels")]
+    results = [result for result in annotations[0]["result"] if _is_span(result)]
     if len(results) < len(annotations[0]["result"]):
         row.sample.count("texts have results that are no spans, which are left out")
     return tag_spans(text, _read_spans([result.get("value") for result in results], "the result"), row.sample)
+
+
+def _is_span(result: Mapping[str, Any]) -> bool:
+    return result.get("type", "labels").endswith("labels")
+
+
+def _may_have_spans(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there are spans or nothing: choices alone are classes of the text."""
+    return not results or any(map(_is_span, results))
 
 
 @rows(
