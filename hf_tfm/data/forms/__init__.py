@@ -9,4 +9,17 @@ it with `@rows`, `@lines` or `@paths` of `form.py` in the module of its job: its
 documentation.
 """
 
-from . import chat, choices, classes, inline_tags, pairs, questions, tag_columns, tag_spans, tags, text, translation  # noqa: F401
+from . import (  # noqa: F401
+    chat,
+    choices,
+    class_exports,
+    classes,
+    inline_tags,
+    pairs,
+    questions,
+    tag_columns,
+    tag_spans,
+    tags,
+    text,
+    translation,
+)
