@@ -5,10 +5,11 @@ Fine-tune a causal LM on pairs of a better and a worse answer: by DPO, or into a
 
     python training/finetune_preference.py --mode reward --model my-decoder --train_file pairs.jsonl --output_dir runs/r
 
-Records have `prompt` (a text, or messages), `chosen` and `rejected`. DPO (Rafailov et al. 2023) makes the chosen
-answers likelier than the rejected ones, relative to the untrained model; a reward model gives a conversation a number,
-higher for the better answer (Bradley & Terry 1952). TRL trains both. The checkpoint with the lowest loss on the
-validation set is kept; the test set is measured once. The same command resumes a stopped run.
+Records have `prompt` (a text, or messages), `chosen` and `rejected`: answers, or conversations that differ in their
+last answer, also as texts with `Human:` and `Assistant:`. `hf-tfm formats preferences` lists all forms. DPO (Rafailov
+et al. 2023) makes the chosen answers likelier than the rejected ones, relative to the untrained model; a reward model
+gives a conversation a number, higher for the better answer (Bradley & Terry 1952). TRL trains both. The checkpoint with
+the lowest loss on the validation set is kept; the test set is measured once. The same command resumes a stopped run.
 
 Needs TRL: pip install hf-tfm[align]
 """
@@ -26,7 +27,7 @@ from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data import chat, chat_rows
 from hf_tfm.tasks import chat_run
 from hf_tfm.tasks.fine_tune import train_and_report
-from hf_tfm.tasks.preferences import SIDES, encode_splits, measure_pairs, pair_keys, read_pairs
+from hf_tfm.tasks.preferences import SIDES, encode_splits, measure_pairs, pair_keys
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
@@ -42,6 +43,9 @@ from hf_tfm.tasks.trl_trainers import PairDPOTrainer, PairRewardTrainer, pair_da
 
 @dataclass
 class PreferenceRecipe(chat_run.ChatRecipe):
+    chosen_field: str | None = field(default=None, metadata={"help": "Field of the better answer."})
+    rejected_field: str | None = field(default=None, metadata={"help": "Field of the worse answer."})
+    tools_field: str | None = field(default=None, metadata={"help": "Field of the tools that a model can call."})
     mode: str = field(default="dpo", metadata={"help": "dpo, or reward for a reward model."})
     beta: float = field(
         default=0.1, metadata={"help": "dpo: a higher value keeps the model nearer to the untrained one."}
@@ -77,14 +81,13 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(args.seed)
     reward = recipe.mode == "reward"
 
-    splits = finetune.read_splits(recipe, args.seed, pair_keys)
-    pairs = {name: read_pairs(records) for name, records in splits.items()}
+    splits = finetune.read_splits(recipe, args.seed, pair_keys, recipe.reading("preferences"))
     if reward:
         loaded = chat_run.load_chat_model(recipe, AutoModelForSequenceClassification, num_labels=1)
     else:
         loaded = chat_run.load_chat_model(recipe, AutoModelForCausalLM)
     model, tokenizer = loaded.model, loaded.tokenizer
-    encoded = encode_splits(loaded.encoder, pairs, splits, loaded.max_length)
+    encoded = encode_splits(loaded.encoder, splits, loaded.max_length, recipe.skip_bad)
     if not reward:
         chat.stop_at(model, tokenizer, loaded.encoder.ends)
     if recipe.lora:

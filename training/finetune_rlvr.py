@@ -5,12 +5,13 @@ Train a causal LM on answers that can be checked, by reinforcement learning (GRP
 
     python training/finetune_rlvr.py --model my-chat-model --train_file questions.jsonl --reward my_rewards.py:score
 
-Records have a `prompt` (or `question`, `instruction`, `messages`) and what an answer is checked against: a number, a
-regular expression, or a Python function of yours, `function(answer, record)`. The number of an answer is the one marked
-by `####` or `\\boxed{}`, else its last one; 1,200, 1e-05, 3/4, $3.50 and 50% are read. Several answers are sampled for
-each prompt; those with a higher reward than the others become likelier. Start from a model that is sometimes right. The
-checkpoint with the highest reward on the validation set, by greedy answers, is kept; the test set is measured once. The
-same command resumes a stopped run.
+Records have a `prompt` (or `question`, `problem`, `messages`) and an `answer` (or `ground_truth`, `solution`), a number
+or a regular expression, that answers are checked against; or a Python function of yours does, `function(answer,
+record)`, with the record as it is in the file. `hf-tfm formats prompts` lists all forms. The number of an answer is the
+one marked by `####` or `\\boxed{}`, else its last one; 1,200, 1e-05, 3/4, $3.50 and 50% are read. Several answers are
+sampled for each prompt; those with a higher reward than the others become likelier. Start from a model that is
+sometimes right. The checkpoint with the highest reward on the validation set, by greedy answers, is kept; the test set
+is measured once. The same command resumes a stopped run.
 
 Needs TRL: pip install hf-tfm[align]
 """
@@ -28,7 +29,7 @@ from hf_tfm.core.errors import needs_extra
 from hf_tfm.data import chat
 from hf_tfm.tasks import chat_run
 from hf_tfm.tasks.fine_tune import train_and_report
-from hf_tfm.tasks.rewards import prompt_keys, read_verifiable_splits
+from hf_tfm.tasks.rewards import KINDS, prompt_keys, read_verifiable_splits
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
@@ -45,7 +46,8 @@ from hf_tfm.tasks.trl_trainers import VerifiedGRPOTrainer
 @dataclass
 class RlvrRecipe(chat_run.ChatRecipe):
     reward: str = field(default="number", metadata={"help": "number, pattern, or file.py:function."})
-    answer_field: str = field(default="answer", metadata={"help": "Field of a record with the number or the pattern."})
+    answer_field: str | None = field(default=None, metadata={"help": "Field of the number or the pattern."})
+    tools_field: str | None = field(default=None, metadata={"help": "Field of the tools that a model can call."})
     answers_per_prompt: int = field(default=8, metadata={"help": "Answers that are sampled and compared per prompt."})
     max_new_tokens: int = field(default=64, metadata={"help": "Length at which an answer is cut."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
@@ -83,12 +85,17 @@ def main(argv: list[str] | None = None) -> int:
     finetune.check_finetuning(args, recipe, IGNORED_ARGUMENTS)
     set_seed(args.seed)
 
-    splits = finetune.read_splits(recipe, args.seed, prompt_keys)
+    reading = recipe.reading("prompts", labelled=recipe.reward in KINDS)
+    splits = finetune.read_splits(recipe, args.seed, prompt_keys, reading)
     loaded = chat_run.load_chat_model(recipe, AutoModelForCausalLM)
     model, tokenizer, encoder = loaded.model, loaded.tokenizer, loaded.encoder
     room = loaded.max_length - recipe.max_new_tokens
-    verifiable = read_verifiable_splits(splits, encoder, recipe.reward, recipe.answer_field, room)
-    encoder([*verifiable["train"].prompts[0], {"role": "assistant", "content": "."}], splits["train"].places[0])
+    verifiable = read_verifiable_splits(splits, encoder, recipe.reward, room, recipe.skip_bad)
+    first = verifiable["train"].rows[0]
+    answer = {"role": "assistant", "content": "."}
+    encoder(
+        [*verifiable["train"].prompts[0], answer], splits["train"].places[first], splits["train"][first].get("tools")
+    )
     chat.stop_at(model, tokenizer, encoder.ends)
     if recipe.lora:
         model = add_adapter(model, recipe, "CAUSAL_LM", loaded.new_weights)

@@ -125,7 +125,8 @@ def encode_each(
     Yields number and encoding of each item.
 
     Args:
-        skip_bad: Leave out items that the chat template refuses, and append the reasons to `refused`.
+        encode: Raises `RefusedConversation` for an item that cannot be used.
+        skip_bad: Leave such items out, and append the reasons to `refused`.
 
     Raises:
         InputError: Some are refused, after all others were yielded; or all of them.
@@ -141,8 +142,8 @@ def encode_each(
         if len(refused) == 1:
             raise InputError(refused[0])
         listed = "".join(f"\n  {reason}" for reason in refused[:3]) + ("\n  …" if len(refused) > 3 else "")
-        advice = "" if skip_bad else "; mend them, or leave them out with --skip_bad"
-        raise InputError(f"{len(refused):,} of {len(items):,} conversations cannot be encoded{advice}:{listed}")
+        advice = "" if skip_bad or len(refused) == len(items) else "; mend them, or leave them out with --skip_bad"
+        raise InputError(f"{len(refused):,} of {len(items):,} records cannot be used{advice}:{listed}")
 
 
 def find_trained(tokens: Tokens, messages: Sequence[Message], train_on: str, place: str) -> list[bool]:

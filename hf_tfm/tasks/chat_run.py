@@ -13,6 +13,7 @@ from ..data.forms.jobs import JOBS
 from ..train import finetune
 from ..train.base_model import load_base_model, load_base_tokenizer
 from ..train.recipe import FinetuningRecipe
+from ..train.report import print_line
 
 
 @dataclass
@@ -80,3 +81,9 @@ def load_chat_model(
     ensure_chat_template(tokenizer, recipe.chat_template)
     max_length = finetune.resolve_max_length(recipe, model, tokenizer)
     return ChatModel(model, tokenizer, ChatEncoder(tokenizer, recipe.reasoning), new_weights, max_length, new_ids)
+
+
+def report_refused(split: str, refused: Sequence[str]) -> None:
+    """Print how many records of a split were refused, and the first reason."""
+    if refused:
+        print_line("note", f"{len(refused):,} {split} records are left out, the first because {refused[0]}")

@@ -14,6 +14,7 @@ from ..data.records import Records
 from ..train.custom_evaluation import MeasuredEvaluation
 from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.report import print_line
+from .chat_run import report_refused
 from .fine_tune import Measurement
 from .generation import generate_replies
 from .likelihood import estimate_loss, negative_log_likelihoods
@@ -50,12 +51,6 @@ def encode_splits(
             + ("" if encoder.reasoning else ": the chat template does not write it"),
         )
     return encoded
-
-
-def report_refused(split: str, refused: Sequence[str]) -> None:
-    """Print how many conversations of a split the chat template refused, and the first reason."""
-    if refused:
-        print_line("note", f"{len(refused):,} {split} conversations are left out, the first because {refused[0]}")
 
 
 def measure_replies(

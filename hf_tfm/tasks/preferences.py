@@ -14,64 +14,18 @@ from ..core.quiet import quiet
 from ..core.statistics import Estimate, proportion
 from ..data.batches import IGNORED
 from ..data.chat import ChatEncoder
-from ..data.chat_rows import ConversationCollator
-from ..data.conversations import Message, read_messages, read_prompt, text_of
+from ..data.chat_rows import ConversationCollator, encode_each
+from ..data.forms.preferences import SIDES
 from ..data.records import Records
 from ..train.report import print_line
+from .chat_run import report_refused
 from .fine_tune import Measurement
 from .likelihood import estimate_loss, negative_log_likelihoods
 
 
-SIDES = ("chosen", "rejected")
-
-
-class Pair(NamedTuple):
-    """The conversation so far, a better and a worse answer."""
-
-    prompt: list[Message]
-    chosen: str
-    rejected: str
-
-
-def read_pairs(records: Records) -> list[Pair]:
-    """
-    Read pairs from records with `prompt`, `chosen` and `rejected`.
-
-    `chosen` and `rejected` may also be conversations that differ in their last message only.
-
-    Raises:
-        InputError: a field is missing or blank, or a turn is malformed; the message names the record.
-    """
-    pairs = []
-    for record, place in zip(records, records.places):
-        for name in SIDES:
-            if name not in record:
-                fields = ", ".join(map(str, record)) or "nothing"
-                raise InputError(f"{place}: no field {name!r}, there are {fields}; give prompt, chosen and rejected")
-        chosen, rejected = (_read_answer(record[name], f"{place}: field {name!r}") for name in SIDES)
-        if chosen[:-1] != rejected[:-1]:
-            raise InputError(f"{place}: chosen and rejected answer different conversations; mend or drop this record")
-        prompt, context = read_prompt(record, place) if "prompt" in record else [], chosen[:-1]
-        prompt = context if context[: len(prompt)] == prompt else [*prompt, *context]
-        if not prompt:
-            raise InputError(f"{place}: nothing is asked; give a prompt, or the whole conversation in both answers")
-        pairs.append(Pair(prompt, chosen[-1]["content"], rejected[-1]["content"]))
-    return pairs
-
-
-def _read_answer(value: Any, place: str) -> list[Message]:
-    """Return the messages that end with an answer; a text is an answer without messages before it."""
-    if not isinstance(value, (list, tuple)):
-        return [{"role": "assistant", "content": text_of(value, place)}]
-    messages = read_messages(value, place)
-    if messages[-1]["role"] != "assistant":
-        raise InputError(f"{place}: ends with the {messages[-1]['role']}, not with an answer; mend or drop this record")
-    return messages
-
-
 def pair_keys(records: Records) -> list[str]:
     """Return a key of each record that records with the same prompt share."""
-    return [str(pair.prompt).casefold() for pair in read_pairs(records)]
+    return [str(record["prompt"]).casefold() for record in records]
 
 
 @dataclass
@@ -84,12 +38,14 @@ class EncodedPairs:
         numbers: the number of each row's pair.
         num_identical: pairs dropped because both answers are the same.
         num_too_long: pairs dropped because of the length of an answer.
+        refused: why pairs were refused by the chat template and skipped.
     """
 
     rows: list[dict[str, list[int]]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     num_identical: int = 0
     num_too_long: int = 0
+    refused: list[str] = field(default_factory=list)
 
     def labelled_rows(self, side: str) -> list[dict[str, list[int]]]:
         """Return `input_ids` and `labels` of the prompts with their `chosen` or `rejected` answers as labels."""
@@ -103,23 +59,27 @@ class EncodedPairs:
 
 
 def encode_pairs(
-    encoder: ChatEncoder, pairs: Sequence[Pair], places: Sequence[str], max_length: int, split: str = "the records"
+    encoder: ChatEncoder, records: Records, max_length: int, skip_bad: bool = False, split: str = "the records"
 ) -> EncodedPairs:
     """
     Encode pairs by the tokenizer's chat template, and drop those that teach nothing or are too long.
 
     Args:
+        records: `prompt`, `chosen` and `rejected` as messages, as forms of preferences give them.
+        skip_bad: leave out pairs that the chat template refuses.
         split: name for messages.
 
     Raises:
-        InputError: a conversation is malformed, or no pair remains.
+        InputError: a conversation is refused, or no pair remains.
     """
     encoded = EncodedPairs()
-    for number, (pair, place) in enumerate(zip(pairs, places)):
-        (prompt, chosen), (_, rejected) = (
-            encoder([*pair.prompt, {"role": "assistant", "content": text}], place).split()
-            for text in (pair.chosen, pair.rejected)
-        )
+
+    def encode(record: Mapping[str, Any], place: str) -> list[tuple[list[int], list[int]]]:
+        prompt, tools = record["prompt"], record.get("tools")
+        return [encoder([*prompt, *record[side]], place, tools).split() for side in SIDES]
+
+    for number, sides in encode_each(records, records.places, encode, skip_bad, encoded.refused):
+        (prompt, chosen), (_, rejected) = sides
         if chosen == rejected:
             encoded.num_identical += 1
         elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
@@ -129,20 +89,17 @@ def encode_pairs(
             encoded.numbers.append(number)
     if not encoded.rows:
         raise InputError(
-            f"max_length {max_length}: of {len(pairs)} pairs of {split} {encoded.num_too_long} are longer and "
+            f"max_length {max_length}: of {len(records)} pairs of {split} {encoded.num_too_long} are longer and "
             f"{encoded.num_identical} have the same answer twice, so none is left"
         )
     return encoded
 
 
 def encode_splits(
-    encoder: ChatEncoder,
-    pairs: Mapping[str, Sequence[Pair]],
-    splits: Mapping[str, Records],
-    max_length: int,
+    encoder: ChatEncoder, splits: Mapping[str, Records], max_length: int, skip_bad: bool
 ) -> dict[str, EncodedPairs]:
     """Return the encoded pairs of each split, and print how many there are and how many were dropped."""
-    encoded = {name: encode_pairs(encoder, pairs[name], splits[name].places, max_length, name) for name in splits}
+    encoded = {name: encode_pairs(encoder, records, max_length, skip_bad, name) for name, records in splits.items()}
     for name, split in encoded.items():
         print_line(name, f"{len(split.rows):,} pairs")
         for count, reason in (
@@ -151,6 +108,7 @@ def encode_splits(
         ):
             if count:
                 print_line("note", f"{count:,} {name} pairs {reason}, they are left out (max_length {max_length})")
+        report_refused(name, split.refused)
     return encoded
 
 

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import InputError
 from ..core.statistics import bootstrap, proportion
-from ..data.chat import ChatEncoder
-from ..data.conversations import Message, read_prompt
+from ..data.chat import ChatEncoder, RefusedConversation
+from ..data.chat_rows import encode_each
+from ..data.conversations import Message
 from ..data.records import Records
 from ..train.report import print_line
+from .chat_run import report_refused
 from .fine_tune import Measurement
 from .generation import Reply, generate_replies
 from .written_numbers import final_number, read_number
@@ -26,43 +28,38 @@ from .written_numbers import final_number, read_number
 Verifier = Callable[[str, int], float]
 
 
-def read_verifier(kind: str, records: Records, field: str) -> Verifier:
+# Kinds of rewards that check an answer against the record's own.
+KINDS = ("number", "pattern")
+
+
+def read_verifier(kind: str, records: Records, expected: Mapping[int, Any] | None = None) -> Verifier:
     """
     Return a function that rewards answers to the records.
 
     Args:
         kind: `number`: the number that the answer gives ([`final_number`]: a marked one, else the last) must be that of
-            the record's field ([`read_number`]). `pattern`: the field is a
-            regular expression that must match somewhere in the answer. `file.py:function`: a function of the user's,
-            called as `function(answer, record)`, returns the reward.
-        field: the record's field with the number or the pattern.
+            the record's answer ([`read_number`]). `pattern`: the record's answer is a regular expression that must
+            match somewhere in the answer. `file.py:function`: a function of the user's, called as
+            `function(answer, record)` with the record as it is in the file, returns the reward.
+        expected: what [`read_expected`] returns for the records that are used.
 
     Raises:
-        InputError: a record lacks the field, or it has no number or pattern, or there is no such function. The verifier
-            raises it when the function fails or returns no number.
+        InputError: a record's answer has no number or pattern, or there is no such function. The verifier raises it
+            when the function fails or returns no number.
     """
-    if kind == "number":
-        numbers = []
-        for value, place in zip(records.values(field, "answer_field"), records.places):
-            if (number := read_number(value)) is None:
-                raise InputError(
-                    f"{place}: field {field!r} is {value!r:.60}, not one number; write one, or mark it: #### 42"
-                )
-            numbers.append(number)
+    if kind in KINDS and expected is None:
+        expected = {row: read_expected(kind, records, row) for row in range(len(records))}
+    if kind == "number" and expected is not None:
+        numbers = expected
         return lambda answer, row: float(numbers[row].is_same(final_number(answer)))
-    if kind == "pattern":
-        patterns = []
-        for pattern, place in zip(records.texts(field, "answer_field"), records.places):
-            try:
-                patterns.append(re.compile(pattern))
-            except re.error as error:
-                raise InputError(f"{place}: field {field!r} is no regular expression: {error}") from None
+    if kind == "pattern" and expected is not None:
+        patterns = expected
         return lambda answer, row: float(patterns[row].search(answer) is not None)
     function = load_function(kind)
 
     def verify(answer: str, row: int) -> float:
         try:
-            reward = function(answer, dict(records[row]))
+            reward = function(answer, dict(records.rows[row]))
         except Exception as error:
             raise InputError(f"{kind}: fails on an answer to {records.places[row]}: {error!r}") from error
         if isinstance(reward, bool) or (isinstance(reward, (int, float)) and math.isfinite(reward)):
@@ -70,6 +67,30 @@ def read_verifier(kind: str, records: Records, field: str) -> Verifier:
         raise InputError(f"{kind}: gives {reward!r} for an answer to {records.places[row]}, not a number")
 
     return verify
+
+
+def read_expected(kind: str, records: Records, row: int) -> Any:
+    """
+    Return what an answer to a record is checked against: a number or a pattern; nothing for a function of the user's.
+
+    Raises:
+        RefusedConversation: the record's answer is neither.
+    """
+    if kind not in KINDS:
+        return None
+    value, place, name = records[row]["answer"], records.places[row], records.name_of("answer")
+    if kind == "number":
+        if (number := read_number(value)) is None:
+            raise RefusedConversation(
+                f"{place}: field {name!r} is {value!r:.60}, not one number; write one, or mark it: #### 42"
+            )
+        return number
+    if not isinstance(value, str) or not value:
+        raise RefusedConversation(f"{place}: field {name!r} is {value!r:.60}, not a regular expression")
+    try:
+        return re.compile(value)
+    except re.error as error:
+        raise RefusedConversation(f"{place}: field {name!r} is no regular expression: {error}") from None
 
 
 def load_function(location: str) -> Callable[[str, Mapping[str, Any]], Any]:
@@ -126,42 +147,58 @@ class VerifiablePrompts:
 
 def prompt_keys(records: Records) -> list[str]:
     """Return a key of each record that records with the same prompt share."""
-    return [str(read_prompt(record, place)) for record, place in zip(records, records.places)]
+    return [str(record["prompt"]) for record in records]
 
 
 def read_verifiable_splits(
-    splits: Mapping[str, Records], encoder: ChatEncoder, kind: str, field: str, max_tokens: int
+    splits: Mapping[str, Records], encoder: ChatEncoder, kind: str, max_tokens: int, skip_bad: bool = False
 ) -> dict[str, VerifiablePrompts]:
-    """Return the prompts of each split, and print how many there are and how many are too long."""
+    """Return the prompts of each split, and print how many there are and how many were left out."""
     verifiable = {}
     for name, records in splits.items():
-        split = read_verifiable_prompts(records, encoder, kind, field, max_tokens, name)
+        refused: list[str] = []
+        split = read_verifiable_prompts(records, encoder, kind, max_tokens, name, skip_bad, refused)
         print_line(name, f"{len(split.rows):,} questions")
-        if num_dropped := len(records) - len(split.rows):
+        if num_dropped := len(records) - len(split.rows) - len(refused):
             print_line("note", f"{num_dropped:,} {name} prompts are left out: longer than {max_tokens} tokens")
+        report_refused(name, refused)
         verifiable[name] = split
     return verifiable
 
 
 def read_verifiable_prompts(
-    records: Records, encoder: ChatEncoder, kind: str, field: str, max_tokens: int, split: str = "the records"
+    records: Records,
+    encoder: ChatEncoder,
+    kind: str,
+    max_tokens: int,
+    split: str = "the records",
+    skip_bad: bool = False,
+    refused: list[str] | None = None,
 ) -> VerifiablePrompts:
     """
     Return the prompts of the records, without those of more than `max_tokens` tokens.
 
     Args:
-        kind, field: as in [`read_verifier`].
+        kind: as in [`read_verifier`].
         split: name for messages.
+        skip_bad: leave out records that cannot be used, and append the reasons to `refused`.
 
     Raises:
-        InputError: a record has no prompt, or all are too long.
+        InputError: records cannot be used, or all are too long.
     """
-    verify = read_verifier(kind, records, field)
-    prompts = [read_prompt(record, place) for record, place in zip(records, records.places)]
-    ids = [encoder.prompt(prompt, place) for prompt, place in zip(prompts, records.places)]
-    rows = [row for row, prompt in enumerate(ids) if len(prompt) <= max_tokens]
+
+    def encode(row: int, place: str) -> tuple[Any, list[int]]:
+        expected = read_expected(kind, records, row)
+        return expected, encoder.prompt(records[row]["prompt"], place, records[row].get("tools"))
+
+    refused = [] if refused is None else refused
+    found = dict(encode_each(range(len(records)), records.places, encode, skip_bad, refused))
+    verify = read_verifier(kind, records, {row: expected for row, (expected, _) in found.items()})
+    rows = [row for row, (_, ids) in found.items() if len(ids) <= max_tokens]
     if not rows:
         raise InputError(
             f"{records.path}: no prompt of {split} is short enough to leave room for an answer: raise max_length"
         )
-    return VerifiablePrompts([prompts[row] for row in rows], [ids[row] for row in rows], rows, verify, kind)
+    return VerifiablePrompts(
+        [records[row]["prompt"] for row in rows], [found[row][1] for row in rows], rows, verify, kind
+    )

@@ -82,6 +82,10 @@ class _EpochSampler(RepeatSampler):
         self.generator.manual_seed(1_000_003 * self.seed + epoch)
 
 
+def _key(prompt: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    return tuple((message["role"], message["content"]) for message in prompt)
+
+
 class VerifiedGRPOTrainer(MeasuredEvaluation, _TrlMixin, GRPOTrainer):
     """
     GRPO with verifiable rewards (Shao et al. 2024), evaluated by greedy replies.
@@ -107,7 +111,12 @@ class VerifiedGRPOTrainer(MeasuredEvaluation, _TrlMixin, GRPOTrainer):
             answers = (messages[0]["content"].strip() for messages in completions)
             return [train.verify(answer, number) for answer, number in zip(answers, row)]
 
-        rows = [{"prompt": prompt, "row": row} for prompt, row in zip(train.prompts, train.rows)]
+        # A table of messages would give each message the fields of all others, so it has the texts alone.
+        prompts = [[{key: message[key] for key in ("role", "content")} for message in each] for each in train.prompts]
+        self.prompt_ids = dict(zip(map(_key, prompts), train.ids))
+        if any(self.prompt_ids[_key(prompt)] != ids for prompt, ids in zip(prompts, train.ids)):
+            raise InputError("some prompts differ in their tools or calls of tools alone: leave the others out")
+        rows = [{"prompt": prompt, "row": row} for prompt, row in zip(prompts, train.rows)]
         super().__init__(
             *args,
             reward_funcs=reward,
@@ -142,7 +151,7 @@ class VerifiedGRPOTrainer(MeasuredEvaluation, _TrlMixin, GRPOTrainer):
         return f"{total:,} of {each}, {per_epoch:,} an epoch{of_all}"
 
     def _tokenize_prompts(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [self.encoder.prompt(prompt, "prompt") for prompt in prompts], None, {}
+        return [self.prompt_ids[_key(prompt)] for prompt in prompts], None, {}
 
     def _get_train_sampler(self, dataset: Any = None) -> _EpochSampler:
         stock = super()._get_train_sampler(dataset)

@@ -275,7 +275,7 @@ def test_refused_conversations_are_listed_or_skipped():
     encoder = ChatEncoder(own_tokenizer())
     records = records_of(TALK, TALK[1:], TALK[:1] * 2)
     records.places = ["line 1", "line 2", "line 3"]
-    with pytest.raises(InputError, match=r"2 of 3 conversations.*--skip_bad:\n  line 2: .*\n  line 3: malformed"):
+    with pytest.raises(InputError, match=r"2 of 3 records.*--skip_bad:\n  line 2: .*\n  line 3: malformed"):
         encode_conversations(encoder, records, 200)
     found = encode_conversations(encoder, records, 200, skip_bad=True)
     assert found.numbers == [0] and len(found.refused) == 2

@@ -325,8 +325,11 @@ REFUSED = [
         {"instruction": "Why?", "output": "So.", "history": ["Hi"]},
         "something else than pairs of a question and its answer",
     ),
-    ({"prompt": "Why?", "completion": "So.", "label": False}, "unpaired preferences.*--ignore_fields label"),
-    ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, "no field 'response'"),
+    (
+        {"prompt": "Why?", "completion": "So.", "label": False},
+        "unpaired preferences.*KTOTrainer.*--ignore_fields label",
+    ),
+    ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, "which finetune_preference reads"),
     ({"text": "<|user|>Why?"}, "its fields are text.*hf-tfm formats chat"),
 ]
 

@@ -21,9 +21,11 @@ from transformers import (
 
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.data.chat import ChatEncoder
+from hf_tfm.data.forms.form import Reading
+from hf_tfm.data.forms.reader import read_rows
 from hf_tfm.data.records import Records
 from hf_tfm.data.tokenizer import train_tokenizer
-from hf_tfm.tasks.preferences import encode_pairs, read_pairs
+from hf_tfm.tasks.preferences import encode_pairs
 
 
 pytest.importorskip("trl")
@@ -89,30 +91,42 @@ def log_likelihoods(model, tokenizer, pairs: list[dict], which: str) -> torch.Te
     return torch.stack(sums)
 
 
-def test_pairs_of_three_formats_are_equal():
-    user, other = {"role": "user", "content": "why?"}, {"role": "user", "content": "and?"}
-    good, bad = {"role": "assistant", "content": "so."}, {"role": "assistant", "content": "dunno"}
-    records = [
-        {"prompt": "why?", "chosen": "so.", "rejected": "dunno"},
-        {"prompt": [user], "chosen": [good], "rejected": [bad]},
-        {"prompt": [user], "chosen": [user, good], "rejected": [user, bad]},
-        {"chosen": [user, good], "rejected": [user, bad]},
-    ]
-    found = read_pairs(Records(records, ["x"] * 4, "x"))
-    assert found == [([user], "so.", "dunno")] * 4
-    [long] = read_pairs(
-        Records([{"chosen": [user, bad, other, good], "rejected": [user, bad, other, bad]}], ["x"], "x")
-    )
-    assert long == ([user, bad, other], "so.", "dunno")
-
-
 def test_useless_pairs_are_dropped_and_counted():
     encoder = ChatEncoder(train_tokenizer(kind="bytes"))
-    records = [pair(1), {**pair(2), "rejected": pair(2)["chosen"]}, {**pair(3), "rejected": "no " * 30}]
-    found = encode_pairs(encoder, read_pairs(Records(records, ["x"] * 3, "x")), ["x"] * 3, 64)
-    assert (found.num_identical, found.num_too_long, found.numbers) == (1, 1, [0])
+    rows = [pair(1), {**pair(2), "rejected": pair(2)["chosen"]}, {**pair(3), "rejected": "no " * 30}]
+    records = read_rows(rows, Reading("preferences"))
+    assert len(records) == 2 and "both answers are the same" in records.reports[0].left_out
+    found = encode_pairs(encoder, records, 64)
+    assert (found.num_too_long, found.numbers) == (1, [0])
     end = encoder.tokenizer.eos_token_id
     assert found.rows[0]["chosen_ids"][-1] == found.rows[0]["rejected_ids"][-1] == end
+    talk = {"prompt": [{"role": "user", "content": "x"}], "chosen": [], "rejected": []}
+    thoughts = [{"role": "assistant", "content": "y", "reasoning_content": text} for text in ("a", "b")]
+    same = Records([{**talk, "chosen": thoughts[:1], "rejected": thoughts[1:]}, records[0]], ["x"] * 2, "x")
+    assert encode_pairs(ChatEncoder(encoder.tokenizer, "drop"), same, 64).num_identical == 1
+
+
+def test_whole_dialogues_train_the_last_answers_alone(bases, tmp_path, capsys):
+    """HH-RLHF's texts, one of which the template refuses."""
+    start = "\n\nHuman: hi\n\nAssistant: hello"
+    rows = [
+        {"chosen": f"{start}\n\nHuman: {p['prompt']}\n\nAssistant: {p['chosen']}",
+         "rejected": f"{start}\n\nHuman: {p['prompt']}\n\nAssistant: {p['rejected']}"}
+        for p in map(pair, range(1, 13)) if p["chosen"][:3] != p["rejected"][:3]
+    ]  # fmt: skip
+    rows.append({side: text.replace("\n\nAssistant: hello", "") for side, text in rows[0].items()})
+    file = write(tmp_path / "train.jsonl", rows)
+    argv = arguments(
+        bases / "ours", tmp_path, tmp_path / "run", train_file=file, validation_file=None, test_file=None,
+        validation_fraction=0.3, max_steps=1, max_length=64, num_train_epochs=None,
+    )  # fmt: skip
+    assert finetune_preference.main(argv) == 2
+    assert "expected assistant" in capsys.readouterr().err
+    assert finetune_preference.main([*argv, "--skip_bad", "true"]) == 0
+    shown = capsys.readouterr().out
+    assert "form dialogues" in " ".join(shown.split()) and "records are left out, the first because" in shown
+    example = next(line for line in shown.splitlines() if line.startswith("chosen"))
+    assert "<|user|>hi<|end|><|assistant|>hello<|eos|><|user|>say" in example and "⟦hello" not in example
 
 
 @pytest.mark.parametrize(("base", "lora"), [("ours", False), ("ours", True), ("llama", False)])
@@ -210,14 +224,14 @@ def test_a_stopped_run_resumes_to_the_same_bits(bases, files, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("bad", "complaint"),
     [
-        ({"prompt": "x", "chosen": "y"}, "line 3: no field 'rejected', there are prompt, chosen"),
+        ({"prompt": "x", "chosen": "y"}, "line 3: field 'rejected' is missing"),
         ({"prompt": "x", "chosen": "y", "rejected": " "}, "line 3: field 'rejected' is blank"),
-        ({"prompt": "x", "chosen": float("nan"), "rejected": "y"}, "line 3: field 'chosen' is nan, not text"),
-        ({"prompt": None, "chosen": "x", "rejected": "y"}, "line 3: field 'prompt' is missing"),
+        ({"prompt": "x", "chosen": float("nan"), "rejected": "y"}, "line 3: field 'chosen' is nan"),
+        ({"prompt": None, "chosen": "x", "rejected": "y"}, "line 3: nothing is asked"),
         ({"chosen": "x", "rejected": "y"}, "line 3: nothing is asked"),
         (
             {"prompt": "x", "chosen": "y", "rejected": [{"role": "user", "content": "y"}]},
-            "line 3: field 'rejected': ends with the user, not with an answer",
+            "line 3: field 'rejected' ends with the user, not with an answer",
         ),
     ],
 )
@@ -256,4 +270,4 @@ def test_the_recipe_has_valid_fields():
     script, _ = parse_recipe(
         [str(recipe)], finetune_preference.PreferenceRecipe, finetune_preference.PreferenceArguments
     )
-    assert (recipe.parents[2] / script.train_file).is_file() and script.mode == "dpo"
+    assert all((recipe.parents[2] / file).is_file() for file in script.train_file) and script.mode == "dpo"

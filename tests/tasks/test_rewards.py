@@ -40,12 +40,12 @@ def test_rewards_of_three_kinds(tmp_path):
         ["a", "b"],
         "x",
     )
-    number = read_verifier("number", records.subset([0]), "answer")
+    number = read_verifier("number", records.subset([0]))
     assert [number(text, 0) for text in ("24", "it is 24.0", "42", "")] == [1.0, 1.0, 0.0, 0.0]
-    pattern = read_verifier("pattern", records.subset([1]), "answer")
+    pattern = read_verifier("pattern", records.subset([1]))
     assert [pattern(text, 0) for text in ("yes, it is", "yesterday", "no")] == [1.0, 0.0, 0.0]
     (tmp_path / "mine.py").write_text(FUNCTION)
-    own = read_verifier(f"{tmp_path}/mine.py:score", records, "answer")
+    own = read_verifier(f"{tmp_path}/mine.py:score", records)
     assert [own("abc", 0), own("abc", 1)] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
 
 
@@ -67,7 +67,7 @@ def test_impossible_rewards_are_refused(tmp_path, kind, complaint):
     (tmp_path / "broken.py").write_text("def score(")
     records = Records([{"answer": "1"}, {"answer": "("}], ["line 1", "line 2"], "x")
     with pytest.raises(InputError, match=complaint):
-        read_verifier(kind.format(tmp_path), records, "answer")("so", 0)
+        read_verifier(kind.format(tmp_path), records)("so", 0)
 
 
 def test_test_sums_occur_in_no_other_split(tmp_path):
@@ -190,8 +190,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(base, files, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        (dict(answer_field="solution"), "line 1: no field 'solution'"),
-        (dict(reward="number"), "line 1: field 'answer' is '[a-f]', not one number"),
+        (dict(answer_field="solution"), "no field 'solution' (--answer_field), there are prompt, answer, letters"),
         (dict(max_length=8), "no prompt of train is short enough"),
         (dict(answers_per_prompt=5), "GRPOConfig: generation_batch_size (32) must be divisible by"),
         (dict(metric_for_best_model="loss"), "must be one of reward"),
@@ -209,12 +208,66 @@ def test_bad_settings_are_refused(base, files, tmp_path, capsys, changes, compla
     assert shown.startswith("error: ") and shown.count("\n") == 1 and complaint in shown
 
 
+def test_answers_that_cannot_be_checked_are_listed_or_skipped(base, files, tmp_path, capsys):
+    """GSM8K's questions, two of which have no number, with a system prompt of their own."""
+    rows = [{"question": f"say {number}", "answer": f"so\n#### {number}", "system": "be short"} for number in range(8)]
+    rows[2]["answer"] = rows[5]["answer"] = "none"
+    file, out = write(tmp_path / "train.jsonl", rows), tmp_path / "run"
+    argv = arguments(
+        base,
+        files,
+        out,
+        train_file=file,
+        validation_file=file,
+        test_file=None,
+        reward="number",
+        max_steps=1,
+        max_length=64,
+    )
+    assert finetune_rlvr.main(argv) == 2
+    shown = capsys.readouterr().err
+    assert "2 of 8 records cannot be used; mend them, or leave them out with --skip_bad:" in shown
+    assert "line 3: field 'answer' is 'none', not one number" in shown and "line 6: field 'answer'" in shown
+    assert finetune_rlvr.main([*argv, "--skip_bad", "true"]) == 0
+    shown = capsys.readouterr().out
+    assert "6 questions" in shown and "2 train records are left out" in shown
+    assert "<|system|>be short<|end|><|user|>say 0" in shown
+    assert finetune_rlvr.main(arguments(base, files, tmp_path / "other", reward="number")) == 2
+    shown = capsys.readouterr().err
+    assert "32 of 32 records" in shown and "--skip_bad" not in shown
+
+
+@pytest.mark.parametrize("tools_differ", [False, True])
+def test_prompts_with_tools_are_sampled_with_them(tmp_path, files, tools_differ, capsys):
+    folder = tmp_path / "base"
+    ids = dict(initializer_range=0.05, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    build("TfmDecoderForCausalLM", max_position_embeddings=512, **ids).save_pretrained(folder)
+    train_tokenizer(kind="bytes").save_pretrained(folder)
+    calls = [{"type": "function", "function": {"name": "look", "arguments": {"at": 1}}}]
+    talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    talk.append({"role": "tool", "content": "found"})
+    rows = [
+        {"prompt": [*talk, {"role": "tool", "content": str(number)}], "answer": "[a-f]", "tools": [{"name": "look"}]}
+        for number in range(8)
+    ]
+    if tools_differ:
+        rows[1] = {**rows[0], "tools": [{"name": "find"}]}
+    file = write(tmp_path / "train.jsonl", rows)
+    argv = arguments(folder, files, tmp_path / "run", train_file=file, validation_file=file, test_file=None,
+                     max_steps=1, max_length=400)  # fmt: skip
+    if tools_differ:
+        assert finetune_rlvr.main(argv) == 2 and "differ in their tools" in capsys.readouterr().err
+    else:
+        assert finetune_rlvr.main(argv) == 0
+        assert '<tools>⏎{"type": "function", "function": {"name": "look"}}⏎</tools>' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("bad", "complaint"),
     [
-        ({"answer": "x"}, "line 2: fields are answer; give prompt, instruction, question or messages"),
+        ({"answer": "x"}, "line 2: field 'prompt' is missing"),
         ({"prompt": " ", "answer": "x"}, "line 2: field 'prompt' is blank"),
-        ({"prompt": [{"role": "user"}], "answer": "x"}, "line 2: prompt: message 1"),
+        ({"prompt": [{"role": "user"}], "answer": "x"}, "line 2: a message has no content (message 1)"),
         ({"prompt": "x", "answer": None}, "line 2: field 'answer' is null"),
     ],
 )

@@ -16,6 +16,8 @@ from . import (  # noqa: F401
     classes,
     inline_tags,
     pairs,
+    preferences,
+    prompts,
     questions,
     tag_columns,
     tag_spans,

@@ -4,17 +4,13 @@ import json
 from typing import Any
 
 from ..tables import BadRow
-from .form import FormRow, Record, Sample, explains, is_missing, rows
-from .turns import conversation, is_turns, parse, read_calls, read_prompt, read_turns
+from .form import FormRow, Record, is_missing, rows
+from .turns import UNPAIRED, conversation, is_turns, parse, read_calls, read_prompt, read_turns
 
 
 _SYSTEM = {"system": ("system", "system_prompt"), "tools": ("tools", "functions")}
 _MESSAGES = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns", "data")
 _USER, _ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
-_UNPAIRED = (
-    "the label is true or false: these are unpaired preferences (KTO), which no script here trains on; TRL's "
-    "KTOTrainer does"
-)
 
 
 @rows(
@@ -226,7 +222,10 @@ def read_query_and_calls(row: FormRow) -> Record:
 )
 def read_prompt_and_response(row: FormRow) -> Record:
     if isinstance(row.row.get("label"), bool) and "label" not in row.sample.reading.options.ignore_fields:
-        raise BadRow(f"{_UNPAIRED}; train on all answers with {row.sample.reading.option('ignore_fields')} label")
+        raise BadRow(
+            f"the label is true or false, as in {UNPAIRED}; "
+            f"{row.sample.reading.option('ignore_fields')} label trains on all answers"
+        )
     messages = read_prompt(row)
     for message in messages if is_turns(row["prompt"]) else []:
         if message["role"] == "assistant" and "weight" not in message:
@@ -247,13 +246,3 @@ def read_response(row: FormRow) -> list[dict[str, Any]]:
         if name in row.row and name not in row.names.values() and not is_missing(row.row[name]):
             turn[name] = row.raw(name)
     return read_turns([turn], row)
-
-
-@explains("preferences")
-def explain_unpaired(sample: Sample) -> str | None:
-    """KTO's records: one answer with a label."""
-    has_answer = any(name in sample.columns for name in ("completion", "response", "messages", "answer"))
-    labels = [row.get("label") for row in sample.rows if "label" in row]
-    if has_answer and labels and all(isinstance(label, bool) or str(label) in ("0", "1") for label in labels):
-        return _UNPAIRED.replace("the label is true or false: ", "one answer with a label each: ")
-    return None

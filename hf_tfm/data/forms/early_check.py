@@ -91,7 +91,9 @@ def find_mistake(script: Path, arguments: Sequence[str]) -> None:
             if script.stem == "evaluate_retrieval" and is_beir(Path(files[0])):
                 continue
             split = option.removesuffix("_file") if option in _SPLITS else "train"
-            check_files(files, _job(job, settings), settings, split)
+            # A reward function of the user's needs no answer in the records.
+            labelled = _one(settings.get("reward", "number")) in ("number", "pattern") or job != "prompts"
+            check_files(files, _job(job, settings), settings, split, labelled)
 
 
 @_answer

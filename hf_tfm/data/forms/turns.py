@@ -27,6 +27,7 @@ _REASONING = "reasoning_content"
 # Fields that change what is trained in a way that is not known here.
 _REFUSED_KEYS = ("train_detail", "training_detail", "loss_scale", "images", "image", "audio", "audios", "videos")
 _TEXT_TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+UNPAIRED = "unpaired preferences (KTO, an answer with a label each), which no script here reads; TRL's KTOTrainer does"
 _NO_ANSWER = "no message of the assistant, so nothing to train on"
 _BLANK_INPUTS = ("<noinput>", "noinput", "<no input>")
 
