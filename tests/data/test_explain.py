@@ -21,6 +21,7 @@ QUESTION = {"question": "Who?", "context": "Ann sings.", "answers": {"text": ["A
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 PAIR = {"premise": "It rains.", "hypothesis": "It is wet.", "label": "entailment"}
 SCORES = "good film\t1\nbad film\t0\nso so\t1\n"
+QUORA = "".join(f"{n % 2}\tHow do I do this {n}?\tHow can I do that {n}?\t{n}\n" for n in range(5))
 LISTS = json.dumps({"one": [PAIR], "two": [PAIR]}, indent=1)
 
 # Script, file, its content, options, and a part of the message. The advice is taken from the message itself.
@@ -28,6 +29,8 @@ CASES = {
     "no header": ("classification", "a.csv", NEWS, "", "the first row looks like data"),
     "no header, names given": ("classification", "a.csv", NEWS, "--text_field review", "looks like data"),
     "no header, two columns": ("classification", "a.tsv", SCORES, "", "looks like data"),
+    "no header, pairs": ("classification", "a.tsv", QUORA, "", "--columns label text text_pair column4 names"),
+    "no header, scores": ("embeddings", "a.tsv", QUORA, "", "--columns score text text_pair column4 names"),
     "separator": ("classification", "a.csv", "text;label\na;b;c\nd;e\nf;g\n", "--skip_bad", "there is one column"),
     "field": ("classification", "a.csv", "sentence,label\na,b\n", "--text_field sentense", "did you mean 'sentence'"),
     "no such field": ("classification", "a.csv", "words_of_it,label\na,b\n", "", "no field 'text' (--text_field"),
@@ -91,3 +94,23 @@ def test_a_header_that_is_read_as_data_is_said(tmp_path):
     options = ReadingOptions(columns=("text", "label"))
     [report] = read_records(tmp_path / "a.csv", Reading("classification", options=options)).reports
     assert any("first row looks like a header" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", ["babi.txt", "notes.md"])
+def test_text_for_a_job_without_forms_of_text_is_called_text(tmp_path, name):
+    """It was said to be of an unknown kind, whose name must end in .txt."""
+    (tmp_path / name).write_text("1 Ann is a cat.\n2 Who is a cat?\tAnn\t1\n")
+    message = find_mistake(TRAINING / "finetune_qa.py", ["--train_file", str(tmp_path / name)])
+    assert message.endswith("is plain text, which has no form of questions; `hf-tfm formats questions` lists the forms "
+                            "that can be read")  # fmt: skip
+
+
+def test_all_missing_fields_of_the_nearest_form_are_named(tmp_path):
+    """A form that needs columns of 0 and 1 besides is not near to a file without them."""
+    path = tmp_path / "a.tsv"
+    path.write_text("text_other\tcoarse_label\tfine_label\na b\tx\ty\nc d\tx\tz\n")
+    script = TRAINING / "finetune_classification.py"
+    message = find_mistake(script, ["--train_file", str(path)])
+    assert "no field 'text' (--text_field names it) and no field 'label' (--label_field names it)" in message
+    names = ["--text_field", "text_other", "--label_field", "fine_label"]
+    assert find_mistake(script, ["--train_file", str(path), *names]) is None

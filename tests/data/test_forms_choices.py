@@ -212,3 +212,27 @@ def test_fields_of_any_name():
     rows = [{"ask": "2 + 2?", "one": "3", "two": "4", "key": 1}]
     names = {"question": "ask", "options": ["one", "two"], "answer": "key"}
     assert read_rows(rows, Reading("choices", names)) == [{"question": "2 + 2?", "options": ["3", "4"], "answer": 1}]
+
+
+@pytest.mark.parametrize("labels", ["ABC", "123"])
+def test_options_at_the_end_of_the_question(tmp_path, labels):
+    """ARC's CSV and QuaRel write the options into the question; the answer is their letter or number."""
+    one, two, three = labels
+    text = f'question,AnswerKey\n"A car (red, hot) stops. Why? ({one}) ice, snow ({two}) no (more) fuel",{two}\n'
+    text += f"Who? ({one}) Ann ({two}) Bob ({three}) Eve,{three}\n"
+    (tmp_path / "train.csv").write_text(text)
+    assert list(read_records(tmp_path / "train.csv", Reading("choices"))) == [
+        {"question": "A car (red, hot) stops. Why?", "options": ["ice, snow", "no (more) fuel"], "answer": 1},
+        {"question": "Who?", "options": ["Ann", "Bob", "Eve"], "answer": 2},
+    ]
+    (tmp_path / "train.csv").write_text(text + f"Who? ({two}) Ann ({one}) Bob,{one}\n")
+    with pytest.raises(InputError, match=r"line 4: the question has no options \(A\) … \(B\) …"):
+        read_records(tmp_path / "train.csv", Reading("choices"))
+
+
+def test_an_answer_index_counts_from_0():
+    rows = [{"question": "2 + 2? (A) 3 (B) 4", "answer_index": 1}, {"question": "1? (A) 1 (B) 4", "answer_index": 0}]
+    assert read_rows(rows, Reading("choices")) == [
+        {"question": "2 + 2?", "options": ["3", "4"], "answer": 1},
+        {"question": "1?", "options": ["1", "4"], "answer": 0},
+    ]

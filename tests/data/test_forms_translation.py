@@ -111,3 +111,13 @@ def test_tmx(tmp_path):
     path.write_text("<tmx><body><tu>")
     with pytest.raises(InputError, match="broken XML"):
         read_records(path, Reading("translation"))
+
+
+def test_a_list_of_one_translation(tmp_path):
+    """As doccano writes it; of several the right one cannot be known."""
+    rows = [{"text": "Hello!", "label": ["Hallo!"]}, {"text": "Bye.", "label": ["Tschüss."]}]
+    reading = Reading("translation", {"target": "label"})
+    expected = [{"source": row["text"], "target": row["label"][0]} for row in rows]
+    assert list(read_rows(rows, reading)) == expected
+    with pytest.raises(InputError, match="row 3: field 'label' is a list of 2 translations, not of one"):
+        read_rows([*rows, {"text": "Bye.", "label": ["Tschüss.", "Ade."]}], reading)

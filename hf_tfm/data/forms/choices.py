@@ -214,6 +214,31 @@ def read_options_by_field(row: FormRow) -> Record:
 
 @rows(
     "choices",
+    "options-in-question",
+    "a question whose text ends in its options, (A) … (B) …, as in ARC's CSV and QuaRel",
+    {"question": _QUESTION, "answer": _ANSWER},
+    shape=lambda values: bool(_split_question(values["question"])[1]),
+    example={"ARC.csv": "question,AnswerKey\n2 + 2? (A) 3 (B) 4,B\n"},
+    gives=[{"question": "2 + 2?", "options": ["3", "4"], "answer": 1}],
+)
+def read_options_in_question(row: FormRow) -> Record:
+    question, options, labels = _split_question(row.text("question"))
+    if not options:
+        raise BadRow("the question has no options (A) … (B) …", f"{row['question']!r:.40}")
+    return with_answer(row, {"question": question, "options": options}, labels)
+
+
+def _split_question(text: str) -> tuple[str, list[str], list[str]]:
+    """Returns a question, its options and their letters or numbers, which must count from (A) or (1)."""
+    question, *parts = re.split(r"\(([A-H]|[1-8])\)", text)
+    labels, options = parts[::2], [option.strip() for option in parts[1::2]]
+    if "".join(labels) not in ("ABCDEFGH"[: len(labels)], "12345678"[: len(labels)]) or len(labels) < 2:
+        return text, [], []
+    return (question.strip(), options, labels) if question.strip() and all(options) else (text, [], [])
+
+
+@rows(
+    "choices",
     "distractors",
     "SciQ's question with the right answer and distractors; the options are sorted by the alphabet",
     {"question": _QUESTION, "answer": ("correct_answer",)},

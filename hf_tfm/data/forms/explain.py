@@ -151,7 +151,9 @@ def _wanted(sample: Sample) -> list[str]:
     reading, nearest = sample.reading, dict[bool, tuple[list[str], Form]]()
     for form in forms_of(reading.job):
         lacking = _lacking(form, sample)
-        if form.content != "rows" or not form.fields or (form.recognise is not None and not lacking):
+        if form.content != "rows" or not form.fields:
+            continue
+        if form.recognise is not None and not (lacking and form.recognise(sample)):
             continue  # with a function of its own, a form may lack more than fields
         if bool(lacking) not in nearest or len(lacking) <= len(nearest[bool(lacking)][0]):
             nearest[bool(lacking)] = (lacking, form)
@@ -194,18 +196,23 @@ def _suggest_columns(sample: Sample) -> list[str]:
     """
     Names for the columns of a table without a header, in their order.
 
-    In classification the longest texts are the text, and the column with the fewest values is the label; elsewhere the
-    fields of the job stand in the order of their declaration.
+    In classification and for pairs the longest texts are the text, others that are nearly as long the second one, and
+    the column with the fewest values is the label or score; elsewhere the fields of the job stand in their order.
     """
     reading, columns = sample.reading, list(sample.columns)
     needed = [name for name in JOBS[reading.job].fields if reading.requires(name)]
-    names = [_as_text(reading.names.get(name, name)) for name in needed]
-    if reading.job != "classification" or len(columns) < 2:
-        return names if len(names) == len(columns) else [f"NAME{number}" for number in range(1, len(columns) + 1)]
+    names = {name: _as_text(reading.names.get(name, name)) for name in needed}
+    if not {"text", "text_pair"} <= set(names) or len(columns) < 2:
+        numbered = [f"NAME{number}" for number in range(1, len(columns) + 1)]
+        return list(names.values()) if len(names) == len(columns) else numbered
     cells = {column: [str(row.get(column)) for row in sample.rows] for column in columns}
-    text = max(columns, key=lambda column: sum(map(len, cells[column])))
-    label = min((column for column in columns if column != text), key=lambda column: len(set(cells[column])))
-    chosen = {text: names[0], label: names[-1] if len(names) > 1 else "label"}
+    lengths = {column: sum(map(len, cells[column])) for column in columns}
+    text, second, *_ = sorted(columns, key=lambda column: -lengths[column])
+    has_pair = reading.job == "pairs" or (len(columns) > 2 and 2 * lengths[second] >= lengths[text])
+    texts = sorted((text, second), key=columns.index) if has_pair else [text]
+    chosen = {column: names[name] for column, name in zip(texts, ("text", "text_pair"))}
+    if others := [column for column in columns if column not in texts]:
+        chosen[min(others, key=lambda column: len(set(cells[column])))] = names.get("label") or names["score"]
     return [chosen.get(column, f"column{number}") for number, column in enumerate(columns, 1)]
 
 

@@ -84,7 +84,17 @@ JOBS: dict[str, Job] = {
             "options": Field("options_fields", ("choices", "endings", "answers", "candidates")),
             "answer": Field(
                 "answer_field",
-                ("label", "answerKey", "answer_key", "answer_idx", "correct_answer_id", "correct", "gold", "cop"),
+                (
+                    "label",
+                    "answerKey",
+                    "answer_key",
+                    "answer_idx",
+                    "answer_index",
+                    "correct_answer_id",
+                    "correct",
+                    "gold",
+                    "cop",
+                ),
                 _LABEL,
             ),
         },

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ...core.errors import InputError
 from ...core.package_data import find_packaged
-from ..files import TABLES, DataFile, list_files, named_split
+from ..files import PLAIN_TEXT, TABLES, DataFile, list_files, named_split
 from ..plain_text import open_lines
 from ..records import Records
 from ..tables import BadRow, Table, open_table
@@ -182,6 +182,8 @@ class RecordReader:
             is_split = place.is_dir() and any(named_split(file.relative_to(place)) for file in place.rglob("*"))
             suffixes = {*TABLES, *(suffix for form in self._forms() for suffix in form.suffixes)}
             suffixes |= {".txt"} if self._reads_lines else set()
+            if not place.is_dir():
+                suffixes |= {*PLAIN_TEXT}  # a text file that has no form of the job is explained
             for file in list_files(location, self.split if is_split else "train", suffixes):
                 with ExitStack() as stack:
                     yield self._open(file, stack)

@@ -212,7 +212,15 @@ def _languages(sample: Sample) -> list[str]:
 )
 def read_source_and_target(row: FormRow) -> Record:
     record: Record = {"source": row.text("source")}
-    return {**record, "target": row.text("target")} if row.sample.reading.labelled else record
+    return {**record, "target": _read_target(row)} if row.sample.reading.labelled else record
+
+
+def _read_target(row: FormRow) -> str:
+    """The translation; doccano and collections of references write a list of them, which must have one."""
+    value, where = row["target"], f"field {row.names['target']!r}"
+    if isinstance(value, list) and len(value) != 1:
+        raise BadRow(f"{where} is a list of {len(value)} translations, not of one")
+    return check_text(value[0] if isinstance(value, list) else value, where)
 
 
 @rows(
