@@ -196,9 +196,11 @@ def carve(
         for group in stratum[: min(round(fraction * len(stratum)), len(stratum) - 1)]:
             carved.update(group)
     if not carved:
+        too_few = "1 record is too few" if len(records) == 1 else f"{len(records)} records are too few"
+        can_carve = any(len(stratum) > 1 for stratum in by_stratum.values())
         raise InputError(
-            f"{records.path}: {len(records)} records are too few to carve {fraction:.0%} out for validation: give a "
-            "--validation_file or a larger --validation_fraction"
+            f"{records.path}: {too_few} to carve {fraction:.0%} out for validation: give a --validation_file"
+            + (" or a larger --validation_fraction" if can_carve else "")
         )
     remaining = (number for number in range(len(records)) if number not in carved)
     return records.subset(remaining), records.subset(sorted(carved))

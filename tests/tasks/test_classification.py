@@ -558,6 +558,22 @@ def test_models_whose_positions_start_behind_padding_take_fewer_tokens(kind):
         model(input_ids=torch.cat([ids, ids[:, :1]], 1), attention_mask=torch.ones(1, ids.shape[1] + 1))
 
 
+@pytest.mark.parametrize(
+    ("keys", "strata", "message"),
+    [
+        ("a", None, "1 record is too few to carve 10% out for validation: give a --validation_file$"),
+        ("abc", "xyz", "3 records are too few .* give a --validation_file$"),
+        ("abc", "xxz", "3 records are too few .* or a larger --validation_fraction$"),
+    ],
+)
+def test_a_larger_share_is_advised_only_where_it_works(keys, strata, message):
+    records = Records([{"text": key} for key in keys], ["a.jsonl, line 1"] * len(keys), "a.jsonl")
+    with pytest.raises(InputError, match=message):
+        carve(records, 0.1, 0, keys, strata)
+    if message.endswith("fraction$"):
+        assert len(carve(records, 0.5, 0, keys, strata)[1]) == 1
+
+
 def test_a_carved_validation_set_has_its_share_of_each_label_and_no_copies():
     labels = ["rare"] * 2 + ["some"] * 20 + ["many"] * 200
     records = records_of(*labels)
