@@ -75,7 +75,7 @@ def test_used_and_unused_fields_are_reported(tmp_path):
     [report] = read_records(path, Reading("classification")).reports
     assert report.used == {"sentence", "label"} and report.unused == {"id", "split"}
     text = "\n".join(report.lines())
-    assert "1 rows → 1 records" in text and "not used: id, split" in text and "--text_field" in text
+    assert "1 row → 1 record" in text and "not used: id, split" in text and "--text_field" in text
 
 
 def test_a_wrong_field_name_is_answered_with_the_nearest_one(tmp_path):

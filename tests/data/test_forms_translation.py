@@ -107,7 +107,7 @@ def test_tmx(tmp_path):
         read_records(path, Reading("translation"))
     records = read_records(path, Reading("translation", {"source": "fr", "target": "en"}))
     assert list(records) == [{"source": "Anne chante.", "target": "Ann sings."}]
-    assert "2 rows → 1 records; left out: 1 × no text in fr" in records.reports[0].lines()[0]
+    assert "2 rows → 1 record; left out: 1 × no text in fr" in records.reports[0].lines()[0]
     path.write_text("<tmx><body><tu>")
     with pytest.raises(InputError, match="broken XML"):
         read_records(path, Reading("translation"))

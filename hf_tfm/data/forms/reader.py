@@ -95,7 +95,7 @@ class FileReport:
         """Returns the report as lines of text."""
         reasons = self.reasons()
         lines = [
-            f"{self.file}: form {self.form}, {self.rows:,} rows → {self.records:,} records"
+            f"{self.file}: form {self.form}, {_count(self.rows, 'row')} → {_count(self.records, 'record')}"
             + (f"; left out: {reasons}" if reasons else "")
         ]
         fields = [f"fields {', '.join(sorted(self.used))}"] if self.used else []
@@ -372,6 +372,10 @@ def _name_fields(rows: Iterable[Placed], job: str) -> Iterator[Placed]:
 
 def _text_of_line(line: str) -> Any:
     return {"text": line} if line.strip() else NoRecord("the line is blank")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _is_empty(value: Any) -> bool:
