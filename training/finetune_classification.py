@@ -6,6 +6,10 @@ Fine-tunes a model to label texts: one label, several, or a number, for single t
     python training/finetune_classification.py --model my-encoder --train_file train.jsonl --test_file test.jsonl \\
         --text_field sentence1 --text_pair_field sentence2 --lora --output_dir runs/pairs
 
+Reads texts and pairs with labels in CSV, TSV, JSON and Parquet, columns or lists of 0 and 1, fastText lines and a
+folder for each class; `hf-tfm formats classification` shows each. `--columns text label` names the columns of a table
+without a header, `--label_field toxic insult threat` several columns of 0 and 1.
+
 Takes any model of the Auto classes, encoder or decoder. The labels show which kind of task it is. The best checkpoint
 is chosen on the validation set; the test set is measured once, beside two baselines: the most frequent label, and a
 linear model over TF-IDF. The same command resumes a stopped run.

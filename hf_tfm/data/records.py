@@ -157,6 +157,11 @@ def read_list(text: str) -> list[Any] | None:
     return None
 
 
+def as_list(value: Any) -> list[Any] | None:
+    """Returns the list that a value is, or that a cell of CSV holds; None for anything else."""
+    return value if isinstance(value, list) else read_list(value) if isinstance(value, str) else None
+
+
 def split_list(value: Any) -> Any:
     """Returns the list in a cell of CSV as [`read_list`] reads it, or its words; any other value unchanged."""
     if not isinstance(value, str):

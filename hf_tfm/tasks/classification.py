@@ -83,6 +83,9 @@ class Classification(Task[LabelledText]):
             self.labels = Labels(problem_type, names, field, {})
             return
         texts = label_texts(records.values("label"), problem_type) if records else ()
+        numbered = (records.classes("label") if records else None) or []
+        if numbered and all(map(str.isdigit, numbered)) and len(numbered) != len(names):
+            raise InputError(f"{records.path}: has {len(numbered)} classes without names, the model {len(names)}")
         self.labels = Labels(problem_type, names, field, label_ids(names, texts))
 
     def config_fields(self) -> dict[str, Any]:
@@ -205,6 +208,18 @@ class Classification(Task[LabelledText]):
 
     def describe_split(self, split: Split[LabelledText]) -> str:
         return f"{len(split.examples):,} records: {describe_counts(self.labels.counts(_labels(split)))}"
+
+    def notes(self, name: str, split: Split[LabelledText]) -> Iterable[str]:
+        names, records = self.labels.names, len(split.examples)
+        if name != "train" or self.labels.problem_type == REGRESSION:
+            return
+        if all(label.removeprefix("-").isdigit() for label in names):
+            yield "labels are numbers without names: a list of names in labels.json beside the file names them"
+        if self.labels.problem_type == SINGLE_LABEL and len(names) > max(records / 2, 10):
+            yield f"{len(names):,} labels in {records:,} records: few records for each, or the field is no label"
+        if any(len(label) > 60 for label in names):
+            longest = max(names, key=len)
+            yield f"some labels are long, such as {longest[:60]!r} …: texts to write are learned by finetune_instruct"
 
     def describe_example(self, tokenizer: PreTrainedTokenizerBase, train: Split[LabelledText]) -> str:
         label = self.labels.name_of(train.examples[0].label)

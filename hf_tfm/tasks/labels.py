@@ -25,6 +25,8 @@ _METRICS = {
 }
 
 
+# So many labels that differ in nearly all records are no classes; labels of so many characters are texts to write.
+_MANY_LABELS, _LONG_LABEL = 20, 60
 _WHOLE_NUMBER = re.compile(r"[-+]?\d+\.0+")
 
 
@@ -150,8 +152,9 @@ def read_labels(train: Records, problem_type: str | None = None) -> Labels:
 
     Lists of labels make a multi-label task unless each has one label, numbers with a fraction a regression; all else
     has one label a record.
-    Names and order come from `labels.json` beside the file (a list, or lists by field), else from a field
-    `{field}_text` of the records, else from the labels themselves: numbers by value, texts by alphabet.
+    Names and order come from `labels.json` beside the file (a list, or lists by field), else from the file (names of
+    classes in Parquet, columns), else from a field `{field}_text` of the records, else from the labels themselves:
+    numbers by value, texts by alphabet.
 
     Raises:
         InputError: a label is missing or of the wrong kind, names contradict one another, or there is one class only.
@@ -159,12 +162,14 @@ def read_labels(train: Records, problem_type: str | None = None) -> Labels:
     if problem_type not in (None, *PROBLEM_TYPES):
         raise InputError(f"problem_type {problem_type!r} must be one of {', '.join(PROBLEM_TYPES)}")
     field, values = train.name_of("label"), train.values("label")
-    problem_type = problem_type or _infer_problem_type(values)
+    asked, problem_type = problem_type, problem_type or _infer_problem_type(values)
     if problem_type == REGRESSION:
         return Labels(problem_type, [field], field, {})
 
     texts = label_texts(values, problem_type)
-    name_list = listed_names(Path(train.path).parent / "labels.json", field)
+    if problem_type == SINGLE_LABEL and not asked:
+        _refuse_other_jobs(train, field, list(texts))
+    name_list = listed_names(Path(train.path).parent / "labels.json", field) or train.classes("label")
     names_by_text = None if name_list or problem_type == MULTI_LABEL else _read_names_beside(train, field)
     if name_list:
         names, ids = name_list, label_ids(name_list, texts)
@@ -269,6 +274,23 @@ def _infer_problem_type(values: list[Any]) -> str:
     except (TypeError, ValueError):
         return SINGLE_LABEL
     return SINGLE_LABEL if all(number.is_integer() for number in numbers) else REGRESSION
+
+
+def _refuse_other_jobs(train: Records, field: str, texts: Sequence[str]) -> None:
+    """Raise an `InputError` if nearly each record has a label of its own: long texts, ids or fine numbers."""
+    if len(texts) < _MANY_LABELS or len(texts) < 0.9 * len(train):
+        return
+    longest = sum(map(len, texts)) / len(texts)
+    if longest > _LONG_LABEL:
+        advice = "such texts are answers to write: finetune_instruct or finetune_translation learns that"
+    elif all(re.fullmatch(r"[-+]?\d+", text) for text in texts):
+        advice = "numbers to predict need --problem_type regression"
+    else:
+        advice = "--label_field names the right one"
+    raise InputError(
+        f"{train.path}: field {field!r} has {len(texts):,} different labels in {len(train):,} records "
+        f"({texts[0]!r:.40}, {texts[1]!r:.40}, …); {advice}, and --problem_type {SINGLE_LABEL} takes them for classes"
+    )
 
 
 def _read_number(value: Any, place: str, field: str) -> float:

@@ -178,6 +178,9 @@ def test_faults_of_columns_are_rows_that_cannot_be_used(tmp_path):
         read(tmp_path, "Ann B-PER\n\nsang O\n\n" * 150)
     with pytest.raises(InputError, match="is CoNLL-2012"):
         read(tmp_path, "#begin document (bc/cctv); part 000\nbc 0 0 In IN (TOP* - - (ORG* -\n", "t.conll")
+    table = "text,rude,spam\n" + "Buy two now,0,1\nGo away,1,0\n" * 20
+    with pytest.raises(InputError, match="no field 'tags'|finetune_classification"):
+        read(tmp_path, table, "t.csv")
     with pytest.raises(InputError, match="is plain text; tags need a word and its tag a line"):
         read(tmp_path, "Call me Ishmael.\nSome years ago.\n", "t.txt")
 

@@ -878,3 +878,27 @@ def test_recipes_have_known_fields():
             finetune_classification.FinetuningArguments,
         )
         assert isinstance(recipe, FinetuningRecipe) and recipe.test_file and args.output_dir
+
+
+def test_columns_of_0_and_1_are_trained_measured_and_predicted(models, tmp_path, capsys):
+    names = list(SUBJECTS)
+    rows = [{"text": row["text"], **{name: int(name in row["label"]) for name in names}} for row in several(120, 3)]
+    train, test, out = (
+        write(tmp_path / "train.csv", rows[:90]),
+        write(tmp_path / "test.csv", rows[90:]),
+        tmp_path / "run",
+    )
+    argv = arguments(models / "encoder", train, out, test_file=test, num_train_epochs=4)
+    assert finetune_classification.main([*argv, "--label_field", *names]) == 0
+    record = record_of(out)
+    assert record["model"]["config"]["problem_type"] == "multi_label_classification"
+    assert list(record["model"]["config"]["label2id"]) == names and record["results"]["micro_f1"]["value"] > 0.7
+    argv = ["--model", str(out), "--test_file", str(test), "--output_dir", str(tmp_path / "figures")]
+    assert evaluate_model.main(argv) == 0
+    [task] = json.loads((tmp_path / "figures" / "evaluation.json").read_text())["tasks"]
+    assert task["results"] == record["results"], "the columns of the training are known"
+    predictions = open_predictor(str(out))
+    read = read_records(test, predictions.reading())
+    right = [set(one["predicted_labels"]) == {name for name in names if row[name]} for one, row in
+             zip(predictions(read), rows[90:], strict=True)]  # fmt: skip
+    assert np.mean(right) == pytest.approx(record["results"]["exact_match"]["value"])

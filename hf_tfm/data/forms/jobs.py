@@ -51,7 +51,23 @@ JOBS: dict[str, Job] = {
     "classification": Job(
         "texts or pairs of texts with a label, several labels or a number",
         {
-            "text": Field("text_field", ("sentence", "content", "review", "comment", "title", "question", "query")),
+            "text": Field(
+                "text_field",
+                (
+                    *(
+                        "sentence",
+                        "content",
+                        "review",
+                        "review_body",
+                        "comment",
+                        "comment_text",
+                        "tweet",
+                        "message",
+                        "body",
+                    ),
+                    *("utterance", "sms", "headline", "abstract", "description", "title", "question", "query"),
+                ),
+            ),
             "text_pair": Field("text_pair_field", required=False),
             "label": Field("label_field", ("labels", "class", "category", "intent", "sentiment", "target"), _LABEL),
         },

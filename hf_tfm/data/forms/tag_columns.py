@@ -104,6 +104,8 @@ def _find_columns(rows: list[list[str]], separator: str | None) -> Layout | None
         layout.words = 1
     values = {number: [row[number] for row in rows] for number in columns}
     others = [number for number in columns if number not in (layout.words, layout.sentence)]
+    if sum(" " in word for word in values[layout.words]) > 0.1 * len(rows):
+        return None  # texts, not words
     tagged = [number for number in others if _holds_tags(values[number], values[layout.words])]
     if not tagged:
         return None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..records import read_list
+from ..records import as_list
 from ..tables import BadRow
 from ..text import find_words
 from .form import FormRow, NoRecord, Record, Sample, check_text, rows, skip_rejected
@@ -46,11 +46,6 @@ def read_span(value: Any) -> Span | None:
     if not isinstance(label, str) or not label.strip():
         return None
     return Span(start, end, label.strip(), text if isinstance(text, str) else None)
-
-
-def as_list(value: Any) -> list[Any] | None:
-    """Returns the list that a value is, or that a cell of a table holds; None for anything else."""
-    return value if isinstance(value, list) else read_list(value) if isinstance(value, str) else None
 
 
 def _are_spans(value: Any) -> bool:
