@@ -68,12 +68,12 @@ class Labels:
         labels: list[Any] = []
         for value, place in zip(records.values("label"), records.places):
             if self.problem_type == REGRESSION:
-                labels.append(_read_number(value, place, self.field))
+                labels.append(_read_number(_single(value), place, self.field))
             elif self.problem_type == MULTI_LABEL:
                 ids = {self._id(label, place) for label in split_labels(value)}
                 labels.append(tuple(float(number in ids) for number in range(len(self.names))))
             else:
-                labels.append(self._id(value[0] if isinstance(value, list) and len(value) == 1 else value, place))
+                labels.append(self._id(_single(value), place))
         return labels
 
     def _id(self, value: Any, place: str) -> int:
@@ -265,15 +265,19 @@ def describe_counts(counts: dict[str, int] | dict[str, float], limit: int = 6) -
 
 
 def _infer_problem_type(values: list[Any]) -> str:
-    if all(isinstance(value, list) and len(value) == 1 for value in values):
-        return SINGLE_LABEL
-    if any(isinstance(value, list) for value in values):
+    singles = [_single(value) for value in values]
+    if any(isinstance(value, list) for value in singles):
         return MULTI_LABEL
     try:
-        numbers = [float(value) for value in values]
+        numbers = [float(value) for value in singles]
     except (TypeError, ValueError):
         return SINGLE_LABEL
     return SINGLE_LABEL if all(number.is_integer() for number in numbers) else REGRESSION
+
+
+def _single(value: Any) -> Any:
+    """The label in a list of one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _refuse_other_jobs(train: Records, field: str, texts: Sequence[str]) -> None:

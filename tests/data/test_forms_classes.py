@@ -261,3 +261,13 @@ def test_a_file_with_another_number_of_classes_is_refused():
     records = read_rows([{"text": "a", "labels": [0, 1]}], Reading("classification"))
     with pytest.raises(InputError, match="has 2 classes without names, the model 3"):
         Classification().adopt_labels(config, records)
+
+
+def test_numbers_with_fractions_behind_label_are_a_regression(tmp_path):
+    """FastText's lines, with numbers as Flair writes them; whole numbers (__label__1) stay classes."""
+    numbers = ["0.312", "0.7", "1", "0.312"]
+    records = read(tmp_path, "".join(f"__label__{number}\tA text.\n" for number in numbers), "train.txt")
+    learned = read_labels(records)
+    assert learned.problem_type == "regression" and learned.encode(records) == [float(number) for number in numbers]
+    records = read(tmp_path, "__label__1 A text.\n__label__2 A text.\n", "train.txt")
+    assert read_labels(records).names == ["1", "2"]

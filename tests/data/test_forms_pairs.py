@@ -119,3 +119,10 @@ def test_beir_gives_the_pairs_of_its_judgements(beir):
     (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td2\t1\n")
     with pytest.raises(InputError, match="a query or document that is not there .query q9, document d2"):
         read_records(beir, Reading("pairs"), "test")
+
+
+def test_judgements_of_trec_alone_are_refused_by_name(tmp_path):
+    """They were said to be words with tags; the advice names the folder of BEIR."""
+    (tmp_path / "qrels.txt").write_text("1 0 TREC_DOC_1 0\n1 0 DOC222 1\n2 Q0 WSJ_1 -1\n")
+    with pytest.raises(InputError, match=r"judgements of TREC .* qrels/test.tsv, with the header query-id, corpus-id"):
+        read_records(tmp_path / "qrels.txt", Reading("pairs"))

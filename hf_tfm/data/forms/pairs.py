@@ -304,3 +304,14 @@ def explain_classes(sample: Sample) -> str | None:
             f"on positives alone, keep the rows whose texts say the same and give {option} {name}"
         )
     return None
+
+
+@explains("pairs")
+def explain_judgements(sample: Sample) -> str | None:
+    lines = [line.split() for line in sample.lines if line.strip()]
+    if lines and not sample.rows and all(len(cells) == 4 and cells[3].lstrip("-").isdigit() for cells in lines):
+        return (
+            "holds judgements of TREC (qrels) without texts: put it as qrels/test.tsv, with the header query-id, "
+            "corpus-id and score, beside corpus.jsonl and queries.jsonl (BEIR), and give their folder"
+        )
+    return None
