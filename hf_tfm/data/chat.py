@@ -9,8 +9,6 @@ Encodes conversations by any chat template, and finds the assistant's tokens.
 tokens; for other templates the text is rendered turn by turn, and the differences are the assistant's.
 """
 
-import json
-import os.path
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,7 +155,6 @@ class ChatEncoder:
     Attributes:
         ends: Ids of the tokens that end the answers encoded so far; generation must stop at them.
         dropped_reasoning: Number of messages encoded without their reasoning.
-        rewritten: Number of answers that the template writes otherwise when more follows, or than behind a prompt.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, reasoning: str | None = None):
@@ -165,7 +162,7 @@ class ChatEncoder:
             raise InputError("this tokenizer is a slow one, which cannot tell which tokens belong to an answer")
         self.tokenizer, self.reasoning = tokenizer, reasoning
         self.ends: set[int] = set()
-        self.dropped_reasoning = self.rewritten = 0
+        self.dropped_reasoning = 0
         self._written: dict[str, Any] = {}
         self._own = is_own_template(tokenizer.chat_template)
         self._marked = re.search(r"{%-?\s*generation\b", tokenizer.chat_template or "") is not None
@@ -222,21 +219,13 @@ class ChatEncoder:
         Returns messages as the template reads them. Raises `InputError` if it does not write something that they have.
         """
         prepared = [{key: message[key] for key in _MESSAGE_KEYS if key in message} for message in messages]
-        changed = [{**message, "content": f"{message['content']}x"} for message in prepared]
-        if not self._writes_otherwise("content", prepared, tools, changed, tools):
-            raise InputError(
-                "the chat template of this tokenizer does not write the texts of messages (perhaps it expects parts): "
-                "give another by --chat_template"
-            )
         if tools:
             renamed = [_renamed(tool) for tool in tools]
             self._require("tools", prepared, tools, prepared, renamed)
         for number, message in enumerate(messages):
             head = prepared[: number + 1]
             if message.get("tool_calls"):
-                if self._takes_text(head, tools):
-                    head[-1] = prepared[number] = _with_text_arguments(head[-1])
-                changed = {**head[-1], "tool_calls": [_renamed(call) for call in head[-1]["tool_calls"]]}
+                changed = {**head[-1], "tool_calls": [_renamed(call) for call in message["tool_calls"]]}
                 self._require("tool_calls", head, tools, [*head[:-1], changed], tools)
             if message["role"] == "tool":
                 changed = {**head[-1], "content": message["content"] + "x"}
@@ -248,18 +237,6 @@ class ChatEncoder:
                 else:
                     self.dropped_reasoning += 1
         return prepared
-
-    def _takes_text(self, messages: Sequence[Message], tools: Tools) -> bool:
-        """Whether the template takes the arguments of the last message's calls as JSON only, not as a mapping."""
-        if "text" not in self._written:
-            outcomes = []
-            for each in ([*messages], [*messages[:-1], _with_text_arguments(messages[-1])]):
-                try:
-                    outcomes.append(bool(self._render(each, tools)))
-                except Exception:
-                    outcomes.append(False)
-            self._written["text"] = outcomes == [False, True]
-        return self._written["text"]
 
     def _require(self, name: str, one: Any, tools: Tools, other: Any, other_tools: Tools) -> None:
         """Raise `InputError` unless the template writes two conversations differently, which differ in one thing."""
@@ -308,16 +285,11 @@ class ChatEncoder:
             messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True
         )
         ids, spoken = list(encoded["input_ids"]), [mask == 1 for mask in encoded["assistant_masks"]]
-        tokens = Tokens(ids, spoken)
-        for run in tokens.runs():
-            specials = [place for place in run if ids[place] in self._special]
-            if specials and not self.tokenizer.decode(ids[specials[-1] + 1 : run.stop]).strip():
-                # A line end behind the end of a turn is not the assistant's.
-                spoken[specials[-1] + 1 : run.stop] = [False] * (run.stop - specials[-1] - 1)
-            elif run.stop < len(ids) and ids[run.stop] in self._special:
-                # Many templates do not mark the token that ends the turn, so that no model would learn to stop.
-                spoken[run.stop] = True
-        return tokens
+        for place in range(1, len(ids)):
+            # Many templates do not mark the token that ends the turn, so that no model would learn to stop.
+            if spoken[place - 1] and not spoken[place] and ids[place] in self._special:
+                spoken[place] = ids[place - 1] not in self._special
+        return Tokens(ids, spoken)
 
     def _by_rendering(self, messages: Sequence[Message], tools: Tools) -> Tokens:
         def render(first: int, **options: Any) -> str:
@@ -327,45 +299,19 @@ class ChatEncoder:
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
                 prompt, turns = render(number, add_generation_prompt=True), render(number + 1)
-                # A line end behind the end of a turn is not the assistant's.
-                start, end = len(prompt), len(turns.rstrip())
                 if not (text.startswith(turns) and turns.startswith(prompt)):
-                    start, end = self._find_answer(text, prompt, message, render(number), number)
-                spans.append((start, end))
+                    raise InputError(
+                        f"message {number + 1}: the chat template writes it otherwise when more follows, so that its "
+                        "tokens cannot be found; put {% generation %} around the answers in a --chat_template"
+                    )
+                # A line end behind the end of a turn is not the assistant's.
+                spans.append((len(prompt), len(turns.rstrip())))
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spoken = [
             any(start < token_end and token_end <= end for start, end in spans)
             for _, token_end in encoded["offset_mapping"]
         ]
         return Tokens(encoded["input_ids"], spoken)
-
-    def _find_answer(self, text: str, prompt: str, message: Message, before: str, number: int) -> tuple[int, int]:
-        """
-        Returns start and end of an answer that the template writes otherwise when more follows (without its reasoning,
-        for instance), or otherwise than behind a prompt.
-
-        Args:
-            text: The whole conversation.
-            prompt: Its beginning as a prompt of the answer.
-            before: The same without the beginning of an answer.
-        """
-        content = message["content"].strip()
-        found = text.find(content, len(before)) if content else len(prompt)
-        start = min(len(os.path.commonprefix([prompt, text])), found)
-        end = self._markup.search(text, max(start, found + len(content)))
-        names = [call["function"]["name"] for call in message.get("tool_calls", ())]
-        if (
-            found < 0
-            or not end
-            or not text.startswith(before)
-            or any(n not in text[start : end.start()] for n in names)
-        ):
-            raise InputError(
-                f"message {number + 1}: the chat template writes it otherwise when more follows, so that its "
-                "tokens cannot be found; put {% generation %} around the answers in a --chat_template"
-            )
-        self.rewritten += 1
-        return start, end.end()
 
     def _refuse_markup(self, messages: Sequence[Message], tools: Tools, place: str) -> None:
         for number, value in enumerate([*messages, tools], 1):
@@ -413,15 +359,6 @@ def _refused(place: str, error: Exception) -> Exception:
     if isinstance(error, (TemplateError, TypeError, KeyError, IndexError)):
         return RefusedConversation(f"{place}: the chat template refuses it: {' '.join(str(error).split())}")
     return error
-
-
-def _with_text_arguments(message: Message) -> Message:
-    """Returns a message whose calls have their arguments as JSON."""
-    calls = []
-    for call in message["tool_calls"]:
-        text = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-        calls.append({**call, "function": {**call["function"], "arguments": text}})
-    return {**message, "tool_calls": calls}
 
 
 def _renamed(called: Mapping[str, Any]) -> dict[str, Any]:

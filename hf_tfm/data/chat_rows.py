@@ -77,14 +77,12 @@ def encode_conversations(
 
     def encode(record: Mapping[str, Any], place: str) -> tuple[list[int], list[bool], int]:
         messages, tools = record["messages"], record.get("tools")
-        counts = encoder.dropped_reasoning, encoder.rewritten
         tokens, num_turns = encoder(messages, place, tools), len(messages)
         while len(tokens.ids) > max_length and num_turns:
             num_turns -= 1
             if train_on == "last" or not any(message["role"] == "assistant" for message in messages[:num_turns]):
                 break
             if messages[num_turns - 1]["role"] == "assistant":
-                encoder.dropped_reasoning, encoder.rewritten = counts
                 tokens = encoder(messages[:num_turns], place, tools)
         trained = find_trained(tokens, messages[:num_turns], train_on, place)
         return tokens.ids, trained, num_turns

@@ -44,12 +44,6 @@ def encode_splits(
                 print_line("note", f"{count:,} {name} conversations {loss}")
         report_refused(name, split.refused)
         encoded[name] = split
-    if encoder.rewritten:
-        print_line(
-            "note",
-            f"the chat template writes {encoder.rewritten:,} answers otherwise than behind a prompt (where more "
-            "follows, perhaps without their reasoning); they are trained as it writes them",
-        )
     if encoder.dropped_reasoning:
         print_line(
             "note",

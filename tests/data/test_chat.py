@@ -247,54 +247,6 @@ def test_templates_that_leave_tools_out_are_refused(template, talk, tools, compl
         ChatEncoder(foreign_tokenizer(template))(talk, "here", tools)
 
 
-# Qwen3's way: reasoning, an empty one too, is written in the last answer alone.
-THINKING = (
-    "{% for m in messages %}{{ '[CLS]' + m['role'] + '\n' }}{% if m['role'] == 'assistant' and loop.last %}"
-    "{{ '(' + (m['reasoning_content'] or '') + ')' }}{% endif %}{{ m['content'] }}"
-    "{% for call in m['tool_calls'] or [] %}{{ call['function'] | tojson }}{% endfor %}{{ '[SEP]\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '[CLS]assistant\n' }}{% endif %}"
-)
-
-
-def test_answers_that_are_written_otherwise_when_more_follows_are_trained_as_they_stand():
-    tokenizer = foreign_tokenizer(THINKING)
-    encoder = ChatEncoder(tokenizer)
-    talk = [TALK[0], {**TALK[1], "reasoning_content": "hm"}, TALK[2], {**TALK[3], "reasoning_content": "so"}]
-    tokens = encoder(talk, "x")
-    assert spoken(tokenizer, tokens) == ["the kettle sang[SEP]", "(so)six ships sailed[SEP]"] and encoder.rewritten == 1
-    assert tokens.ids == list(tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"])
-    [called, last] = spoken(tokenizer, encoder(CALLING[1:4] + CALLING[5:], "x"))
-    assert called.startswith('{"name": "count"') and called.endswith("}[SEP]") and last == "()six[SEP]"
-    # A prompt that begins the reasoning, which the template then leaves out.
-    encoder = ChatEncoder(foreign_tokenizer(CHATML.replace("[CLS]assistant\n", "[CLS]assistant\n<think>")))
-    talk = [*TALK[:3], {"role": "assistant", "content": "<b> six"}]
-    assert spoken(tokenizer, encoder(talk, "x")) == ["the kettle sang[SEP]", "<b> six[SEP]"] and encoder.rewritten == 2
-
-
-@pytest.mark.parametrize("behind", ["{{ '[SEP]' }}{% endgeneration %}{{ '\n' }}", "{{ '[SEP]\n' }}{% endgeneration %}"])
-def test_line_ends_and_beginnings_of_turns_behind_a_marked_answer_are_not_trained(behind):
-    template = (
-        "{% for m in messages %}{{ '[CLS]' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
-        "{{ m['content'] }}" + behind + "{% else %}{{ m['content'] + '[SEP]\n' }}{% endif %}{% endfor %}"
-    )
-    tokenizer = foreign_tokenizer(template)
-    encoder = ChatEncoder(tokenizer)
-    assert spoken(tokenizer, encoder(TALK, "x")) == ["the kettle sang[SEP]", "six ships sailed[SEP]"]
-    assert encoder.ends == {tokenizer.convert_tokens_to_ids("[SEP]")}
-
-
-def test_templates_that_take_arguments_as_text_get_text():
-    template = HERMES.replace("call['function'] | tojson", "call['function']['name'] + call['function']['arguments']")
-    tokenizer = foreign_tokenizer(template)
-    assert 'count{"of": "ships", "to": null}' in spoken(tokenizer, ChatEncoder(tokenizer)(CALLING, "x", TOOLS))[0]
-
-
-def test_templates_that_expect_parts_are_refused():
-    parts = "{% for m in messages %}{% for part in m['content'] %}{{ part.text }}{% endfor %}{{ '[SEP]' }}{% endfor %}"
-    with pytest.raises(InputError, match="does not write the texts of messages"):
-        ChatEncoder(foreign_tokenizer(parts))(TALK, "x")
-
-
 def test_reasoning_is_dropped_if_the_template_does_not_write_it():
     talk = [TALK[0], {**TALK[1], "reasoning_content": "hm"}]
     encoder = ChatEncoder(foreign_tokenizer(CHATML))

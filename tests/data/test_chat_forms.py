@@ -389,3 +389,28 @@ def test_any_conversation_survives_sharegpt_and_messages(turns, prompt, answer):
     assert read({"messages": expected[0]["messages"]}) == expected
     again = [{"from": NAMES[message["role"]], "value": message["content"]} for message in expected[0]["messages"]]
     assert read({"conversations": json.dumps(again)}) == expected
+
+
+@pytest.mark.parametrize("name", ["image", "images", "videos", "audio"])
+@pytest.mark.parametrize("job", ["chat", "preferences", "prompts"])
+def test_pictures_and_sounds_of_a_prompt_are_refused_by_name(job, name):
+    """They were left out in silence, and the answers about them trained."""
+    row = {
+        "chat": {"messages": TALK},
+        "preferences": {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
+        "prompts": {"prompt": "Why?", "answer": "So."},
+    }[job]
+    with pytest.raises(InputError, match=f"field '{name}' belongs to the prompt, and a model of texts cannot read it"):
+        read_rows([row | {name: ["a.jpg"]}], Reading(job))
+    assert read_rows([row | {name: []}, row | {name: None}], Reading(job)) == read_rows([row, row], Reading(job))
+    ignored = ReadingOptions(ignore_fields=(name,))
+    assert read_rows([row | {name: ["a.jpg"]}], Reading(job, options=ignored)) == read_rows([row], Reading(job))
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+def test_rows_that_are_lists_of_messages(tmp_path, name):
+    talks = [TALK, [system("Be brief."), *TALK], [*TALK, user("And?"), assistant("Well.")]]
+    (tmp_path / name).write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    assert read_records(tmp_path / name, Reading("chat")) == [{"messages": talk} for talk in talks]
+    asked = read_records(tmp_path / name, Reading("prompts", labelled=False))
+    assert [record["prompt"] for record in asked] == [talk[:-1] for talk in talks]

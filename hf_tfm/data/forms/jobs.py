@@ -46,6 +46,10 @@ _PROMPT_FIELDS = {
     "context": "belongs to the prompt, and this form does not read it",
     "tools": "has tools, which this form does not read",
     "functions": "has tools, which are not read beside others",
+    **dict.fromkeys(
+        ("image", "images", "audio", "audios", "video", "videos"),
+        "belongs to the prompt, and a model of texts cannot read it",
+    ),
 }
 JOBS: dict[str, Job] = {
     "classification": Job(

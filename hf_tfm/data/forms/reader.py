@@ -358,7 +358,7 @@ class Source:
 
 
 def _name_fields(rows: Iterable[Placed], job: str) -> Iterator[Placed]:
-    """Rows with named fields of texts (documents), of lists of texts or numbers, and of texts with fields (spaCy)."""
+    """Rows with named fields of texts, of lists of texts, numbers or messages, and of texts with fields (spaCy)."""
     for place, row in rows:
         named = row
         if isinstance(row, str) and job == "text":
@@ -367,6 +367,8 @@ def _name_fields(rows: Iterable[Placed], job: str) -> Iterator[Placed]:
             named = {"text": row[0], **row[1]}
         elif isinstance(row, list) and row and all(isinstance(cell, (str, int, float)) for cell in row):
             named = {f"column {number}": cell for number, cell in enumerate(row, 1)}
+        elif isinstance(row, list) and row and all(isinstance(turn, Mapping) and len(turn) > 1 for turn in row):
+            named = {"messages": row}
         yield place, named
 
 
