@@ -25,9 +25,10 @@ from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data import chat, chat_rows
+from hf_tfm.data.forms.preferences import SIDES
 from hf_tfm.tasks import chat_run
 from hf_tfm.tasks.fine_tune import train_and_report
-from hf_tfm.tasks.preferences import SIDES, encode_splits, measure_pairs, pair_keys
+from hf_tfm.tasks.preferences import encode_splits, measure_pairs, pair_keys
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
 from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below

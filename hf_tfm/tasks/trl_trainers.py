@@ -13,10 +13,11 @@ from ..core.errors import InputError, needs_extra
 from ..core.quiet import no_bars
 from ..data.chat import ChatEncoder
 from ..data.conversations import Message
+from ..data.forms.preferences import SIDES
 from ..train.custom_evaluation import MeasuredEvaluation
 from ..train.report import refuse_long_warmup
 from ..train.trainer import RunMixin
-from .preferences import SIDES, EncodedPairs
+from .preferences import EncodedPairs
 from .rewards import VerifiablePrompts
 
 

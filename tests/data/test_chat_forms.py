@@ -330,7 +330,9 @@ REFUSED = [
         "unpaired preferences.*KTOTrainer.*--ignore_fields label",
     ),
     ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, "which finetune_preference reads"),
-    ({"text": "<|user|>Why?"}, "its fields are text.*hf-tfm formats chat"),
+    ({"text": "<|user|>Why?"}, "holds whole conversations as formatted texts.*pretrain_clm"),
+    ({"system": "Be.", "chat": "USER: Why? ASSISTANT: So."}, "holds whole conversations as formatted texts"),
+    ({"words": "Why?"}, "its fields are words.*hf-tfm formats chat"),
 ]
 
 

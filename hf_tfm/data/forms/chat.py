@@ -1,13 +1,19 @@
 """Forms of conversations and instructions: lists of messages, or a prompt and its answer."""
 
 import json
+import re
 from typing import Any
 
 from ..tables import BadRow
-from .form import FormRow, Record, is_missing, rows
+from .form import FormRow, Record, Sample, explains, is_missing, rows
 from .turns import UNPAIRED, conversation, is_turns, parse, read_calls, read_prompt, read_turns
 
 
+# Marks of chat templates, and names of speakers, inside a text.
+_FORMATTED = re.compile(
+    r"<\|im_start\|>|<\|user\|>|\[INST\]|<start_of_turn>|### ?Response:|\b(USER|Human):.*\b(ASSISTANT|Assistant):",
+    re.DOTALL,
+)
 _SYSTEM = {"system": ("system", "system_prompt"), "tools": ("tools", "functions")}
 _MESSAGES = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns", "data")
 _USER, _ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
@@ -246,3 +252,16 @@ def read_response(row: FormRow) -> list[dict[str, Any]]:
         if name in row.row and name not in row.names.values() and not is_missing(row.row[name]):
             turn[name] = row.raw(name)
     return read_turns([turn], row)
+
+
+@explains("chat")
+def explain_formatted(sample: Sample) -> str | None:
+    """Conversations that are one text each, with the marks of a chat template or with names of speakers."""
+    for name in ("text", "chat", "conversation", "messages", "prompt"):
+        texts = [row.get(name) for row in sample.rows]
+        if texts and all(isinstance(text, str) and _FORMATTED.search(text) for text in texts):
+            return (
+                f"field {name!r} holds whole conversations as formatted texts, of which the answers are not known: "
+                "write their turns as messages, or train on all of the text with pretrain_clm"
+            )
+    return None
