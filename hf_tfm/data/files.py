@@ -31,7 +31,8 @@ PLAIN_TEXT = (".txt", *WIKITEXT, *MARKUP, *SOURCE_CODE)
 READABLE = (*TABLES, ".txt", *WIKITEXT)
 # Files of a folder that describe its data.
 _METADATA = frozenset(
-    "dataset_info.json dataset_infos.json dataset_dict.json state.json .gitattributes croissant.json".split()
+    "dataset_info.json dataset_infos.json dataset_dict.json state.json .gitattributes croissant.json"
+    " labels.json".split()
 )
 
 

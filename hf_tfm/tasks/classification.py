@@ -83,8 +83,8 @@ class Classification(Task[LabelledText]):
             self.labels = Labels(problem_type, names, field, {})
             return
         texts = label_texts(records.values("label"), problem_type) if records else ()
-        numbered = (records.classes("label") if records else None) or []
-        if numbered and all(map(str.isdigit, numbered)) and len(numbered) != len(names):
+        numbered = (records and records.classes("label")) or []
+        if records and numbered and all(map(str.isdigit, numbered)) and len(numbered) != len(names):
             raise InputError(f"{records.path}: has {len(numbered)} classes without names, the model {len(names)}")
         self.labels = Labels(problem_type, names, field, label_ids(names, texts))
 

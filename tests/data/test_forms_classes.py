@@ -271,3 +271,10 @@ def test_numbers_with_fractions_behind_label_are_a_regression(tmp_path):
     assert learned.problem_type == "regression" and learned.encode(records) == [float(number) for number in numbers]
     records = read(tmp_path, "__label__1 A text.\n__label__2 A text.\n", "train.txt")
     assert read_labels(records).names == ["1", "2"]
+
+
+def test_labels_json_in_a_folder_is_no_data(tmp_path):
+    (tmp_path / "labels.json").write_text('["no", "yes"]')
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
+    records = read_records(tmp_path, Reading("classification"))
+    assert len(records) == 2 and [report.file for report in records.reports] == [str(tmp_path / "train.jsonl")]
