@@ -233,8 +233,9 @@ def predict_file(
                 write(row | output, place)
             count += len(records)
             bar.update(len(records))
+    # Standard output may be the predictions.
     for report in reader.reports:
-        print("\n".join(report.lines()), file=sys.stderr)
+        print("\n".join(report.lines()), file=sys.stdout if target else sys.stderr)
     return count
 
 

@@ -120,6 +120,7 @@ def command_runs(root: Path) -> dict[str, list[str]]:
         "push.adapter": "push {root}/adapter me/adapter --base {root}/decoder --base-model me/decoder --dry-run",
         "card": "card {root}/trained",
         "plan": "plan tiny --gpu t4",
+        "formats": "formats chat",
     }
     order = ["export", *(name for name in lines if name != "export")]  # `convert` reads what it writes
     return {name: [part.format(root=root) for part in lines[name].split()] for name in order}

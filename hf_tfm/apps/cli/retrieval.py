@@ -87,7 +87,7 @@ def index(
         options=options, reports=reports, trust_remote_code=trust_remote_code, batch_tokens=batch_tokens, bf16=bf16,
     )  # fmt: skip
     for report in reports:
-        print("\n".join(report.lines()), file=sys.stderr)
+        print("\n".join(report.lines()))
     print(f"wrote {target}: {len(made):,} passages of {made[len(made) - 1].document + 1:,} documents")
 
 
