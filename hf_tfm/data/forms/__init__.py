@@ -19,6 +19,7 @@ from . import (  # noqa: F401
     preferences,
     prompts,
     questions,
+    rasa,
     tag_columns,
     tag_spans,
     tags,
