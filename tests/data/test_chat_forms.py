@@ -416,3 +416,11 @@ def test_rows_that_are_lists_of_messages(tmp_path, name):
     assert read_records(tmp_path / name, Reading("chat")) == [{"messages": talk} for talk in talks]
     asked = read_records(tmp_path / name, Reading("prompts", labelled=False))
     assert [record["prompt"] for record in asked] == [talk[:-1] for talk in talks]
+
+
+def test_texts_in_turns_are_lists(tmp_path):
+    """Names of fields inside `data`, and the characters of a text, were turns."""
+    with pytest.raises(InputError, match="no form of chat|no field"):
+        read({"data": {"question": "Why?", "answer": "So."}})
+    with pytest.raises(InputError, match="row 3: field 'data' is no list of texts"):
+        read({"data": ["Why?", "So."]}, {"data": ["Why?", "So."]}, {"data": "Why?"})

@@ -104,7 +104,7 @@ def read_input_output_turns(row: FormRow) -> Record:
     {"messages": ("data", *_MESSAGES)},
     optional=_SYSTEM,
     shape=lambda values: (
-        not isinstance(values["messages"], str)
+        isinstance(values["messages"], list)
         and len(values["messages"]) > 1
         and all(isinstance(text, str) for text in values["messages"])
     ),
@@ -113,6 +113,8 @@ def read_input_output_turns(row: FormRow) -> Record:
 )
 def read_alternating_texts(row: FormRow) -> Record:
     texts = row["messages"]
+    if not isinstance(texts, list):
+        raise BadRow(f"field {row.names['messages']!r} is no list of texts", f"{texts!r:.40}")
     turns = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
     row.sample.note("texts are of the user and the assistant in turns, the user's first")
     return conversation(read_turns(turns, row), row)
