@@ -22,6 +22,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "c
 PAIR = {"premise": "It rains.", "hypothesis": "It is wet.", "label": "entailment"}
 SCORES = "good film\t1\nbad film\t0\nso so\t1\n"
 QUORA = "".join(f"{n % 2}\tHow do I do this {n}?\tHow can I do that {n}?\t{n}\n" for n in range(5))
+INNER = json.dumps({"data": {"version": 1, "words": [{"word": "a"}], "pairs": [PAIR] * 2}})
 LISTS = json.dumps({"one": [PAIR], "two": [PAIR]}, indent=1)
 
 # Script, file, its content, options, and a part of the message. The advice is taken from the message itself.
@@ -41,6 +42,7 @@ CASES = {
     "two lists": (
         "classification", "a.json", LISTS, "", "is one object with its rows"
     ),
+    "a list inside": ("classification", "a.json", INNER, "", "lists, data.words (1), data.pairs (2): write them"),
     "questions": ("classification", "a.jsonl", json.dumps(QUESTION), "", "which finetune_qa reads"),
     "pairs": ("qa", "a.jsonl", json.dumps(PAIR), "", "which finetune_"),
 }  # fmt: skip
@@ -57,9 +59,11 @@ def advised(message, script, path, options, folder):
     """Returns the call that a message advises, as script and arguments."""
     if match := re.search(r"let its name end in (\.\w+)", message):
         return script, [str(shutil.copy(path, folder / f"renamed{match[1]}")), *options]
-    if match := re.search(r"jq -c '\.(\w+)\[\]'", message):
-        renamed = folder / "rows.jsonl"
-        renamed.write_text("\n".join(map(json.dumps, json.loads(path.read_text())[match[1]])))
+    if match := re.search(r"jq -c '\.([\w.]+)\[\]'", message):
+        renamed, rows = folder / "rows.jsonl", json.loads(path.read_text())
+        for name in match[1].split("."):
+            rows = rows[name]
+        renamed.write_text("\n".join(map(json.dumps, rows)))
         return script, [str(renamed), *options]
     if match := re.search(r"which (finetune_\w+) reads", message):
         return match[1], [str(path)]

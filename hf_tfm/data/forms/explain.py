@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...core.errors import InputError
@@ -111,13 +111,21 @@ def _wrapped(sample: Sample, rows: Sequence[Any]) -> list[str]:
     """The lists of a single object that has everything, where it is not clear which of them has the rows."""
     if len(rows) != 1 or not isinstance(rows[0], Mapping) or sample.file.suffixes[0] != ".json":
         return []
-    lists = {name: value for name, value in rows[0].items() if isinstance(value, list) and len(value) > 0}
-    lists = {name: value for name, value in lists.items() if isinstance(value[0], Mapping)}
+    lists = dict(_find_lists(rows[0], ""))
     if not lists:
         return []
-    counts = ", ".join(f"{name} ({len(value)})" for name, value in lists.items())
-    name = next(iter(lists))
-    return [f"is one object with its rows in lists, {counts}: write them one a line, with jq -c '.{name}[]'"]
+    counts = ", ".join(f"{path[1:]} ({len(value)})" for path, value in lists.items())
+    longest = max(lists, key=lambda path: len(lists[path]))
+    return [f"is one object with its rows in lists, {counts}: write them one a line, with jq -c '{longest}[]'"]
+
+
+def _find_lists(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, list[Any]]]:
+    """Yields the lists of records inside an object, with their paths: `.rasa_nlu_data.common_examples`."""
+    for name, inner in value.items():
+        if isinstance(inner, list) and inner and isinstance(inner[0], Mapping):
+            yield f"{path}.{name}", inner
+        elif isinstance(inner, Mapping):
+            yield from _find_lists(inner, f"{path}.{name}")
 
 
 def _kind(value: Any) -> str:
