@@ -21,7 +21,7 @@ from ..artifacts.open import auto_class_of, open_model
 from ..core.errors import InputError
 from ..core.inference import unwrap_adapter
 from ..core.limits import longest_input
-from ..data.records import Records
+from ..data.forms.reader import read_rows
 from ..evaluate.predict import Predictor, open_predictor
 from ..tasks.decoding import compare_decodings, decoding_methods
 from ..tasks.fill_mask import fill_masks
@@ -146,7 +146,7 @@ def _predict(predictor: Predictor, record: dict[str, Any]) -> dict[str, Any]:
     """Return the prediction for one record whose fields have their standard names."""
     fields = {f"{name}_field": name for name in record if name != "options"}
     predict = replace(predictor, fields=fields, top=max(predictor.top, 8))
-    [output] = predict(Records([record], ["the page"], "the page"))
+    [output] = predict(read_rows([record], predict.reading(), "the page"))
     return output
 
 
@@ -344,7 +344,7 @@ def _embeddings(predictor: Predictor) -> None:
     def compare(texts: str) -> str:
         lines = _several_lines(texts, "texts")
         embed = replace(predictor, fields={"text_field": "text"})
-        records = Records([{"text": line} for line in lines], ["the page"] * len(lines), "the page")
+        records = read_rows([{"text": line} for line in lines], embed.reading(), "the page")
         vectors = F.normalize(torch.tensor([row["embedding"] for row in embed(records)]), dim=-1)
         numbers = [str(number) for number in range(1, len(lines) + 1)]
         names = [f"{line}  {number}" for line, number in zip(lines, numbers)]
