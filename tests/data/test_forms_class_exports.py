@@ -77,3 +77,13 @@ def test_a_line_that_is_no_tree_is_a_bad_row(tmp_path):
     message = re.escape("line 201: the line is no tree in brackets ('(3 (2 The')")
     with pytest.raises(InputError, match=message):
         read(tmp_path, TREES * 100 + "(3 (2 The\n", "train.txt")
+
+
+def test_categories_of_doccano_as_a_list_beside_entities(tmp_path):
+    rows = [
+        {"text": f"Text {n}.", "entities": [[0, 4, "X"]], "cats": cats} for n, cats in enumerate([["a"], ["b", "a"]])
+    ]
+    records = read(tmp_path, "\n".join(map(json.dumps, rows)), "intents.jsonl")
+    assert records.values("label") == [["a"], ["b", "a"]]
+    with pytest.raises(InputError, match="row.* cannot be used|field 'cats' is missing"):
+        read(tmp_path, "\n".join(map(json.dumps, [*rows, {"text": "Text."}])), "intents.jsonl")

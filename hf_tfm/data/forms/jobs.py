@@ -73,7 +73,9 @@ JOBS: dict[str, Job] = {
                 ),
             ),
             "text_pair": Field("text_pair_field", required=False),
-            "label": Field("label_field", ("labels", "class", "category", "intent", "sentiment", "target"), _LABEL),
+            "label": Field(
+                "label_field", ("labels", "class", "category", "intent", "sentiment", "target", "cats"), _LABEL
+            ),
         },
     ),
     "tags": Job(
