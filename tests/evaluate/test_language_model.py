@@ -11,12 +11,12 @@ from tiny import BOS
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.tokenizer import encode_text
 from hf_tfm.evaluate.language_model import (
+    TextReader,
     accuracy_by_group,
     bits_per_byte,
     generate_samples,
     group_rows,
     minimal_pairs,
-    read_text,
     sliding_windows,
 )
 from hf_tfm.tasks.likelihood import LanguageModel
@@ -159,10 +159,10 @@ def test_invalid_windows_and_texts_are_refused(tokenizer):
 def test_text_is_read_with_its_source(tmp_path):
     file = tmp_path / "text.jsonl"
     file.write_text('{"text": "one two", "source": "x"}\n{"text": "three", "source": "y"}\n')
-    assert list(read_text(str(file))) == [("all", "one two"), ("all", "three")]
-    assert list(read_text(str(file), source_field="source")) == [("x", "one two"), ("y", "three")]
+    assert list(TextReader(str(file))) == [("all", "one two"), ("all", "three")]
+    assert list(TextReader(str(file), source_field="source")) == [("x", "one two"), ("y", "three")]
     with pytest.raises(InputError, match="text.jsonl, line 1: no text in field 'kind'"):
-        list(read_text(str(file), source_field="kind"))
+        list(TextReader(str(file), source_field="kind"))
 
 
 def test_accuracy_by_group_has_intervals():

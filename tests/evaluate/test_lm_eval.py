@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import build
 
-from hf_tfm.evaluate.language_model import bits_per_byte, read_text
+from hf_tfm.evaluate.language_model import TextReader, bits_per_byte
 from hf_tfm.tasks.likelihood import LanguageModel
 
 
@@ -32,7 +32,7 @@ def test_its_bits_per_byte_are_ours(tmp_path, tokenizer, monkeypatch):
         device="cpu",
     )
     theirs = measured["results"]["tales"]["bits_per_byte,none"]
-    documents = list(itertools.islice(read_text("training/data/text/validation.jsonl.gz"), 2))
+    documents = list(itertools.islice(TextReader("training/data/text/validation.jsonl.gz"), 2))
     ours = bits_per_byte(LanguageModel(model, tokenizer, causal=True), documents, window=64, stride=64)
     # Each of their windows begins with the last token of the one before; ours predicts one token less there.
     assert theirs == pytest.approx(ours["all"]["bits_per_byte"].value, rel=0.02)
