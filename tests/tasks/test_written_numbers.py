@@ -91,12 +91,12 @@ def test_a_value_that_is_not_one_number_is_refused(value):
     if value is not None:
         records = Records([{"answer": 1}, {"answer": value}], ["line 1", "line 2"], "x")
         with pytest.raises(InputError, match="line 2"):
-            read_verifier("number", records, "answer")
+            read_verifier("number", records)
 
 
 def test_a_reward_is_given_for_the_right_number_only():
     records = Records([{"answer": 1e-05}, {"answer": "6 * 7 = 42\n#### 42"}], ["line 1", "line 2"], "x")
-    verify = read_verifier("number", records, "answer")
+    verify = read_verifier("number", records)
     assert [verify(text, 0) for text in ("It is -5", "0.00001", "1e-5", "#### 1/100000")] == [0.0, 1.0, 1.0, 1.0]
     assert [verify(text, 1) for text in ("#### 42\nin 3 steps", "42, or 43", r"\boxed{42.0} of 50")] == [1.0, 0.0, 1.0]
 

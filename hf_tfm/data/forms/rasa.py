@@ -39,7 +39,7 @@ def read_intents(placed: Iterator[tuple[str, str]], reading: Reading) -> Iterato
 @lines(
     "tags",
     "rasa",
-    "Rasa's nlu.yml: examples of intents, in which entities are marked: [Bonn](place)",
+    "Rasa's nlu.yml: examples of intents, in which entities stand in brackets",
     _is_rasa,
     suffixes=_SUFFIXES,
     example=_EXAMPLE,
