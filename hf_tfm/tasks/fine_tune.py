@@ -137,7 +137,7 @@ def read_examples(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[
     task.learn_labels(records)
     dataset = task.read(records)
     train_records, validation_records = finetune.carve_validation(
-        recipe, dataset.records, seed, task.carving_keys(dataset), task.strata(dataset), reading
+        recipe, reading, dataset.records, seed, task.carving_keys(dataset), task.strata(dataset)
     )
     splits = {"train": task.read(train_records), "validation": task.read(validation_records)}
     if recipe.test_file:

@@ -19,7 +19,7 @@ from ..core.limits import UNLIMITED, has_fast_bf16, longest_input
 from ..cpu.attention import enable_blockwise_attention
 from ..data.forms.form import Reading
 from ..data.forms.reader import read_records
-from ..data.records import Records, carve, read_table
+from ..data.records import Records, carve
 from .recipe import FinetuningRecipe, read_mapping, refuse_below
 from .report import report_reading
 from .run_identity import run_identity
@@ -123,11 +123,11 @@ def choose_attention(args: TrainingArguments, model: PreTrainedModel, max_length
 
 def carve_validation(
     recipe: FinetuningRecipe,
+    reading: Reading,
     train: Records,
     seed: int,
     keys: Sequence[Any],
     strata: Sequence[Any] | None = None,
-    reading: Reading | None = None,
 ) -> tuple[Records, Records]:
     """Return training and validation records; [`carve`] separates them if the validation set has no file."""
     if recipe.validation_file:
@@ -139,7 +139,7 @@ def read_splits(
     recipe: FinetuningRecipe,
     seed: int,
     keys: Callable[[Records], Sequence[Any]],
-    reading: Reading | None = None,
+    reading: Reading,
 ) -> dict[str, Records]:
     """
     Read the records of the splits that there are, and print what was read; the validation set is carved out of the
@@ -153,17 +153,15 @@ def read_splits(
         InputError: a file cannot be read, or its records do not fit.
     """
     train = read_split(recipe.train_file, reading)
-    train, validation = carve_validation(recipe, train, seed, keys(train), None, reading)
+    train, validation = carve_validation(recipe, reading, train, seed, keys(train))
     splits = {"train": train, "validation": validation}
     if recipe.test_file:
         splits["test"] = read_split(recipe.test_file, reading, "test")
     return splits
 
 
-def read_split(files: Sequence[str], reading: Reading | None, split: str = "train") -> Records:
+def read_split(files: Sequence[str], reading: Reading, split: str = "train") -> Records:
     """Return the records of files, and print what was read of each."""
-    if reading is None:
-        return read_table(files, split)
     records = read_records(files, reading, split)
     report_reading(records)
     return records
