@@ -3,9 +3,12 @@
 import ast
 import contextlib
 import hashlib
+import io
+import itertools
 import json
 import random
 import re
+import tokenize
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,16 +147,42 @@ def read_record_file(file: DataFile) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, dict(record)
 
 
+def read_cell(text: str) -> Any:
+    """
+    Returns the list or mapping in a cell of CSV, in the syntax of JSON or as Python prints it.
+
+    Raises:
+        ValueError: The cell holds neither, or texts without commas, as NumPy prints them: Python would join them.
+    """
+    text = text.strip()
+    if text[:1] not in ("{", "["):
+        raise ValueError("neither a list nor a mapping")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        try:
+            value = ast.literal_eval(_ArraysAsLists().visit(ast.parse(text, mode="eval")))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise error from None
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
+    if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(kinds):
+        raise ValueError("texts without commas between them")
+    return value
+
+
+class _ArraysAsLists(ast.NodeTransformer):
+    """NumPy's arrays inside a mapping are printed with their name: array(['Ann'], dtype=object)."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1
+        return self.visit(node.args[0]) if is_array else node
+
+
 def read_list(text: str) -> list[Any] | None:
-    """Returns the list in a cell of CSV, in the syntax of JSON or Python; None if there is none."""
-    if text.lstrip().startswith("["):
-        with contextlib.suppress(ValueError):
-            return json.loads(text)
-        # Only text that Python itself would write is such a list: NumPy writes arrays without commas.
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(text.strip())
-            if isinstance(value, list) and repr(value) == text.strip():
-                return value
+    """Returns the list in a cell of CSV as [`read_cell`] reads it; None if there is none."""
+    with contextlib.suppress(ValueError):
+        value = read_cell(text)
+        return value if isinstance(value, list) else None
     return None
 
 
@@ -168,8 +197,12 @@ def split_list(value: Any) -> Any:
         return value
     if (entries := read_list(value)) is not None:
         return entries
-    # Quoted entries in brackets that cannot be read are a damaged list, not words.
-    return value if re.fullmatch(r"""\s*\[\s*(['"]).*['"]\s*\]\s*""", value, re.DOTALL) else value.split()
+    return value if is_damaged_list(value) else value.split()
+
+
+def is_damaged_list(text: str) -> bool:
+    """Whether a text has quoted entries in brackets, but cannot be read as a list."""
+    return read_list(text) is None and bool(re.fullmatch(r"""\s*\[\s*(['"]).*['"]\s*\]\s*""", text, re.DOTALL))
 
 
 def carve(

@@ -8,6 +8,7 @@ from hf_tfm import InputError
 from hf_tfm.data.forms.form import Reading, forms_of
 from hf_tfm.data.forms.jobs import JOBS
 from hf_tfm.data.forms.reader import RecordReader, read_records, read_rows
+from hf_tfm.data.records import read_cell, read_list
 from hf_tfm.data.tables import ReadingOptions
 
 
@@ -135,3 +136,14 @@ def test_predictions_read_a_text_of_each_line(job, tmp_path):
     assert [record["text"] for record in records] == ["one two", "three"]
     [report] = records.reports
     assert report.rows == 3 and report.left_out["the line is blank"].count == 1 and "a text a line" in report.notes
+
+
+def test_texts_without_commas_in_a_cell_are_never_joined():
+    for text in ("['Ann' 'Bob']", "['Ann'\n 'Bob']", "{'text': ['Ann' 'Bob']}"):
+        with pytest.raises(ValueError, match="."):
+            read_cell(text)
+    assert read_cell("{'text': array(['Ann', 'Bob'], dtype=object)}") == {"text": ["Ann", "Bob"]}
+    assert read_list("['Ann', \"Bob's\"]") == read_list('["Ann", "Bob\'s"]') == ["Ann", "Bob's"]
+    rows = [{"query": "q", "positive": "p", "negative": "['one' 'two']"}]
+    with pytest.raises(InputError, match="is a list that cannot be read"):
+        read_rows(rows, Reading("pairs"))

@@ -1,40 +1,10 @@
-"""Cells of a table that hold lists and mappings, and tables without a header."""
+"""Tables without a header: their separator and their cells."""
 
-import ast
 import csv
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ..tables import BadRow
 from .form import Placed
-
-
-def read_cell(text: str) -> Any:
-    """
-    Returns the list or mapping in a cell, in the syntax of JSON or as Python and NumPy print it.
-
-    Raises:
-        ValueError: The cell holds neither.
-    """
-    text = text.strip()
-    if text[:1] not in ("{", "["):
-        raise ValueError("neither a list nor a mapping")
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        try:
-            return ast.literal_eval(_ArraysAsLists().visit(ast.parse(text, mode="eval")))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise error from None
-
-
-class _ArraysAsLists(ast.NodeTransformer):
-    """NumPy's arrays are printed with their name: array(['Ann'], dtype=object)."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1
-        return self.visit(node.args[0]) if is_array else node
 
 
 def separator_of(lines: Sequence[str]) -> str | None:

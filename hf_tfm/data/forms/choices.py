@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..records import read_cell
 from ..tables import BadRow
-from .cells import read_cell, sample_cells, split_lines
+from .cells import sample_cells, split_lines
 from .form import FormRow, NoRecord, Placed, Reading, Record, Sample, check_text, explains, is_missing, lines, rows
 from .jobs import JOBS
 

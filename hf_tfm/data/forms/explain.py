@@ -247,8 +247,3 @@ def _other_job(sample: Sample, lines: Sequence[str] = ()) -> list[str]:
         return []
     _, job, form = max(found, key=lambda each: each[0])
     return [f"it has the form {form.name} of {job}, which {SCRIPTS[job]} reads"]
-
-
-def describe_row(row: Mapping[str, Any]) -> str:
-    """Returns a row in short, for messages."""
-    return ", ".join(f"{name}: {value!r:.30}" for name, value in row.items())

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from ...core.errors import InputError
 from ..files import DataFile, named_split
+from ..records import is_damaged_list, read_cell
 from ..tables import BadRow, read_rows
-from .cells import read_cell, sample_cells, separator_of, split_lines
+from .cells import sample_cells, separator_of, split_lines
 from .form import (
     FormRow,
     NoRecord,
@@ -262,7 +263,9 @@ def _texts(value: Any, what: str) -> list[str]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = read_cell(value)
-        except ValueError:
+        except ValueError as error:
+            if is_damaged_list(value):
+                raise BadRow(f"{what} is a list that cannot be read", f"{value!r:.40}") from error
             return [check_text(value, what)]
     if isinstance(value, (list, tuple)):
         if not value:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..records import read_cell
 from ..tables import BadRow
-from .cells import read_cell
 from .form import FormRow, NoRecord, Record, Sample, check_text, explains, is_missing, rows
 from .jobs import JOBS
 
