@@ -55,12 +55,21 @@ with quiet_imports():
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
+    from .audit.report import Report
+
 
 def _push_to_hub(model: PreTrainedModel, repo_id: str, **options: Any) -> "CommitInfo":
     """See [`hf_tfm.hub.trainer.push_model`], which is imported when it is needed."""
     from .hub.trainer import push_model
 
     return push_model(model, repo_id, **options)
+
+
+def preflight(trainer: Any, **options: Any) -> "Report":
+    """See [`hf_tfm.audit.preflight.preflight`], which is imported when it is needed."""
+    from .audit.preflight import preflight
+
+    return preflight(trainer, **options)
 
 
 def _register() -> None:
@@ -123,4 +132,5 @@ __all__ = [
     "TfmEncoderForTokenClassification",
     "TfmEncoderModel",
     "__version__",
+    "preflight",
 ]

@@ -1,0 +1,194 @@
+"""Findings of a preflight, and the report that collects them."""
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from ..core.errors import InputError
+from .catalogue import CATALOGUE
+
+
+class Level(StrEnum):
+    """
+    How serious a finding is.
+
+    An error makes the result of the run wrong, or the run useless. A warning is a fault in most runs. A note is
+    unusual, and right in some runs.
+    """
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+_STYLES = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.NOTE: "cyan"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """
+    One line of a report.
+
+    Attributes:
+        code: Code of the catalogue, as `P104`.
+        what: The fault, with its figures.
+        where: Record, token, weight or step; empty if it concerns the whole.
+        why: What follows from it.
+        mend: How to mend it.
+    """
+
+    code: str
+    level: Level
+    what: str
+    where: str
+    why: str
+    mend: str
+
+
+class PreflightError(InputError):
+    """A preflight found faults of the level that its caller refuses; `report` holds them."""
+
+    def __init__(self, report: "Report", findings: list[Finding]):
+        self.report = report
+        super().__init__("preflight: " + "; ".join(f"{found.code} {found.what}" for found in findings))
+
+
+@dataclass
+class Report:
+    """
+    The findings of a preflight.
+
+    Args:
+        ignore: Codes of findings that are not reported.
+
+    Attributes:
+        findings: In the order of the checks.
+        facts: Figures that describe the subject, by their names.
+        unseen: What could not be checked, with the reason.
+        pictures: Rows of tokens and tables, as Rich renders them.
+        checks: Names of the checks that were run.
+        ignored: Number of findings that were not reported, by code.
+    """
+
+    ignore: frozenset[str] = frozenset()
+    findings: list[Finding] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    unseen: list[str] = field(default_factory=list)
+    pictures: list[RenderableType] = field(default_factory=list)
+    checks: list[str] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ignore = frozenset(code.strip().upper() for code in self.ignore)
+        if unknown := sorted(self.ignore - CATALOGUE.keys()):
+            raise InputError(
+                f"ignore: no finding has the code {', '.join(unknown)}; `hf-tfm preflight --codes` lists them"
+            )
+
+    def add(
+        self,
+        code: str,
+        what: str,
+        where: str = "",
+        level: str | None = None,
+        why: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        """
+        Add a finding.
+
+        Args:
+            code: Code of the catalogue, which also gives the level, `why` and `mend` that are not given here.
+        """
+        entry = CATALOGUE[code]
+        if code in self.ignore:
+            self.ignored[code] = self.ignored.get(code, 0) + 1
+            return
+        found = Finding(code, Level(level or entry.level), what, where, why or entry.why, mend or entry.mend)
+        if found not in self.findings:
+            self.findings.append(found)
+
+    def cannot_see(self, what: str) -> None:
+        """Note what this preflight does not check, and why."""
+        if what not in self.unseen:
+            self.unseen.append(what)
+
+    def of_level(self, level: str) -> list[Finding]:
+        """Returns the findings of one level."""
+        return [found for found in self.findings if found.level == level]
+
+    @property
+    def errors(self) -> list[Finding]:
+        return self.of_level(Level.ERROR)
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return self.of_level(Level.WARNING)
+
+    @property
+    def codes(self) -> set[str]:
+        """Codes of the errors and warnings."""
+        return {found.code for found in self.findings if found.level != Level.NOTE}
+
+    @property
+    def exit_code(self) -> int:
+        return int(bool(self.errors))
+
+    def raise_on(self, level: str | None) -> None:
+        """Raise `PreflightError` if there are findings of this level or of a more serious one."""
+        if level is None:
+            return
+        levels = list(Level)[: list(Level).index(Level(level)) + 1]
+        if refused := [found for found in self.findings if found.level in levels]:
+            raise PreflightError(self, refused)
+
+    def as_json(self) -> str:
+        """Returns the findings, facts and what could not be checked as JSON."""
+        values = {
+            "findings": [asdict(found) for found in self.findings],
+            "facts": self.facts,
+            "unseen": self.unseen,
+            "checks": self.checks,
+            "ignored": self.ignored,
+        }
+        return json.dumps(values, indent=2, ensure_ascii=False, default=str)
+
+    def lines(self) -> Iterable[Text]:
+        """Yields the findings as lines, the most serious first, and a last line with their number."""
+        for level in Level:
+            for found in self.of_level(level):
+                where = f" [{found.where}]" if found.where else ""
+                line = Text(f"{found.code} {level}: ", style=_STYLES[level])
+                yield line + Text(f"{found.what}{where}. {found.why} {found.mend}", style="default")
+        yield Text(self.summary(), style="bold")
+
+    def summary(self) -> str:
+        """Returns the number of findings in one line."""
+        counts = [(len(self.of_level(level)), level) for level in Level]
+        found = ", ".join(f"{count} {level}{'s' * (count != 1)}" for count, level in counts)
+        ignored = f", {sum(self.ignored.values())} ignored ({', '.join(self.ignored)})" if self.ignored else ""
+        seconds = f" in {self.facts['seconds']:.1f} s" if "seconds" in self.facts else ""
+        return f"preflight: {found}{ignored} by {len(self.checks)} checks{seconds}"
+
+    def render(self, short: bool = False) -> RenderableType:
+        """Returns the report for a Rich console. In short: findings and their number only, if there are any."""
+        if short:
+            return Group(*self.lines())
+        facts = [Text(f"{name}: {value}") for name, value in self.facts.items() if name != "seconds"]
+        unseen = [Text(f"not checked: {what}", style="dim") for what in self.unseen]
+        return Group(*self.pictures, *facts, *unseen, *self.lines())
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the whole report, with its colours, as a page."""
+        console = Console(
+            record=True, width=120, file=io.StringIO(), force_terminal=True, markup=False, highlight=False
+        )
+        console.print(self.render())
+        console.save_html(str(path))

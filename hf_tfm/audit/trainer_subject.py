@@ -1,0 +1,398 @@
+"""
+A live trainer as the subject of a preflight: its model, its tokenizer, its first batches, without a trace left behind.
+
+Trainers of transformers, TRL and sentence-transformers are known by what their batches hold, not by their names,
+wherever that is possible.
+"""
+
+import contextlib
+import copy
+import itertools
+import math
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..core.inference import unwrap_adapter
+from ..data.batches import IGNORED
+
+
+SAMPLED_ROWS = 256  # for figures of labels and masks
+COMPUTED_ROWS = 4  # for what needs the model
+COMPUTED_TOKENS = 384  # of each of these rows
+
+
+@dataclass
+class Row:
+    """
+    A row of a batch.
+
+    Attributes:
+        input_ids: Its tokens, without padding.
+        labels: Labels of these tokens, -100 where nothing is trained; None if the batch has none.
+        padding_labels: Labels at the places of padding.
+        positions: Their `position_ids`, if the batch has them.
+        where: The row in words.
+    """
+
+    input_ids: list[int]
+    labels: list[int] | None
+    padding_labels: list[int]
+    positions: list[int] | None
+    where: str
+
+    @property
+    def trained(self) -> list[bool]:
+        """Whether each token is trained, in its place as an input."""
+        return [label != IGNORED for label in self.labels or ()]
+
+    def documents(self) -> list[range]:
+        """Returns the places of packed documents: positions start again with each of them."""
+        if self.positions is None or not self.positions:
+            return [range(len(self.input_ids))]
+        starts = [0] + [
+            place for place in range(1, len(self.positions)) if self.positions[place] != self.positions[place - 1] + 1
+        ]
+        return [range(start, end) for start, end in zip(starts, [*starts[1:], len(self.positions)])]
+
+
+@dataclass
+class TrainerSubject:
+    """
+    A trainer before its first step.
+
+    Args:
+        trainer: `transformers.Trainer` or one of its subclasses.
+        depth: Number of layers to compute with; None computes with all.
+
+    Attributes:
+        model: The model without wrappers of accelerate or torch.compile; a PEFT model stays wrapped.
+        tokenizer: The trainer's tokenizer; None if it has none.
+        kind: One of causal, masked, seq2seq, classification, tokens, questions, choices, preference, reward, online,
+            embedding, unknown.
+    """
+
+    trainer: Any
+    depth: int | None = None
+    features: list[Any] = field(default_factory=list)
+
+    @property
+    def args(self) -> Any:
+        return self.trainer.args
+
+    @cached_property
+    def model(self) -> Any:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    @cached_property
+    def base(self) -> Any:
+        """The model inside a PEFT wrapper."""
+        return unwrap_adapter(self.model)
+
+    @cached_property
+    def is_adapted(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        processor = getattr(self.trainer, "processing_class", None)
+        processor = getattr(processor, "tokenizer", processor)
+        return processor if hasattr(processor, "convert_ids_to_tokens") else None
+
+    @cached_property
+    def kind(self) -> str:
+        names = {cls.__name__ for cls in type(self.trainer).__mro__}
+        if names & {"GRPOTrainer", "RLOOTrainer", "OnlineDPOTrainer", "PPOTrainer"}:
+            return "online"
+        if any("SentenceTransformer" in name or "CrossEncoder" in name or "SparseEncoder" in name for name in names):
+            return "embedding"
+        if names & {"RewardTrainer"}:
+            return "reward"
+        if names & {"DPOTrainer", "KTOTrainer", "ORPOTrainer", "CPOTrainer"}:
+            return "preference"
+        kinds = {
+            "ForCausalLM": "causal",
+            "LMHeadModel": "causal",
+            "ForMaskedLM": "masked",
+            "ForPreTraining": "masked",
+            "ForSequenceClassification": "classification",
+            "ForTokenClassification": "tokens",
+            "ForQuestionAnswering": "questions",
+            "ForMultipleChoice": "choices",
+            "ForConditionalGeneration": "seq2seq",
+            "EncoderDecoderModel": "seq2seq",
+        }
+        for cls in type(self.base).__mro__:
+            for ending, kind in kinds.items():
+                if cls.__name__.endswith(ending):
+                    is_seq2seq = kind in ("causal", "seq2seq") and getattr(
+                        self.base.config, "is_encoder_decoder", False
+                    )
+                    return "seq2seq" if is_seq2seq else kind
+        return "unknown"
+
+    @cached_property
+    def loader(self) -> Any:
+        """The trainer's own loader, without worker processes."""
+        workers = ("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor")
+        previous = {name: getattr(self.args, name) for name in workers if hasattr(self.args, name)}
+        try:
+            for name, value in zip(workers, (0, False, None)):
+                if name in previous:
+                    setattr(self.args, name, value)
+            return self.trainer.get_train_dataloader()
+        finally:
+            for name, value in previous.items():
+                setattr(self.args, name, value)
+
+    def read_features(self) -> None:
+        """Read the records that the collator gets: all, or as many as are sampled, evenly over the dataset."""
+        dataset = self.loader.dataset
+        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+            count = min(len(dataset), SAMPLED_ROWS)
+            places = [number * len(dataset) // count for number in range(count)]
+            self.features = [dataset[place] for place in places]
+        else:
+            self.features = list(itertools.islice(iter(dataset), SAMPLED_ROWS))
+
+    def collate(self, features: Sequence[Any]) -> dict[str, Any]:
+        """Returns a batch of the trainer's own collator, on the model's device."""
+        copies = [copy.copy(one) if isinstance(one, dict) else one for one in features]
+        batch = self.loader.collate_fn(copies)
+        if not isinstance(batch, Mapping):
+            return {"features": batch}
+        return {name: move(value, self.device) for name, value in batch.items()}
+
+    @cached_property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def batch_size(self) -> int:
+        return max(1, self.args.per_device_train_batch_size)
+
+    @cached_property
+    def batches(self) -> list[dict[str, Any]]:
+        """The sampled records in batches of the trainer's size, in the order of the dataset."""
+        return [self.collate(chunk) for chunk in chunks(self.features, self.batch_size)]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of these batches, if they hold tokens."""
+        return [row for number, batch in enumerate(self.batches) for row in read_rows(batch, f"batch {number + 1}")]
+
+    @cached_property
+    def short_features(self) -> list[Any]:
+        """
+        A few records to compute with: short ones of different lengths that have trained tokens, cut to
+        `COMPUTED_TOKENS` tokens where they are tokens already.
+        """
+        cut = [shorten(feature, COMPUTED_TOKENS) for feature in self.features]
+        trained = [one for one in cut if has_trained_token(one)] or cut
+        by_length: dict[int, Any] = {}
+        for one in sorted(trained, key=length_of):
+            by_length.setdefault(length_of(one), one)
+        distinct = list(by_length.values())
+        chosen = distinct[:COMPUTED_ROWS]
+        return (
+            chosen
+            + [one for one in trained if all(one is not other for other in chosen)][: COMPUTED_ROWS - len(chosen)]
+        )
+
+    def loss(self, batch: Mapping[str, Any], num_items: Any = None, train: bool = False) -> torch.Tensor:
+        """Returns the trainer's own loss of a batch, in evaluation mode unless `train`."""
+        self.trainer.model.train(train)
+        with self.trainer.compute_loss_context_manager():
+            inputs = self.trainer._prepare_inputs(copy.copy(dict(batch)))
+            return self.trainer.compute_loss(self.trainer.model, inputs, num_items_in_batch=num_items)
+
+    @contextlib.contextmanager
+    def left_as_it_was(self) -> Iterator[None]:
+        """Restore, behind the block, randomness, gradients, modes, and what the trainer counts."""
+        with preserved_randomness(), preserved_attributes(self.trainer), preserved_model(self.trainer.model):
+            yield
+
+    @contextlib.contextmanager
+    def few_layers(self, most: int | None = None) -> Iterator[int]:
+        """
+        Compute with the first layers only, inside the block: `depth` of the subject or, without it, at most `most`.
+
+        The layers are the model's own, not copies, so that this works for models of any size, with adapters and heads.
+        Yields the number of layers; all of them if the model has no list of layers.
+        """
+        depth = self.depth or most
+        layers = find_layers(self.base)
+        if layers is None or depth is None or len(layers[1]) <= depth:
+            yield len(layers[1]) if layers else 0
+            return
+        owner, stack, name = layers[0], layers[1], layers[2]
+        config = self.base.config.get_text_config()
+        count = config.num_hidden_layers
+        setattr(owner, name, nn.ModuleList(list(stack)[:depth]))
+        try:
+            config.num_hidden_layers = depth
+            yield depth
+        finally:
+            config.num_hidden_layers = count
+            setattr(owner, name, stack)
+
+
+def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList, str] | None:
+    """Returns the module that owns the list of a model's layers, the list, and its name; None if there is none."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for owner in model.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == count and count:
+                return owner, child, name
+    return None
+
+
+def read_rows(batch: Mapping[str, Any], where: str) -> list[Row]:
+    """Returns the rows of a batch that holds `input_ids` of shape (rows, length)."""
+    ids = batch.get("input_ids")
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
+        return []
+    mask = batch.get("attention_mask")
+    mask = mask if isinstance(mask, torch.Tensor) and mask.shape == ids.shape else torch.ones_like(ids)
+    labels = batch.get("labels")
+    if isinstance(chosen := batch.get("completion_mask"), torch.Tensor) and chosen.shape == ids.shape:
+        labels = ids.masked_fill(chosen == 0, IGNORED)
+    labels = labels if isinstance(labels, torch.Tensor) and labels.shape == ids.shape else None
+    positions = batch.get("position_ids")
+    positions = positions if isinstance(positions, torch.Tensor) and positions.shape == ids.shape else None
+    rows = []
+    for number in range(len(ids)):
+        kept = mask[number] != 0
+
+        def values(tensor: torch.Tensor | None, chosen: torch.Tensor, number: int = number) -> list[int] | None:
+            return None if tensor is None else tensor[number][chosen].tolist()
+
+        rows.append(
+            Row(
+                input_ids=values(ids, kept) or [],
+                labels=values(labels, kept),
+                padding_labels=values(labels, ~kept) or [],
+                positions=values(positions, kept),
+                where=f"{where}, row {number + 1}",
+            )
+        )
+    return rows
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Yields lists of `size` items, the last one perhaps shorter."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """Returns a value of a batch on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: move(one, device) for name, one in value.items()}
+    return value
+
+
+def length_of(feature: Any) -> int:
+    """Returns the number of tokens of a record, of its longest list, or of its characters."""
+    if not isinstance(feature, Mapping):
+        return 0
+    return max((len(value) for value in feature.values() if hasattr(value, "__len__")), default=0)
+
+
+def shorten(feature: Any, most: int) -> Any:
+    """Returns a record whose tokens, and lists as long as they, are cut to `most` tokens."""
+    ids = feature.get("input_ids") if isinstance(feature, Mapping) else None
+    if ids is None or not hasattr(ids, "__len__") or len(ids) <= most or not isinstance(ids[0], int | np.integer):
+        if not isinstance(ids, torch.Tensor) or ids.dim() != 1 or len(ids) <= most:
+            return feature
+    length, cut = len(ids), dict(feature)
+    for name, value in feature.items():
+        if name == "seq_lengths":
+            ends = [min(end, most) for end in itertools.accumulate(value)]
+            cut[name] = [end - start for start, end in zip([0, *ends], ends) if end > start]
+        elif hasattr(value, "__len__") and not isinstance(value, str | Mapping) and len(value) == length:
+            cut[name] = value[:most]
+    return cut
+
+
+def has_trained_token(feature: Any) -> bool:
+    """Whether a record has a label that is trained, or does not say."""
+    labels = feature.get("labels") if isinstance(feature, Mapping) else None
+    if labels is None or not hasattr(labels, "__len__"):
+        return True
+    return any(label != IGNORED for label in list(labels)[1:])
+
+
+@contextlib.contextmanager
+def preserved_randomness() -> Iterator[None]:
+    """Restore the state of all random generators behind the block."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = [torch.cuda.get_rng_state(number) for number in range(torch.cuda.device_count())]
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        for number, state in enumerate(devices):
+            torch.cuda.set_rng_state(state, number)
+
+
+@contextlib.contextmanager
+def preserved_attributes(trainer: Any) -> Iterator[None]:
+    """Restore what a trainer counts: its attributes of plain values, and lists and dictionaries of them."""
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(is_plain(one) for one in value.values())
+        if isinstance(value, list | tuple | set | deque):
+            return all(is_plain(one) for one in value)
+        return value is None or isinstance(value, bool | int | float | str)
+
+    previous = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if is_plain(value)}
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            setattr(trainer, name, value)
+
+
+@contextlib.contextmanager
+def preserved_model(model: nn.Module) -> Iterator[None]:
+    """Restore gradients and the mode of each module behind the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(weight, weight.grad) for weight in model.parameters()]
+    for weight, _ in gradients:
+        weight.grad = None
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for weight, gradient in gradients:
+            weight.grad = gradient
+
+
+def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Returns the largest difference of two tensors of vectors (…, size), relative to the vectors' mean length."""
+    if one.numel() == 0:
+        return 0.0
+    one, other = one.float(), other.float()
+    scale = other.norm(dim=-1).mean().item()
+    difference = (one - other).norm(dim=-1).max().item()
+    return math.inf if not math.isfinite(difference) else difference / max(scale, 1e-12)
+
+
+def tolerance(model: nn.Module) -> float:
+    """Returns the relative difference that rounding may make in outputs of a model of this precision."""
+    dtypes = {weight.dtype for weight in model.parameters()}
+    return 0.15 if dtypes & {torch.bfloat16, torch.float16} else 2e-3
