@@ -77,11 +77,14 @@ class TrainerSubject:
         tokenizer: The trainer's tokenizer; None if it has none.
         kind: One of causal, masked, seq2seq, classification, tokens, questions, choices, preference, reward, online,
             embedding, unknown.
+        features: Records as the collator gets them; rows, if the dataset has whole batches.
+        has_batches: Whether the items of the trainer's dataset are whole batches, which no collator changes.
     """
 
     trainer: Any
     depth: int | None = None
     features: list[Any] = field(default_factory=list)
+    has_batches: bool = False
 
     @property
     def args(self) -> Any:
@@ -161,11 +164,15 @@ class TrainerSubject:
             self.features = [dataset[place] for place in places]
         else:
             self.features = list(itertools.islice(iter(dataset), SAMPLED_ROWS))
+        if self.features and is_batch(self.features[0]):
+            self.has_batches = True
+            rows = (row for batch in self.features for row in rows_of_batch(batch))
+            self.features = list(itertools.islice(rows, SAMPLED_ROWS))
 
     def collate(self, features: Sequence[Any]) -> dict[str, Any]:
         """Returns a batch of the trainer's own collator, on the model's device."""
         copies = [copy.copy(one) if isinstance(one, dict) else one for one in features]
-        batch = self.loader.collate_fn(copies)
+        batch = stack(copies) if self.has_batches else self.loader.collate_fn(copies)
         if not isinstance(batch, Mapping):
             return {"features": batch}
         return {name: move(value, self.device) for name, value in batch.items()}
@@ -284,6 +291,34 @@ def read_rows(batch: Mapping[str, Any], where: str) -> list[Row]:
             )
         )
     return rows
+
+
+def is_batch(item: Any) -> bool:
+    """Whether an item of a dataset is a whole batch: its `input_ids` have the shape (rows, length)."""
+    ids = item.get("input_ids") if isinstance(item, Mapping) else None
+    return isinstance(ids, torch.Tensor) and ids.dim() == 2
+
+
+def rows_of_batch(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a batch; values that are not one for each row stay as they are."""
+    count = len(batch["input_ids"])
+    for number in range(count):
+        yield {
+            name: value[number] if isinstance(value, torch.Tensor) and value.dim() and len(value) == count else value
+            for name, value in batch.items()
+        }
+
+
+def stack(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns rows of equal length as a batch."""
+    length = min(len(row["input_ids"]) for row in rows)
+    batch: dict[str, Any] = {}
+    for name, value in rows[0].items():
+        if isinstance(value, torch.Tensor):
+            batch[name] = torch.stack([row[name][:length] if value.dim() else row[name] for row in rows])
+        else:
+            batch[name] = value
+    return batch
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
