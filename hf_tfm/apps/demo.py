@@ -21,6 +21,7 @@ from ..artifacts.open import auto_class_of, open_model
 from ..core.errors import InputError
 from ..core.inference import unwrap_adapter
 from ..core.limits import longest_input
+from ..core.visible_text import visible
 from ..data.forms.reader import read_rows
 from ..evaluate.predict import Predictor, open_predictor
 from ..tasks.decoding import compare_decodings, decoding_methods
@@ -28,7 +29,7 @@ from ..tasks.fill_mask import fill_masks
 from ..tasks.generation import encode_prompt, sampling_options, stream_text
 from . import html_report
 from .chat import Chat
-from .formatting import percent, visible
+from .formatting import percent
 from .inspect.architecture import EXAMPLE
 
 

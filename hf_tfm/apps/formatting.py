@@ -1,8 +1,7 @@
-"""Model outputs as text: probabilities, colours, and control characters made visible."""
+"""Model outputs as text: probabilities and colours."""
 
 import colorsys
 import math
-import re
 from collections.abc import Sequence
 
 from ..tasks.decoding import Decoding
@@ -12,7 +11,6 @@ from ..tasks.decoding import Decoding
 SCALE = (1.0, 0.5, 0.1, 0.01, 0.001)
 
 _MAX_SURPRISAL = 10.0  # in bits; from there on a token is fully red
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def colour_of(probability: float) -> tuple[int, int, int]:
@@ -28,16 +26,6 @@ def percent(share: float | None) -> str:
     if share is None:
         return "–"
     return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share:.0e}"
-
-
-def escape_controls(text: str) -> str:
-    """Return text whose control characters are escaped as `\\x1b`, except line breaks and tabs."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
-def visible(text: str) -> str:
-    """Return text on one line: line breaks and tabs are shown by signs, control characters are escaped."""
-    return escape_controls(text.replace("\n", "↵").replace("\t", "⇥"))
 
 
 def figures_table(decodings: Sequence[Decoding]) -> list[list[str]]:

@@ -7,8 +7,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from ..core.errors import InputError
+from ..core.visible_text import escape_controls, visible
 from ..tasks.decoding import Decoding
-from .formatting import SCALE, colour_of, escape_controls, figures_table, percent, visible
+from .formatting import SCALE, colour_of, figures_table, percent
 
 
 _pages = Environment(

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.visible_text import escape_controls, visible
 from ..tasks.decoding import Decoding, TokenCandidate, TokenChoice
-from .formatting import SCALE, colour_of, escape_controls, figures_table, percent, visible
+from .formatting import SCALE, colour_of, figures_table, percent
 
 
 _CANDIDATE_COLUMNS = ("token", "model", "adjusted", "entropy", "rank", "left", "candidates: model → adjusted")

@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.trainer_utils import align_special_tokens
 
 from ..core.inference import unwrap_adapter
+from ..core.quiet import quiet
 from ..data.batches import IGNORED
 
 
@@ -222,8 +225,16 @@ class TrainerSubject:
 
     @contextlib.contextmanager
     def left_as_it_was(self) -> Iterator[None]:
-        """Restore, behind the block, randomness, gradients, modes, and what the trainer counts."""
-        with preserved_randomness(), preserved_attributes(self.trainer), preserved_model(self.trainer.model):
+        """
+        Restore, behind the block, randomness, gradients, modes, and what the trainer counts. Inside it the model's
+        special tokens are the tokenizer's, as in training.
+        """
+        with (
+            preserved_randomness(),
+            preserved_attributes(self.trainer),
+            preserved_model(self.trainer.model),
+            aligned_special_tokens(self.trainer),
+        ):
             yield
 
     @contextlib.contextmanager
@@ -321,6 +332,18 @@ def stack(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def read_columns(batch: Mapping[str, Any], where: str) -> dict[str, list[Row]]:
+    """Returns the rows of each column of tokens, as `anchor` for `anchor_input_ids` of sentence-transformers."""
+    ending = "_input_ids"
+    columns = {}
+    for name in batch:
+        if name.endswith(ending) and name != "decoder_input_ids":
+            column = name.removesuffix(ending)
+            part = {key: batch.get(f"{column}_{key}") for key in ("input_ids", "attention_mask")}
+            columns[column] = read_rows(part, f"{where}, {column}")
+    return columns
+
+
 def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
     """Yields lists of `size` items, the last one perhaps shorter."""
     for start in range(0, len(items), size):
@@ -399,6 +422,33 @@ def preserved_attributes(trainer: Any) -> Iterator[None]:
     finally:
         for name, value in previous.items():
             setattr(trainer, name, value)
+
+
+@contextlib.contextmanager
+def aligned_special_tokens(trainer: Any) -> Iterator[None]:
+    """Set the special tokens of the model's configurations to the tokenizer's inside the block, as training does."""
+    model, tokenizer = trainer.model, getattr(trainer, "processing_class", None)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | ProcessorMixin) or not hasattr(model, "config"):
+        yield
+        return
+    names = ("eos_token_id", "bos_token_id", "pad_token_id")
+    configs = [model.config.get_text_config(), getattr(model, "generation_config", None)]
+    previous = [
+        (config, {name: copy.copy(getattr(config, name)) for name in names if hasattr(config, name)})
+        for config in configs
+        if config is not None
+    ]
+    try:
+        with quiet():
+            align_special_tokens(model, tokenizer)
+        yield
+    finally:
+        for config, values in previous:
+            for name in names:
+                if name in values:
+                    setattr(config, name, values[name])
+                elif hasattr(config, name):
+                    delattr(config, name)
 
 
 @contextlib.contextmanager
