@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audit_helpers import SENTENCES, tiny_llama
-from chat_templates import mark_answers, template
+from published_templates import mark_answers, template
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
