@@ -510,6 +510,36 @@ CATALOGUE: dict[str, Entry] = {
         "Leave the field out.",
     ),
     "P615": Entry("answers repeat their prompt", "warning", "The model learns to copy.", "Leave such records out."),
+    "P616": Entry(
+        "records are sorted by label",
+        "note",
+        "A part of the file has few of the labels, and batches of a run that does not shuffle have one.",
+        "Shuffle before records are divided or cut off.",
+    ),
+    "P617": Entry(
+        "remnants of HTML",
+        "note",
+        "The model learns to write them.",
+        "Convert the page to text, unless the texts are about HTML.",
+    ),
+    "P618": Entry(
+        "most answers are equal",
+        "warning",
+        "The model learns to give this answer always.",
+        "See how answers are read.",
+    ),
+    "P619": Entry(
+        "the length tells the better answer",
+        "note",
+        "The model may learn to write long answers rather than good ones.",
+        "Add pairs whose better answer is the shorter one.",
+    ),
+    "P620": Entry(
+        "tags break their scheme",
+        "warning",
+        "Entities are counted otherwise than they are meant.",
+        "Let each entity begin with B-, and continue with I- of the same type.",
+    ),
     # Finished runs and resuming
     "P701": Entry(
         "the loss diverged",

@@ -1,0 +1,100 @@
+"""Characters that nobody wrote: wrong encodings, control characters, invisible characters, remnants of HTML."""
+
+import re
+from collections.abc import Callable
+
+from .data_subject import DataSubject, list_places, tell_share
+from .report import Report
+
+
+# Bytes behind the first byte of a character in UTF-8, as cp1252 and latin-1 show them.
+_CONTINUATION = {bytes([byte]).decode("cp1252", "ignore"): byte for byte in range(0x80, 0xC0)}
+_CONTINUATION = {shown: byte for shown, byte in _CONTINUATION.items() if shown} | {
+    chr(byte): byte for byte in range(0x80, 0xC0)
+}
+_SIGNS = re.escape("".join(_CONTINUATION))
+# Â and Ã with one sign behind them; â with two, as in â€™; the beginnings of other letters several times.
+_LATIN = re.compile(rf"[ÂÃ][{_SIGNS}]")
+_PUNCTUATION = re.compile(rf"â[{_SIGNS}]{{2}}|ï»¿|ï¿½")
+_OTHER = re.compile(rf"(?:[Ä-ß][{_SIGNS}]){{2,}}|(?:[à-ï][{_SIGNS}]{{2}}){{2,}}|ð[{_SIGNS}]{{3}}")
+_MAC = re.compile(r"‚Ä[ôúùòìîöÓ¶]|√[©®±∂ß†°•ºü¢§ª´]")
+_WRONG = re.compile(r"[\ufffd\x80-\x84\x86-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
+# The soft hyphen, zero-width space and word joiner, marks of direction and of byte order. Joiners (U+200C, U+200D)
+# belong to emoji and to Persian and Indic words.
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+_HTML = re.compile(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d{2,5}|#x[0-9a-fA-F]{2,4});|<br ?/?>|</(?:p|div|span|li|td)>")
+_SHARE_OF_WARNING = 0.001
+
+
+def check_characters(subject: DataSubject, report: Report) -> None:
+    """Report texts with characters of a wrong encoding, control and invisible characters, and remnants of HTML."""
+    _report(subject, report, "P607", find_wrong_encoding, "hold characters of a wrong encoding")
+    _report(subject, report, "P608", _find(_CONTROL), "hold control characters")
+    _report(subject, report, "P608", _find(_INVISIBLE), "hold invisible characters", level="note")
+    _report(subject, report, "P617", _find(_HTML), "hold remnants of HTML")
+
+
+def _find(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
+    def find(text: str) -> str | None:
+        match = pattern.search(text)
+        return match[0] if match else None
+
+    return find
+
+
+def find_wrong_encoding(text: str) -> str | None:
+    """
+    Returns the first characters of a text that come from reading it with a wrong encoding, and what they stand for.
+
+    These are U+FFFD, the control characters that cp1252 has as signs, and characters that are UTF-8 read as cp1252,
+    latin-1 or Mac Roman (é for é). Ã at the end of a word in capitals, as in MANHÃ, is none of them.
+    """
+    if text.isascii():
+        return None
+    for match in _LATIN.finditer(text):
+        if meant := _decode(match[0]):
+            neighbours = text[max(match.start() - 1, 0) : match.start()] + text[match.end() : match.end() + 1]
+            if match[0][0] == "Â" or (meant.isalpha() and any(letter.islower() for letter in neighbours)):
+                return f"{match[0]!r} for {meant!r}"
+    for pattern in (_PUNCTUATION, _OTHER):
+        for match in pattern.finditer(text):
+            if meant := _decode(match[0]):
+                return f"{match[0]!r} for {meant!r}"
+    match = _MAC.search(text) or _WRONG.search(text)
+    return repr(match[0]) if match else None
+
+
+def _decode(shown: str) -> str | None:
+    """Returns the text whose bytes in UTF-8 were shown as these characters."""
+    try:
+        return bytes(_CONTINUATION.get(sign, ord(sign)) for sign in shown).decode("utf-8")
+    except (UnicodeDecodeError, ValueError):
+        return None
+
+
+def _report(
+    subject: DataSubject,
+    report: Report,
+    code: str,
+    find: Callable[[str], str | None],
+    what: str,
+    level: str | None = None,
+) -> None:
+    for split, records in subject.splits.items():
+        examples: dict[int, str] = {}
+        for number, texts in enumerate(subject.texts(split)):
+            for text in texts:
+                if example := find(text):
+                    examples[number] = example
+                    break
+        if not examples:
+            continue
+        signs = list(dict.fromkeys(example if "'" in example else repr(example) for example in examples.values()))[:4]
+        is_rare = len(examples) < _SHARE_OF_WARNING * len(records)
+        report.add(
+            code,
+            f"{tell_share(len(examples), len(records))} of the {split} split {what}: {', '.join(signs)}",
+            list_places(records, list(examples)),
+            level="note" if is_rare else level,
+        )
