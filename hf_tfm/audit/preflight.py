@@ -92,6 +92,9 @@ def run_checks(subject: TrainerSubject, report: Report) -> None:
     except Exception as error:
         report.add("P200", f"the trainer's loader or collator fails: {type(error).__name__}: {reason_of(error)}")
         return
+    if subject.reads_once:
+        report.cannot_see("rows: the dataset gives each record only once, so that none is taken from the training")
+        return
     for check in CHECKS:
         run_check(lambda: check(subject, report), check.__name__, report)  # noqa: B023
 

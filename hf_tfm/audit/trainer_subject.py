@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.trainer_utils import align_special_tokens
 
 from ..core.inference import unwrap_adapter
@@ -30,6 +32,7 @@ from ..data.batches import IGNORED
 SAMPLED_ROWS = 256  # for figures of labels and masks
 COMPUTED_ROWS = 4  # for what needs the model
 COMPUTED_TOKENS = 384  # of each of these rows
+HALF_TOLERANCE = 0.15  # relative difference that rounding makes in half precision
 
 
 @dataclass
@@ -99,8 +102,9 @@ class TrainerSubject:
 
     @cached_property
     def base(self) -> Any:
-        """The model inside a PEFT wrapper."""
-        return unwrap_adapter(self.model)
+        """The model of transformers inside wrappers of PEFT, of sentence-transformers or of a user; or the model."""
+        inner = unwrap_adapter(self.model)
+        return next((module for module in inner.modules() if isinstance(module, PreTrainedModel)), inner)
 
     @cached_property
     def is_adapted(self) -> bool:
@@ -138,10 +142,9 @@ class TrainerSubject:
         for cls in type(self.base).__mro__:
             for ending, kind in kinds.items():
                 if cls.__name__.endswith(ending):
-                    is_seq2seq = kind in ("causal", "seq2seq") and getattr(
-                        self.base.config, "is_encoder_decoder", False
-                    )
-                    return "seq2seq" if is_seq2seq else kind
+                    if kind == "seq2seq" and not self.base.config.is_encoder_decoder:
+                        return "causal"  # models that read images or sounds and write text
+                    return "seq2seq" if kind == "causal" and self.base.config.is_encoder_decoder else kind
         return "unknown"
 
     @cached_property
@@ -158,14 +161,20 @@ class TrainerSubject:
             for name, value in previous.items():
                 setattr(self.args, name, value)
 
+    @cached_property
+    def reads_once(self) -> bool:
+        """Whether the dataset is a stream that gives each record only once, even to another iterator."""
+        dataset = self.trainer.train_dataset
+        return is_stream(dataset) and iter(dataset) is iter(dataset)
+
     def read_features(self) -> None:
         """Read the records that the collator gets: all, or as many as are sampled, evenly over the dataset."""
         dataset = self.loader.dataset
-        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        if not is_stream(dataset):
             count = min(len(dataset), SAMPLED_ROWS)
             places = [number * len(dataset) // count for number in range(count)]
             self.features = [dataset[place] for place in places]
-        else:
+        elif not self.reads_once:  # such records are left to the training
             self.features = list(itertools.islice(iter(dataset), SAMPLED_ROWS))
         if self.features and is_batch(self.features[0]):
             self.has_batches = True
@@ -191,7 +200,7 @@ class TrainerSubject:
     @cached_property
     def batches(self) -> list[dict[str, Any]]:
         """The sampled records in batches of the trainer's size, in the order of the dataset."""
-        return [self.collate(chunk) for chunk in chunks(self.features, self.batch_size)]
+        return [self.collate(chunk) for form in group_by_form(self.features) for chunk in chunks(form, self.batch_size)]
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -204,7 +213,7 @@ class TrainerSubject:
         A few records to compute with: short ones of different lengths that have trained tokens, cut to
         `COMPUTED_TOKENS` tokens where they are tokens already.
         """
-        cut = [shorten(feature, COMPUTED_TOKENS) for feature in self.features]
+        cut = [shorten(feature, COMPUTED_TOKENS) for feature in next(iter(group_by_form(self.features)), [])]
         trained = [one for one in cut if has_trained_token(one)] or cut
         by_length: dict[int, Any] = {}
         for one in sorted(trained, key=length_of):
@@ -229,12 +238,14 @@ class TrainerSubject:
         Restore, behind the block, randomness, gradients, modes, and what the trainer counts. Inside it the model's
         special tokens are the tokenizer's, as in training.
         """
-        with (
-            preserved_randomness(),
-            preserved_attributes(self.trainer),
-            preserved_model(self.trainer.model),
-            aligned_special_tokens(self.trainer),
-        ):
+        values = [part for value in vars(self.trainer).values() for part in parts_of(value)]
+        modules = {id(value): value for value in values if isinstance(value, nn.Module)}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(preserved_randomness())
+            stack.enter_context(preserved_attributes(self.trainer))
+            stack.enter_context(aligned_special_tokens(self.trainer))
+            for module in modules.values():
+                stack.enter_context(preserved_model(module))
             yield
 
     @contextlib.contextmanager
@@ -253,6 +264,9 @@ class TrainerSubject:
         owner, stack, name = layers[0], layers[1], layers[2]
         config = self.base.config.get_text_config()
         count = config.num_hidden_layers
+        types = list(getattr(config, "layer_types", None) or [])[:count]
+        if self.depth is None and types:  # a layer of each type is among them
+            depth = max(depth, *(types.index(one) + 1 for one in set(types)))
         setattr(owner, name, nn.ModuleList(list(stack)[:depth]))
         try:
             config.num_hidden_layers = depth
@@ -261,9 +275,17 @@ class TrainerSubject:
             config.num_hidden_layers = count
             setattr(owner, name, stack)
 
+    @cached_property
+    def tolerance(self) -> float:
+        """Relative difference that rounding may make in outputs of this model as the trainer computes it."""
+        mixed = self.trainer.accelerator.mixed_precision not in ("no", None)
+        return HALF_TOLERANCE if mixed else tolerance(self.model)
+
 
 def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList, str] | None:
     """Returns the module that owns the list of a model's layers, the list, and its name; None if there is none."""
+    if not isinstance(model, PreTrainedModel):
+        return None
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for owner in model.modules():
         for name, child in owner.named_children():
@@ -302,6 +324,11 @@ def read_rows(batch: Mapping[str, Any], where: str) -> list[Row]:
             )
         )
     return rows
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset gives records one after another only, without numbers."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def is_batch(item: Any) -> bool:
@@ -350,13 +377,26 @@ def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
         yield list(items[start : start + size])
 
 
+def group_by_form(features: Sequence[Any]) -> list[list[Any]]:
+    """
+    Returns the records in lists of those that may share a batch.
+
+    A trainer of several datasets makes each batch of one of them: of the same columns, and the same `dataset_name`.
+    """
+    groups: dict[Any, list[Any]] = {}
+    for feature in features:
+        form = (frozenset(feature), feature.get("dataset_name")) if isinstance(feature, Mapping) else None
+        groups.setdefault(form, []).append(feature)
+    return list(groups.values())
+
+
 def move(value: Any, device: torch.device) -> Any:
     """Returns a value of a batch on a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
         return {name: move(one, device) for name, one in value.items()}
-    return value
+    return [move(one, device) for one in value] if isinstance(value, list) else value
 
 
 def length_of(feature: Any) -> int:
@@ -367,19 +407,31 @@ def length_of(feature: Any) -> int:
 
 
 def shorten(feature: Any, most: int) -> Any:
-    """Returns a record whose tokens, and lists as long as they, are cut to `most` tokens."""
-    ids = feature.get("input_ids") if isinstance(feature, Mapping) else None
-    if ids is None or not hasattr(ids, "__len__") or len(ids) <= most or not isinstance(ids[0], int | np.integer):
-        if not isinstance(ids, torch.Tensor) or ids.dim() != 1 or len(ids) <= most:
-            return feature
-    length, cut = len(ids), dict(feature)
+    """
+    Returns a record whose tokens are cut to `most`, and with them the lists that are as long as they.
+
+    A record without `input_ids` has each list of numbers cut, and each text cut to `8 * most` characters.
+    """
+    if not isinstance(feature, Mapping):
+        return feature
+    ids = feature.get("input_ids")
+    length, cut = len(ids) if is_numbers(ids) else None, dict(feature)
     for name, value in feature.items():
         if name == "seq_lengths":
             ends = [min(end, most) for end in itertools.accumulate(value)]
             cut[name] = [end - start for start, end in zip([0, *ends], ends) if end > start]
-        elif hasattr(value, "__len__") and not isinstance(value, str | Mapping) and len(value) == length:
+        elif isinstance(value, str):
+            cut[name] = value[: 8 * most]
+        elif is_numbers(value) and length in (None, len(value)):
             cut[name] = value[:most]
     return cut
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether a value is a list, array or tensor of numbers in one dimension."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], int | float | np.number)
 
 
 def has_trained_token(feature: Any) -> bool:
@@ -403,6 +455,27 @@ def preserved_randomness() -> Iterator[None]:
         torch.set_rng_state(states[2])
         for number, state in enumerate(devices):
             torch.cuda.set_rng_state(state, number)
+
+
+def parts_of(value: Any) -> list[Any]:
+    """Returns the values of a dictionary or list, or the value itself."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+class WithoutDropout(TorchFunctionMode):
+    """Leaves dropout out, also inside of attention, so that a model in training mode computes the same twice."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is nn.functional.dropout:
+            return args[0] if args else kwargs["input"]
+        if func is nn.functional.scaled_dot_product_attention and len(args) > 4:
+            args = (*args[:4], 0.0, *args[5:])
+        elif func is nn.functional.scaled_dot_product_attention:
+            kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -453,9 +526,10 @@ def aligned_special_tokens(trainer: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserved_model(model: nn.Module) -> Iterator[None]:
-    """Restore gradients and the mode of each module behind the block."""
+    """Restore gradients, buffers and the mode of each module behind the block."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(weight, weight.grad) for weight in model.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     for weight, _ in gradients:
         weight.grad = None
     try:
@@ -465,6 +539,9 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for weight, gradient in gradients:
             weight.grad = gradient
+        with torch.no_grad():
+            for buffer, previous in buffers:
+                buffer.copy_(previous)
 
 
 def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -480,4 +557,4 @@ def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
 def tolerance(model: nn.Module) -> float:
     """Returns the relative difference that rounding may make in outputs of a model of this precision."""
     dtypes = {weight.dtype for weight in model.parameters()}
-    return 0.15 if dtypes & {torch.bfloat16, torch.float16} else 2e-3
+    return HALF_TOLERANCE if dtypes & {torch.bfloat16, torch.float16} else 2e-3
