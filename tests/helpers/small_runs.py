@@ -100,6 +100,7 @@ def command_runs(root: Path) -> dict[str, list[str]]:
         "export.int8": "export {root}/decoder {root}/int8 --to int8",
         "export.onnx": "export {root}/encoder {root}/onnx --to onnx",
         "merge": "merge {root}/adapter {root}/merged",
+        "trim-vocab": "trim-vocab {root}/encoder {root}/text.jsonl {root}/trimmed",
         "generate": "generate {root}/decoder cat --max-new-tokens 4",
         "generate.adapter": "generate {root}/adapter cat --max-new-tokens 4 --temperature 0.5 --top-k 5",
         "generate.beams": "generate {root}/decoder cat --max-new-tokens 4 --beams 2",

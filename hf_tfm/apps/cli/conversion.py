@@ -1,4 +1,4 @@
-"""Commands that write a model in another form: `convert`, `export`, `merge`, `refresh`."""
+"""Commands that write a model in another form: `convert`, `export`, `merge`, `trim-vocab`, `refresh`."""
 
 from typing import Annotated, Literal
 
@@ -95,6 +95,34 @@ def merge(
     print(
         f"wrote {target}: {type(model).__name__}, {model.num_parameters():,} parameters; "
         f"read again, its outputs equal the adapter's within {difference:.1e}"
+    )
+
+
+@command(
+    "hf-tfm trim-vocab my-encoder texts.jsonl.gz trimmed",
+    "hf-tfm trim-vocab my-encoder a.txt b.txt trimmed --min-count 5",
+    panel=_PANEL,
+)
+def trim_vocab(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or its name on the Hub.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Files or folders of your text.")],
+    target: Target,
+    min_count: Annotated[int, typer.Option(min=1, help="Keep tokens that the text has as often as this.")] = 1,
+    text_field: Annotated[str | None, typer.Option(help="Field of the text in records. By default recognised.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Keep the tokens of your text only: a smaller model with equal outputs.
+
+    Bytes, characters and special tokens stay, so that any text can be read. Other texts may become longer.
+    """
+    from hf_tfm.convert.trim_vocabulary import trim_folder
+
+    settings = {"text_field": text_field} if text_field else {}
+    trimmed = trim_folder(model, texts, target, min_count=min_count, trust_remote_code=trust_remote_code, **settings)
+    print(
+        f"wrote {target}: {trimmed.tokens[1]:,} of {trimmed.tokens[0]:,} tokens, {trimmed.parameters[1]:,} of "
+        f"{trimmed.parameters[0]:,} parameters; read again, its outputs on {trimmed.compared} of {trimmed.documents:,} "
+        f"documents equal the source's within {trimmed.difference:.1e}"
     )
 
 
