@@ -118,7 +118,8 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -
     """Returns how often each token occurs, the number of documents, and the beginnings of a few."""
     counts: Counter[int] = Counter()
     samples: list[str] = []
-    total, batch = 0, []
+    total = 0
+    batch: list[str] = []
 
     def add() -> None:
         for ids in tokenizer(batch, add_special_tokens=True, verbose=False)["input_ids"]:
