@@ -200,7 +200,12 @@ class TrainerSubject:
     @cached_property
     def batches(self) -> list[dict[str, Any]]:
         """The sampled records in batches of the trainer's size, in the order of the dataset."""
-        return [self.collate(chunk) for form in group_by_form(self.features) for chunk in chunks(form, self.batch_size)]
+        return [self.collate(chunk) for chunk in self.batch_features]
+
+    @cached_property
+    def batch_features(self) -> list[list[Any]]:
+        """The records of each of these batches."""
+        return [chunk for form in group_by_form(self.features) for chunk in chunks(form, self.batch_size)]
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -160,7 +160,10 @@ def masked(
         dict(return_offsets_mapping=True, padding="max_length", max_length=48, truncation=True) if whole_words else {}
     )
     encoded = [tokenizer(text, **full) for text in TEXTS * 2]
-    rows = [{name: row[name] for name in ("input_ids", "offset_mapping") if name in row} for row in encoded]
+    rows = [
+        {name: row[name] for name in ("input_ids", "attention_mask", "offset_mapping") if name in row}
+        for row in encoded
+    ]
     collator = hf.DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability, whole_word_mask=whole_words)
     sizes = {
         "DistilBert": dict(dim=32, hidden_dim=64, n_layers=2, n_heads=4),
