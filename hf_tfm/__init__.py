@@ -53,6 +53,8 @@ with quiet_imports():
     from .models.modeling_tfm_encoder_decoder import TfmEncoderDecoderConfig, TfmEncoderDecoderModel
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from huggingface_hub import CommitInfo
 
     from .audit.report import Report
@@ -70,6 +72,13 @@ def preflight(trainer: Any, **options: Any) -> "Report":
     from .audit.preflight import preflight
 
     return preflight(trainer, **options)
+
+
+def preflight_run(folder: "str | Path", **options: Any) -> "Report":
+    """See [`hf_tfm.audit.run.preflight_run`], which is imported when it is needed."""
+    from .audit.run import preflight_run
+
+    return preflight_run(folder, **options)
 
 
 def _register() -> None:
@@ -133,4 +142,5 @@ __all__ = [
     "TfmEncoderModel",
     "__version__",
     "preflight",
+    "preflight_run",
 ]

@@ -17,7 +17,7 @@ from typer.main import get_command
 from .app import app, explain_mistake
 
 # Their order is that of the panels in `hf-tfm --help`.
-from . import inference, training, formats, inspection, conversion, retrieval, serving, publishing  # noqa: F401
+from . import inference, training, formats, preflight, inspection, conversion, retrieval, serving, publishing  # noqa: F401
 # isort: on
 
 
