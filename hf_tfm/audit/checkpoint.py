@@ -199,7 +199,8 @@ def _check_adapter_was_trained(folder: Path, tensors: list[StoredTensor], report
     Ones that stay zero got no gradient (huggingface/trl#3926).
     """
     second = [tensor for tensor in tensors if ".lora_B." in tensor.name and tensor.dtype in _EXPONENTS]
-    zero = [tensor.name for tensor in second if not any(chunk.any() for chunk in numbers_of(tensor))]
+    # Twice the bits have lost the sign, which -0.0 has.
+    zero = [tensor.name for tensor in second if not any((chunk * 2).any() for chunk in numbers_of(tensor))]
     step = (read_state(folder) or {}).get("global_step") or 0
     if second and step and len(zero) == len(second):
         report.add(

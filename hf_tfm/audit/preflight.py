@@ -46,7 +46,7 @@ def preflight(
     ignore: Iterable[str] = (),
     raise_on: str | None = None,
     html: str | Path | None = None,
-    resume_from_checkpoint: str | Path | None = None,
+    resume_from_checkpoint: str | Path | bool | None = None,
     show: str | None = "all",
 ) -> Report:
     """
@@ -59,7 +59,7 @@ def preflight(
         ignore: Codes of findings to leave out.
         raise_on: Raise `PreflightError` if there is an "error", or a "warning" or error, or a "note" or more.
         html: File for the report as a page.
-        resume_from_checkpoint: Checkpoint that the run will resume from, which is compared with the trainer.
+        resume_from_checkpoint: Checkpoint that the run will resume from, or True for the last one of its folder.
         show: Print "all", the "findings" only, or nothing (None).
 
     Returns:
@@ -70,10 +70,11 @@ def preflight(
     subject = TrainerSubject(trainer, depth)
     with subject.left_as_it_was():
         run_checks(subject, report)
-        if resume_from_checkpoint is not None:
+        if resume_from_checkpoint:
             from .resume import check_resume
 
-            run_check(lambda: check_resume(subject, Path(resume_from_checkpoint), report), "check_resume", report)
+            checkpoint = Path(trainer.args.output_dir if resume_from_checkpoint is True else resume_from_checkpoint)
+            run_check(lambda: check_resume(subject, checkpoint, report), "check_resume", report)
     report.facts["seconds"] = time.perf_counter() - start
     if html is not None:
         report.save_html(html)
