@@ -242,6 +242,12 @@ CATALOGUE: dict[str, Entry] = {
         "Predictions bear other names than the data.",
         "Set id2label and label2id when the model is loaded.",
     ),
+    "P119": Entry(
+        "chosen and rejected answers have different prompts",
+        "error",
+        "The model learns which prompt is better, and not which answer.",
+        "Give the prompt of both answers in the column prompt.",
+    ),
     # Batches
     "P200": Entry(
         "a batch cannot be made or computed",

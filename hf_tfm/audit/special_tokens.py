@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from .report import Report
-from .trainer_subject import Row, TrainerSubject, read_columns
+from .rows import Row, read_columns
+from .trainer_subject import TrainerSubject
 
 
 UNKNOWN_SHARE = 0.01  # of the tokens; below it unknown ones are a note

@@ -27,46 +27,14 @@ from transformers.trainer_utils import align_special_tokens
 from ..core.inference import unwrap_adapter
 from ..core.quiet import quiet
 from ..data.batches import IGNORED
+from .rows import Document, Row, read_documents, read_rows
+from .turns import TurnFinder
 
 
 SAMPLED_ROWS = 256  # for figures of labels and masks
 COMPUTED_ROWS = 4  # for what needs the model
 COMPUTED_TOKENS = 384  # of each of these rows
 HALF_TOLERANCE = 0.15  # relative difference that rounding makes in half precision
-
-
-@dataclass
-class Row:
-    """
-    A row of a batch.
-
-    Attributes:
-        input_ids: Its tokens, without padding.
-        labels: Labels of these tokens, -100 where nothing is trained; None if the batch has none.
-        padding_labels: Labels at the places of padding.
-        positions: Their `position_ids`, if the batch has them.
-        where: The row in words.
-    """
-
-    input_ids: list[int]
-    labels: list[int] | None
-    padding_labels: list[int]
-    positions: list[int] | None
-    where: str
-
-    @property
-    def trained(self) -> list[bool]:
-        """Whether each token is trained, in its place as an input."""
-        return [label != IGNORED for label in self.labels or ()]
-
-    def documents(self) -> list[range]:
-        """Returns the places of packed documents: positions start again with each of them."""
-        if self.positions is None or not self.positions:
-            return [range(len(self.input_ids))]
-        starts = [0] + [
-            place for place in range(1, len(self.positions)) if self.positions[place] != self.positions[place - 1] + 1
-        ]
-        return [range(start, end) for start, end in zip(starts, [*starts[1:], len(self.positions)])]
 
 
 @dataclass
@@ -213,6 +181,18 @@ class TrainerSubject:
         return [row for number, batch in enumerate(self.batches) for row in read_rows(batch, f"batch {number + 1}")]
 
     @cached_property
+    def finder(self) -> TurnFinder | None:
+        """Finds the turns of conversations by the tokenizer's chat template; None without one."""
+        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
+            return None
+        return TurnFinder(self.tokenizer)
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        """The texts and conversations of the rows; a packed row has several."""
+        return read_documents(self.rows, self.finder)
+
+    @cached_property
     def short_features(self) -> list[Any]:
         """
         A few records to compute with: short ones of different lengths that have trained tokens, cut to
@@ -299,38 +279,6 @@ def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList, str] | None:
     return None
 
 
-def read_rows(batch: Mapping[str, Any], where: str) -> list[Row]:
-    """Returns the rows of a batch that holds `input_ids` of shape (rows, length)."""
-    ids = batch.get("input_ids")
-    if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
-        return []
-    mask = batch.get("attention_mask")
-    mask = mask if isinstance(mask, torch.Tensor) and mask.shape == ids.shape else torch.ones_like(ids)
-    labels = batch.get("labels")
-    if isinstance(chosen := batch.get("completion_mask"), torch.Tensor) and chosen.shape == ids.shape:
-        labels = ids.masked_fill(chosen == 0, IGNORED)
-    labels = labels if isinstance(labels, torch.Tensor) and labels.shape == ids.shape else None
-    positions = batch.get("position_ids")
-    positions = positions if isinstance(positions, torch.Tensor) and positions.shape == ids.shape else None
-    rows = []
-    for number in range(len(ids)):
-        kept = mask[number] != 0
-
-        def values(tensor: torch.Tensor | None, chosen: torch.Tensor, number: int = number) -> list[int] | None:
-            return None if tensor is None else tensor[number][chosen].tolist()
-
-        rows.append(
-            Row(
-                input_ids=values(ids, kept) or [],
-                labels=values(labels, kept),
-                padding_labels=values(labels, ~kept) or [],
-                positions=values(positions, kept),
-                where=f"{where}, row {number + 1}",
-            )
-        )
-    return rows
-
-
 def is_stream(dataset: Any) -> bool:
     """Whether a dataset gives records one after another only, without numbers."""
     return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
@@ -362,18 +310,6 @@ def stack(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             batch[name] = value
     return batch
-
-
-def read_columns(batch: Mapping[str, Any], where: str) -> dict[str, list[Row]]:
-    """Returns the rows of each column of tokens, as `anchor` for `anchor_input_ids` of sentence-transformers."""
-    ending = "_input_ids"
-    columns = {}
-    for name in batch:
-        if name.endswith(ending) and name != "decoder_input_ids":
-            column = name.removesuffix(ending)
-            part = {key: batch.get(f"{column}_{key}") for key in ("input_ids", "attention_mask")}
-            columns[column] = read_rows(part, f"{where}, {column}")
-    return columns
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
