@@ -80,8 +80,8 @@ def read_answers(document: Document, stops: set[int]) -> Iterator[Answer]:
     for number, turn in enumerate(turns):
         content = document.trained[max(1, turn.answer_start) : turn.content_end]
         places = [place for place in range(turn.content_end, turn.end) if document.input_ids[place] in stops]
-        if not places and turn.end < len(document.input_ids) and document.input_ids[turn.end] in stops:
-            places = [turn.end]
+        if not places and turn.end == len(document.input_ids) - 1 and document.input_ids[turn.end] in stops:
+            places = [turn.end]  # behind templates without a stop marker, trainers append one
         yield Answer(document, turn, number, content, places[0] if places else None)
 
 

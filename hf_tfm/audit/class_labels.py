@@ -29,8 +29,9 @@ def check_class_labels(subject: TrainerSubject, report: Report) -> None:
             report.add("P101", f"none of the tokens in {len(subject.rows)} rows has a label")
             return
         check_tags(subject, report)
-    options = {batch["input_ids"].shape[1] for batch in subject.batches if subject.kind == "choices"}
-    count = min(options) if options else subject.base.config.num_labels
+    count = subject.base.config.num_labels
+    if subject.kind == "choices":  # a batch may have more options than another
+        count = max(batch["input_ids"].shape[1] for batch in subject.batches)
     problem = getattr(subject.base.config, "problem_type", None)
     is_real = any(values.is_floating_point() for values in labels)
     if is_real and subject.kind == "classification":
@@ -80,12 +81,12 @@ def check_order(subject: TrainerSubject, counts: Counter[int], report: Report) -
     if sampler is None or not hasattr(dataset, "__getitem__"):
         return
     places = [place for batch in itertools.islice(sampler, ORDERED_BATCHES) for place in batch]
-    labels = [
-        record.get("label", record.get("labels")) for place in places if isinstance(record := dataset[place], dict)
-    ]
+    records = [record for place in places if isinstance(record := dataset[place], dict)]
+    labels = [record.get("label", record.get("labels")) for record in records]
+    run = len(list(itertools.takewhile(lambda label: label == labels[0], labels)))
     most_frequent = counts.most_common(1)[0][1] / counts.total()
-    if labels and labels.count(labels[0]) == len(labels) and most_frequent ** len(labels) < 1e-4:
-        report.add("P117", f"the first {len(labels)} records that the trainer draws have the label {labels[0]}")
+    if most_frequent**run < 1e-5:
+        report.add("P117", f"the first {run} records that the trainer draws have the label {labels[0]}")
 
 
 def check_tags(subject: TrainerSubject, report: Report) -> None:

@@ -6,6 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from audit_helpers import (
+    SENTENCES,
+    arguments,
+    byte_tokenizer,
+    causal_trainer,
+    chats,
+    sft_trainer,
+    tiny_bert,
+    tiny_llama,
+    token_rows,
+)
 from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import (
@@ -25,17 +36,6 @@ from transformers import (
 
 from hf_tfm import preflight
 from hf_tfm.audit.report import Report
-from tests.helpers.audit_helpers import (
-    SENTENCES,
-    arguments,
-    byte_tokenizer,
-    causal_trainer,
-    chats,
-    sft_trainer,
-    tiny_bert,
-    tiny_llama,
-    token_rows,
-)
 
 
 IGNORED = -100

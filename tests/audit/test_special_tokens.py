@@ -5,6 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from audit_helpers import (
+    CHATML,
+    SENTENCES,
+    arguments,
+    byte_tokenizer,
+    causal_trainer,
+    chats,
+    sft_trainer,
+    tiny_llama,
+    token_rows,
+)
 from datasets import Dataset
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -16,17 +27,6 @@ from transformers import (
 )
 
 from hf_tfm import preflight
-from tests.helpers.audit_helpers import (
-    CHATML,
-    SENTENCES,
-    arguments,
-    byte_tokenizer,
-    causal_trainer,
-    chats,
-    sft_trainer,
-    tiny_llama,
-    token_rows,
-)
 
 
 def codes(report: Any, level: str) -> set[str]:
