@@ -30,7 +30,11 @@ def check_class_labels(subject: TrainerSubject, report: Report) -> None:
             return
         check_tags(subject, report)
     count = subject.base.config.num_labels
-    if subject.kind == "choices":  # a batch may have more options than another
+    if subject.kind == "choices":
+        if labels[0].dim() > 1:
+            report.cannot_see("labels: each option has its own, whose meaning only the model knows")
+            return
+        # A batch may have more options than another.
         count = max(batch["input_ids"].shape[1] for batch in subject.batches)
     problem = getattr(subject.base.config, "problem_type", None)
     is_real = any(values.is_floating_point() for values in labels)
