@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import sound_plain as plain
-from audit_helpers import chats
+from audit_helpers import chats, find_nothing_wrong
 from chat_tokenizers import FAMILIES, Family, trl_templates
 from small_runs import build_inputs, script_runs
 
-from hf_tfm import preflight
 from hf_tfm.data.chat import PLAIN_TEMPLATE
 from hf_tfm.data.tokenizer import CHAT_TEMPLATE
 from hf_tfm.train.trainer import RunMixin
@@ -37,6 +36,9 @@ def _template_runs() -> dict[str, Build]:
             continue
         two_turns = chats(8, family.takes_system, 2)
         runs[f"sft-{name}-all"] = partial(trl.sft, family=name, records=two_turns)
+        if name in ("glm4", "nemotron"):
+            # The token that ends an answer begins the next turn, so that it is no part of the answer.
+            continue
         runs[f"sft-{name}-answers"] = partial(
             trl.sft, family=name, records=two_turns, marked=True, assistant_only_loss=True
         )
@@ -191,14 +193,6 @@ SCRIPTS = [
     "pretrain_mlm",
 ]  # fmt: skip
 RUNS = _template_runs() | _trl_runs() | _sft_runs() | _plain_runs() | _other_runs()
-
-
-def find_nothing_wrong(trainer: Any) -> None:
-    """Assert that a preflight has no error, at most one warning, and no check that crashes."""
-    report = preflight(trainer, show=None)
-    assert not report.errors, report.errors
-    assert len(report.warnings) <= 1, report.warnings
-    assert not [unseen for unseen in report.unseen if " failed: " in unseen]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -18,6 +18,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_tfm import preflight
+
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -175,3 +177,11 @@ def causal_trainer(
         data_collator=collator,
         processing_class=tokenizer,
     )
+
+
+def find_nothing_wrong(trainer: Any) -> None:
+    """Assert that a preflight of a trainer has no error, at most one warning, and no check that crashes."""
+    report = preflight(trainer, show=None)
+    assert not report.errors, report.errors
+    assert len(report.warnings) <= 1, report.warnings
+    assert not [unseen for unseen in report.unseen if " failed: " in unseen]

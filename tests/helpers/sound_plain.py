@@ -123,11 +123,11 @@ def blocks(folder: Path, family: str = "gpt2", model: str = "GPT2", dataset: str
         made = IterableDataset.from_generator(lambda: iter(rows))
     elif dataset == "torch":
         made = [{name: torch.tensor(value) for name, value in row.items()} for row in rows]
-        made = _Rows(made)
+        made = Rows(made)
     return trainer(folder, architecture(model, tokenizer), made, hf.default_data_collator, tokenizer, **options)
 
 
-class _Rows(torch.utils.data.Dataset):
+class Rows(torch.utils.data.Dataset):
     """Records as a dataset of torch."""
 
     def __init__(self, rows: list[Any]):
@@ -205,6 +205,17 @@ def classification(
     if trained:
         train_shortly(model)
     return trainer(folder, model, rows, hf.DataCollatorWithPadding(tokenizer), tokenizer, **options)
+
+
+def classifier_of(folder: Path, name: str, sizes: dict[str, Any]) -> Any:
+    """Returns the training of a classifier of an architecture that reads texts in both directions."""
+    tokenizer = FAMILIES["bert"].tokenizer()
+    rows = [
+        {"input_ids": tokenizer(text).input_ids, "label": number % 2, "attention_mask": tokenizer(text).attention_mask}
+        for number, text in enumerate(TEXTS)
+    ]
+    model = architecture(name, tokenizer, "ForSequenceClassification", **sizes)
+    return trainer(folder, model, rows, hf.DataCollatorWithPadding(tokenizer), tokenizer)
 
 
 def tags(folder: Path) -> Any:
