@@ -236,7 +236,7 @@ for _name, _adapter in {
     "token-indices": peft.LoraConfig(**_TWO, r=4, trainable_token_indices=[334, 335]),
     "loha": peft.LoHaConfig(**_TWO, r=4),
     "lokr": peft.LoKrConfig(**_TWO, r=4),
-    "ia3": peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **_CAUSAL),
+    "ia3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], **_CAUSAL),
     "vera": peft.VeraConfig(target_modules=["q_proj"], r=4, **_CAUSAL),
     "oft": peft.OFTConfig(**_TWO, oft_block_size=8, r=0),
     "norms": peft.LNTuningConfig(**_CAUSAL),
