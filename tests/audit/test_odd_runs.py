@@ -15,6 +15,7 @@ import odd_trl  # noqa: E402
 RUNS = odd_plain.ODD | odd_trl.ODD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_finds_nothing_wrong_in_an_odd_run(name: str, tmp_path: Path):
     find_nothing_wrong(RUNS[name](tmp_path))

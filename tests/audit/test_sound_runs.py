@@ -195,7 +195,17 @@ SCRIPTS = [
 RUNS = _template_runs() | _trl_runs() | _sft_runs() | _plain_runs() | _other_runs()
 
 
-@pytest.mark.parametrize("name", RUNS)
+def _in_the_ordinary_run(name: str) -> bool:
+    """Whether a run is not slow: one of each family, and the templates of TRL that mark answers."""
+    if name.startswith("sft-") and name.split("-")[-1] in ("all", "answers", "completions"):
+        kind = ("all", "answers", "completions")[list(FAMILIES).index(name.split("-")[1]) % 3]
+        return name.endswith(kind)
+    return not name.startswith("trl-") or name.endswith("_training")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if _in_the_ordinary_run(name) else pytest.mark.slow) for name in RUNS]
+)
 def test_finds_nothing_wrong_in_a_sound_run(name: str, tmp_path: Path):
     find_nothing_wrong(RUNS[name](tmp_path))
 

@@ -414,7 +414,7 @@ for _name, _sizes in {
     "Deberta": dict(relative_attention=True, pos_att_type=["p2c", "c2p"]),
     "Longformer": dict(attention_window=[8, 8]), "BigBird": dict(attention_type="original_full"), "MPNet": {},
     "MobileBert": dict(embedding_size=32, true_hidden_size=32, intra_bottleneck_size=32), "ConvBert": {},
-    "Nystromformer": dict(segment_means_seq_len=512, num_landmarks=8), "FNet": {}, "Ernie": {}, "RoFormer": {},
+    "Ernie": {}, "RoFormer": {},
     "SqueezeBert": dict(embedding_size=32),
 }.items():  # fmt: skip
     ODD[f"classifier-{_name}"] = partial(plain.classifier_of, name=_name, sizes=_sizes)
