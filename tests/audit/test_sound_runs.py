@@ -35,14 +35,14 @@ def _template_runs() -> dict[str, Build]:
         if family.template is None:
             continue
         two_turns = chats(8, family.takes_system, 2)
-        runs[f"sft-{name}-all"] = partial(trl.sft, family=name, records=two_turns)
+        runs[f"family-{name}-all"] = partial(trl.sft, family=name, records=two_turns)
         if name in ("glm4", "nemotron"):
             # The token that ends an answer begins the next turn, so that it is no part of the answer.
             continue
-        runs[f"sft-{name}-answers"] = partial(
+        runs[f"family-{name}-answers"] = partial(
             trl.sft, family=name, records=two_turns, marked=True, assistant_only_loss=True
         )
-        runs[f"sft-{name}-completions"] = partial(
+        runs[f"family-{name}-completions"] = partial(
             trl.sft, family=name, records=trl.conversational_completions(8, family.takes_system)
         )
     return runs
@@ -197,9 +197,9 @@ RUNS = _template_runs() | _trl_runs() | _sft_runs() | _plain_runs() | _other_run
 
 def _in_the_ordinary_run(name: str) -> bool:
     """Whether a run is not slow: one of each family, and the templates of TRL that mark answers."""
-    if name.startswith("sft-") and name.split("-")[-1] in ("all", "answers", "completions"):
-        kind = ("all", "answers", "completions")[list(FAMILIES).index(name.split("-")[1]) % 3]
-        return name.endswith(kind)
+    if name.startswith("family-"):
+        _, family, part = name.split("-")
+        return part == ("all", "completions", "answers")[list(FAMILIES).index(family) % 3]
     return not name.startswith("trl-") or name.endswith("_training")
 
 
