@@ -367,6 +367,12 @@ CATALOGUE: dict[str, Entry] = {
         "A model that knows nothing cannot predict: it sees its labels.",
         "See the attention mask and how labels are made.",
     ),
+    "P311": Entry(
+        "the reference model is not the model at its start",
+        "warning",
+        "Preferences are measured against another model than the one that is trained.",
+        "Give no ref_model, or load it from the same checkpoint; put the adapter on after loading.",
+    ),
     # Weights
     "P401": Entry(
         "weights that shall learn get no gradient",
@@ -447,6 +453,12 @@ CATALOGUE: dict[str, Entry] = {
         "error",
         "The model is trained for other text than it generates.",
         "See the cache, its positions and masks.",
+    ),
+    "P502": Entry(
+        "generation in batches is not as of single prompts",
+        "warning",
+        "Padding changes what the model writes, in evaluation and in use.",
+        "See how the model makes positions from the attention mask, and pad prompts on the left.",
     ),
     # Data
     "P601": Entry("empty records", "warning", "They teach nothing.", "Leave them out."),

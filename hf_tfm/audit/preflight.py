@@ -16,7 +16,19 @@ from typing import Any
 from rich.console import Console
 
 from ..core.errors import reason_of
-from . import adapters, batches, generation, labels, loss, schedule, special_tokens, template, token_view, weights
+from . import (
+    accumulation,
+    adapters,
+    batches,
+    generation,
+    labels,
+    loss,
+    schedule,
+    special_tokens,
+    template,
+    token_view,
+    weights,
+)
 from .report import Report
 from .trainer_subject import TrainerSubject
 
@@ -33,7 +45,7 @@ CHECKS: tuple[Callable[[TrainerSubject, Report], None], ...] = (
     adapters.check_adapter,
     batches.check_padding_and_packing,
     loss.check_first_loss,
-    loss.check_accumulation,
+    accumulation.check_accumulation,
     weights.check_gradients,
     generation.check_cache,
 )

@@ -198,7 +198,8 @@ class TrainerSubject:
         A few records to compute with: short ones of different lengths that have trained tokens, cut to
         `COMPUTED_TOKENS` tokens where they are tokens already.
         """
-        cut = [shorten(feature, COMPUTED_TOKENS) for feature in next(iter(group_by_form(self.features)), [])]
+        form = next(iter(group_by_form(self.features)), [])
+        cut = shorten_rows(form, [max(COMPUTED_TOKENS, first_trained_place(feature) + 64) for feature in form])
         trained = [one for one in cut if has_trained_token(one)] or cut
         by_length: dict[int, Any] = {}
         for one in sorted(trained, key=length_of):
@@ -368,11 +369,26 @@ def shorten(feature: Any, most: int) -> Any:
     return cut
 
 
+def shorten_rows(features: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
+    """Returns records cut to these lengths; records of equal length stay so, because their collator may not pad."""
+    if len({length_of(feature) for feature in features}) == 1:
+        lengths = [max(lengths)] * len(features)
+    return [shorten(feature, length) for feature, length in zip(features, lengths)]
+
+
 def is_numbers(value: Any) -> bool:
     """Whether a value is a list, array or tensor of numbers in one dimension."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return value.ndim == 1
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], int | float | np.number)
+
+
+def first_trained_place(feature: Any) -> int:
+    """Returns the place of the first label of a record that is trained; 0 if it does not say."""
+    labels = feature.get("labels") if isinstance(feature, Mapping) else None
+    if not is_numbers(labels):
+        return 0
+    return next((place for place, label in enumerate(labels) if place and label != IGNORED), 0)
 
 
 def has_trained_token(feature: Any) -> bool:
