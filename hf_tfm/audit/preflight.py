@@ -21,6 +21,7 @@ from . import (
     adapters,
     batches,
     generation,
+    gradients,
     labels,
     loss,
     schedule,
@@ -46,7 +47,7 @@ CHECKS: tuple[Callable[[TrainerSubject, Report], None], ...] = (
     batches.check_padding_and_packing,
     loss.check_first_loss,
     accumulation.check_accumulation,
-    weights.check_gradients,
+    gradients.check_gradients,
     generation.check_cache,
 )
 

@@ -214,7 +214,7 @@ class TrainerSubject:
     def loss(self, batch: Mapping[str, Any], num_items: Any = None, train: bool = False) -> torch.Tensor:
         """Returns the trainer's own loss of a batch, in evaluation mode unless `train`."""
         self.trainer.model.train(train)
-        with self.trainer.compute_loss_context_manager():
+        with self.trainer.compute_loss_context_manager(), self.trainer.accelerator.autocast():
             inputs = self.trainer._prepare_inputs(copy.copy(dict(batch)))
             return self.trainer.compute_loss(self.trainer.model, inputs, num_items_in_batch=num_items)
 
