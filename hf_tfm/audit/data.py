@@ -29,6 +29,7 @@ CHECKS: tuple[Callable[[DataSubject, Report], None], ...] = (
     label_balance.check_labels_of_data,
     label_leaks.check_leaks,
     answers.check_answers,
+    answers.check_marks_in_messages,
     text_quality.check_characters,
 )
 

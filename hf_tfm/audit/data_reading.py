@@ -13,7 +13,7 @@ from ..data.forms.form import Reading
 from ..data.forms.jobs import JOBS
 from ..data.forms.reader import FileReport, LeftOut, ReadRecord, RecordReader, collect
 from ..data.reading import ReadingOptions
-from ..data.records import Records
+from ..data.records import Records, iter_table
 from .record_texts import has_scores
 from .report import Report
 
@@ -66,7 +66,8 @@ def read_splits(
         raise InputError(f"job {job!r}: there are {', '.join(JOBS)}")
     places = _find_splits(files, validation, test)
     reading = _choose_reading(next(iter(places.values())), job, options, report)
-    return reading.job, {split: _read_split(place, reading, split, report) for split, place in places.items()}
+    level = "note" if options.skip_bad else None
+    return reading.job, {split: _read_split(place, reading, split, level, report) for split, place in places.items()}
 
 
 def _find_splits(
@@ -90,10 +91,11 @@ def _choose_reading(place: Place, job: str | None, options: ReadingOptions, repo
     if job is not None:
         return guesses[0].reading if guesses else Reading(job, options=_skipping(options), dashed=True)
     if not guesses:
-        # Explains what the file is; a file without any form at all is refused here.
-        for _ in RecordReader(place.locations, Reading("chat", options=_skipping(options), dashed=True), place.split):
-            break
-        raise InputError(f"{place.locations[0]}: has no form of any job; `hf-tfm formats` lists them")
+        _, row = next(iter_table(place.locations[0], place.split))
+        raise InputError(
+            f"{place.locations[0]}: has no form that a job reads (`hf-tfm formats` lists them); its fields are "
+            f"{', '.join(map(str, row))}; --job says what a job lacks"
+        )
     chosen = _prefer(guesses)
     others = [guess.reading.job for guess in guesses if guess is not chosen]
     beside = f", fits {', '.join(others)} too" if others else ""
@@ -146,8 +148,8 @@ def _try_job(place: Place, job: str, options: ReadingOptions) -> Guess | None:
     return None
 
 
-def _read_split(place: Place, reading: Reading, split: str, report: Report) -> Records:
-    """Returns all records of a split that can be read."""
+def _read_split(place: Place, reading: Reading, split: str, level: str | None, report: Report) -> Records:
+    """Returns all records of a split that can be read. `level` is that of findings on rows that cannot."""
     reader = RecordReader(place.locations, reading, place.split)
     read: list[ReadRecord] = []
     try:
@@ -156,19 +158,19 @@ def _read_split(place: Place, reading: Reading, split: str, report: Report) -> R
         if not any(file.rows for file in reader.reports):
             raise
     for file in reader.reports:
-        _report_left_out(file, report)
+        _report_left_out(file, level, report)
         report.facts[f"{split} file {Path(file.file).name}"] = "; ".join(file.lines())
     if reading.job == "chat" and "label" in reading.options.ignore_fields:
         report.cannot_see("the labels of unpaired preferences (KTO): their conversations are read without them")
     return collect(reader, read)
 
 
-def _report_left_out(file: FileReport, report: Report) -> None:
+def _report_left_out(file: FileReport, bad_level: str | None, report: Report) -> None:
     """Report rows of a file that give no record, by their reasons."""
     for reason, rows in {**file.left_out, **file.bad}.items():
-        code, level = _code_of(reason), None if reason in file.bad else "note"
-        if code == "P601" and reason != _BLANK_LINES:
-            level = None
+        code = _code_of(reason)
+        means_nothing = reason in file.left_out and (code == "P612" or reason == _BLANK_LINES)
+        level = "note" if means_nothing else bad_level
         report.add(code, f"{rows.count:,} of {file.rows:,} rows: {reason}", _places_of(rows), level=level)
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data.records import Records
 from .record_texts import Record, input_of, normalise, outcome_of, texts_of
+from .report import Level, Report
 
 
 LISTED_PLACES = 3
@@ -52,10 +53,6 @@ class DataSubject:
             self._keys[split, name] = [hash(view(record)) for record in self.splits[split]]
         return self._keys[split, name]
 
-    def texts(self, split: str) -> list[list[str]]:
-        """Returns all texts of each record."""
-        return [texts_of(self.job, record) for record in self.splits[split]]
-
     def compared_texts(self, split: str) -> list[str]:
         """Returns the text of each record by which near duplicates are found: the context of questions, else all."""
         if self.job == "questions":
@@ -69,11 +66,31 @@ class DataSubject:
 
 def list_places(records: Records, numbers: Sequence[int]) -> str:
     """Returns the places of the first of some records."""
-    places = [records.places[number] for number in numbers[:LISTED_PLACES]]
-    return "; ".join(places) + (" …" if len(numbers) > LISTED_PLACES else "")
+    return list_first([records.places[number] for number in numbers])
+
+
+def list_first(entries: Sequence[str]) -> str:
+    """Returns the first of some entries as one text."""
+    return "; ".join(entries[:LISTED_PLACES]) + (" …" if len(entries) > LISTED_PLACES else "")
 
 
 def tell_share(count: int, total: int, noun: str = "records") -> str:
     """Returns a number with the total and the percentage: "3 of 8 records (38%)"."""
     percent = f"{count / total:.0%}" if count >= 0.1 * total else f"{100 * count / total:.2g}%"
     return f"{count:,} of {total:,} {noun} ({percent})"
+
+
+class Part(NamedTuple):
+    """The part of a finding that concerns one split, or a pair of splits."""
+
+    level: str
+    what: str
+    where: str
+
+
+def add_parts(report: Report, code: str, parts: Sequence[Part], **texts: str | None) -> None:
+    """Add one finding for all splits, at the most serious level of its parts."""
+    if parts:
+        level = min((Level(part.level) for part in parts), key=list(Level).index)
+        what = "; ".join(part.what for part in parts)
+        report.add(code, what, "; ".join(part.where for part in parts if part.where), level=level, **texts)

@@ -13,11 +13,11 @@ from ..artifacts.tokenizer_files import load_tokenizer
 from ..core.errors import explain
 from ..data.records import Records
 from .data_subject import DataSubject, list_places, tell_share
-from .record_texts import Record, input_of
+from .record_texts import Record, input_of, texts_of
 from .report import Report
 
 
-MOST_CHARACTERS = 40_000_000  # of a split that are encoded
+MOST_RECORDS, MOST_CHARACTERS = 10_000, 6_000_000  # of a split that are encoded
 _CHUNK = 500  # records
 _NO_LIMIT = 1_000_000  # tokens; a tokenizer without a limit names a much larger one
 _RARE = 0.001
@@ -101,7 +101,7 @@ class RowEncoder:
 
 
 def measure_lengths(encoder: RowEncoder, records: Records) -> Lengths:
-    """Returns the lengths of the rows of all records, or of as many as have `MOST_CHARACTERS`, evenly drawn."""
+    """Returns the lengths of the rows of all records, or of so many as are encoded in seconds, evenly drawn."""
     unknown_id = encoder.tokenizer.unk_token_id
     numbers: list[int] = []
     tokens: list[int] = []
@@ -126,11 +126,11 @@ def measure_lengths(encoder: RowEncoder, records: Records) -> Lengths:
 
 
 def _drawn(encoder: RowEncoder, records: Records) -> list[int]:
-    """Numbers of records that have at most `MOST_CHARACTERS` together, evenly over the file."""
+    """Numbers of at most `MOST_RECORDS` records that have about `MOST_CHARACTERS`, evenly over the file."""
     sample = range(0, len(records), max(1, len(records) // 1000))
-    mean = sum(len(input_of(encoder.job, records[number])) for number in sample) / max(len(sample), 1)
-    step = max(1.0, mean * len(records) / MOST_CHARACTERS)
-    return [int(number * step) for number in range(int(len(records) / step))]
+    mean = sum(sum(map(len, texts_of(encoder.job, records[number]))) for number in sample) / len(sample)
+    count = min(len(records), MOST_RECORDS, max(100, int(MOST_CHARACTERS / mean)))
+    return [number * len(records) // count for number in range(count)]
 
 
 def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -228,11 +228,9 @@ def check_special_tokens_in_texts(subject: DataSubject, tokenizer: PreTrainedTok
     pattern = re.compile("|".join(sorted(map(re.escape, filter(None, words)), key=len, reverse=True)) or r"(?!)")
     for split, records in subject.splits.items():
         holding: dict[int, str] = {}
-        for number, texts in enumerate(subject.texts(split)):
-            for text in texts:
-                if match := pattern.search(text):
-                    holding[number] = match[0]
-                    break
+        for number, record in enumerate(records):
+            if match := pattern.search(subject.whole(record)):
+                holding[number] = match[0]
         if not holding:
             continue
         listed = ", ".join(map(repr, list(dict.fromkeys(holding.values()))[:4]))

@@ -1,68 +1,55 @@
 """Duplicates of records, exact and near, within a split and between splits; equal texts with different labels."""
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from .data_subject import DataSubject, list_places, tell_share
-from .record_texts import normalise
+from .data_subject import DataSubject, Part, add_parts, list_first, list_places, tell_share
+from .minhash import PERMUTATIONS, SHINGLE, sign_texts
+from .record_texts import input_of, normalise
 from .report import Report
 
 
-SHINGLE = 5  # words
-PERMUTATIONS = 64
 SIMILARITY = 0.8  # of the sets of shingles (Jaccard)
-MOST_TEXTS, MOST_WORDS = 100_000, 1_000
-# Texts of fewer words differ in most shingles as soon as one word differs, or are equal by chance.
-_FEWEST_WORDS = 12
-# Share of a split below which equal records are chance, such as "Thank you." twice.
-_FEW = 0.002
+MOST_TEXTS = 100_000
+# Shares of a split from which equal records are a fault, or chance below.
+_MANY, _FEW = 0.01, 0.002
+_SHORT = 5  # words of a text that people write several times
 # Jobs in which equal inputs have one right outcome. People translate and reply in several ways.
 _ONE_OUTCOME = ("classification", "tags", "choices", "pairs")
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def check_duplicates(subject: DataSubject, report: Report) -> None:
-    """Report records that a split has more than once."""
+    """Report records that a split has more than once; those of a split that measures weigh little."""
+    parts = []
     for split, records in subject.splits.items():
-        firsts: dict[tuple[int, int], int] = {}
-        repeated: list[int] = []
-        for number, key in enumerate(zip(subject.input_keys(split), subject.outcome_keys(split))):
-            if firsts.setdefault(key, number) != number:
-                repeated.append(number)
-        if not repeated:
-            continue
         keys = list(zip(subject.input_keys(split), subject.outcome_keys(split)))
-        pairs = [f"{records.places[number]} = {records.places[firsts[keys[number]]]}" for number in repeated[:3]]
-        report.add(
-            "P602",
-            f"{tell_share(len(repeated), len(records))} of the {split} split repeat an earlier one, whatever its case "
-            "and blanks",
-            "; ".join(pairs) + (" …" if len(repeated) > 3 else ""),
-            level=None if len(repeated) >= 0.01 * len(records) else "note",
-        )
+        firsts: dict[tuple[int, int], int] = {}
+        repeated = [number for number, key in enumerate(keys) if firsts.setdefault(key, number) != number]
+        if repeated:
+            is_much = split == "train" and len(repeated) >= _MANY * len(records)
+            pairs = [f"{records.places[number]} = {records.places[firsts[keys[number]]]}" for number in repeated]
+            parts.append(Part("warning" if is_much else "note",
+                              f"{tell_share(len(repeated), len(records))} of the {split} split repeat an earlier one, "
+                              "whatever its case and blanks", list_first(pairs)))  # fmt: skip
+    add_parts(report, "P602", parts)
 
 
 def check_conflicts(subject: DataSubject, report: Report) -> None:
     """Report equal texts that have different labels, and preferences that contradict one another."""
+    if subject.job not in (*_ONE_OUTCOME, "preferences"):
+        return
+    find = _contradictions if subject.job == "preferences" else _conflicting_labels
+    parts = []
     for split, records in subject.splits.items():
-        if subject.job == "preferences":
-            conflicting = _contradictions(subject, split)
-        elif subject.job in _ONE_OUTCOME:
-            conflicting = _conflicting_labels(subject, split)
-        else:
-            continue
-        if conflicting:
-            report.add(
-                "P613",
-                f"{tell_share(len(conflicting), len(records))} of the {split} split have a text that another one has "
-                "with another label",
-                list_places(records, conflicting),
-                level=None if len(conflicting) >= 0.01 * len(records) else "note",
-            )
+        if conflicting := find(subject, split):
+            is_much = len(conflicting) >= _MANY * len(records)
+            parts.append(Part("warning" if is_much else "note",
+                              f"{tell_share(len(conflicting), len(records))} of the {split} split have a text that "
+                              "another one has with another label", list_places(records, conflicting)))  # fmt: skip
+    add_parts(report, "P613", parts)
 
 
 def _conflicting_labels(subject: DataSubject, split: str) -> list[int]:
@@ -89,25 +76,40 @@ def _contradictions(subject: DataSubject, split: str) -> list[int]:
 
 def check_overlap(subject: DataSubject, report: Report) -> None:
     """Report records whose input another split has, too."""
-    for one, other in _pairs_of_splits(subject):
+    parts = []
+    for first, second in _pairs_of_splits(subject):
         firsts: dict[int, int] = {}
-        for number, key in enumerate(subject.input_keys(one)):
+        for number, key in enumerate(subject.input_keys(first)):
             firsts.setdefault(key, number)
-        common = [(number, firsts[key]) for number, key in enumerate(subject.input_keys(other)) if key in firsts]
+        keys, records = subject.input_keys(second), subject.splits[second]
+        common = [number for number, key in enumerate(keys) if key in firsts]
         if not common:
             continue
-        records, size = subject.splits[other], len(subject.splits[other])
-        pairs = [f"{records.places[number]} = {subject.splits[one].places[first]}" for number, first in common[:3]]
-        trained = one == "train"
-        level = "error" if trained and len(common) >= 0.01 * size else "warning"
-        report.add(
-            "P604",
-            f"{tell_share(len(common), size)} of the {other} split have the {subject.input_name} of a record of the "
-            f"{one} split",
-            "; ".join(pairs) + (" …" if len(common) > 3 else ""),
-            level=level if len(common) >= _FEW * size else "note",
-            why=None if trained else "The checkpoint is chosen by records that it is then measured on.",
-        )
+        chance = _by_chance(subject, first, second)
+        telling = sum(keys[number] not in chance for number in common)
+        level = "error" if first == "train" else "warning"
+        if telling < _MANY * len(records):
+            level = "warning" if telling >= _FEW * len(records) else "note"
+        short = len(common) - telling
+        pairs = [
+            f"{records.places[number]} = {subject.splits[first].places[firsts[keys[number]]]}" for number in common
+        ]
+        parts.append(Part(level, f"{tell_share(len(common), len(records))} of the {second} split have the "
+                          f"{subject.input_name} of a record of the {first} split"
+                          + (f" ({short:,} of them a few words that occur often)" if short else ""),
+                          list_first(pairs)))  # fmt: skip
+    add_parts(report, "P604", parts)
+
+
+def _by_chance(subject: DataSubject, first: str, second: str) -> set[int]:
+    """Keys of inputs of a few words that one of two splits has several times, such as "Thank you."."""
+    return {
+        key for split in (first, second) for key, count in Counter(subject.input_keys(split)).items() if count > 1
+    } & {
+        key
+        for key, record in zip(subject.input_keys(second), subject.splits[second])
+        if len(input_of(subject.job, record).split()) <= _SHORT
+    }
 
 
 def _pairs_of_splits(subject: DataSubject) -> Iterable[tuple[str, str]]:
@@ -135,22 +137,24 @@ def check_near_duplicates(subject: DataSubject, report: Report) -> None:
             within.setdefault(split, []).append((record, first_record))
         else:
             across.setdefault((first_split, split), []).append((record, first_record))
-    for split, pairs in within.items():
-        report.add("P603", f"{tell_share(len(pairs), len(subject.splits[split]))} of the {split} split share "
-                   f"{SIMILARITY:.0%} of their word {SHINGLE}-grams with an earlier one",
-                   _tell_pairs(subject, pairs, split, split))  # fmt: skip
-    for (first_split, split), pairs in across.items():
-        size = len(subject.splits[split])
-        report.add("P604", f"{tell_share(len(pairs), size)} of the {split} split are nearly equal to one of the "
-                   f"{first_split} split: {SIMILARITY:.0%} of their word {SHINGLE}-grams",
-                   _tell_pairs(subject, pairs, split, first_split),
-                   level="warning" if first_split == "train" and len(pairs) >= 0.01 * size else "note")  # fmt: skip
+    add_parts(report, "P603", [
+        Part("note", f"{tell_share(len(pairs), len(subject.splits[split]))} of the {split} split share "
+             f"{SIMILARITY:.0%} of their word {SHINGLE}-grams with an earlier one",
+             _tell_pairs(subject, pairs, split, split))
+        for split, pairs in within.items()
+    ])  # fmt: skip
+    add_parts(report, "P604", [
+        Part("warning" if first == "train" and len(pairs) >= _MANY * len(subject.splits[split]) else "note",
+             f"{tell_share(len(pairs), len(subject.splits[split]))} of the {split} split are nearly equal to one of "
+             f"the {first} split: {SIMILARITY:.0%} of their word {SHINGLE}-grams",
+             _tell_pairs(subject, pairs, split, first))
+        for (first, split), pairs in across.items()
+    ])  # fmt: skip
 
 
 def _tell_pairs(subject: DataSubject, pairs: Sequence[tuple[int, int]], split: str, first_split: str) -> str:
     places, first_places = subject.splits[split].places, subject.splits[first_split].places
-    listed = [f"{places[number]} ≈ {first_places[first]}" for number, first in pairs[:3]]
-    return "; ".join(listed) + (" …" if len(pairs) > 3 else "")
+    return list_first([f"{places[number]} ≈ {first_places[first]}" for number, first in pairs])
 
 
 def _distinct_texts(subject: DataSubject) -> list[tuple[str, int, str]]:
@@ -173,33 +177,17 @@ def find_near_duplicates(texts: Sequence[str]) -> list[tuple[int, int]]:
     Of texts that are all nearly equal only the first is compared with later ones, so that a thousand variants of one
     text cost a thousand comparisons and not a million.
     """
-    shingles, numbers = [], []
-    vocabulary: dict[str, int] = {}
-    for number, text in enumerate(texts):
-        words = _WORD.findall(text.casefold())[:MOST_WORDS]
-        if len(words) >= _FEWEST_WORDS:
-            shingles.append(_hash_shingles([vocabulary.setdefault(word, len(vocabulary)) for word in words]))
-            numbers.append(number)
+    numbers, signatures = sign_texts(texts)
     index = MinHashLSH(threshold=SIMILARITY, num_perm=PERMUTATIONS)
-    hashes: dict[int, MinHash] = {}
+    common = MinHash(num_perm=PERMUTATIONS)
+    rows: dict[int, np.ndarray] = {}
     near = []
-    for number, signature in zip(numbers, MinHash.generator(shingles, num_perm=PERMUTATIONS, hashfunc=int)):
-        similar = [other for other in index.query(signature) if signature.jaccard(hashes[other]) >= SIMILARITY]
+    for number, row in zip(numbers.tolist(), signatures):
+        common.hashvalues = row
+        similar = [other for other in index.query(common) if (rows[other] == row).mean() >= SIMILARITY]
         if similar:
             near.append((number, min(similar)))
         else:
-            index.insert(number, signature, check_duplication=False)
-            hashes[number] = signature
+            index.insert(number, common, check_duplication=False)
+            rows[number] = row
     return near
-
-
-def _hash_shingles(words: Sequence[int]) -> np.ndarray:
-    """Returns a hash of 32 bits for each run of `SHINGLE` words."""
-    ids = np.asarray(words, dtype=np.uint64) + np.uint64(1)
-    count = len(ids) - SHINGLE + 1
-    hashes = np.zeros(count, dtype=np.uint64)
-    for offset in range(SHINGLE):
-        # Fibonacci hashing: an odd multiplier of 64 bits mixes all bits of what came so far.
-        hashes = (hashes ^ ids[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)
-        hashes ^= hashes >> np.uint64(29)
-    return hashes >> np.uint64(32)

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import groupby
 
 from ..data.records import Records
-from .data_subject import DataSubject, list_places, tell_share
+from .data_subject import DataSubject, Part, add_parts, list_places, tell_share
 from .record_texts import has_scores, labels_of
 from .report import Report
 
@@ -13,6 +13,7 @@ LISTED_LABELS = 10
 # A label that should occur this often in a split by its share elsewhere, and does not, is missing by more than chance
 # (a Poisson variable of this mean is 0 in 1 of 150 cases).
 _EXPECTED = 5
+_NEVER_LEARNED = 0.005  # share of a split that has labels which the training split lacks
 _MOST_FREQUENT, _FEWEST, _FEW_RECORDS = 0.8, 4, 20
 
 
@@ -22,7 +23,7 @@ def check_labels_of_data(subject: DataSubject, report: Report) -> None:
     if not any(counts.values()):
         return
     for split, records in subject.splits.items():
-        _tell_labels(split, records, counts[split], report)
+        _tell_labels(split, records, counts[split], report, words=subject.job == "tags")
     _report_missing(subject, counts, report)
     if subject.job == "tags":
         _check_scheme(subject, report)
@@ -38,8 +39,8 @@ def count_labels(subject: DataSubject, split: str) -> Counter[str]:
     return Counter(label for record in records for label in labels_of(subject.job, record))
 
 
-def _tell_labels(split: str, records: Records, counts: Counter[str], report: Report) -> None:
-    """Tell the shares of labels, and report one that is alone or too frequent."""
+def _tell_labels(split: str, records: Records, counts: Counter[str], report: Report, words: bool) -> None:
+    """Tell the shares of labels, and report one that is alone, or too frequent unless it is that of `words`."""
     listed = [f"{label} {count / len(records):.1%}" for label, count in counts.most_common(LISTED_LABELS)]
     rest = f", … ({len(counts):,} labels)" if len(counts) > LISTED_LABELS else ""
     report.facts[f"{split} labels"] = ", ".join(listed) + rest
@@ -47,12 +48,13 @@ def _tell_labels(split: str, records: Records, counts: Counter[str], report: Rep
     if len(counts) == 1 and len(records) >= _FEWEST:
         level = None if split == "train" else "warning"
         report.add("P117", f"all {len(records):,} records of the {split} split have the label {label!r}", level=level)
-    elif count >= _MOST_FREQUENT * len(records) and label != "O" and len(records) >= _FEW_RECORDS:
+    elif count >= _MOST_FREQUENT * len(records) and not words and len(records) >= _FEW_RECORDS:
         report.add("P605", f"{tell_share(count, len(records))} of the {split} split have the label {label!r}")
 
 
 def _report_missing(subject: DataSubject, counts: dict[str, Counter[str]], report: Report) -> None:
     """Report labels of a split that another split lacks, though it should have them by their share."""
+    parts = []
     for split, present in counts.items():
         for other, labels in counts.items():
             missing = [label for label in present if label not in labels]
@@ -61,15 +63,15 @@ def _report_missing(subject: DataSubject, counts: dict[str, Counter[str]], repor
             expected = {
                 label: present[label] / len(subject.splits[split]) * len(subject.splits[other]) for label in missing
             }
-            level = None if other == "train" or max(expected.values()) >= _EXPECTED else "note"
+            is_much = max(expected.values()) >= _EXPECTED
+            if other == "train":  # such a label is never learned
+                is_much = sum(present[label] for label in missing) >= _NEVER_LEARNED * len(subject.splits[split])
             listed = ", ".join(f"{label!r} ({present[label]:,})" for label in missing[:LISTED_LABELS])
             more = " …" if len(missing) > LISTED_LABELS else ""
-            report.add(
-                "P606",
-                f"{len(missing):,} of {len(present):,} labels of the {split} split do not occur in the {other} split: "
-                f"{listed}{more}",
-                level=level,
-            )
+            parts.append(Part("warning" if is_much else "note",
+                              f"{len(missing):,} of {len(present):,} labels of the {split} split do not occur in the "
+                              f"{other} split: {listed}{more}", ""))  # fmt: skip
+    add_parts(report, "P606", parts)
 
 
 def _report_order(subject: DataSubject, report: Report) -> None:

@@ -20,13 +20,16 @@ class PieceDecoder:
 
     Args:
         tokenizer: Any tokenizer of transformers: byte-level, SentencePiece, WordPiece or a slow one.
+
+    Attributes:
+        added: Texts of the added tokens, special or not, by their ids.
     """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._is_byte_level = "ByteLevel" in str(getattr(backend, "decoder", None))
-        self._added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+        self.added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
         self._pieces: dict[int, bytes] = {}
         # A decoder strips the space of a row's first token, so each token is decoded behind another one.
         self._anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
@@ -46,8 +49,8 @@ class PieceDecoder:
         return self._pieces[number]
 
     def _read_piece(self, number: int) -> bytes:
-        if number in self._added:
-            return self._added[number].encode()
+        if number in self.added:
+            return self.added[number].encode()
         token = self.tokenizer.convert_ids_to_tokens(number) if 0 <= number < len(self.tokenizer) else None
         if token is None:
             return "\ufffd".encode()

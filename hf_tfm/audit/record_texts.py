@@ -1,5 +1,6 @@
 """What records of each job say: their prompts, answers, labels, and all of their texts."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from ..data.conversations import texts_in
 
 
 Record = dict[str, Any]
+_PREFIX = re.compile(r"^[BIESLUM]-")
 
 
 def input_of(job: str, record: Record) -> str:
@@ -89,7 +91,7 @@ def labels_of(job: str, record: Record) -> list[str]:
             label = record.get("label_text", record.get("label"))
             return [str(part) for part in (label if isinstance(label, list) else [label])]
         case "tags":
-            return sorted({str(tag) for tag in record["tags"]})
+            return sorted({_PREFIX.sub("", str(tag)) for tag in record["tags"]})
         case "choices":
             return [f"option {record['answer'] + 1}"] if isinstance(record.get("answer"), int) else []
     return []

@@ -129,18 +129,18 @@ def check_divergence(run: Run, report: Report) -> None:
         report.cannot_see("the loss of a run with rewards is no measure of progress: see its rewards")
         return
     steps, losses = finite_losses(run)
-    if len(losses) < FEWEST_LOSSES and not (len(losses) >= 3 and np.median(np.diff(steps)) >= 10):
-        if run.training:
-            report.cannot_see(f"{len(losses)} logged losses are too few to judge the course of the loss")
+    if len(losses) < FEWEST_LOSSES:
+        _check_few_losses(run, steps, losses, report)
         return
-    width = max(3, len(losses) // 10) if len(losses) >= FEWEST_LOSSES else 1
-    noise = noise_of(losses) if width > 1 else 0.0
+    width = max(3, len(losses) // 10)
+    noise = noise_of(losses)
     levels = running_median(losses, width)
     start, last, lowest = float(levels[0]), float(levels[-1]), float(levels.min())
-    rise, gain = last - lowest, start - lowest
-    least = 0.2 * abs(lowest) if width > 1 else abs(lowest)
-    if rise > max(5 * noise / math.sqrt(width), least, 0.1 * gain):
-        place = steps[int(np.argmin(levels)) + width - 1]
+    rise, gain, at = last - lowest, start - lowest, int(np.argmin(levels))
+    is_apart = np.quantile(losses[-width:], 0.25) > np.quantile(losses[at : at + width], 0.75)
+    least = (0.2 if len(losses) >= 20 else 0.5) * abs(lowest)
+    if is_apart and rise > max(5 * noise / math.sqrt(width), least, 0.1 * gain):
+        place = steps[at + width - 1]
         what = f"the loss ends at {last:.4g}, and was {lowest:.4g} before"
         if _evaluation_is_best_at_end(run):
             report.add(
@@ -156,6 +156,15 @@ def check_divergence(run: Run, report: Report) -> None:
         report.add("P701", what, f"lowest until step {place:.0f}", level=None if lost else Level.WARNING)
         return
     _note_spikes(steps, losses, noise, report)
+
+
+def _check_few_losses(run: Run, steps: np.ndarray, losses: np.ndarray, report: Report) -> None:
+    """Each of these losses is the mean of many steps, so that two high ones at the end are enough."""
+    if len(losses) < 4 or np.median(np.diff(steps)) < 10:
+        if run.training:
+            report.cannot_see(f"{len(losses)} logged losses are too few to judge the course of the loss")
+    elif min(losses[-2:]) > 1.5 * losses[0] and losses[-1] > 2 * losses.min():
+        report.add("P701", f"the loss ends at {losses[-1]:.4g}, and was {losses.min():.4g} before")
 
 
 def _note_spikes(steps: np.ndarray, losses: np.ndarray, noise: float, report: Report) -> None:

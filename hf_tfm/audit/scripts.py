@@ -11,7 +11,7 @@ from .data_subject import DataSubject
 from .report import Report
 
 
-_MOST_TEXTS, _MOST_CHARACTERS = 2_000, 2_000
+_MOST_TEXTS, _MOST_CHARACTERS = 500, 1_000
 _SHARE = 0.01  # of the letters of a script that is told
 # First words of names of letters that belong to no script, or repeat those of another.
 _NO_SCRIPT = frozenset(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from .data_subject import DataSubject, list_places, tell_share
+from .data_subject import DataSubject, Part, add_parts, list_places, tell_share
 from .report import Report
 
 
@@ -18,6 +18,8 @@ _LATIN = re.compile(rf"[ÂÃ][{_SIGNS}]")
 _PUNCTUATION = re.compile(rf"â[{_SIGNS}]{{2}}|ï»¿|ï¿½")
 _OTHER = re.compile(rf"(?:[Ä-ß][{_SIGNS}]){{2,}}|(?:[à-ï][{_SIGNS}]{{2}}){{2,}}|ð[{_SIGNS}]{{3}}")
 _MAC = re.compile(r"‚Ä[ôúùòìîöÓ¶]|√[©®±∂ß†°•ºü¢§ª´]")
+# Letters with accents stand alone or in twos; six of them are another alphabet read as latin-1.
+_OTHER_ALPHABET = re.compile(r"[À-ÖØ-öø-ÿ]{6,}")
 _WRONG = re.compile(r"[\ufffd\x80-\x84\x86-\x9f]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 # The soft hyphen, zero-width space and word joiner, marks of direction and of byte order. Joiners (U+200C, U+200D)
@@ -32,7 +34,7 @@ def check_characters(subject: DataSubject, report: Report) -> None:
     _report(subject, report, "P607", find_wrong_encoding, "hold characters of a wrong encoding")
     _report(subject, report, "P608", _find(_CONTROL), "hold control characters")
     _report(subject, report, "P608", _find(_INVISIBLE), "hold invisible characters", level="note")
-    _report(subject, report, "P617", _find(_HTML), "hold remnants of HTML")
+    _report(subject, report, "P617", _find(_HTML), "hold remnants of HTML", level="note")
 
 
 def _find(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
@@ -48,7 +50,8 @@ def find_wrong_encoding(text: str) -> str | None:
     Returns the first characters of a text that come from reading it with a wrong encoding, and what they stand for.
 
     These are U+FFFD, the control characters that cp1252 has as signs, and characters that are UTF-8 read as cp1252,
-    latin-1 or Mac Roman (é for é). Ã at the end of a word in capitals, as in MANHÃ, is none of them.
+    latin-1 or Mac Roman (Ã© for é), or an 8-bit code of another alphabet read as these. Ã at the end of a word in
+    capitals, as in MANHÃ, is none of them.
     """
     if text.isascii():
         return None
@@ -61,7 +64,7 @@ def find_wrong_encoding(text: str) -> str | None:
         for match in pattern.finditer(text):
             if meant := _decode(match[0]):
                 return f"{match[0]!r} for {meant!r}"
-    match = _MAC.search(text) or _WRONG.search(text)
+    match = _MAC.search(text) or _OTHER_ALPHABET.search(text) or _WRONG.search(text)
     return repr(match[0]) if match else None
 
 
@@ -79,22 +82,22 @@ def _report(
     code: str,
     find: Callable[[str], str | None],
     what: str,
-    level: str | None = None,
+    level: str = "warning",
 ) -> None:
+    parts = []
     for split, records in subject.splits.items():
         examples: dict[int, str] = {}
-        for number, texts in enumerate(subject.texts(split)):
-            for text in texts:
-                if example := find(text):
-                    examples[number] = example
-                    break
-        if not examples:
-            continue
-        signs = list(dict.fromkeys(example if "'" in example else repr(example) for example in examples.values()))[:4]
-        is_rare = len(examples) < _SHARE_OF_WARNING * len(records)
-        report.add(
-            code,
-            f"{tell_share(len(examples), len(records))} of the {split} split {what}: {', '.join(signs)}",
-            list_places(records, list(examples)),
-            level="note" if is_rare else level,
-        )
+        for number, record in enumerate(records):
+            if example := find(subject.whole(record)):
+                examples[number] = example
+        if examples:
+            signs = list(dict.fromkeys(example if "'" in example else repr(example) for example in examples.values()))
+            is_rare = len(examples) < _SHARE_OF_WARNING * len(records)
+            parts.append(
+                Part(
+                    "note" if is_rare else level,
+                    f"{tell_share(len(examples), len(records))} of the {split} split {what}: {', '.join(signs[:4])}",
+                    list_places(records, list(examples)),
+                )
+            )
+    add_parts(report, code, parts)

@@ -97,11 +97,6 @@ class TurnFinder:
     def __init__(self, tokenizer: Any, chat_template: str | None = None):
         self.tokenizer, self._template = tokenizer, chat_template
         self.decode = PieceDecoder(tokenizer)
-        added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-        words = "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
-        self._special = re.compile(words)
-        self._strong = re.compile(f"{words}|{_MARKER}")
-        self._atoms = re.compile(rf"{words}|{_MARKER}|\s|\w+|.", re.DOTALL)
         self._joints: dict[tuple[str, str], list[str]] = {}
         self._starts: dict[str, list[str]] = {}
         self._tails: dict[str, list[str]] = {}
@@ -113,13 +108,41 @@ class TurnFinder:
         self._headers: list[_Header] = []
         if chat_template or getattr(tokenizer, "chat_template", None):
             self._read_template()
-            self._learn()
-        self.stop_ids = self._find_stop_ids(added)
+        self._compile_patterns()
+        self._learn()
+        self.stop_ids = self._find_stop_ids()
 
     @property
     def has_stop(self) -> bool:
         """Whether the template writes something behind an assistant's content."""
         return any(stop.strip() for stop in self._stops.get("assistant", ()))
+
+    def constants(self, *roles: str) -> list[str]:
+        """Returns the texts that the template writes around contents of some roles."""
+        texts = [text for role in roles for text in [*self.headers_of(role), *self._stops.get(role, ())]]
+        return list(dict.fromkeys(texts))
+
+    @property
+    def markers(self) -> set[str]:
+        """Special tokens that the template writes around contents."""
+        return {
+            match[0]
+            for text in self.constants("system", "user", "assistant", "tool")
+            for match in self._special.finditer(text)
+        }
+
+    def headers_of(self, role: str) -> list[str]:
+        """Returns the texts that begin a turn of a role, the longest first."""
+        return [header.text for header in self._headers if header.role == role]
+
+    def header_in(self, text: str) -> str | None:
+        """Returns a header that a text holds: one with markers, or those of both the user and the assistant."""
+        users, assistants = (
+            [header.strip() for header in self.headers_of(role) if header.strip() in text]
+            for role in ("user", "assistant")
+        )
+        strong = [header for header in users + assistants if self._strong.search(header)]
+        return strong[0] if strong else users[0] if users and assistants else None
 
     def find(self, ids: Sequence[int]) -> list[Turn]:
         """Returns the turns of a row in their order; an empty list if it has neither a user nor an assistant."""
@@ -159,6 +182,17 @@ class TurnFinder:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
         except Exception:  # a template may raise anything
             return None
+
+    def _compile_patterns(self) -> None:
+        """Compile patterns of the added tokens that occur in the template's texts: some tokenizers have thousands."""
+        groups = (*self._joints.values(), *self._starts.values(), *self._tails.values(), self._prompts)
+        text = "\n".join(itertools.chain(*groups))
+        named = set(map(str, self.tokenizer.special_tokens_map.values()))
+        self._added = {word: number for number, word in self.decode.added.items() if word in named or word in text}
+        words = "|".join(map(re.escape, sorted(self._added, key=len, reverse=True))) or "(?!)"
+        self._special = re.compile(words)
+        self._strong = re.compile(f"{words}|{_MARKER}")
+        self._atoms = re.compile(rf"{words}|{_MARKER}|\s|\w+|.", re.DOTALL)
 
     def _read_template(self) -> None:
         """Render conversations of sentinels, and keep the texts around these."""
@@ -211,10 +245,11 @@ class TurnFinder:
         for role, following in order:
             joints = list(dict.fromkeys(self._joints.get((role, following), ())))
             if (role, following) == ("user", "assistant"):
-                joints += [prompt for prompt in dict.fromkeys(self._prompts) if prompt.strip()]
+                joints += self._distinct_prompts(joints)
             for joint in joints:
                 stop, header = self._divide(joint, role, headers.get(following, ()))
-                if header.strip():
+                # Templates that do not know a role write its contents bare, behind the last stop marker.
+                if header.strip() and not (following == "tool" and header in self._tails.get("assistant", ())):
                     headers.setdefault(following, []).append(header)
                     self._preceding.setdefault(following, set()).add(stop)
                     self._divided.setdefault((role, following), []).append(stop)
@@ -224,16 +259,30 @@ class TurnFinder:
         for role, texts in self._starts.items():
             self._learn_start(role, texts, headers)
         self._share_beginnings(headers)
-        users = tuple(dict.fromkeys(headers.get("user", ())))
-        distinct = [
-            _Header(role, text) for role, texts in headers.items() for text in dict.fromkeys(texts)
-            if role == "user" or not text.endswith(users)
-        ]  # fmt: skip
-        self._headers = sorted(distinct, key=lambda header: len(header.text), reverse=True)
+        self._headers = sorted(self._distinct(headers), key=lambda header: len(header.text), reverse=True)
         if self._headers:
             self._pattern = re.compile(
                 "|".join(f"(?P<h{number}>{re.escape(header.text)})" for number, header in enumerate(self._headers))
             )
+
+    def _distinct_prompts(self, joints: Sequence[str]) -> list[str]:
+        """Returns what generation prompts add, if it is a header: some templates add nothing, or need not."""
+        return [
+            prompt for prompt in dict.fromkeys(self._prompts)
+            if prompt.strip() and (prompt not in self._tails.get("user", ())
+                                   or any(joint.rstrip() == prompt.rstrip() for joint in joints))
+        ]  # fmt: skip
+
+    def _distinct(self, headers: Mapping[str, list[str]]) -> Iterator[_Header]:
+        """Yields the headers that tell their role: others write a system message into a user's turn, for example."""
+        users, assistants = tuple(headers.get("user", ())), tuple(headers.get("assistant", ()))
+        for role, texts in headers.items():
+            for text in dict.fromkeys(texts):
+                if role not in ("user", "assistant") and (text.endswith(users) or text.startswith(assistants)):
+                    continue
+                # Behind a begin token alone, another header may begin with the blank.
+                begins = role == "system" and any(one.startswith(text.rstrip()) for one in self._starts.get("user", ()))
+                yield _Header(role, text.rstrip() if begins else text)
 
     def _divide(self, joint: str, role: str, known: Sequence[str]) -> tuple[str, str]:
         """Returns the stop marker and the header that a text between two contents consists of."""
@@ -292,7 +341,7 @@ class TurnFinder:
         headers["assistant"] = list(dict.fromkeys(shortest))
         self._extras = sorted({extra for extra in self._extras if extra}, key=len, reverse=True)
 
-    def _find_stop_ids(self, added: Mapping[str, int]) -> list[int]:
+    def _find_stop_ids(self) -> list[int]:
         turns_end = [*self._divided.get(("assistant", "user"), ()), *self._divided.get(("call", "tool"), ())]
         # Behind the last turn some templates write another token, which ends the whole text.
         tails = [
@@ -300,7 +349,7 @@ class TurnFinder:
             if not any(stop and tail.startswith(stop) for stop in turns_end)
         ]  # fmt: skip
         markers = [list(self._special.finditer(stop)) for stop in [*tails, *turns_end]]
-        return list(dict.fromkeys(added[places[-1][0]] for places in markers if places))
+        return list(dict.fromkeys(self._added[places[-1][0]] for places in markers if places))
 
     def _find_headers(self, text: str) -> Iterator[tuple[str, int, int]]:
         """Yields role, start and end of each header in a text."""

@@ -9,8 +9,13 @@ from audit_helpers import byte_tokenizer, chats
 
 from hf_tfm.audit.data import preflight_data
 from hf_tfm.core.errors import InputError
+from hf_tfm.data.forms.form import forms_of
+from hf_tfm.data.forms.jobs import JOBS
+from hf_tfm.data.reading import ReadingOptions
 
 
+# Two forms that need options, which the preflight does not have: for predictions, and for labels with commas.
+FORMS = [form for job in JOBS for form in forms_of(job) if form.name not in ("running-text", "comma-labels")]
 SUBJECTS = "the cat,a tired sailor,my neighbour,the old king,nobody,a clever fox,the whole village,her brother".split(
     ","
 )
@@ -85,6 +90,7 @@ def test_near_duplicates(tmp_path):
 
 
 def test_splits_that_overlap(tmp_path):
+    """huggingface/datasets#4261: samples of webis/conclugen are in several splits."""
     rows = labelled(100)
     report = check(tmp_path, rows, [*labelled(160)[100:], rows[5]])
     assert level_of(report, "P604") == {"error"}
@@ -104,6 +110,7 @@ def as_text(text: str) -> dict:
 
 
 def test_equal_texts_with_different_labels(tmp_path):
+    """sebischair/Medical-Abstracts-TC-Corpus#2: 113 of 2,770 texts have conflicting labels."""
     rows = labelled(60)
     other = "class 0" if rows[9]["label"] == "class 1" else "class 1"
     report = check(tmp_path, [*rows, {**rows[9], "label": other}])
@@ -111,7 +118,7 @@ def test_equal_texts_with_different_labels(tmp_path):
 
 
 def test_labels_of_one_split_only(tmp_path):
-    """A file sorted by label and cut in two, as in huggingface/datasets' train_test_split(shuffle=False)."""
+    """A sorted file that is cut in two, as in zalandoresearch/fashion-mnist#3; Hironsan/anago#49."""
     rows = sorted(labelled(120, 3), key=lambda row: row["label"])
     report = check(tmp_path, rows[:70], rows[70:])
     assert level_of(report, "P606") == {"warning"}
@@ -125,12 +132,14 @@ def test_a_single_label(tmp_path):
 
 
 def test_sorted_labels_are_a_note(tmp_path):
+    """ageron/handson-ml#86: who cuts before shuffling has a split without some classes."""
     rows = sorted(labelled(120, 3), key=lambda row: row["label"])
     assert level_of(check(tmp_path, rows), "P616") == {"note"}
     assert level_of(check(tmp_path, labelled(120, 3)), "P616") == set()
 
 
 def test_a_word_that_tells_the_label(tmp_path):
+    """LL-a-VO/VLLaVO#2: words of the label stand in the texts."""
     rows = labelled(200)
     for row in rows:
         row["text"] += " :-)" if row["label"] == "class 1" else " :-("
@@ -147,6 +156,7 @@ def test_a_word_of_one_class_among_several_that_tells_it(tmp_path):
 
 
 def test_a_field_that_tells_the_label(tmp_path):
+    """openml/OpenML#474; rpatrik96/hallmark#36: how an entry was made tells its label."""
     rows = [{**row, "source": f"site {row['label'][-1]}"} for row in labelled(200)]
     assert check(tmp_path, rows).codes == {"P614"}
     spelled = [{**row, "label_text": row["label"]} for row in labelled(200)]
@@ -165,6 +175,7 @@ def test_a_length_that_tells_the_label(tmp_path):
     "wrong", ["cafÃ©", "itâ€™s", "naÃ¯ve", "MÃ¼ller", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "caf\ufffd", "it\x92s", "‚Äúyes"]
 )
 def test_text_of_a_wrong_encoding(wrong, tmp_path):
+    """unicamp-dl/mMARCO#24, rspeer/python-ftfy#28."""
     rows = labelled(100)
     rows[30]["text"] += f" {wrong}"
     report = check(tmp_path, rows)
@@ -266,3 +277,37 @@ def test_codes_can_be_ignored(tmp_path):
     rows = labelled(50)
     report = check(tmp_path, [*rows, rows[0]], ignore=["p602"])
     assert report.findings == [] and report.ignored == {"P602": 1}
+
+
+def test_rows_that_are_skipped_on_purpose_are_a_note(tmp_path):
+    report = check(tmp_path, [*labelled(50), {"text": 7, "label": "class 1"}], options=ReadingOptions(skip_bad=True))
+    assert level_of(report, "P612") == {"note"}
+
+
+def test_chats_that_are_rendered_already(tmp_path):
+    rows = chats(30)
+    for row in rows:
+        row["messages"][0]["content"] = f"<|im_start|>user\n{row['messages'][0]['content']}<|im_end|>"
+    assert level_of(check(tmp_path, rows), "P017") == {"error"}
+    rows = chats(30)
+    rows[3]["messages"][0]["content"] += " as [INST] in Llama 2"
+    assert check(tmp_path, rows).codes == set()
+
+
+def test_labels_of_unpaired_preferences_are_not_a_fault(tmp_path):
+    rows = [{"prompt": one, "completion": other, "label": number % 2 == 0}
+            for number, (one, other) in enumerate(zip(sentences(40), sentences(40, 1)))]  # fmt: skip
+    report = check(tmp_path, rows)
+    assert report.findings == [] and any("KTO" in what for what in report.unseen)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.job}-{form.name}")
+def test_every_form_is_read(form, tmp_path):
+    """A file of each form is read as it is, for its job, and no check fails."""
+    for name, text in form.example.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    files = sorted({tmp_path / name.partition("/")[0] for name in form.example})
+    report = preflight_data(files, job=form.job, tokenizer=byte_tokenizer())
+    assert not any("failed" in what for what in report.unseen)
+    assert report.facts["train records"] == len(form.gives)

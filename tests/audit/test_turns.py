@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from audit_helpers import byte_tokenizer
+from chat_templates import TEMPLATES, chat_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -11,8 +13,6 @@ from hf_tfm.audit.pieces import decode_pieces
 from hf_tfm.audit.turns import TurnFinder
 from hf_tfm.data.chat import PLAIN_TEMPLATE
 from hf_tfm.data.tokenizer import train_tokenizer
-from tests.helpers.audit_helpers import byte_tokenizer
-from tests.helpers.chat_templates import TEMPLATES, chat_tokenizer
 
 
 CHAT = [

@@ -4,9 +4,8 @@ Chat templates in the form that models' cards publish, each with the special tok
 A template that has no tokens of its own uses `<s>` and `</s>`.
 """
 
+from audit_helpers import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
-
-from .audit_helpers import byte_tokenizer
 
 
 _ALTERNATE = (

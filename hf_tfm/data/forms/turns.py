@@ -108,7 +108,8 @@ def _read_turn(turn: Any, sample: Sample) -> Message | None:
             calls = read_calls(content, sample)
         content = ""
     for key in _CALLS:
-        calls += read_calls(fields.pop(key, None) or [], sample)
+        if key in fields:
+            calls += read_calls(fields.pop(key) or [], sample)
     if "tool_calls" in ignored and (role == "tool" or (role == "assistant" and not content)):
         return None
     message: Message = {"role": role, "content": "" if content is None else content}
@@ -240,7 +241,7 @@ def read_tools(value: Any, sample: Sample) -> list[dict[str, Any]]:
 
 def _without_nulls(value: Any, sample: Sample) -> Any:
     """Returns mappings at any depth without null fields, if the file gives each mapping the fields of all others."""
-    if sample.file.suffixes[0] in _TEXT_TABLES:
+    if not value or sample.file.suffixes[0] in _TEXT_TABLES:
         return value
     if isinstance(value, Mapping):
         if any(part is None for part in value.values()):
