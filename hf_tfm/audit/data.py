@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.reading import ReadingOptions
-from . import answers, data_tokens, duplicates, label_balance, label_leaks, scripts, text_quality
+from . import answers, data_chat, data_tokens, duplicates, label_balance, label_leaks, scripts, text_quality
 from .data_reading import Location, read_splits
 from .data_subject import DataSubject
 from .preflight import run_check
@@ -29,7 +29,7 @@ CHECKS: tuple[Callable[[DataSubject, Report], None], ...] = (
     label_balance.check_labels_of_data,
     label_leaks.check_leaks,
     answers.check_answers,
-    answers.check_marks_in_messages,
+    data_chat.tell_turns,
     text_quality.check_characters,
 )
 
@@ -77,6 +77,8 @@ def preflight_data(
         report.cannot_see("tokens, lengths in tokens and chat templates: no tokenizer is given")
     else:
         check_with_tokenizer(subject, opened, max_length, report)
+    # Behind the check of the chat template, which knows its own marks.
+    run_check(lambda: answers.check_marks_in_messages(subject, report), "check_marks_in_messages", report)
     report.facts["seconds"] = time.perf_counter() - start
     return report
 
@@ -85,6 +87,8 @@ def check_with_tokenizer(subject: DataSubject, tokenizer: Any, max_length: int |
     """Run the checks that need a tokenizer."""
     checks: dict[str, Callable[[], None]] = {
         "require_template": lambda: data_tokens.require_template(subject, tokenizer, report),
+        "show_chats": lambda: data_chat.show_chats(subject, tokenizer, report),
+        "check_chat_template": lambda: data_chat.check_chat_template(subject, tokenizer, report),
         "check_special_tokens_in_texts": lambda: data_tokens.check_special_tokens_in_texts(subject, tokenizer, report),
         "check_tokens": lambda: data_tokens.check_tokens(subject, tokenizer, max_length, report),
     }

@@ -151,7 +151,7 @@ def check_tokens(
         measured = len(set(lengths.numbers.tolist())) + len(lengths.refused)
         if measured < len(records):
             report.facts[f"{split} tokens"] = f"counted in {measured:,} of {len(records):,} records"
-        if lengths.refused:
+        if lengths.refused and not _is_reported(report, "P007"):
             report.add("P007", f"the chat template refuses {tell_share(len(lengths.refused), measured)} of the {split} "
                        "split", list_places(records, lengths.refused))  # fmt: skip
         if not len(lengths.tokens):
@@ -163,6 +163,11 @@ def check_tokens(
         if limit is not None and subject.job != "text":
             _report_long(subject, encoder, split, lengths, limit, report)
         _report_unknown(subject, encoder, split, lengths, report)
+
+
+def _is_reported(report: Report, *codes: str) -> bool:
+    """Whether a sampled check has found the same already."""
+    return any(finding.code in codes for finding in report.findings)
 
 
 def _report_long(
@@ -245,7 +250,7 @@ def check_special_tokens_in_texts(subject: DataSubject, tokenizer: PreTrainedTok
                        list_places(records, doubled),
                        mend="Take the begin token out of the texts.")  # fmt: skip
         others = [number for number in holding if number not in set(doubled)]
-        if others:
+        if others and not _is_reported(report, "P013", "P017"):
             report.add("P013", f"{tell_share(len(others), len(records))} of the {split} split hold special tokens of "
                        f"the tokenizer: {listed}", list_places(records, others),
                        level=None if len(others) >= _RARE * len(records) else "note")  # fmt: skip

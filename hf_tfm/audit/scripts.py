@@ -61,6 +61,8 @@ def check_scripts(subject: DataSubject, tokenizer: PreTrainedTokenizerBase | Non
         count_tokens(tokenizer, [_ENGLISH])["LATIN"] / count_letters([_ENGLISH])["LATIN"],
         *(rate * _MANY / _limit(script) for script, rate in fertility.items()),
     )
+    if reference >= _MANY:
+        return  # tokens are letters or bytes on purpose, in every script
     for script, rate in fertility.items():
         if rate >= _limit(script) and rate * _MANY / _limit(script) >= 2 * reference:
             report.add(

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from audit_helpers import byte_tokenizer, chats
+from audit_helpers import CHATML, byte_tokenizer, chats
 
 from hf_tfm.audit.data import preflight_data
 from hf_tfm.core.errors import InputError
@@ -311,3 +311,20 @@ def test_every_form_is_read(form, tmp_path):
     report = preflight_data(files, job=form.job, tokenizer=byte_tokenizer())
     assert not any("failed" in what for what in report.unseen)
     assert report.facts["train records"] == len(form.gives)
+
+
+def test_chats_are_shown_with_what_is_trained_and_their_template_is_checked(tmp_path):
+    report = check(tmp_path, chats(20, system=True), tokenizer=byte_tokenizer())
+    assert report.codes == set() and report.facts["train roles"] == "system 20, user 20, assistant 20"
+    _, picture, _ = report.pictures
+    assert f"⟦{chats(1)[0]['messages'][1]['content']}<|im_end|>⟧" in str(picture)
+    deaf = byte_tokenizer(chat_template=CHATML.replace("in messages", "in messages if message['role'] != 'system'"))
+    assert "P004" in check(tmp_path, chats(20, system=True), tokenizer=deaf).codes
+
+
+def test_chats_that_are_cut_by_the_limit(tmp_path):
+    rows = chats(20)
+    rows[4]["messages"][0]["content"] = "why " * 100
+    report = check(tmp_path, rows, tokenizer=byte_tokenizer(), max_length=256)
+    (finding,) = report.warnings
+    assert finding.code == "P611" and "cut in 1, and 1 have no token of an answer" in finding.what
