@@ -28,7 +28,8 @@ from .template_turns import (
     has_marks,
 )
 from .trainer_subject import Row, TrainerSubject
-from .turns import TurnFinder, sentinel
+from .turn_markers import sentinel
+from .turns import TurnFinder
 
 
 _CHECKED_ROWS = 64

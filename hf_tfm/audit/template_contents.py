@@ -10,7 +10,8 @@ from typing import Any
 from ..core.errors import reason_of
 from .conversations import ChatTemplate, Conversation
 from .report import Report
-from .turns import TurnFinder, sentinel
+from .turn_markers import sentinel
+from .turns import TurnFinder
 
 
 # Names under which templates read reasoning.

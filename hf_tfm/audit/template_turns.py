@@ -8,7 +8,8 @@ from typing import Any
 from .conversations import ChatTemplate, Conversation
 from .report import Report
 from .template_contents import REASONING_KEYS
-from .turns import Turn, TurnFinder, sentinel
+from .turn_markers import sentinel
+from .turns import Turn, TurnFinder
 
 
 # Text that looks like a special token.
