@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -278,19 +279,43 @@ def check_position_ids(subject: TrainerSubject, rows: Sequence[BatchRow], report
         what = (
             f"documents of {len(shifted)} of {len(given)} rows begin at other positions than {first}, here at {value}"
         )
-        # Rotary positions are relative: where a document begins changes nothing in it.
-        is_absolute = table is not None or any(row.known_documents > 1 for row, _ in shifted)
-        report.add("P209", what, f"{row.where}, token {place + 1}", level="error" if is_absolute else "warning")
+        # Rotary positions are relative: where a document begins changes nothing, if it is not behind another one.
+        is_harmful = table is not None or any(goes_on(row) for row, _ in shifted)
+        report.add("P209", what, f"{row.where}, token {place + 1}", level="error" if is_harmful else "warning")
+
+
+def goes_on(row: BatchRow) -> bool:
+    """Whether positions of a packed row go on over the edges of its documents."""
+    edges = [(one[-1], other[0]) for one, other in pairwise(row.documents)]
+    return row.positions is not None and any(row.positions[one] + 1 == row.positions[other] for one, other in edges)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document in a row of a call, with how much its outputs differ from those that it has alone."""
+    """
+    A document in a row of a call.
+
+    Attributes:
+        number: Its place among the documents of the row.
+        places: Places of its tokens.
+        together: Its outputs in the batch, of shape (tokens, size), or (size,) if there is one for the row.
+        alone: Its outputs without the batch.
+    """
 
     row: int
-    places: list[int]
+    number: int
     is_packed: bool
-    difference: float
+    places: list[int]
+    together: torch.Tensor
+    alone: torch.Tensor
+
+    def difference(self, other: torch.Tensor, scale: float) -> float:
+        """Returns the largest difference of its outputs in the batch from others, relative to a length."""
+        return (self.together.float() - other.float()).norm(dim=-1).max().item() / max(scale, 1e-12)
+
+    @property
+    def where(self) -> str:
+        return f"row {self.row + 1}, tokens {self.places[0] + 1} to {self.places[-1] + 1}"
 
 
 def check_padding_and_packing(subject: TrainerSubject, report: Report) -> None:
@@ -305,14 +330,73 @@ def check_padding_and_packing(subject: TrainerSubject, report: Report) -> None:
         if call is None:
             report.cannot_see("padding and packing: the loss does not give token ids to the model")
             return
-        documents = list(compare_documents(subject, call, batch, features))
-        worst = max(documents, key=lambda document: document.difference, default=None)
-        if worst is None or worst.difference <= subject.tolerance:
-            return
-        if not torch.equal(call.compute(), call.compute()):
+        documents = list(read_documents(subject, call, batch, features))
+        findings = list(find_differences(subject, call, batch, documents))
+        if findings and not torch.equal(call.compute(), call.compute()):
             report.cannot_see("padding and packing: the model computes the same rows differently each time")
             return
-        report_differences(subject, call, batch, documents, report)
+        for code, what, where, level in findings:
+            report.add(code, what, where, level=level)
+
+
+def find_differences(
+    subject: TrainerSubject, call: Call, batch: Mapping[str, Any], documents: Sequence[Document]
+) -> Iterator[tuple[str, str, str, str | None]]:
+    """Yields code, text, place and level of findings: what changes outputs, other documents, other rows or padding."""
+    if not documents:
+        return
+    vectors = torch.cat([document.alone.reshape(-1, document.alone.shape[-1]) for document in documents])
+    scale = vectors.float().norm(dim=-1).mean().item()
+    packed = [document for document in documents if document.is_packed]
+    leak = dependence(subject, call, batch, packed, scale, [document.number % 2 == 0 for document in packed])
+    if leak:
+        given = "position_ids" in call.inputs or has_lengths(subject)
+        what = f"outputs of a packed document change by {leak[0]:.1%} of their size with the documents beside it"
+        yield "P203", what, leak[1].where, "error" if given else "warning"
+    mixing = dependence(subject, call, batch, documents, scale, [document.row % 2 == 0 for document in documents])
+    if mixing:
+        what = f"outputs of a row change by {mixing[0]:.1%} of their size with the rows beside it"
+        yield "P202", what, mixing[1].where, None
+    rest = [document for document in documents if not mixing and not (leak and document.is_packed)]
+    differences = [document.difference(document.alone, scale) for document in rest]
+    if not rest or max(differences) <= subject.tolerance:
+        return
+    document = rest[differences.index(max(differences))]
+    figure = f"by {max(differences):.1%} of their size"
+    if document.is_packed:
+        yield "P209", f"outputs of a packed document differ {figure} from those alone", document.where, None
+    elif len(document.places) == call.ids.shape[1]:
+        what = f"outputs of a row differ {figure} from those without the batch's masks and positions"
+        yield "P209", what, document.where, None
+    else:
+        yield "P201", f"outputs of a row are changed {figure} by its padding", document.where, None
+
+
+def dependence(
+    subject: TrainerSubject,
+    call: Call,
+    batch: Mapping[str, Any],
+    documents: Sequence[Document],
+    scale: float,
+    is_changed: Sequence[bool],
+) -> tuple[float, Document] | None:
+    """Returns how much the tokens of some documents change outputs of another one, at most; None if they do not."""
+    ids = call.ids.clone()
+    for document, changes in zip(documents, is_changed):
+        if changes:
+            tokens = ids[document.row, document.places]
+            ids[document.row, document.places] = tokens.flip(0).roll(1)
+    others = [document for document, changes in zip(documents, is_changed) if not changes]
+    if not others or torch.equal(ids, call.ids):
+        return None
+    outputs = call.with_ids(ids).compute()
+    differences = [
+        document.difference(outputs_of(call, outputs, batch, document.row, document.places), scale)
+        for document in others
+    ]
+    # The shapes are the same, so that even half precision computes almost the same.
+    worst = max(differences)
+    return (worst, others[differences.index(worst)]) if worst > subject.tolerance / 10 else None
 
 
 def find_call(subject: TrainerSubject, batch: Mapping[str, Any]) -> Call | None:
@@ -328,33 +412,24 @@ def find_call(subject: TrainerSubject, batch: Mapping[str, Any]) -> Call | None:
     return None
 
 
-def compare_documents(
+def read_documents(
     subject: TrainerSubject, call: Call, batch: Mapping[str, Any], features: Sequence[Any]
 ) -> Iterator[Document]:
-    """Yields the documents of a call with the relative difference between their outputs in it and alone."""
+    """Yields the documents of a call with their outputs in it and alone."""
     ids = call.ids
-    is_batch = same_shape(batch.get("input_ids"), ids) is not None
+    records = features if same_shape(batch.get("input_ids"), ids) is not None else []
     mask = same_shape(call.inputs.get("attention_mask"), ids)
-    records = features if is_batch else []
     positions = same_shape(call.inputs.get("position_ids"), ids)
-    lengths = lengths_of_documents(records, len(ids)) if is_batch else [None] * len(ids)
-    contents = content_of(ids, mask, records, padding_of(subject))
+    lengths = lengths_of_documents(records, len(ids))
     outputs = call.compute()
-    pairs = []
-    for row, content in enumerate(contents):
+    for row, content in enumerate(content_of(ids, mask, records, padding_of(subject))):
         documents = documents_of(content, None if positions is None else positions[row], lengths[row])
-        for places in documents:
-            alone = call.alone(row, places).compute()[0]
-            pairs.append((row, places, len(documents) > 1, outputs_of(call, outputs, batch, row, places), alone))
-    scale = torch.cat([alone.reshape(-1, alone.shape[-1]) for *_, alone in pairs]).float().norm(dim=-1).mean().item()
-    for row, places, is_packed, together, alone in pairs:
-        alone = (
-            alone
-            if alone.dim() == 1 or len(alone) == len(together)
-            else outputs_of(call, alone[None], batch, row, places, 0)
-        )
-        difference = (together.float() - alone.float()).norm(dim=-1).max().item()
-        yield Document(row, places, is_packed, difference / max(scale, 1e-12))
+        for number, places in enumerate(documents):
+            together = outputs_of(call, outputs, batch, row, places)
+            alone = call.alone(row, places).compute()
+            if alone[0].shape != together.shape:
+                alone = outputs_of(call, alone, batch, row, places, at=0)[None]
+            yield Document(row, number, len(documents) > 1, places, together, alone[0])
 
 
 def outputs_of(
@@ -372,63 +447,6 @@ def outputs_of(
     return vectors
 
 
-def report_differences(
-    subject: TrainerSubject, call: Call, batch: Mapping[str, Any], documents: Sequence[Document], report: Report
-) -> None:
-    """Tell by what outputs are changed: documents of the same row, other rows, or padding."""
-    changed = [document for document in documents if document.difference > subject.tolerance]
-    outputs, seen = call.compute(), set()
-    for document in sorted(changed, key=lambda one: -one.difference):
-        others = torch.ones_like(call.ids, dtype=torch.bool)
-        others[document.row] = False
-        neighbours = others & False
-        neighbours[document.row] = document.is_packed
-        neighbours[document.row, document.places] = False
-        figure = f"by {document.difference:.0%} of their size"
-        where = f"row {document.row + 1}, tokens {document.places[0] + 1} to {document.places[-1] + 1}"
-        if document.is_packed and depends_on(subject, call, outputs, batch, document, neighbours):
-            given = "position_ids" in call.inputs or "seq_lengths" in batch
-            level = "error" if given or has_lengths(subject) else "warning"
-            finding = ("P203", f"outputs of a packed document are changed {figure} by the documents beside it", level)
-        elif len(call.ids) > 1 and depends_on(subject, call, outputs, batch, document, others):
-            finding = ("P202", f"outputs of a row are changed {figure} by the rows beside it", None)
-        elif document.is_packed:
-            finding = ("P209", f"outputs of a packed document differ {figure} from those alone, by its positions", None)
-        elif len(document.places) == call.ids.shape[1]:
-            finding = (
-                "P209",
-                f"outputs of a row differ {figure} from those without the batch's masks and positions",
-                None,
-            )
-        else:
-            finding = ("P201", f"outputs of a row are changed {figure} by its padding", None)
-        code, what, level = finding
-        if code not in seen:
-            seen.add(code)
-            report.add(code, what, where, level=level)
-
-
 def has_lengths(subject: TrainerSubject) -> bool:
     """Whether the records say the lengths of their documents."""
     return any(isinstance(feature, Mapping) and "seq_lengths" in feature for feature in subject.short_features)
-
-
-def depends_on(
-    subject: TrainerSubject,
-    call: Call,
-    outputs: torch.Tensor,
-    batch: Mapping[str, Any],
-    document: Document,
-    others: torch.Tensor,
-) -> bool:
-    """Whether the outputs of a document change with the tokens at other places."""
-    pad = padding_of(subject)
-    chosen = others & (call.ids != pad.token) if pad.token is not None else others
-    ids = call.ids.clone()
-    ids[chosen] = ids[chosen].flip(0).roll(1)
-    one, other = (
-        outputs_of(call, values, batch, document.row, document.places).float()
-        for values in (outputs, call.with_ids(ids).compute())
-    )
-    scale = one.norm(dim=-1).mean().item()
-    return (one - other).norm(dim=-1).max().item() > subject.tolerance * max(scale, 1e-12)

@@ -229,12 +229,13 @@ def check_later_tokens(subject: TrainerSubject, batch: Mapping[str, Any], report
             compared.append((row, trained[trained <= middle] - 1, middle))
     with computing(subject):
         outputs = call.compute().float(), call.with_ids(ids).compute().float()
-    tolerance = subject.tolerance / 8
+    tolerance = subject.tolerance / 10  # the shapes are the same, so that even half precision computes almost the same
     for row, places, middle in compared:
         one, other = outputs[0][row, places], outputs[1][row, places]
-        if not torch.equal(ids[row], call.ids[row]) and (
-            difference := (one - other).norm(dim=-1).max() / one.norm(dim=-1).mean()
-        ) > max(tolerance, 1e-3):
+        if (
+            not torch.equal(ids[row], call.ids[row])
+            and (difference := (one - other).norm(dim=-1).max() / one.norm(dim=-1).mean()) > tolerance
+        ):
             what = f"outputs change by {float(difference):.0%} of their size with the tokens that come behind them"
             report.add("P305", what, f"row {row + 1}, tokens before {middle + 1}")
             return

@@ -514,4 +514,6 @@ def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
 def tolerance(model: nn.Module) -> float:
     """Returns the relative difference that rounding may make in outputs of a model of this precision."""
     dtypes = {weight.dtype for weight in model.parameters()}
-    return HALF_TOLERANCE if dtypes & {torch.bfloat16, torch.float16} else 2e-3
+    if dtypes & {torch.bfloat16, torch.float16}:
+        return HALF_TOLERANCE
+    return 2e-4 if torch.get_float32_matmul_precision() == "highest" else 5e-3
