@@ -384,8 +384,7 @@ def dependence(
     ids = call.ids.clone()
     for document, changes in zip(documents, is_changed):
         if changes:
-            tokens = ids[document.row, document.places]
-            ids[document.row, document.places] = tokens.flip(0).roll(1)
+            ids[document.row, document.places] = ids[document.row, document.places].flip(0)
     others = [document for document, changes in zip(documents, is_changed) if not changes]
     if not others or torch.equal(ids, call.ids):
         return None

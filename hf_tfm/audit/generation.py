@@ -35,11 +35,11 @@ def check_cache(subject: TrainerSubject, report: Report) -> None:
 
 
 def read_prompts(subject: TrainerSubject) -> list[list[int]]:
-    """Returns the beginnings of two rows of different lengths: up to the first trained token, or 16 and 8 tokens."""
+    """Returns beginnings of two rows, up to the first trained token or of 16 tokens; the second has half as many."""
     prompts: list[list[int]] = []
     for feature in subject.short_features:
         ids, end = tokens_of(feature)
-        length = min(end, PROMPT_TOKENS) if end > 1 else 16 - 8 * min(1, len(prompts))
+        length = min(end if end > 3 else 16, PROMPT_TOKENS) // (1 + len(prompts))
         if len(ids) >= 4 and all(len(ids[:length]) != len(prompt) for prompt in prompts):
             prompts.append(ids[:length])
     return prompts[:2]

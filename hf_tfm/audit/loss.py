@@ -225,7 +225,7 @@ def check_later_tokens(subject: TrainerSubject, batch: Mapping[str, Any], report
         trained = (values[1:] != IGNORED).nonzero().flatten() + 1
         if len(trained):
             middle = int(trained[len(trained) // 2])
-            ids[row, middle:] = ids[row, middle:].flip(0).roll(1)
+            ids[row, middle:] = ids[row, middle:].flip(0)
             compared.append((row, trained[trained <= middle] - 1, middle))
     with computing(subject):
         outputs = call.compute().float(), call.with_ids(ids).compute().float()
