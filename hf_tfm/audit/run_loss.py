@@ -71,6 +71,8 @@ def check_finite(run: Run, report: Report) -> None:
             )
         elif bad_gradient.any():
             _report_gradients(entries, losses, bad_gradient, report)
+    elif not math.isfinite(run.summary.get("train_loss", 0.0)):
+        report.add("P702", f"the mean training loss is {run.summary['train_loss']}")
     for key in evaluation_losses(run):
         values = [(entry["step"], entry[key]) for entry in run.evaluations if key in entry]
         if values and isinstance(values[-1][1], float) and not math.isfinite(values[-1][1]):
@@ -99,7 +101,7 @@ def _report_gradients(entries: list[dict], losses: np.ndarray, bad: np.ndarray, 
     stretch = len(bad) - (int(good[-1]) + 1 if len(good) else 0)
     first = entries[int(np.argmax(bad))]["step"]
     what = f"{int(bad.sum())} of {len(bad)} logged gradient norms are not finite"
-    if stretch >= max(3, 0.2 * len(bad)):
+    if stretch >= max(3, 0.2 * len(bad)) or 2 <= stretch == len(bad):
         tail = losses[-stretch:]
         third = max(1, stretch // 3)
         falls = np.median(tail[:third]) - np.median(tail[-third:]) > 2 * noise_of(tail) and stretch >= 6
@@ -152,7 +154,7 @@ def check_divergence(run: Run, report: Report) -> None:
                 mend="Nothing, or shuffle the data.",
             )
             return
-        lost = last >= start - 0.1 * gain or (rise > 0.5 * lowest and lowest > 0.2 * start)
+        lost = last >= start - 0.1 * gain or (rise > 0.5 * lowest and (lowest > 0.2 * start or rise > 0.4 * gain))
         report.add("P701", what, f"lowest until step {place:.0f}", level=None if lost else Level.WARNING)
         return
     _note_spikes(steps, losses, noise, report)

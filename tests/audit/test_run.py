@@ -162,6 +162,7 @@ def write(folder, losses, log_end=None, **options):
     return folder
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found(name, tmp_path):
     options, code, level = FAULTS[name]
@@ -171,6 +172,7 @@ def test_a_fault_is_found(name, tmp_path):
     assert find(preflight_run(tmp_path, ignore=[code]), code) is None
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_run_has_no_errors_and_no_warnings(name, tmp_path):
     report = preflight_run(write(tmp_path, **SOUND[name]))

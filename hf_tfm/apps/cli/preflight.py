@@ -24,7 +24,7 @@ _DATA = "Data"
 def preflight(
     target: Annotated[
         list[str] | None,
-        typer.Argument(help="Folder of a run, or files of data.", metavar="TARGET…", show_default=False),
+        typer.Argument(help="Folder of a run, or files of data.", metavar="TARGET", show_default=False),
     ] = None,
     tokenizer: Annotated[
         str | None,
