@@ -19,6 +19,9 @@ def check_cache(subject: TrainerSubject, report: Report) -> None:
     """P501, P502: greedy generation of a prompt, with a cache and without, and beside a longer one."""
     if subject.kind not in _KINDS:
         return
+    if subject.learns_prompt:
+        report.cannot_see("generation: PEFT puts a learned prompt into the cache")
+        return
     if not callable(getattr(subject.base, "generate", None)):
         report.cannot_see("generation: the model has no method for it")
         return

@@ -77,13 +77,16 @@ def report_silent(
         report.add("P401", f"none of {len(trainable)} tensors that shall learn gets a gradient", rest[0])
         return
     ids = {id(trainable[name]) for name in rest}
-    lost = set()
+    lost: dict[str, list[str]] = {}
     for part, weights in large_parts(subject).items():
         names = [name for name, weight in trainable.items() if id(weight) in weights and name not in harmless]
         if names and all(id(trainable[name]) in ids for name in names):
-            report.add("P401", f"{part} gets no gradient ({len(names)} tensors)", names[0])
-            lost |= set(names)
-    if single := [name for name in rest if name not in lost]:
+            lost[part] = names
+    if lost:
+        parts = ", ".join(list(lost)[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
+        count = len(set().union(*lost.values()))
+        report.add("P401", f"{parts}: none of {count} tensors gets a gradient", next(iter(lost.values()))[0])
+    if single := [name for name in rest if not any(name in names for names in lost.values())]:
         level = "error" if len(single) > len(trainable) / 2 else "warning"
         report.add("P401", f"{len(single)} of {len(trainable)} tensors get no gradient", single[0], level=level)
     if harmless:
@@ -102,7 +105,7 @@ def large_parts(subject: TrainerSubject) -> dict[str, set[int]]:
     model = pretrained_model(subject.model) or subject.model
     weights = dict(model.named_parameters(remove_duplicate=False))
     parts = {
-        f"layer {prefix.rstrip('.')}": {id(weight) for name, weight in weights.items() if name.startswith(prefix)}
+        prefix.rstrip("."): {id(weight) for name, weight in weights.items() if name.startswith(prefix)}
         for prefix in layer_prefixes(model)
     }
     if model is subject.model and pretrained_model(subject.model) is None:

@@ -215,7 +215,11 @@ def gradient_of_outputs(subject: TrainerSubject, batch: Mapping[str, Any]) -> to
 
 def check_later_tokens(subject: TrainerSubject, batch: Mapping[str, Any], report: Report) -> None:
     """P305: what predicts a token does not change with this token or those behind it."""
-    if subject.kind != "causal" or (call := catch_call(subject, batch, body_of(subject.base))) is None:
+    if (
+        subject.kind != "causal"
+        or subject.learns_prompt
+        or (call := catch_call(subject, batch, body_of(subject.base))) is None
+    ):
         return
     labels = batch["labels"]
     if labels.shape != call.ids.shape:

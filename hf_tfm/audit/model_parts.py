@@ -16,7 +16,7 @@ _WRAPPERS = re.compile(r"\.(?:base_layer|original_module|token_adapter|modules_t
 
 def plain_name(name: str) -> str:
     """Returns a weight's name in the model without an adapter."""
-    return _WRAPPERS.sub("", name)
+    return _WRAPPERS.sub("", name.removeprefix("base_model.model."))
 
 
 def pretrained_model(model: nn.Module) -> PreTrainedModel | None:

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from ..core.errors import unreadable
 from ..core.quiet import quiet
 from .model_parts import body_prefix, plain_name
 
@@ -61,7 +62,7 @@ def compare_with_checkpoint(model: PreTrainedModel) -> Comparison | None:
                 local_files_only=True,
                 use_safetensors=True,
             )
-    except OSError:
+    except unreadable():
         return None
     resized = {name: tuple(shape) for name, shape, _ in loading["mismatched_keys"]}
     alike, unlike, is_loaded = compare_values(model, Path(source))

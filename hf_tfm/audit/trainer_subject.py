@@ -79,6 +79,11 @@ class TrainerSubject:
         return hasattr(self.model, "peft_config")
 
     @cached_property
+    def learns_prompt(self) -> bool:
+        """Whether an adapter puts learned vectors in front of each row, as prompt and prefix tuning do."""
+        return self.is_adapted and any(config.is_prompt_learning for config in self.model.peft_config.values())
+
+    @cached_property
     def tokenizer(self) -> Any:
         processor = getattr(self.trainer, "processing_class", None)
         processor = getattr(processor, "tokenizer", processor)

@@ -46,8 +46,7 @@ SOUND = {
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_adapters(tmp_path, name, tied):
     report = report_of(adapted(SOUND[name](), tied), tmp_path)
-    assert not {code for code in report.codes if code.startswith("P4")}
-    assert not [line for line in report.unseen if "check_adapter" in line or "check_gradients" in line]
+    assert not report.codes and "failed" not in " ".join(report.unseen)
 
 
 def test_two_adapters_at_once(tmp_path):
