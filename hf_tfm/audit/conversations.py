@@ -125,8 +125,10 @@ def trainer_conversations(subject: TrainerSubject) -> list[Conversation]:
         count = min(len(dataset), SAMPLED_CONVERSATIONS)
         places = [number * len(dataset) // count for number in range(count)]
         records = [dataset[place] for place in places]
+    # GRPO's settings hold variables of the template for all records.
+    options = getattr(subject.args, "chat_template_kwargs", None) or {}
     return read_conversations(
-        {**record, "where": f"record {place + 1}"}
+        {"chat_template_kwargs": options, **record, "where": f"record {place + 1}"}
         for place, record in zip(places, records)
         if isinstance(record, Mapping)
     )

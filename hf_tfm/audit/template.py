@@ -5,6 +5,7 @@ Nothing is read from a template's text but whether it marks answers: it renders 
 occur nowhere else, and these words are looked for.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from .turns import TurnFinder
 
 
 _CHECKED_ROWS = 64
+_CHECKED_TOKENS = 60_000
 _CHAT_KINDS = ("causal", "preference", "online")
 
 
@@ -41,14 +43,14 @@ def check_trainer_template(subject: TrainerSubject, report: Report) -> None:
     if subject.tokenizer is None:
         return
     conversations = trainer_conversations(subject)
-    template = ChatTemplate(subject.tokenizer, _template_of(subject))
-    rows = subject.rows[:_CHECKED_ROWS]
-    if not template.source:
+    template = ChatTemplate(subject.tokenizer, subject.chat_template)
+    rows = _first_rows(subject.rows)
+    finder = subject.finder
+    if not template.source or finder is None:
         if conversations and not subject.rows:
             report.add("P012", f"the tokenizer has none, and {len(conversations)} records are conversations")
         check_ends_of_completions(subject, rows, report)
         return
-    finder = TurnFinder(subject.tokenizer, template.text)
     turns = [finder.find(row.input_ids) for row in rows]
     if not conversations and not any(turns):
         check_ends_of_completions(subject, rows, report)
@@ -122,14 +124,10 @@ def _check_both(
     check_date(template, report)
 
 
-def _template_of(subject: TrainerSubject) -> str | None:
-    """Returns the template that a trainer uses instead of its tokenizer's; None if it uses that."""
-    swapped = getattr(subject.trainer, "chat_template", None)
-    if isinstance(swapped, str):
-        return swapped
-    processor = getattr(subject.trainer, "processing_class", None)
-    text = getattr(processor, "chat_template", None)
-    return text if isinstance(text, str) and processor is not subject.tokenizer else None
+def _first_rows(rows: Sequence[Row]) -> list[Row]:
+    """Returns the first rows, as many as have `_CHECKED_TOKENS` tokens together, and at least one."""
+    totals = itertools.accumulate(len(row.input_ids) for row in rows[:_CHECKED_ROWS])
+    return [row for number, (row, total) in enumerate(zip(rows, totals)) if not number or total <= _CHECKED_TOKENS]
 
 
 def _check_rendering(tokenizer: Any, conversations: Sequence[Conversation], report: Report) -> None:

@@ -93,29 +93,90 @@ def check_generation_prompt(
     template: ChatTemplate, finder: TurnFinder, conversations: Sequence[Conversation], report: Report
 ) -> None:
     """P008: the prompt that generation starts from against the row of training, up to the answer."""
-    answer = sentinel(1)
-    messages: list[Any] = [{"role": "user", "content": sentinel(0)}, {"role": "assistant", "content": answer}]
+    _check_roles(template, conversations, report)
+    messages: list[Any] = [{"role": "user", "content": sentinel(0)}, {"role": "assistant", "content": ""}]
     options: dict[str, Any] = {}
-    whole = template.try_render(messages)
-    if whole is None or answer not in whole:
+    texts = _render_both(template, messages, options)
+    if texts is None:
         given = next((one for one in conversations if _ends_with_answer(one)), None)
         if given is None:
             return
-        messages = [*given.messages[:-1], {**given.messages[-1], "content": answer}]
-        options = {"tools": given.tools, **given.options}
-        whole = template.try_render(messages, **options)
-        if whole is None or answer not in whole:
+        messages, options = given.messages, {"tools": given.tools, **given.options}
+        texts = _render_both(template, messages, options)
+        if texts is None:
             return
-    training, _, tail = whole.partition(answer)
-    prompt = template.try_render(messages[:-1], add_generation_prompt=True, **options)
-    if prompt is not None:
-        is_bare = prompt == template.try_render(messages[:-1], add_generation_prompt=False, **options)
-        _compare_prompts(prompt, training, is_bare, report)
+    prompt, training, tail = texts
+    bare = template.try_render(messages[:-1], add_generation_prompt=False, **options)
+    _compare_prompts(prompt, training, prompt == bare, report)
+    answers = [one.messages[-1]["content"] for one in conversations if _ends_with_answer(one)][:8]
+    words = [answer for answer in answers if isinstance(answer, str) and answer[:1].isalnum()]
+    _check_border(template, messages, options, prompt, words or ["The", "Yes", "It"], report)
     headers = [header for header in finder.headers_of("assistant") if _MARKER.search(header)]
     if any(tail.endswith(header) for header in headers):
         # As the first template of Llama 3 (huggingface/transformers#30893).
         what = "training rows end with the generation prompt, as if another answer followed"
         report.add("P008", what, where=repr(tail[-60:]))
+
+
+def _render_both(
+    template: ChatTemplate, messages: Sequence[Any], options: dict[str, Any]
+) -> tuple[str, str, str] | None:
+    """Returns the prompt for the last message, the row of training up to its content, and the text behind this."""
+    word = sentinel(1)
+    whole = template.try_render([*messages[:-1], {**messages[-1], "content": word}], **options)
+    prompt = template.try_render(messages[:-1], add_generation_prompt=True, **options)
+    if whole is None or prompt is None or word not in whole:
+        return None
+    training, _, tail = whole.partition(word)
+    return prompt, training, tail
+
+
+def _check_roles(template: ChatTemplate, conversations: Sequence[Conversation], report: Report) -> None:
+    """P008: answers under another role than the assistant's, as "gpt", which generation does not prompt."""
+    others = [
+        one for one in conversations
+        if not one.is_prompt and len(one.messages) > 1
+        and all(message["role"] not in ("assistant", "tool") for message in one.messages)
+        and one.messages[-1]["role"] not in ("user", "system", "developer")
+    ]  # fmt: skip
+    if not others or len(others) <= len(conversations) / 10:
+        return
+    texts = _render_both(template, others[0].messages, {"tools": others[0].tools, **others[0].options})
+    if texts is not None and not texts[1].startswith(texts[0]):
+        role = others[0].messages[-1]["role"]
+        report.add(
+            "P008",
+            f"{len(others)} of {len(conversations)} conversations end with a message of the role {role!r}, which the "
+            f"template writes behind {texts[1][-30:]!r}; the generation prompt ends with {texts[0][-30:]!r}",
+            where=others[0].where,
+        )
+
+
+def _check_border(
+    template: ChatTemplate,
+    messages: Sequence[Any],
+    options: dict[str, Any],
+    prompt: str,
+    answers: Sequence[str],
+    report: Report,
+) -> None:
+    """P008: a prompt whose last token is another one if an answer follows, as a blank that belongs to the word."""
+    ids = template.encode(prompt)
+    ends = []
+    for answer in answers:
+        whole = template.try_render([*messages[:-1], {**messages[-1], "content": answer}], **options)
+        if whole is None or not whole.startswith(prompt):
+            return
+        ends.append(template.encode(whole)[: len(ids)][-1:])
+    joined = [end for end in ends if end != ids[-1:]]
+    if ids and len(joined) > len(ends) / 2:
+        one, other = (template.tokenizer.convert_ids_to_tokens(part)[0] for part in (ids[-1:], joined[0]))
+        report.add(
+            "P008",
+            f"the generation prompt ends with the token {one!r}; in training rows {other!r} stands there, joined with "
+            "the answer's first word",
+            level="warning",
+        )
 
 
 def _ends_with_answer(conversation: Conversation) -> bool:

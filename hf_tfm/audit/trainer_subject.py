@@ -188,9 +188,20 @@ class TrainerSubject:
     @cached_property
     def finder(self) -> TurnFinder | None:
         """Finds the turns of conversations by the tokenizer's chat template; None without one."""
-        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
+        template = self.chat_template
+        if self.tokenizer is None or not (template or getattr(self.tokenizer, "chat_template", None)):
             return None
-        return TurnFinder(self.tokenizer)
+        return TurnFinder(self.tokenizer, template)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The template that the trainer or its processor uses instead of the tokenizer's; None if it uses that."""
+        swapped = getattr(self.trainer, "chat_template", None)
+        if isinstance(swapped, str):
+            return swapped
+        processor = getattr(self.trainer, "processing_class", None)
+        text = getattr(processor, "chat_template", None)
+        return text if isinstance(text, str) and processor is not self.tokenizer else None
 
     @cached_property
     def documents(self) -> list[Document]:

@@ -201,6 +201,26 @@ def test_rows_that_end_with_the_generation_prompt():
     assert codes(report) == {"P008"} and "end with the generation prompt" in report.errors[0].what
 
 
+def test_generation_prompt_that_ends_with_a_blank():
+    """Tokenizers join a blank with the word behind it, so that a prompt must not end with one."""
+    template = TEMPLATES["vicuna"][0].replace("'ASSISTANT:' }}", "'ASSISTANT: ' }}")
+    assert template != TEMPLATES["vicuna"][0]
+    records = [{"messages": [one["messages"][0], {"role": "assistant", "content": "the moon"}]} for one in chats(4)]
+    (finding,) = check(FAMILIES["alpaca_gpt2"].tokenizer(chat_template=template), records).warnings
+    assert finding.code == "P008" and "'Ġ'" in finding.what
+
+
+def test_answers_under_another_role():
+    """Roles of ShareGPT go through a template of ChatML, and generation prompts another role."""
+    names = {"user": "human", "assistant": "gpt"}
+    records = [
+        {"messages": [{**message, "role": names[message["role"]]} for message in record["messages"]]}
+        for record in chats(4)
+    ]
+    (finding,) = check(byte_tokenizer(chat_template=UNMARKED), records).errors
+    assert finding.code == "P008" and "'gpt'" in finding.what
+
+
 def test_markers_that_are_no_tokens():
     """<|endoftext|> is text for a tokenizer that has no such token (deepspeedai/DeepSpeedExamples#496)."""
     tokenizer = byte_tokenizer(("<pad>", "<s>", "</s>"), chat_template=UNMARKED, eos_token="</s>")
@@ -325,6 +345,18 @@ def test_pretokenized_rows_without_marks_for_a_loss_on_answers(tmp_path):
     trainer.args.assistant_only_loss = True
     trainer.processing_class.chat_template = UNMARKED
     assert "P014" in {finding.code for finding in preflight(trainer, show=None).errors}
+
+
+def test_completions_without_an_end(tmp_path):
+    """Answers without a token to stop at: the model goes on until max_new_tokens (meta-llama/llama-cookbook#640)."""
+    tokenizer = byte_tokenizer(chat_template=None, eos_token="</s>")
+    for end in ([], [tokenizer.eos_token_id]):
+        rows = []
+        for record in chats(8):
+            prompt, answer = (tokenizer(one["content"])["input_ids"] for one in record["messages"])
+            rows.append({"input_ids": prompt + answer + end, "labels": [-100] * len(prompt) + answer + end})
+        report = preflight(sft_trainer(tmp_path, rows, tokenizer=tokenizer), show=None)
+        assert ("P003" in codes(report)) == (not end)
 
 
 def test_text_rendered_twice_in_rows(tmp_path):
