@@ -27,9 +27,9 @@ def tell_turns(subject: DataSubject, report: Report) -> None:
     for split, records in subject.splits.items():
         roles = Counter(message["role"] for record in records for message in record["messages"])
         turns = Counter(sum(message["role"] == "assistant" for message in record["messages"]) for record in records)
-        answers = ", ".join(f"{count:,} with {number}" for number, count in sorted(turns.items())[:5])
+        answers = ", ".join(f"{number} in {count:,} chats" for number, count in sorted(turns.items())[:5])
         report.facts[f"{split} roles"] = ", ".join(f"{role} {count:,}" for role, count in roles.most_common())
-        report.facts[f"{split} answers"] = f"{answers}{' …' if len(turns) > 5 else ''} answers"
+        report.facts[f"{split} answers"] = answers + (" …" if len(turns) > 5 else "")
 
 
 def show_chats(subject: DataSubject, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
