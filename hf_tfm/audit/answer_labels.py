@@ -45,11 +45,9 @@ class Answer:
         return f"{self.document.where}, token {place}: {tokenizer.decode([self.document.input_ids[place]])!r}"
 
 
-def check_answers(subject: TrainerSubject, report: Report) -> None:
+def check_answers(subject: TrainerSubject, documents: Sequence[Document], report: Report) -> None:
     """Check conversations by their turns, and other texts by the token that ends them."""
-    documents = [document for document in subject.documents if document.labels is not None]
-    documents = [document for document in documents if any(document.trained)]
-    if subject.tokenizer is None or not documents:
+    if subject.tokenizer is None:
         return
     chats = [document for document in documents if document.turns]
     answers = [answer for document in chats for answer in read_answers(document, stop_ids(subject))]
@@ -190,7 +188,7 @@ def check_others(subject: TrainerSubject, chats: Sequence[Document], answers: Se
         return
     where = f"{first[0].where}, {first[1].role}"
     what = f"{trained:,} of {tokens:,} tokens that others than the assistant said are trained"
-    has_answer = any(any(answer.content) for answer in answers)
+    has_answer = any(answer.is_trained for answer in answers)
     if getattr(subject.args, "assistant_only_loss", False) and trained > 0.01 * tokens:
         report.add("P102", what + ", though assistant_only_loss is set", where)
     elif not has_answer:
@@ -227,6 +225,9 @@ def check_cut(subject: TrainerSubject, documents: Sequence[Document], report: Re
         return
     stops = stop_ids(subject)
     unended = [document for document in cut if is_unended(document, stops)]
+    if subject.finder is not None and not subject.finder.has_stop and len(cut) > max(2, 0.1 * len(documents)):
+        # Such a template writes no end, but texts of equal length are cut.
+        unended = [document for document in cut if document.turns and document.turns[-1].role == "assistant"]
     if any(document.turns for document in documents):
         # Blocks of a stream of conversations are cut on purpose, and begin anywhere.
         whole = sum(bool(document.turns) and document.turns[0].content_start > 0 for document in cut)

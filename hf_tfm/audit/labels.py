@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from .answer_labels import check_answers
 from .class_labels import check_class_labels, check_question_labels
 from .masked_labels import check_masked_labels
 from .pair_labels import check_pairs, check_scores
@@ -36,14 +35,14 @@ def kind_of_labels(subject: TrainerSubject) -> str:
 
 
 _CHECKS: dict[str, tuple[Callable[[TrainerSubject, Report], None], ...]] = {
-    "causal": (check_token_labels, check_answers),
+    "causal": (check_token_labels,),
     "masked": (check_masked_labels,),
     "seq2seq": (check_target_labels,),
     "classification": (check_class_labels,),
     "choices": (check_class_labels,),
     "tokens": (check_class_labels,),
     "questions": (check_question_labels,),
-    "preference": (check_pairs, check_answers),
+    "preference": (check_pairs, check_token_labels),
     "reward": (check_pairs,),
     "embedding": (check_scores,),
 }

@@ -89,7 +89,9 @@ def check_edges(subject: TrainerSubject, rows: list[Row], report: Report) -> Non
     """P001: a begin token twice. P002: none, though the tokenizer begins each text with one."""
     tokenizer = subject.tokenizer
     prefix, suffix = find_edges(tokenizer)
-    begins = {*prefix[:1], tokenizer.bos_token_id} - {None, tokenizer.pad_token_id}
+    begins = {*prefix[:1], tokenizer.bos_token_id} - {None}
+    if not any(name.endswith("attention_mask") for batch in subject.batches for name in batch):
+        begins -= {tokenizer.pad_token_id}  # without a mask, padding may stand in front
     doubled = [row for row in rows if has_doubled(row, begins, {tokenizer.eos_token_id})]
     if doubled:
         token = tokenizer.convert_ids_to_tokens(doubled[0].input_ids[0])

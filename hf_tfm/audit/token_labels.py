@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..data.batches import IGNORED
+from .answer_labels import check_answers
 from .report import Report
 from .rows import Document, Row
 from .trainer_subject import TrainerSubject
@@ -27,8 +28,9 @@ def check_token_labels(subject: TrainerSubject, report: Report) -> None:
     check_padding(subject, report)
     check_trained_share(documents, subject.rows, report)
     check_overwritten_labels(subject, report)
-    if any(any(document.trained) for document in documents):
-        check_tokens(subject, documents, report)
+    trained = [document for document in documents if any(document.trained)]
+    if trained and check_tokens(subject, trained, report):
+        check_answers(subject, trained, report)
 
 
 def check_range(subject: TrainerSubject, report: Report) -> None:
@@ -132,8 +134,8 @@ def mask_of_record(feature: Mapping[str, Any], trainer: Any) -> list[bool] | Non
     return None
 
 
-def check_tokens(subject: TrainerSubject, documents: Sequence[Document], report: Report) -> None:
-    """P106, P107: labels against the tokens at the same places and at the next ones."""
+def check_tokens(subject: TrainerSubject, documents: Sequence[Document], report: Report) -> bool:
+    """P106, P107: labels against the tokens at their places and at the next ones. Returns whether they stand there."""
     same = following = informative = trained = different = 0
     first: tuple[Document, int] | None = None
     inputs: dict[int, int] = {}
@@ -152,15 +154,17 @@ def check_tokens(subject: TrainerSubject, documents: Sequence[Document], report:
                 same += labels[place] == ids[place]
                 following += labels[place] == ids[place + 1]
     if first is None:
-        return
+        return True
     if informative >= 8 and following > 0.9 * informative and same < 0.1 * informative:
-        if not reads_first_label(subject):
+        if reads_first_label(subject):
+            report.cannot_see("the trained parts of answers: labels are one place ahead, as the trainer wants")
+        else:
             report.add("P106", f"{following} of {informative} labels are the next token of the row", first[0].where)
-        return
+        return False
     share = different / trained
     if max(inputs.values()) > 0.9 * different and different > 8:
         report.cannot_see("labels against tokens: the inputs are masked where they differ from the labels")
-        return
+        return True
     level = "error" if share > 0.5 else "warning" if share > 0.02 else "note"
     document, place = first
     report.add(
@@ -170,6 +174,7 @@ def check_tokens(subject: TrainerSubject, documents: Sequence[Document], report:
         f"{describe(subject, (document.labels or [])[place])}",
         level=level,
     )
+    return True
 
 
 def describe(subject: TrainerSubject, token: int) -> str:

@@ -73,7 +73,7 @@ def test_chat_template_that_leaves_out_the_begin_token_is_a_note(tmp_path: Path)
 
 
 def test_padding_token_added_without_resizing_the_embeddings(tmp_path: Path) -> None:
-    """huggingface/transformers#1805 and many since: CUDA fails with a device-side assert."""
+    """meta-llama/llama-cookbook#189: CUDA fails with a device-side assert."""
     tokenizer = byte_tokenizer(eos_token="</s>")
     model = tiny_llama(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
