@@ -125,4 +125,4 @@ def test_pairs_and_embeddings_are_shown(tmp_path: Path) -> None:
 
     text = printed(preflight(sound_trl.dpo(tmp_path), show=None))
     assert "\nchosen, " in text and "\nrejected, " in text
-    assert "\nlabel: " in printed(preflight(sound_trl.embeddings(tmp_path, "CoSENTLoss"), show=None))
+    assert "\nlabel: " in printed(preflight(sound_trl.embeddings(tmp_path, "CosineSimilarityLoss"), show=None))
