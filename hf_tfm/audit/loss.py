@@ -42,9 +42,9 @@ def check_first_loss(subject: TrainerSubject, report: Report) -> None:
         check_dependence(subject, few, report)
         if not has_token_labels(subject, few):
             return
-        check_alignment(subject, few, report)
+        shift = check_alignment(subject, few, report)
         check_later_tokens(subject, few, report)
-        is_mean = check_mean(subject, few, report)
+        is_mean = check_mean(subject, few, shift, report)
     check_against_chance(subject, batch, first if is_mean else None, depth, report)
 
 
@@ -141,7 +141,7 @@ def offset_of_labels(ids: torch.Tensor, labels: torch.Tensor) -> int | None:
     return best if shares[best] > 0.9 else None
 
 
-def check_alignment(subject: TrainerSubject, batch: Mapping[str, Any], report: Report) -> None:
+def check_alignment(subject: TrainerSubject, batch: Mapping[str, Any], report: Report) -> int | None:
     """
     P304, P106: the loss of a label reads the output at the place before its token (causal), or at its own (masked).
 
@@ -150,27 +150,28 @@ def check_alignment(subject: TrainerSubject, batch: Mapping[str, Any], report: R
     """
     ids, labels = batch["input_ids"], batch["labels"]
     if subject.kind not in ("causal", "masked", "tokens") or labels.shape != ids.shape:
-        return
+        return None
     offset = offset_of_labels(ids, labels) if subject.kind == "causal" else 0
     trained = (labels[:, 3:-3] != IGNORED).nonzero()
     if offset is None or not len(trained):
-        return
+        return None
     row, place = trained[len(trained) // 2].tolist()
     place += 3
     places = places_that_a_label_changes(subject, batch, row, place)
     if not places:
-        return
+        return None
     token, expected = place + offset, int(subject.kind == "causal")
     distances = [token - read for read in places]
     if expected in distances:
-        return
-    where = f"row {row + 1}, token {token + 1}"
-    if expected and min(distances) > 1:
-        report.add("P106", f"an output is compared with the token {min(distances)} places behind it", where)
-    elif expected:
-        report.add("P304", f"an output is compared with the token {-min(distances)} places before it", where)
+        return expected - offset
+    where, distance = f"row {row + 1}, token {token + 1}", min(distances, key=abs)
+    if expected and distance > 1:
+        report.add("P106", f"an output is compared with the token {distance} places behind it", where)
+    elif expected and distance == 0:
+        report.add("P304", "an output is compared with the token that it reads", where)
     else:
-        report.add("P304", f"a label is compared with the output {abs(distances[0])} places beside it", where)
+        report.add("P304", f"a label is compared with the output {abs(distance)} places beside its token", where)
+    return distance - offset
 
 
 def places_that_a_label_changes(
@@ -245,13 +246,20 @@ def check_later_tokens(subject: TrainerSubject, batch: Mapping[str, Any], report
             return
 
 
-def check_mean(subject: TrainerSubject, batch: Mapping[str, Any], report: Report) -> bool:
-    """P307: returns whether the loss is the mean over trained tokens, and tells what it is if not."""
+def check_mean(subject: TrainerSubject, batch: Mapping[str, Any], shift: int | None, report: Report) -> bool:
+    """
+    P307: returns whether the loss is the mean over trained tokens, and tells what it is if not.
+
+    Without a known shift, P304 and P106 where the loss is the mean of labels that are shifted otherwise.
+    """
     value = loss_of_step(subject, batch)
     losses = token_losses(subject, batch)
     if losses is None:
         return False
-    name, level = matching_reference(value, losses, subject.args.gradient_accumulation_steps, subject.kind == "causal")
+    usual = int(subject.kind == "causal") if shift is None else shift
+    if usual not in losses.shifts:
+        return False
+    name, level = matching_reference(value, losses, subject.args.gradient_accumulation_steps, usual, shift is not None)
     if level in ("warning", "note"):
         report.add("P307", f"the loss of {value:.4f} is {name}", level=level)
     elif level == "twice":

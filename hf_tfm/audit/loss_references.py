@@ -53,14 +53,19 @@ def token_losses(subject: TrainerSubject, batch: Mapping[str, Any]) -> TokenLoss
     return TokenLosses(shifts, tokens, labels.numel(), int((labels != IGNORED).sum()))
 
 
-def matching_reference(value: float, losses: TokenLosses, accumulation: int, is_causal: bool) -> tuple[str, str | None]:
+def matching_reference(
+    value: float, losses: TokenLosses, accumulation: int, shift: int, is_known: bool
+) -> tuple[str, str | None]:
     """
     Returns what a loss is, in words, and how right that is.
 
     The second value is "right", a level of a finding, "none" or "twice" where labels are shifted so, or None if the
     loss is no mean known here.
+
+    Args:
+        shift: Number of places that labels are shifted by.
+        is_known: Whether that was seen, and no other number is tried.
     """
-    shift = int(is_causal)
     rows = [row for row in losses.shifts[shift] if len(row)]
     if not rows:
         return "", None
@@ -81,7 +86,7 @@ def matching_reference(value: float, losses: TokenLosses, accumulation: int, is_
         steps = f"{accumulation} accumulation steps"
         usual.append((mean / accumulation, f"already divided by the {steps}, and the trainer divides again", "warning"))
         usual.append((mean * accumulation, f"multiplied by the {steps}", "warning"))
-    for other in (0, 1, 2):
+    for other in () if is_known else (0, 1, 2):
         if other != shift and (moved := [row for row in losses.shifts[other] if len(row)]):
             words = {0: "of outputs and labels at the same place", 1: "of labels shifted", 2: "of labels shifted twice"}
             usual.append(
