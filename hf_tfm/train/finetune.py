@@ -20,7 +20,7 @@ from ..cpu.attention import enable_blockwise_attention
 from ..data.forms.form import Reading
 from ..data.forms.reader import read_records
 from ..data.records import Records, carve
-from .recipe import FinetuningRecipe, read_mapping, refuse_below
+from .recipe import FinetuningRecipe, RunArguments, read_mapping, refuse_below
 from .report import report_reading
 from .run_identity import run_identity
 from .trainer import check_arguments
@@ -30,11 +30,13 @@ from .trainer import check_arguments
 _MAX_EAGER_LENGTH = 128
 # Arguments that decide which records make a batch, and fields of a recipe that do not decide what is learned.
 _BATCH_ARGUMENTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+# Fields that neither transformers nor TRL have.
+_ADDED_FIELDS = ("early_stopping_patience", "preflight", "preflight_ignore")
 _FREE_FIELDS = {"license", "base_model", "trust_remote_code", "baselines", "beams"}
 
 
 @dataclass
-class FinetuningArguments(TrainingArguments):
+class FinetuningArguments(RunArguments):
     """transformers' TrainingArguments with defaults for fine-tuning."""
 
     output_dir: str | None = field(default="runs/finetuned", metadata={"help": "Folder to write."})
@@ -230,7 +232,7 @@ def trl_arguments(config_class: type, args: FinetuningArguments, options: str, *
         InputError: TRL has no such field or value.
     """
     common_fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
-    patience = common_fields.pop("early_stopping_patience")  # ours alone
+    added_fields = {name: common_fields.pop(name) for name in _ADDED_FIELDS}
     # TRL's own default under the old name would switch checkpointing of activations on.
     # transformers before 5.23 has no other.
     common_fields["gradient_checkpointing"] = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
@@ -238,7 +240,8 @@ def trl_arguments(config_class: type, args: FinetuningArguments, options: str, *
     place = f"--trl {options}" if trl_fields else config_class.__name__
     with explain(place, "{reason}", TypeError, ValueError, NotImplementedError):
         config = config_class(**{**common_fields, **fields, **trl_fields})
-    config.early_stopping_patience = patience
+    for name, value in added_fields.items():
+        setattr(config, name, value)
     return config
 
 

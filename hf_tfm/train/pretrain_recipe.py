@@ -14,7 +14,7 @@ from ..data.cache import default_cache_dir, file_hash
 from ..data.sources import Source, parse_sources
 from ..data.step_batches import LengthSchedule
 from ..data.tokens import contents_digest
-from .recipe import TextRecipe, refuse_below
+from .recipe import RunArguments, TextRecipe, refuse_below
 from .run_identity import run_identity
 from .trainer import check_arguments
 
@@ -158,7 +158,7 @@ class PretrainingRecipe(TextRecipe):
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
+class PretrainingArguments(RunArguments):
     """transformers' TrainingArguments with defaults for pretraining."""
 
     output_dir: str = "runs/pretrained"

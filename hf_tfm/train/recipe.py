@@ -186,6 +186,19 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 LORA_VARIANTS = ("lora", "dora", "rslora")
 
 
+@dataclass
+class RunArguments(TrainingArguments):
+    """transformers' TrainingArguments, and what this package does around each run."""
+
+    preflight: bool = field(
+        default=True,
+        metadata={"help": "Look for silent faults before the training starts; errors stop the run."},
+    )
+    preflight_ignore: list[str] | None = field(
+        default=None, metadata={"help": "Codes of findings to leave out, as P301; see `hf-tfm preflight --codes`."}
+    )
+
+
 @dataclass(kw_only=True)
 class ReadingRecipe:
     """Fields of every script that reads a user's files: what they are, where their form is not recognised."""

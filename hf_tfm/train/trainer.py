@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..artifacts.record import RECORD_FILE, RunRecord, save_generation, with_cache
 from ..artifacts.tokenizer_files import mend_tokenizer_files
+from ..audit.preflight import preflight
 from ..core.atomic_files import partial_path
 from ..core.checkpoints import atomic_checkpoint, last_checkpoint, rotate_checkpoints
 from ..core.errors import InputError, explain
@@ -143,7 +144,9 @@ class RunMixin(PushMixin):
         self.accelerator.wait_for_everyone()  # all processes have read the old identity
         if self.args.should_save:
             write_identity(run, identity)
-        if checkpoint is not None:
+        if checkpoint is None:
+            self.find_silent_faults()
+        else:
             self.accelerator.print(f"resuming from {checkpoint}", flush=True)
             if self.record is not None:
                 self.record.go_on_from(Path(checkpoint))
@@ -165,6 +168,27 @@ class RunMixin(PushMixin):
             raise InputError(
                 f"the training made {steps:,} of {planned:,} steps, because the data gave no more batches: give more "
                 "records or a smaller --per_device_train_batch_size"
+            )
+
+    def find_silent_faults(self) -> None:
+        """
+        Run the preflight and print its findings, unless `args.preflight` is off or several processes train.
+
+        Raises:
+            InputError: it found an error.
+        """
+        if not getattr(self.args, "preflight", False):
+            return
+        if self.args.world_size > 1:
+            self.accelerator.print("preflight  not run: it checks runs of one process", flush=True)
+            return
+        ignored = getattr(self.args, "preflight_ignore", None) or ()
+        report = preflight(self, ignore=ignored, show="findings")
+        if report.errors:
+            codes = " ".join(sorted({finding.code for finding in report.errors}))
+            raise InputError(
+                f"preflight found faults that would spoil this run ({codes}); mend them, or go on with "
+                f"--preflight_ignore {codes}"
             )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
