@@ -27,6 +27,7 @@ from transformers.trainer_utils import align_special_tokens
 from ..core.inference import unwrap_adapter
 from ..core.quiet import quiet
 from ..data.batches import IGNORED
+from ..data.objectives import spread_labels
 from .rows import Document, Row, read_documents, read_rows
 from .turns import TurnFinder
 
@@ -309,7 +310,7 @@ def is_batch(item: Any) -> bool:
 
 def rows_of_batch(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields the rows of a batch; values that are not one for each row stay as they are."""
-    count = len(batch["input_ids"])
+    batch, count = spread_labels(batch), len(batch["input_ids"])
     for number in range(count):
         yield {
             name: value[number] if isinstance(value, torch.Tensor) and value.dim() and len(value) == count else value

@@ -5,7 +5,7 @@ An objective turns a packed batch into a model's inputs and labels. Random numbe
 alone, so a row is the same in every process and every batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -206,6 +206,17 @@ class CausalFirst:
         inputs = _tensors(input_ids=input_ids, position_ids=batch["position_ids"], **labels)
         mask = (documents[:, :, None] == documents[:, None, :]) & np.tri(documents.shape[1], dtype=bool)
         return {**inputs, "attention_mask": torch.from_numpy(mask[:, None])}
+
+
+def spread_labels(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns inputs whose labels have the shape of `input_ids`: the inverse of `compact_labels`."""
+    spread = {name: value for name, value in inputs.items() if name != "masked_positions"}
+    if "masked_positions" in inputs:
+        chosen = inputs["labels"] != IGNORED
+        labels = torch.full_like(inputs["input_ids"], IGNORED)
+        labels.view(-1)[inputs["masked_positions"][chosen]] = inputs["labels"][chosen]
+        spread["labels"] = labels
+    return spread
 
 
 def compact_labels(labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from hf_tfm.data.objectives import (
     RateSchedule,
     causal,
     masked_next_token,
+    spread_labels,
     uniform,
 )
 from hf_tfm.data.packed_blocks import PackedBlocks
@@ -104,6 +105,8 @@ def test_compact_labels_say_the_same(encoder_tokenizer, batch):
     where = compact["masked_positions"][predicted]
     assert (where == (full["labels"].flatten() != -100).nonzero().flatten()).all()
     assert (full["labels"].flatten()[where] == compact["labels"][predicted]).all()
+    spread = spread_labels(compact)
+    assert spread.keys() == full.keys() and torch.equal(spread["labels"], full["labels"])
 
 
 def test_a_row_is_masked_alike_in_any_batch(encoder_tokenizer, batch):
