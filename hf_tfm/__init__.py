@@ -68,15 +68,15 @@ def _push_to_hub(model: PreTrainedModel, repo_id: str, **options: Any) -> "Commi
 
 
 def preflight(trainer: Any, **options: Any) -> "Report":
-    """See [`hf_tfm.audit.preflight.preflight`], which is imported when it is needed."""
-    from .audit.preflight import preflight
+    """See [`hf_tfm.audit.trainers.preflight.preflight`], which is imported when it is needed."""
+    from .audit.trainers.preflight import preflight
 
     return preflight(trainer, **options)
 
 
 def preflight_run(folder: "str | Path", **options: Any) -> "Report":
-    """See [`hf_tfm.audit.run.preflight_run`], which is imported when it is needed."""
-    from .audit.run import preflight_run
+    """See [`hf_tfm.audit.runs.preflight.preflight_run`], which is imported when it is needed."""
+    from .audit.runs.preflight import preflight_run
 
     return preflight_run(folder, **options)
 

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from ..core.errors import InputError
+from ..core.errors import InputError, reason_of
 from .catalogue import CATALOGUE
 
 
@@ -114,6 +114,14 @@ class Report:
         found = Finding(code, Level(level or entry.level), what, where, why or entry.why, mend or entry.mend)
         if found not in self.findings:
             self.findings.append(found)
+
+    def run(self, name: str, check: Callable[..., None], *arguments: Any) -> None:
+        """Run one check. An error in it must not hide what others find: it is noted as something not checked."""
+        self.checks.append(name)
+        try:
+            check(*arguments)
+        except Exception as error:
+            self.cannot_see(f"{name} failed: {type(error).__name__}: {reason_of(error)}")
 
     def cannot_see(self, what: str) -> None:
         """Note what this preflight does not check, and why."""

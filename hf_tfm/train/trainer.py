@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..artifacts.record import RECORD_FILE, RunRecord, save_generation, with_cache
 from ..artifacts.tokenizer_files import mend_tokenizer_files
-from ..audit.preflight import preflight
+from ..audit.trainers.preflight import preflight
 from ..core.atomic_files import partial_path
 from ..core.checkpoints import atomic_checkpoint, last_checkpoint, rotate_checkpoints
 from ..core.errors import InputError, explain

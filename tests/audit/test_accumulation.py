@@ -10,9 +10,9 @@ from peft import LoraConfig
 from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, DataCollatorWithPadding, Trainer
 
-from hf_tfm.audit import accumulation
 from hf_tfm.audit.report import Report
-from hf_tfm.audit.trainer_subject import TrainerSubject
+from hf_tfm.audit.trainers import accumulation
+from hf_tfm.audit.trainers.subject import TrainerSubject
 
 
 TOKENIZER = byte_tokenizer()

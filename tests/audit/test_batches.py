@@ -30,10 +30,10 @@ from transformers import (
 )
 
 from hf_tfm import preflight
-from hf_tfm.audit import batches
-from hf_tfm.audit.batch_content import Padding, documents_of, places_of_record, places_within
 from hf_tfm.audit.report import Report
-from hf_tfm.audit.trainer_subject import TrainerSubject
+from hf_tfm.audit.trainers import batches
+from hf_tfm.audit.trainers.batch_content import Padding, documents_of, places_of_record, places_within
+from hf_tfm.audit.trainers.subject import TrainerSubject
 
 
 TOKENIZER = byte_tokenizer()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from audit_helpers import CHATML, byte_tokenizer, chats
 
-from hf_tfm.audit.data import preflight_data
+from hf_tfm.audit.records.preflight import preflight_data
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.forms.form import forms_of
 from hf_tfm.data.forms.jobs import JOBS

@@ -5,10 +5,10 @@ from audit_helpers import SENTENCES, byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_tfm.audit.data_subject import DataSubject
-from hf_tfm.audit.data_tokens import check_tokens, open_tokenizer
+from hf_tfm.audit.records.scripts import check_scripts, count_letters, script_of
+from hf_tfm.audit.records.subject import DataSubject
+from hf_tfm.audit.records.tokens import check_tokens, open_tokenizer
 from hf_tfm.audit.report import Report
-from hf_tfm.audit.scripts import check_scripts, count_letters, script_of
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.records import Records
 

@@ -16,9 +16,9 @@ from audit_helpers import (
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, LlamaForCausalLM, Trainer
 
-from hf_tfm.audit import generation
 from hf_tfm.audit.report import Report
-from hf_tfm.audit.trainer_subject import TrainerSubject
+from hf_tfm.audit.trainers import generation
+from hf_tfm.audit.trainers.subject import TrainerSubject
 
 
 TOKENIZER = byte_tokenizer()

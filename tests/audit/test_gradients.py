@@ -15,7 +15,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_tfm import preflight
-from hf_tfm.audit.gradients import PRIVATE_NAMES, enable_checkpointing
+from hf_tfm.audit.trainers.gradients import PRIVATE_NAMES, enable_checkpointing
 
 
 TOKENIZER = byte_tokenizer()

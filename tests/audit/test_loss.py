@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from hf_tfm import preflight
-from hf_tfm.audit import chance, loss
 from hf_tfm.audit.report import Report
-from hf_tfm.audit.trainer_subject import TrainerSubject
+from hf_tfm.audit.trainers import chance, loss
+from hf_tfm.audit.trainers.subject import TrainerSubject
 
 
 TOKENIZER = byte_tokenizer()

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from hf_tfm.audit import minhash
-from hf_tfm.audit.duplicates import find_near_duplicates
+from hf_tfm.audit.records import minhash
+from hf_tfm.audit.records.duplicates import find_near_duplicates
 
 
 def words(count: int, seed: int) -> list[str]:

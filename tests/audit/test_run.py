@@ -9,7 +9,7 @@ import torch
 from run_logs import StopAt, learning_curve, tiny_run, write_run
 
 from hf_tfm import InputError, preflight_run
-from hf_tfm.audit.run_folder import read_arguments
+from hf_tfm.audit.runs.folder import read_arguments
 
 
 RNG = np.random.default_rng(1)

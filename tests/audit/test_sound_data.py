@@ -10,7 +10,7 @@ import pytest
 from audit_helpers import SENTENCES
 from chat_tokenizers import FAMILIES, Family
 
-from hf_tfm.audit.data import preflight_data
+from hf_tfm.audit.records.preflight import preflight_data
 
 
 # Words of the tiny tokenizers' own sentences, so that they know all of them.

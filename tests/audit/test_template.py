@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from hf_tfm import preflight
 from hf_tfm.audit.report import Report
-from hf_tfm.audit.template import check_template
+from hf_tfm.audit.templates.check import check_template
 from hf_tfm.data.chat import PLAIN_TEMPLATE
 from hf_tfm.data.tokenizer import train_tokenizer
 

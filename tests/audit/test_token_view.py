@@ -21,8 +21,8 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
 
 from hf_tfm import preflight
 from hf_tfm.audit.report import Report
-from hf_tfm.audit.token_view import SHOWN_TOKENS, picture_of_row
-from hf_tfm.audit.turns import TurnFinder
+from hf_tfm.audit.templates.token_picture import SHOWN_TOKENS, picture_of_row
+from hf_tfm.audit.templates.turns import TurnFinder
 
 
 def printed(report: Report) -> str:

@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, Trainer
 
 from hf_tfm import preflight
-from hf_tfm.audit.trainer_subject import TrainerSubject, WithoutDropout, find_layers, group_by_form, shorten
+from hf_tfm.audit.trainers.subject import TrainerSubject, WithoutDropout, find_layers, group_by_form, shorten
 
 
 def masked_trainer(folder, **options):

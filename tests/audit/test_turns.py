@@ -9,8 +9,8 @@ from chat_templates import TEMPLATES, chat_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_tfm.audit.pieces import decode_pieces
-from hf_tfm.audit.turns import TurnFinder
+from hf_tfm.audit.templates.pieces import decode_pieces
+from hf_tfm.audit.templates.turns import TurnFinder
 from hf_tfm.data.chat import PLAIN_TEMPLATE
 from hf_tfm.data.tokenizer import train_tokenizer
 

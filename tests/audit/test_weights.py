@@ -85,7 +85,7 @@ def test_new_layers_between_trained_ones(tmp_path):
 def test_a_new_head_of_a_loaded_body_is_no_finding(tmp_path):
     folder = save(train_shortly(tiny_bert(TOKENIZER)), tmp_path / "saved")
     model = BertForSequenceClassification.from_pretrained(folder, num_labels=2)
-    from hf_tfm.audit.origin import compare_with_checkpoint
+    from hf_tfm.audit.trainers.origin import compare_with_checkpoint
 
     assert {name.split(".")[0] for name in compare_with_checkpoint(model).missing} <= {"classifier", "bert"}
     report = report_of_classifier(model, tmp_path)

@@ -67,7 +67,7 @@ def draw_conversations(count: int, seed: int = 0) -> Iterator[dict[str, list[dic
 
 def measure_data(records: int, tokenizer: str, results: multiprocessing.Queue) -> None:
     """Put seconds and peak memory of the preflight of data into a queue."""
-    from hf_tfm.audit.data import preflight_data
+    from hf_tfm.audit.records.preflight import preflight_data
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "chats.jsonl"

@@ -63,7 +63,7 @@ def preflight(
 
     Live trainers are checked by `hf_tfm.preflight(trainer)`. The exit code is 1 if there are errors.
     """
-    from ...audit.run_folder import holds_run
+    from ...audit.runs.folder import holds_run
     from ...core.errors import InputError, reason_of
 
     if codes:
@@ -96,7 +96,7 @@ def preflight(
 
 def check_run(folder: str, ignore: list[str], as_json: bool, html: str | None) -> int:
     """Print the report of a run and return the exit code."""
-    from ...audit.run import preflight_run
+    from ...audit.runs.preflight import preflight_run
 
     return show(preflight_run(folder, ignore=ignore), as_json, html)
 
@@ -112,7 +112,7 @@ def check_files(
     **options: Any,
 ) -> int:
     """Print the report of files of data and return the exit code."""
-    from hf_tfm.audit.data import preflight_data
+    from hf_tfm.audit.records.preflight import preflight_data
     from hf_tfm.data.tables import ReadingOptions
 
     report = preflight_data(

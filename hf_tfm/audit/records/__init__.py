@@ -1,0 +1,1 @@
+"""Checks of data without a model. Read `preflight.py` first, then `subject.py`: what every check gets."""

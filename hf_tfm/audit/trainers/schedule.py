@@ -1,0 +1,112 @@
+"""Settings of the run: steps, rate, warm-up, which checkpoint is the best."""
+
+import math
+import re
+from typing import Any
+
+import torch
+
+from ..report import Report
+from .model_parts import pretrained_model
+from .subject import TrainerSubject
+from .weights import is_adam, learning_rate
+
+
+# Names of measures, as people write them behind `eval_` or the name of a dataset.
+_LOWER_IS_BETTER = re.compile(r"(?:^|_)(?:loss|perplexity|ppl|error|wer|cer|ter|mse|rmse|mae|brier|nll|bits_per_\w+)$")
+_HIGHER_IS_BETTER = re.compile(
+    r"(?:^|_)(?:accuracy|acc|f1|precision|recall|auc|roc_auc|mcc|matthews_correlation|pearsonr?|spearmanr?|bleu|sacrebleu"
+    r"|rouge\w*|meteor|exact_match|em|map|mrr|ndcg|reward|rewards_accuracies|rewards_margins)(?:@\d+)?$"
+)
+
+
+def check_settings(subject: TrainerSubject, report: Report) -> None:
+    """Add findings about the arguments of the run, and its size as facts."""
+    steps = check_steps(subject, report)
+    check_rate(subject, report)
+    check_warm_up(subject, report, steps)
+    check_best(subject.args, report)
+
+
+def check_steps(subject: TrainerSubject, report: Report) -> int | None:
+    """P801, P804: the steps that the trainer will make; None if it cannot know."""
+    args, loader = subject.args, subject.loader
+    try:
+        batches = len(loader)
+    except TypeError:
+        batches = None
+    records = len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
+    accumulation = args.gradient_accumulation_steps
+    rows = args.train_batch_size * accumulation * args.world_size
+    report.facts["records"] = "unknown" if records is None else f"{records:,}"
+    report.facts["records per step"] = f"{args.train_batch_size * args.world_size} × {accumulation} = {rows}"
+    if batches == 0:
+        report.add("P801", f"{records} records make no batch of {args.train_batch_size} with dataloader_drop_last")
+        return 0
+    if batches is None:
+        steps = args.max_steps
+    else:
+        per_epoch = math.ceil(batches / accumulation)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+        report.facts["steps"] = f"{steps:,} ({steps / per_epoch:.2f} epochs of {per_epoch:,})"
+        if batches < accumulation:
+            report.add(
+                "P801",
+                f"an epoch has {batches} batches, fewer than {accumulation} that are accumulated",
+                level="note",
+                why="Each epoch is one step, of fewer records than meant.",
+                mend="Lower gradient_accumulation_steps.",
+            )
+    if steps <= 0:
+        report.add(
+            "P801", f"max_steps={args.max_steps} and num_train_epochs={args.num_train_epochs} make {steps} steps"
+        )
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and records is not None and batches and records > batches * size:
+        lost = records - batches * size
+        report.add("P804", f"{lost} of {records} records are left out in each epoch")
+    return steps
+
+
+def check_rate(subject: TrainerSubject, report: Report) -> None:
+    """P802: a rate of zero, or one at which Adam does not learn or forgets."""
+    rate = learning_rate(subject)
+    if rate == 0:
+        report.add("P802", "the learning rate is 0", level="error", why="Nothing is learned.")
+    if rate == 0 or not is_adam(subject.trainer):
+        return
+    highest = highest_rate(subject)
+    if not 1e-7 <= rate <= highest:
+        report.add("P802", f"the learning rate is {rate:.1e}; usual for AdamW is 1e-6 to {min(highest, 1e-2):.0e}")
+
+
+def highest_rate(subject: TrainerSubject) -> float:
+    """Returns the highest usual rate of AdamW: 1e-3 for all weights of a trained model, 1e-2 for LoRA, else any."""
+    if subject.is_adapted:
+        types = {str(getattr(config.peft_type, "value", "")) for config in subject.model.peft_config.values()}
+        return 1e-2 if types <= {"LORA", "ADALORA"} else math.inf
+    model = pretrained_model(subject.model)
+    weights = list(subject.model.parameters())
+    learning = sum(weight.numel() for weight in weights if weight.requires_grad)
+    is_trained = model is not None and bool(model.name_or_path)
+    return 1e-3 if is_trained and learning > sum(map(torch.numel, weights)) / 2 else math.inf
+
+
+def check_warm_up(subject: TrainerSubject, report: Report, steps: int | None) -> None:
+    """P803: a warm-up that takes the whole run."""
+    if not steps or subject.trainer.lr_scheduler is not None or str(subject.args.lr_scheduler_type) == "constant":
+        return
+    warm_up = subject.args.get_warmup_steps(steps)
+    if warm_up >= steps:
+        report.add("P803", f"the warm-up takes {warm_up} steps, the run {steps}")
+
+
+def check_best(args: Any, report: Report) -> None:
+    """P805: a measure whose better end is the other one."""
+    if not args.load_best_model_at_end and args.save_total_limit is None or args.metric_for_best_model is None:
+        return
+    name = args.metric_for_best_model.lower()
+    wrong = _LOWER_IS_BETTER.search(name) if args.greater_is_better else _HIGHER_IS_BETTER.search(name)
+    if wrong:
+        level = "error" if args.load_best_model_at_end else "warning"
+        report.add("P805", f"greater_is_better={args.greater_is_better} for {args.metric_for_best_model}", level=level)
