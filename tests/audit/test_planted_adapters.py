@@ -4,6 +4,8 @@ Faults of adapters, frozen weights and precision that people reported, planted i
 Each run is also checked without its fault.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from audit_helpers import (
@@ -19,6 +21,7 @@ from audit_helpers import (
 )
 from datasets import Dataset
 from planted import assert_found, assert_sound, planted
+from torch.utils.checkpoint import checkpoint
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, LlamaForCausalLM, Trainer
 
 
@@ -43,14 +46,11 @@ def finetune(folder, model, tokenizer=None, optimizers=(None, None), **options):
 
 
 def checkpointing_without_gradients_of_inputs(folder, fault):
-    """Reentrant checkpointing of frozen embeddings cuts the gradient, so that lora_B stays zero."""
-    model = tiny_llama(byte_tokenizer())
-    model.gradient_checkpointing_enable({"use_reentrant": True})
-    model = peft.get_peft_model(model, lora())
-    base = model.base_model.model
-    base.disable_input_require_grads()
-    if not fault:
-        base.enable_input_require_grads()
+    """The first layer is checkpointed by the script; its input needs no gradient, so that its lora_B stays zero."""
+    model = peft.get_peft_model(tiny_llama(byte_tokenizer()), lora())
+    layer = model.base_model.model.model.layers[0]
+    forward = layer.forward
+    layer.forward = lambda hidden, **options: checkpoint(partial(forward, **options), hidden, use_reentrant=fault)
     return finetune(folder, model)
 
 
@@ -175,6 +175,7 @@ def wrong_adapter_active(folder, fault):
 
 
 FAULTS = [
+    planted("locuslab/open-unlearning#178", checkpointing_without_gradients_of_inputs, "P401"),
     planted("huggingface/peft#577", head_left_out, "P402"),
     planted("huggingface/peft#334", new_tokens_stay_random, "P406"),
     planted("huggingface/transformers#45127", adapter_on_one_of_two_tied_weights, "P410"),

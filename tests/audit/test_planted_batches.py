@@ -289,9 +289,11 @@ def rows_mixed(folder, fault):
 
 FAULTS = [
     planted("huggingface/transformers#46634", packed_with_a_mask, "P203"),
+    planted("huggingface/nanoVLM#204", packed_encoder, "P203"),
     planted("NVIDIA-BioNeMo/bionemo-recipes#1449", first_tokens_of_documents_trained, "P206"),
     planted("alex-hh/profam#495", positions_run_on, "P204", "P209"),
     planted("huggingface/trl#469", absolute_positions_from_the_left, "P201"),
+    planted("bigscience-workshop/t-zero#32", padding_between_prompt_and_answer, "P201", "P209"),
     planted("tloen/alpaca-lora#107", mask_of_ones, "P201", "P205"),
     planted("tloen/alpaca-lora#315", no_mask_and_padding_on_the_left, "P201", "P205"),
     planted("allenai/open-instruct#632", padding_trained, "P103"),

@@ -227,6 +227,7 @@ FAULTS = [
     planted("huggingface/transformers#17960", smoothing_without_shift, "P304"),
     planted("d2l-ai/d2l-en#2076", mean_over_padding, "P307"),
     planted("iBelieveCJM/pseudo_label-pytorch#6", labels_forgotten, "P306"),
+    planted("facebookresearch/xformers#103", attention_sees_what_follows, "P305"),
     planted("huggingface/transformers#28073", head_with_huge_values, "P303"),
     planted("huggingface/transformers#48744", checkpoint_of_a_wrapper, "P308", "P405"),
 ]

@@ -256,7 +256,7 @@ def turns_closed_by_the_next(folder, fault):
     tokenizer = byte_tokenizer(specials, chat_template=template, eos_token="<eos>")
     model = tiny_llama(tokenizer, bos_token_id=None)
     model.generation_config.eos_token_id = [1, 3]
-    return sft_trainer(folder, chats(turns=2), tokenizer=tokenizer, model=model)
+    return sft_trainer(folder, chats(), tokenizer=tokenizer, model=model)
 
 
 def stop_is_another_token(folder, fault):
@@ -381,6 +381,7 @@ FAULTS = [
     planted("RLHFlow/RLHF-Reward-Modeling#16", begin_left_out, "P002"),
     planted("huggingface/transformers#22794", instructions_without_end, "P003", "P104"),
     planted("hiyouga/LlamaFactory#2516", turns_without_end, "P003"),
+    planted("huggingface/trl#6044", turns_closed_by_the_next, "P003"),
     planted("meta-llama/llama3#104", stop_is_another_token, "P016"),
     planted("imoneoi/openchat#104", markers_are_pieces, "P009"),
     planted("raullenchai/Rapid-MLX#1765", system_dropped, "P004"),

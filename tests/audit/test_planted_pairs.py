@@ -161,6 +161,9 @@ FAULTS = [
     planted("Yifan-Song793/ETO#14", equal_answers, "P113"),
     planted("unslothai/unsloth#989", system_dropped_from_pairs, "P004"),
     planted("huggingface/peft#876", new_head_of_a_reward_model_frozen, "P402"),
+    planted("huggingface/sentence-transformers#1095", scores_of_sts, "P112"),
+    planted("huggingface/sentence-transformers#2954", negatives_are_positives, "P113"),
+    planted("huggingface/sentence-transformers#2872", loss_has_weights_of_its_own, "P407"),
 ]
 
 

@@ -65,10 +65,11 @@ def check_ends(template: ChatTemplate, finder: TurnFinder, rows: Sequence[Sequen
     ids = _without_blank_start(template, template.encode(following))
     if ids and ids[0] in special:
         token = template.tokenizer.convert_ids_to_tokens(ids[0])
+        has_followed = any(turn.role == "assistant" for row in rows for turn in finder.find(row)[:-1])
         report.add(
             "P003",
             f"the last answer of a conversation ends without a token to stop at; others are followed by {token!r}",
-            level="warning" if not any(finder.find(row)[:-1] for row in rows) else "note",
+            level="note" if has_followed else "warning",
         )
         return
     tail = (template.try_render(chat[:2]) or "").partition(sentinel(1))[2]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ..report import Report
 from .class_labels import check_class_labels, check_question_labels
 from .masked_labels import check_masked_labels
-from .pair_labels import check_pairs, check_scores
+from .pair_labels import check_pairs, check_scores, check_triplets
 from .subject import TrainerSubject
 from .target_labels import check_target_labels
 from .token_labels import check_token_labels
@@ -44,5 +44,5 @@ _CHECKS: dict[str, tuple[Callable[[TrainerSubject, Report], None], ...]] = {
     "questions": (check_question_labels,),
     "preference": (check_pairs, check_token_labels),
     "reward": (check_pairs,),
-    "embedding": (check_scores,),
+    "embedding": (check_scores, check_triplets),
 }

@@ -11,6 +11,15 @@ from .class_labels import FEWEST_RECORDS
 from .subject import TrainerSubject
 
 
+# Scores that losses of sentence-transformers can reach: huggingface/sentence-transformers#1095.
+SCORES = {
+    "CosineSimilarityLoss": (-1, 1),
+    "ContrastiveLoss": (0, 1),
+    "OnlineContrastiveLoss": (0, 1),
+    "BinaryCrossEntropyLoss": (0, 1),
+}
+
+
 def check_pairs(subject: TrainerSubject, report: Report) -> None:
     """P113: chosen and rejected are equal. P114: both are cut. P117: all answers are wanted, or none is."""
     pairs = read_pairs(subject)
@@ -90,7 +99,7 @@ def check_wanted(subject: TrainerSubject, report: Report) -> None:
 
 
 def check_scores(subject: TrainerSubject, report: Report) -> None:
-    """P117: all pairs of texts have the same score. P112: scores that are not finite."""
+    """P117: all pairs of texts have the same score. P112: scores that are not finite, or that no output can reach."""
     labels = [batch["label"].float() for batch in subject.batches if isinstance(batch.get("label"), torch.Tensor)]
     if not labels:
         return
@@ -99,3 +108,33 @@ def check_scores(subject: TrainerSubject, report: Report) -> None:
         report.add("P112", f"{int((~rows.isfinite()).sum())} of {rows.numel()} scores are not finite")
     if len(rows) >= FEWEST_RECORDS and (rows == rows[0]).all():
         report.add("P117", f"all {len(rows)} records have the label {rows[0].tolist()}", level="warning")
+    names = {cls.__name__ for cls in type(getattr(subject.trainer, "loss", None)).__mro__}
+    for name in names & SCORES.keys():
+        low, high = SCORES[name]
+        if beyond := int(((rows < low) | (rows > high)).sum()):
+            report.add(
+                "P112",
+                f"{beyond} of {rows.numel()} scores are not between {low} and {high}, as {name} takes them",
+                f"up to {rows.max().item():g}",
+                why="The model cannot give them, and pushes all pairs to one end.",
+                mend="Divide the scores by their largest value.",
+            )
+
+
+def check_triplets(subject: TrainerSubject, report: Report) -> None:
+    """P113: a text is both positive and negative for the same anchor: columns are anchor, positive, negatives."""
+    triplets = [
+        texts
+        for feature in subject.features
+        if isinstance(feature, Mapping)
+        and len(texts := [value for value in feature.values() if isinstance(value, str)]) > 2
+    ]
+    equal = [number for number, (_, positive, *negatives) in enumerate(triplets) if positive in negatives]
+    if equal:
+        report.add(
+            "P113",
+            f"{len(equal)} of {len(triplets)} records have the positive text among the negative ones",
+            f"record {equal[0] + 1}",
+            level="error" if len(equal) > len(triplets) / 2 else None,
+            mend="See how the columns are filled.",
+        )

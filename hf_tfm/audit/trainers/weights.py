@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -121,13 +122,24 @@ def check_optimizer(subject: TrainerSubject, report: Report, trainable: dict[str
     if optimizer is None:
         return
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    foreign = held - {id(weight) for weight in subject.model.parameters()}
-    missing = [name for name, weight in trainable.items() if id(weight) not in held]
+    of_model = {id(weight) for weight in subject.model.parameters()}
+    of_loss = {name: weight for name, weight in loss_weights(subject.trainer) if id(weight) not in of_model}
+    foreign = held - of_model - set(map(id, of_loss.values()))
+    learning = trainable | {name: weight for name, weight in of_loss.items() if weight.requires_grad}
+    missing = [name for name, weight in learning.items() if id(weight) not in held]
     if missing:
-        what = f"{len(missing)} of {len(trainable)} tensors that learn are not in the optimizer"
+        what = f"{len(missing)} of {len(learning)} tensors that learn are not in the optimizer"
         report.add("P407", what + (f", which holds {len(foreign)} of another model" if foreign else ""), missing[0])
     elif foreign:
         report.add("P407", f"{len(foreign)} of {len(held)} tensors in the optimizer are not the model's")
+
+
+def loss_weights(trainer: Trainer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yields the weights of losses that are modules, as trainers of sentence-transformers have them."""
+    losses = getattr(trainer, "loss", None)
+    for name, loss in losses.items() if isinstance(losses, Mapping) else [("loss", losses)]:
+        if isinstance(loss, nn.Module):
+            yield from loss.named_parameters(prefix=name)
 
 
 def check_ties(model: PreTrainedModel, report: Report) -> None:
