@@ -241,8 +241,8 @@ FAMILIES = {
     "gpt2": Family("byte_level", {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>",
                                   "pad": "<|endoftext|>"}),
     # Families of which only the templates that TRL ships are used.
-    "gemma4": Family("byte_fallback", _GEMMA, ("<|turn>", "<turn|>", '<|"|>', "<|channel>", "<channel|>", "<|think|>", "<|tool>",
-                                               "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
+    "gemma4": Family("byte_fallback", _GEMMA, ("<|turn>", "<turn|>", '<|"|>', "<|channel>", "<channel|>", "<|think|>",
+                                               "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
                                                "<tool_response|>", "<|image|>", "<|audio|>", "<|video|>"),
                      (), None, ("<eos>", "<turn|>", "<|tool_response>"), "<bos> $A", options={"padding_side": "left"}),
     "idefics3": Family("byte_level", {"bos": "<|begin_of_text|>", "eos": "<end_of_utterance>", "pad": "<|pad|>"},

@@ -409,6 +409,48 @@ def permuted_texts_of_xlnet(folder: Path) -> Any:
     return plain.trainer(folder, hf.XLNetLMHeadModel(config), rows, collator, tokenizer)
 
 
+@odd
+def masked_texts_of_xlm(folder: Path) -> Any:
+    run = plain.masked(folder)
+    model = hf.XLMWithLMHeadModel(_xlm(run.processing_class))
+    return hf.Trainer(model, run.args, run.data_collator, run.train_dataset, processing_class=run.processing_class)
+
+
+def _xlm(tokenizer: Any) -> Any:
+    torch.manual_seed(0)
+    return hf.XLMConfig(vocab_size=len(tokenizer), emb_dim=32, n_layers=2, n_heads=4, pad_index=tokenizer.pad_token_id)
+
+
+@odd
+def replaced_tokens_of_electra(folder: Path) -> Any:
+    run = plain.tags(folder)
+    rows = []
+    for number, row in enumerate(run.train_dataset):
+        labels = [int((place + number) % 5 == 2) for place in range(len(row["labels"]))]
+        rows.append({"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "labels": labels})
+    model = plain.architecture("Electra", run.processing_class, "ForPreTraining")
+    return plain.trainer(folder, model, rows, run.data_collator, run.processing_class)
+
+
+@odd
+def sentences_that_follow_one_another(folder: Path) -> Any:
+    tokenizer = FAMILIES["bert"].tokenizer()
+    rows = [
+        dict(tokenizer(text, plain.TEXTS[number - number % 2])) | {"labels": number % 2}
+        for number, text in enumerate(plain.TEXTS)
+    ]
+    model = plain.architecture("Bert", tokenizer, "ForNextSentencePrediction")
+    return plain.trainer(folder, model, rows, hf.DataCollatorWithPadding(tokenizer), tokenizer)
+
+
+@odd
+def a_bert_that_is_a_decoder(folder: Path) -> Any:
+    run = plain.causal(folder, "Llama")
+    tokenizer = run.processing_class
+    model = plain.architecture("Bert", tokenizer, "LMHeadModel", is_decoder=True)
+    return plain.trainer(folder, model, run.train_dataset, run.data_collator, tokenizer)
+
+
 for _name, _sizes in {
     "DebertaV2": dict(relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16),
     "Deberta": dict(relative_attention=True, pos_att_type=["p2c", "c2p"]),

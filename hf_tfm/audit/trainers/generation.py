@@ -25,6 +25,9 @@ def check_cache(subject: TrainerSubject, report: Report) -> None:
     if not callable(getattr(subject.base, "generate", None)):
         report.cannot_see("generation: the model has no method for it")
         return
+    if subject.is_adapted and subject.model.active_peft_config.is_prompt_learning:
+        report.cannot_see("generation: PEFT puts learned prompts in front of the first step only, with a cache")
+        return
     prompts = read_prompts(subject)
     if not prompts:
         report.cannot_see("generation: the rows hold no tokens to begin with")
@@ -74,10 +77,15 @@ def generate(subject: TrainerSubject, prompts: list[list[int]], **options: Any) 
         pad_token_id=pad,
         output_logits=True,
         return_dict_in_generate=True,
-        **{"use_cache": True} | options,
+        **{"use_cache": True} | without_router_loss(subject.base) | options,
     )
     logits = torch.stack(list(outputs.logits), dim=1).float()
     return outputs.sequences[:, -logits.shape[1] :], logits
+
+
+def without_router_loss(model: Any) -> dict[str, bool]:
+    """Returns options of `generate` for a model whose forward adds a loss of its experts, which no cache fits."""
+    return {"output_router_logits": False} if getattr(model.config, "output_router_logits", False) else {}
 
 
 def difference_of(

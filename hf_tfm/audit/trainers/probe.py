@@ -1,6 +1,7 @@
 """Catches what a trainer's loss gives to the model, and computes parts of it again: other neighbours, alone, cut."""
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from .subject import TrainerSubject, WithoutDropout
 
 
+_CACHES = ("cache", "past_key_values")
 # Arguments that describe a whole batch: a document alone is computed without them.
 _OF_BATCH = (
     "attention_mask",
@@ -25,9 +27,8 @@ _OF_BATCH = (
     "labels",
     "shift_labels",
     "num_items_in_batch",
-    "cache",
-    "past_key_values",
     "cache_position",
+    *_CACHES,
 )
 _OUTPUTS = ("sentence_embedding", "scores", "last_hidden_state", "logits", "start_logits")
 
@@ -58,7 +59,9 @@ class Call:
 
     def compute(self) -> torch.Tensor:
         """Returns outputs of shape (rows, length, size), or (rows, size) if the module gives one for each row."""
-        outputs = self.module(dict(self.inputs)) if self.is_dictionary else self.module(**self.inputs)
+        # A cache, as that of learned prefixes, grows by each computation.
+        inputs = self.inputs | {name: copy.deepcopy(self.inputs[name]) for name in _CACHES if name in self.inputs}
+        outputs = self.module(inputs) if self.is_dictionary else self.module(**inputs)
         return first_vectors(outputs, len(self.ids))
 
     def alone(self, row: int, places: Sequence[int]) -> "Call":

@@ -102,6 +102,9 @@ class TrainerSubject:
         if names & {"DPOTrainer", "KTOTrainer", "ORPOTrainer", "CPOTrainer"}:
             return "preference"
         kinds = {
+            "XLNetLMHeadModel": "unknown",  # predicts tokens in any order
+            "WithLMHeadModel": "masked",  # XLM and FlauBERT
+            "ElectraForPreTraining": "tokens",  # whether each token was replaced
             "ForCausalLM": "causal",
             "LMHeadModel": "causal",
             "ForMaskedLM": "masked",
