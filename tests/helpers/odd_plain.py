@@ -337,7 +337,8 @@ def two_berts_as_encoder_and_decoder(folder: Path) -> Any:
     tokenizer = FAMILIES["bert"].tokenizer()
     config = tiny_bert(tokenizer).config
     torch.manual_seed(0)
-    model = hf.EncoderDecoderModel(hf.EncoderDecoderConfig.from_encoder_decoder_configs(config, config))
+    decoder = tiny_bert(tokenizer).config
+    model = hf.EncoderDecoderModel(hf.EncoderDecoderConfig.from_encoder_decoder_configs(config, decoder))
     model.config.decoder_start_token_id, model.config.pad_token_id = tokenizer.cls_token_id, tokenizer.pad_token_id
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.sep_token_id
     model.generation_config.decoder_start_token_id = tokenizer.cls_token_id
@@ -402,9 +403,8 @@ def permuted_texts_of_xlnet(folder: Path) -> Any:
     tokenizer = FAMILIES["roberta"].tokenizer()
     torch.manual_seed(0)
     config = hf.XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=4, d_inner=64)
-    rows = [
-        {"input_ids": tokenizer(text).input_ids[:20]} for text in plain.TEXTS if len(tokenizer(text).input_ids) >= 20
-    ]
+    encoded = [tokenizer(text).input_ids for text in plain.TEXTS]
+    rows = [{"input_ids": [*ids[:19], tokenizer.eos_token_id]} for ids in encoded if len(ids) >= 20]
     collator = hf.DataCollatorForPermutationLanguageModeling(tokenizer)
     return plain.trainer(folder, hf.XLNetLMHeadModel(config), rows, collator, tokenizer)
 

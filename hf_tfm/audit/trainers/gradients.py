@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...core.errors import reason_of
 from ..report import Report
 from .model_parts import head_weights, input_embeddings, layer_prefixes, plain_name, pretrained_model
 from .subject import TrainerSubject, has_trained_token, shorten
@@ -23,10 +24,13 @@ PRIVATE_NAMES = {
     "_forward_hooks": "attribute of torch's modules: the hooks themselves",
 }
 PASS_TOKENS = 48  # of each row of the first pass
+PASSES = 3
+PASS_ROWS = 8  # of the third pass, for losses that compare rows
 DROPPED_PASSES = 8  # where layers are dropped at random
 # Weights that most losses do not use: the loss of a run either has a use for them or not.
 _UNUSED = re.compile(
     r"pooler|seq_relationship|nsp|logit_scale|experts\.\d+\.|vision|visual|image|audio|position|token_type"
+    r"|trainable_tokens_delta"
 )
 # The softmax does not depend on what is added to all keys.
 _WITHOUT_EFFECT = re.compile(r"(?:^|[._])k(?:ey|_proj)?\.bias$")
@@ -39,8 +43,12 @@ def check_gradients(subject: TrainerSubject, report: Report) -> None:
         if not trainable:
             return
         silent, computed = set(trainable), 0
-        for number in range(DROPPED_PASSES if drops_layers(subject) else 2):
-            loss = compute_loss(subject, number)
+        for number in range(DROPPED_PASSES if drops_layers(subject) else PASSES):
+            try:
+                loss = compute_loss(subject, number)
+            except Exception as error:
+                report_failure(subject, error, report)
+                return
             if not torch.isfinite(loss.detach()).all():
                 continue
             computed += 1
@@ -59,6 +67,17 @@ def check_gradients(subject: TrainerSubject, report: Report) -> None:
         if damaged:
             report.add("P401", f"gradients of {len(damaged)} of {len(trainable)} tensors are not finite", damaged[0])
         report_silent(subject, report, trainable, silent)
+
+
+def report_failure(subject: TrainerSubject, error: Exception, report: Report) -> None:
+    """P200 if a whole batch of the trainer fails as well as rows that were cut."""
+    reason = f"{type(error).__name__}: {reason_of(error)}"
+    try:
+        subject.loss(subject.batches[0], train=True)
+    except Exception:
+        report.add("P200", f"the loss of a training step fails: {reason}")
+    else:
+        report.cannot_see(f"which weights get a gradient: the loss of shortened rows fails: {reason}")
 
 
 def drops_layers(subject: TrainerSubject) -> bool:
@@ -130,16 +149,16 @@ def is_finite(weight: nn.Parameter) -> bool:
 
 def compute_loss(subject: TrainerSubject, number: int) -> torch.Tensor:
     """
-    Returns the trainer's loss of two of the short records in training mode.
+    Returns the trainer's loss of a few records in training mode.
 
     Args:
-        number: Number of the pass. The first one cuts the records; the others take further ones as they are, so that
-            other experts are chosen, and answers behind long prompts are seen.
+        number: Number of the pass. The first one cuts two short records; the second takes two others as they are, so
+            that other experts are chosen, and answers behind long prompts are seen; the third cuts several records.
     """
-    features = subject.short_features[number * 2 :][:2] or subject.short_features[:2]
+    features = subject.short_features[number * 2 :][:2] or subject.features[:PASS_ROWS]
     if subject.kind == "online":
         return prompt_loss(subject, features[0])
-    if number == 0:
+    if number in (0, PASSES - 1):
         cut = [shorten(feature, PASS_TOKENS) for feature in features]
         features = [short if has_trained_token(short) else feature for short, feature in zip(cut, features)]
     return subject.loss(subject.collate(features), train=True)

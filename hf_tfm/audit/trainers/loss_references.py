@@ -37,7 +37,7 @@ def token_losses(subject: TrainerSubject, batch: Mapping[str, Any]) -> TokenLoss
     with computing(subject):
         outputs = subject.model(**inputs)
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
-    if logits is None or logits.shape[:2] != labels.shape:
+    if logits is None or logits.dim() != 3 or logits.shape[:2] != labels.shape:
         return None
     smoothing = getattr(subject.args, "label_smoothing_factor", 0.0)
     shifts: dict[int, list[torch.Tensor]] = {}

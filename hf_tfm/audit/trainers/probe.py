@@ -1,7 +1,6 @@
 """Catches what a trainer's loss gives to the model, and computes parts of it again: other neighbours, alone, cut."""
 
 import contextlib
-import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,9 +58,7 @@ class Call:
 
     def compute(self) -> torch.Tensor:
         """Returns outputs of shape (rows, length, size), or (rows, size) if the module gives one for each row."""
-        # A cache, as that of learned prefixes, grows by each computation.
-        inputs = self.inputs | {name: copy.deepcopy(self.inputs[name]) for name in _CACHES if name in self.inputs}
-        outputs = self.module(inputs) if self.is_dictionary else self.module(**inputs)
+        outputs = self.module(dict(self.inputs)) if self.is_dictionary else self.module(**self.inputs)
         return first_vectors(outputs, len(self.ids))
 
     def alone(self, row: int, places: Sequence[int]) -> "Call":
@@ -119,7 +116,7 @@ def catch_call(subject: TrainerSubject, batch: Mapping[str, Any], module: nn.Mod
     Returns the first call of a module inside of the trainer's own loss of a batch.
 
     The loss ends there, so that nothing behind the module costs time. None if the loss does not call the module with
-    `input_ids` of shape (rows, length).
+    `input_ids` of shape (rows, length), or if it gives a cache.
     """
     calls: list[Call] = []
 
@@ -142,6 +139,8 @@ def catch_call(subject: TrainerSubject, batch: Mapping[str, Any], module: nn.Mod
         handle.remove()
     if not calls:
         return None
+    if any(name in calls[0].inputs for name in _CACHES):
+        return None  # learned prefixes, which belong to no row
     ids = calls[0].inputs.get("input_ids")
     return calls[0] if isinstance(ids, torch.Tensor) and ids.dim() == 2 else None
 

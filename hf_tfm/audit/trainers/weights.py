@@ -144,7 +144,11 @@ def loss_weights(trainer: Trainer) -> Iterator[tuple[str, nn.Parameter]]:
 
 def check_ties(model: PreTrainedModel, report: Report) -> None:
     """P404: input and output embeddings that are one by the configuration and two in the model, or the reverse."""
-    output = base_weight(model.get_output_embeddings())
+    head = model.get_output_embeddings()
+    # A model of an encoder and a decoder of their own ties inside of the decoder.
+    inner = [part for part in model.modules() if isinstance(part, PreTrainedModel) and head is not None]
+    model = [part for part in [model, *inner] if part.get_output_embeddings() is head][-1]
+    output = base_weight(head)
     inputs = base_weight(input_embeddings(model))
     tied = getattr(model.config, "tie_word_embeddings", None)
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", None) if tied is None else tied
