@@ -4,6 +4,7 @@ import torch
 
 from ...data.batches import IGNORED
 from ..report import Report
+from .answer_labels import stop_ids
 from .subject import TrainerSubject
 
 
@@ -42,7 +43,9 @@ def check_target_ends(subject: TrainerSubject, targets: list[list[int]], report:
     if padded:
         report.add("P103", f"padding is trained in {len(padded)} of {len(targets)} targets")
         return
-    unended = [target for target in targets if target[-1] != end]
+    # Behind the end token mBART writes the language.
+    ends = stop_ids(subject)
+    unended = [target for target in targets if not ends & set(target[-2:])]
     if not unended:
         return
     longest = max(map(len, targets))
