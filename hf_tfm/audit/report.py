@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,20 @@ class Report:
             check(*arguments)
         except Exception as error:
             self.cannot_see(f"{name} failed: {type(error).__name__}: {reason_of(error)}")
+
+    def join_equal_codes(self) -> None:
+        """Make one finding of those that have one code and one level, as one fault in several splits."""
+        groups: dict[tuple[str, Level], list[Finding]] = {}
+        for found in self.findings:
+            groups.setdefault((found.code, found.level), []).append(found)
+        self.findings = [
+            replace(
+                group[0],
+                what="; ".join(found.what for found in group),
+                where="; ".join(found.where for found in group if found.where),
+            )
+            for group in groups.values()
+        ]
 
     def cannot_see(self, what: str) -> None:
         """Note what this preflight does not check, and why."""

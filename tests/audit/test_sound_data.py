@@ -156,3 +156,15 @@ def test_finds_nothing_wrong_in_a_language(tmp_path: Path, language: str):
     words = _ALPHABETS[language].split(" ")
     rows = [[{"text": text} for text in texts(count, seed, words)] for count, seed in ((60, 1), (20, 2))]
     check(tmp_path, *rows, tokenizer=FAMILIES["llama3_base"].tokenizer(), max_length=512)
+
+
+def test_one_fault_in_two_splits_is_one_finding(tmp_path: Path):
+    files = []
+    for name, seed in (("train", 1), ("dev", 2)):
+        files.append(tmp_path / f"{name}.jsonl")
+        rows = [json.dumps({"prompt": text, "completion": text * 9}) for text in texts(40, seed)]
+        files[-1].write_text("\n".join(rows), encoding="utf-8")
+    tokenizer = FAMILIES["llama2"].tokenizer()
+    report = preflight_data(files[:1], validation=files[1:], tokenizer=tokenizer, max_length=64)
+    (finding,) = [finding for finding in report.findings if finding.code == "P611"]
+    assert "train split" in finding.what and "validation split" in finding.what

@@ -78,6 +78,7 @@ def preflight_data(
         check_with_tokenizer(subject, opened, max_length, report)
     # Behind the check of the chat template, which knows its own marks.
     report.run("check_marks_in_messages", answers.check_marks_in_messages, subject, report)
+    report.join_equal_codes()
     report.facts["seconds"] = time.perf_counter() - start
     return report
 

@@ -102,7 +102,9 @@ class RowEncoder:
 
 def measure_lengths(encoder: RowEncoder, records: Records) -> Lengths:
     """Returns the lengths of the rows of all records, or of so many as are encoded in seconds, evenly drawn."""
-    unknown_id = encoder.tokenizer.unk_token_id
+    # Byte-level tokenizers name the end token as the unknown one, which they never need.
+    ends = (encoder.tokenizer.eos_token_id, encoder.tokenizer.bos_token_id)
+    unknown_id = None if encoder.tokenizer.unk_token_id in ends else encoder.tokenizer.unk_token_id
     numbers: list[int] = []
     tokens: list[int] = []
     unknown: list[int] = []

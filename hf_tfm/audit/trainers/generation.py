@@ -25,9 +25,6 @@ def check_cache(subject: TrainerSubject, report: Report) -> None:
     if not callable(getattr(subject.base, "generate", None)):
         report.cannot_see("generation: the model has no method for it")
         return
-    if subject.is_adapted and subject.model.active_peft_config.is_prompt_learning:
-        report.cannot_see("generation: PEFT puts learned prompts in front of the first step only, with a cache")
-        return
     prompts = read_prompts(subject)
     if not prompts:
         report.cannot_see("generation: the rows hold no tokens to begin with")
