@@ -112,7 +112,9 @@ class VerifiedGRPOTrainer(MeasuredEvaluation, _TrlMixin, GRPOTrainer):
             answers = (messages[0]["content"].strip() for messages in completions)
             return [train.verify(answer, number) for answer, number in zip(answers, row)]
 
-        # A table of messages would give each message the fields of all others, so it has the texts alone.
+        # A table of messages would give each message the fields of all others, so it has the texts alone; the preflight
+        # reads whole ones.
+        self.conversations = [{"prompt": prompt} for prompt in train.prompts]
         prompts = [[{key: message[key] for key in ("role", "content")} for message in each] for each in train.prompts]
         self.prompt_ids = dict(zip(map(_key, prompts), train.ids))
         if any(self.prompt_ids[_key(prompt)] != ids for prompt, ids in zip(prompts, train.ids)):

@@ -110,8 +110,12 @@ def read_stops(subject: TrainerSubject) -> set[int] | None:
 
 
 def trainer_conversations(subject: TrainerSubject) -> list[Conversation]:
-    """Returns conversations of a trainer's dataset, evenly drawn, if their messages are still there."""
-    dataset = getattr(subject.trainer, "train_dataset", None)
+    """
+    Returns conversations of a trainer's dataset, evenly drawn, if their messages are still there.
+
+    A trainer whose dataset cannot hold whole messages may have them as `conversations`.
+    """
+    dataset = getattr(subject.trainer, "conversations", getattr(subject.trainer, "train_dataset", None))
     columns = getattr(dataset, "column_names", None)
     if dataset is None or subject.reads_once or (columns and not _COLUMNS & set(columns)):
         return []

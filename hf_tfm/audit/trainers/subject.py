@@ -249,6 +249,8 @@ class TrainerSubject:
         with contextlib.ExitStack() as stack:
             stack.enter_context(preserved_randomness())
             stack.enter_context(preserved_attributes(self.trainer))
+            # `train` sets it before the first step, and losses may divide by it.
+            self.trainer.current_gradient_accumulation_steps = 1
             stack.enter_context(aligned_special_tokens(self.trainer))
             for module in modules.values():
                 stack.enter_context(preserved_model(module))
@@ -470,6 +472,8 @@ def preserved_attributes(trainer: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        for name in [name for name, value in vars(trainer).items() if is_plain(value) and name not in previous]:
+            delattr(trainer, name)
         for name, value in previous.items():
             setattr(trainer, name, value)
 
