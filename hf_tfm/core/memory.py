@@ -1,8 +1,11 @@
-"""Memory of a process on a CPU: keep freed memory for the next tensors."""
+"""Memory of a process: keep freed memory for the next tensors on a CPU; create many objects quickly."""
 
 import ctypes
+import gc
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 # Settings of glibc by number (malloc.h), an advice to the kernel (mman.h), and the size of the kernel's large pages.
@@ -40,3 +43,20 @@ def keep_freed_memory() -> bool:
         libc.madvise(aligned, (start + RESERVED - aligned) // LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE)
         libc.free(start)
     return True
+
+
+@contextmanager
+def pause_garbage_collector() -> Iterator[None]:
+    """
+    Pause Python's collector of reference cycles while a function creates many objects that it keeps.
+
+    The collector visits all live objects again and again while their number grows: a third of the time in which 100,000
+    conversations are read and checked. Objects without cycles are freed as ever.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

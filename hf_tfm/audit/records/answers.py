@@ -47,11 +47,15 @@ def check_marks_in_messages(subject: DataSubject, report: Report) -> None:
     if subject.job not in ("chat", "preferences", "prompts") or any(each.code == "P017" for each in report.findings):
         return
     for split, records in subject.splits.items():
-        marked = [number for number, record in enumerate(records) if _MARK.search(subject.whole(record))]
+        marked = [number for number, record in enumerate(records) if _contains_mark(subject.whole(record))]
         if marked:
             report.add("P017", f"{tell_share(len(marked), len(records))} of the {split} split have marks of a chat "
                        "template in a message", list_places(records, marked),
                        level=None if len(marked) >= len(records) / 2 else "note")  # fmt: skip
+
+
+def _contains_mark(text: str) -> bool:
+    return ("<" in text or "[" in text) and _MARK.search(text) is not None
 
 
 def is_no_text(text: str) -> bool:

@@ -17,7 +17,7 @@ PERMUTATIONS = 64
 MOST_WORDS = 500  # of a text
 # Texts of fewer words differ in most shingles as soon as one word differs, or are equal by chance.
 FEWEST_WORDS = 12
-_CHUNK = 2_000_000  # characters
+_CHUNK = 250_000  # characters; NumPy's arrays of so many fit into a cache
 _LONGEST_WORD = 64
 # Thai and Lao, Burmese, Khmer, kana, ideographs: scripts without blanks, of which each character is taken for a word.
 _UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...core.memory import pause_garbage_collector
 from ...data.reading import ReadingOptions
 from ..report import Report
 from . import answers, chat, duplicates, label_balance, label_leaks, scripts, text_quality, tokens
@@ -33,6 +34,7 @@ CHECKS: tuple[Callable[[DataSubject, Report], None], ...] = (
 )
 
 
+@pause_garbage_collector()
 def preflight_data(
     files: Sequence[Location],
     *,

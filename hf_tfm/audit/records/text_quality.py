@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
+from ...data.records import Records
 from ..report import Report
 from .subject import DataSubject, Part, add_parts, list_places, tell_share
 
@@ -29,20 +31,33 @@ _HTML = re.compile(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d{2,5}|#x[0-9a-fA-F]{2,4});|
 _SHARE_OF_WARNING = 0.001
 
 
-def check_characters(subject: DataSubject, report: Report) -> None:
-    """Report texts with characters of a wrong encoding, control and invisible characters, and remnants of HTML."""
-    _report(subject, report, "P607", find_wrong_encoding, "hold characters of a wrong encoding")
-    _report(subject, report, "P608", _find(_CONTROL), "hold control characters")
-    _report(subject, report, "P608", _find(_INVISIBLE), "hold invisible characters", level="note")
-    _report(subject, report, "P617", _find(_HTML), "hold remnants of HTML", level="note")
+class Fault(NamedTuple):
+    """A kind of characters that nobody wrote: its code and level, its name, and the function that finds an example."""
+
+    code: str
+    level: str
+    name: str
+    find: Callable[[str], str | None]
 
 
-def _find(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
-    def find(text: str) -> str | None:
-        match = pattern.search(text)
-        return match[0] if match else None
+def _find_first(pattern: re.Pattern[str], text: str) -> str | None:
+    match = pattern.search(text)
+    return repr(match[0]) if match else None
 
-    return find
+
+def find_control(text: str) -> str | None:
+    """Returns the first control character of a text."""
+    return _find_first(_CONTROL, text)
+
+
+def find_invisible(text: str) -> str | None:
+    """Returns the first invisible character of a text."""
+    return None if text.isascii() else _find_first(_INVISIBLE, text)
+
+
+def find_html(text: str) -> str | None:
+    """Returns the first entity or tag of HTML in a text."""
+    return _find_first(_HTML, text) if "&" in text or "<" in text else None
 
 
 def find_wrong_encoding(text: str) -> str | None:
@@ -76,28 +91,41 @@ def _decode(shown: str) -> str | None:
         return None
 
 
-def _report(
-    subject: DataSubject,
-    report: Report,
-    code: str,
-    find: Callable[[str], str | None],
-    what: str,
-    level: str = "warning",
-) -> None:
-    parts = []
-    for split, records in subject.splits.items():
-        examples: dict[int, str] = {}
-        for number, record in enumerate(records):
-            if example := find(subject.whole(record)):
-                examples[number] = example
-        if examples:
-            signs = list(dict.fromkeys(example if "'" in example else repr(example) for example in examples.values()))
-            is_rare = len(examples) < _SHARE_OF_WARNING * len(records)
-            parts.append(
-                Part(
-                    "note" if is_rare else level,
-                    f"{tell_share(len(examples), len(records))} of the {split} split {what}: {', '.join(signs[:4])}",
-                    list_places(records, list(examples)),
-                )
-            )
-    add_parts(report, code, parts)
+_FAULTS = (
+    Fault("P607", "warning", "characters of a wrong encoding", find_wrong_encoding),
+    Fault("P608", "warning", "control characters", find_control),
+    Fault("P608", "note", "invisible characters", find_invisible),
+    Fault("P617", "note", "remnants of HTML", find_html),
+)
+
+
+def check_characters(subject: DataSubject, report: Report) -> None:
+    """Report texts with characters of a wrong encoding, control and invisible characters, and remnants of HTML."""
+    examples = {split: _find_examples(subject, records) for split, records in subject.splits.items()}
+    for fault in _FAULTS:
+        parts = [
+            _describe_part(fault, split, records, examples[split][fault])
+            for split, records in subject.splits.items()
+            if examples[split][fault]
+        ]
+        add_parts(report, fault.code, parts)
+
+
+def _find_examples(subject: DataSubject, records: Records) -> dict[Fault, dict[int, str]]:
+    """Returns, for each fault, the first characters that show it, by the numbers of the records that have them."""
+    examples: dict[Fault, dict[int, str]] = {fault: {} for fault in _FAULTS}
+    for number, record in enumerate(records):
+        text = subject.whole(record)
+        for fault in _FAULTS:
+            if example := fault.find(text):
+                examples[fault][number] = example
+    return examples
+
+
+def _describe_part(fault: Fault, split: str, records: Records, examples: dict[int, str]) -> Part:
+    listed = ", ".join(list(dict.fromkeys(examples.values()))[:4])
+    return Part(
+        "note" if len(examples) < _SHARE_OF_WARNING * len(records) else fault.level,
+        f"{tell_share(len(examples), len(records))} of the {split} split contain {fault.name}: {listed}",
+        list_places(records, list(examples)),
+    )
