@@ -1,8 +1,10 @@
 """Planted faults in the settings of runs, and the sound runs beside them."""
 
 import pytest
+import torch
 from audit_helpers import arguments, byte_tokenizer, causal_trainer, chats, tiny_llama, token_rows, train_shortly
-from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM, Trainer
 
 from hf_tfm import preflight
 
@@ -93,3 +95,43 @@ def test_the_best_checkpoint_is_chosen_by_the_right_end(tmp_path, name, greater,
     trainer = causal_trainer(tmp_path, token_rows(TOKENIZER, chats(8)), collator, tiny_llama(TOKENIZER), TOKENIZER)
     trainer.args = args  # without data to evaluate on, the trainer would refuse it
     assert levels(preflight(trainer, show=None), "P805") == expected
+
+
+def scheduled(folder, factor, **options):
+    rows, model = token_rows(TOKENIZER, chats(8)), tiny_llama(TOKENIZER)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    collator = DataCollatorForSeq2Seq(TOKENIZER)
+    trainer = Trainer(
+        model,
+        arguments(folder, max_steps=40, **options),
+        collator,
+        Dataset.from_list(rows),
+        optimizers=(optimizer, scheduler),
+    )
+    return preflight(trainer, show=None)
+
+
+@pytest.mark.parametrize(
+    ("factor", "code", "level"),
+    [
+        (lambda step: step // 1000, "P802", "error"),
+        (lambda step: max(0.0, 1 - step / 10), "P802", "warning"),  # made for a quarter of the steps
+        (lambda step: min(1.0, step / 100), "P803", None),
+    ],
+)
+def test_given_schedulers_that_do_not_fit_the_run(tmp_path, factor, code, level):
+    report = scheduled(tmp_path, factor)
+    assert code in report.codes and level in (None, *levels(report, code))
+
+
+@pytest.mark.parametrize(
+    "factor", [lambda step: 1.0, lambda step: min(1.0, step / 4), lambda step: max(0.0, 1 - step / 40)]
+)
+def test_given_schedulers_that_fit_the_run(tmp_path, factor):
+    assert not scheduled(tmp_path, factor).codes
+
+
+def test_data_without_a_record(tmp_path):
+    trainer = Trainer(tiny_llama(TOKENIZER), arguments(tmp_path), train_dataset=Dataset.from_list([]))
+    assert levels(preflight(trainer, show=None), "P801") == ["error"]

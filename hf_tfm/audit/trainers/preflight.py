@@ -98,6 +98,10 @@ def preflight(
 
 def run_checks(subject: TrainerSubject, report: Report) -> None:
     """Run all checks of a live trainer."""
+    dataset = subject.trainer.train_dataset
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        report.add("P801", "the training data have no record: none was given, or the trainer dropped them all")
+        return
     try:
         subject.read_features()
         for batch in subject.batches:

@@ -2,9 +2,11 @@
 
 import math
 import re
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..report import Report
 from .model_parts import pretrained_model
@@ -12,6 +14,7 @@ from .subject import TrainerSubject
 from .weights import is_adam, learning_rate
 
 
+SCHEDULE_POINTS = 100  # steps of the run at which a given scheduler is read
 # Names of measures, as people write them behind `eval_` or the name of a dataset.
 _LOWER_IS_BETTER = re.compile(r"(?:^|_)(?:loss|perplexity|ppl|error|wer|cer|ter|mse|rmse|mae|brier|nll|bits_per_\w+)$")
 _HIGHER_IS_BETTER = re.compile(
@@ -25,6 +28,7 @@ def check_settings(subject: TrainerSubject, report: Report) -> None:
     steps = check_steps(subject, report)
     check_rate(subject, report)
     check_warm_up(subject, report, steps)
+    check_given_scheduler(subject, report, steps)
     check_best(subject.args, report)
 
 
@@ -99,6 +103,31 @@ def check_warm_up(subject: TrainerSubject, report: Report, steps: int | None) ->
     warm_up = subject.args.get_warmup_steps(steps)
     if warm_up >= steps:
         report.add("P803", f"the warm-up takes {warm_up} steps, the run {steps}")
+
+
+def check_given_scheduler(subject: TrainerSubject, report: Report, steps: int | None) -> None:
+    """P802, P803: a scheduler of the user whose rates are zero for the run or for most of it, or only rise."""
+    scheduler = subject.trainer.lr_scheduler
+    if not steps or not isinstance(scheduler, LambdaLR):
+        return
+    factor = scheduler.lr_lambdas[0]
+    factors = [
+        float(factor(step)) for step in sorted({steps * part // SCHEDULE_POINTS for part in range(SCHEDULE_POINTS)})
+    ]
+    zeros = sum(value == 0 for value in factors)
+    if zeros == len(factors):
+        report.add(
+            "P802", f"the given scheduler's rate is 0 in all {steps:,} steps", level="error", why="Nothing is learned."
+        )
+    elif factors[-1] == 0 and zeros > len(factors) / 4:
+        report.add(
+            "P802",
+            f"the given scheduler's rate is 0 for {zeros / len(factors):.0%} of {steps:,} steps",
+            why="The scheduler was made for fewer steps than the run has.",
+            mend="Make the scheduler for the steps of the run.",
+        )
+    elif len(factors) > 3 and all(one < other for one, other in pairwise(factors)):
+        report.add("P803", f"the given scheduler's rate rises to the end of {steps:,} steps")
 
 
 def check_best(args: Any, report: Report) -> None:
