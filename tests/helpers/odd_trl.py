@@ -395,15 +395,6 @@ def embeddings_of_two_datasets(folder: Path) -> Any:
 
 
 @odd
-def embeddings_with_an_adapter(folder: Path) -> Any:
-    run = embeddings(folder)
-    run.model.add_adapter(peft.LoraConfig(target_modules=["query", "value"], r=4, task_type="FEATURE_EXTRACTION"))
-    args = st.SentenceTransformerTrainingArguments(str(folder), **RUN)
-    loss = losses.MultipleNegativesRankingLoss(run.model)
-    return st.SentenceTransformerTrainer(run.model, args, Dataset.from_list(_PAIRS), loss=loss)
-
-
-@odd
 def embeddings_without_a_transformer(folder: Path) -> Any:
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 

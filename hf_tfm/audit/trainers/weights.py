@@ -256,6 +256,11 @@ def check_new_tokens(
     if learning is None:
         return
     used = Counter(token for row in subject.rows for token in set(row.input_ids) if token < len(matrix))
+    # Packed rows may end with padding that no mask hides; its embedding is zero in many models.
+    config = model.config.get_text_config()
+    pad, ends = getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
+    if pad is not None and pad not in (ends if isinstance(ends, list) else [ends]):
+        used.pop(pad, None)
     used = Counter({token: count for token, count in used.items() if token not in learning})
     name = next(plain_name(name) for name, other in model.named_modules() if other is module) + ".weight"
     old_rows = comparison.resized.get(name, matrix.shape)[0] if comparison else len(matrix)
