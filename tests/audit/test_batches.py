@@ -261,6 +261,20 @@ class Normed(torch.nn.Module):
         return self.norm(self.layer(states).transpose(1, 2)).transpose(1, 2)
 
 
+def test_positions_that_are_all_zero_do_not_take_long(tmp_path, monkeypatch):
+    """Each token looks like a document of its own; some of them are computed alone."""
+    calls = []
+    alone = batches.Call.alone
+    monkeypatch.setattr(batches.Call, "alone", lambda *args: calls.append(args) or alone(*args))
+
+    def collate(features):
+        batch = padded(features)
+        return batch | {"position_ids": torch.zeros_like(batch["input_ids"])}
+
+    report = look(causal_trainer(tmp_path, ROWS, collate, tiny_llama(TOKENIZER), TOKENIZER))
+    assert levels(report, "P209") == {"error"} and len(calls) <= 4 * batches.COMPUTED_DOCUMENTS
+
+
 def test_rows_that_change_one_another(tmp_path):
     """allenai/reward-bench#137: results depend on what else is in the batch."""
     model = tiny_llama(TOKENIZER)

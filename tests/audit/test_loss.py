@@ -14,6 +14,7 @@ from audit_helpers import (
     tiny_bert,
     tiny_llama,
     token_rows,
+    train_shortly,
 )
 from datasets import Dataset
 from peft import LoraConfig
@@ -211,9 +212,10 @@ def test_trained_weights_on_random_tokens_are_a_warning(tmp_path, monkeypatch):
 
 
 def test_new_weights_start_at_chance(tmp_path):
-    sound, large = tiny_llama(TOKENIZER), tiny_llama(TOKENIZER)
+    sound, large, moved = (tiny_llama(TOKENIZER) for _ in range(3))
     large.lm_head.weight.data *= 300
-    for model, expected in ((sound, set()), (large, {"warning"})):
+    moved.load_state_dict(train_shortly(large).state_dict())
+    for model, expected in ((sound, set()), (large, {"warning"}), (moved, {"warning"})):
         report = look(causal_trainer(tmp_path, ROWS, COLLATOR, model, TOKENIZER))
         assert levels(report, "P309") == expected
         assert report.facts["chance"] == round(math.log(len(TOKENIZER)), 4)

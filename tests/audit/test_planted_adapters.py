@@ -143,6 +143,14 @@ def steps_below_bf16(folder, fault):
     return finetune(folder, model, tokenizer, learning_rate=1e-6)
 
 
+def embeddings_of_another_size_left_random(folder, fault):
+    """The vocabulary grew, and loading leaves matrices of another size as new ones."""
+    tokenizer = byte_tokenizer()
+    train_shortly(tiny_llama(tokenizer)).save_pretrained(folder / "base")
+    sizes = dict(vocab_size=len(tokenizer) + 2, ignore_mismatched_sizes=True) if fault else {}
+    return finetune(folder, LlamaForCausalLM.from_pretrained(folder / "base", **sizes), tokenizer)
+
+
 def head_replaced_though_tied(folder, fault):
     """A new head is put in, and the configuration says that it is the embedding."""
     tokenizer = byte_tokenizer()
@@ -185,6 +193,7 @@ FAULTS = [
     planted("eggai-tech/EggAI#123", head_trained_beside_the_adapter, "P413"),
     planted("meta-pytorch/torchtune#2254", steps_below_bf16, "P403"),
     planted("unslothai/unsloth#1971", head_replaced_though_tied, "P404"),
+    planted("huggingface/transformers#12664", embeddings_of_another_size_left_random, "P405"),
     planted("ostris/ai-toolkit#1054", layers_detached, "P401"),
     planted("huggingface/peft#2759", wrong_adapter_active, "P411", "P401"),
 ]

@@ -48,6 +48,7 @@ def test_records_that_are_left_out(tmp_path):
 def test_rates_that_are_far_from_usual(tmp_path):
     assert levels(report_of(tmp_path, learning_rate=0), "P802") == ["error"]
     assert levels(report_of(tmp_path, learning_rate=1e-9), "P802") == ["warning"]
+    assert levels(report_of(tmp_path, learning_rate=5), "P802") == ["warning"]
     train_shortly(tiny_llama(TOKENIZER)).save_pretrained(tmp_path / "saved")
     trained = LlamaForCausalLM.from_pretrained(tmp_path / "saved")
     assert levels(report_of(tmp_path, trained, learning_rate=1e-2), "P802") == ["warning"]

@@ -23,6 +23,7 @@ from .subject import IGNORED, TrainerSubject
 
 
 FEW_LAYERS = 2
+COMPUTED_DOCUMENTS = 12  # of each packed row
 _WHOLE_MODEL = ("classification", "reward", "choices")  # kinds whose own outputs are compared
 
 
@@ -423,7 +424,7 @@ def read_documents(
     outputs = call.compute()
     for row, content in enumerate(content_of(ids, mask, records, padding_of(subject))):
         documents = documents_of(content, None if positions is None else positions[row], lengths[row])
-        for number, places in enumerate(documents):
+        for number, places in enumerate(documents[:COMPUTED_DOCUMENTS]):
             together = outputs_of(call, outputs, batch, row, places)
             alone = call.alone(row, places).compute()
             if alone[0].shape != together.shape:

@@ -77,10 +77,11 @@ def check_against_chance(
         is_lost = loss_of_plain_text(subject) >= 0.95 * chance
         what = f"the first loss of trained weights is {figures}"
         report.add("P308", what, level="error" if is_lost else "warning")
-    elif spread < 1e-6 and first > 1.5 * chance:
+    elif first > 1.5 * chance:
         # With tied embeddings, a new model of great width predicts the token that it reads.
         is_tied = getattr(subject.base.config.get_text_config(), "tie_word_embeddings", False)
-        report.add("P309", f"the first loss of new weights is {figures}", level="note" if is_tied else None)
+        level = "note" if is_tied and spread < TRAINED_NORMS else None
+        report.add("P309", f"the first loss of {'new' if spread < 1e-6 else 'these'} weights is {figures}", level=level)
     elif spread < 1e-6 and first < 0.5 * chance and subject.kind == "causal":
         if (other := loss_of_new_tokens(subject, batch)) is not None and other < 0.5 * chance:
             report.add("P310", f"the first loss of new weights is {figures}")

@@ -71,7 +71,7 @@ def compare_with_checkpoint(model: PreTrainedModel) -> Comparison | None:
 
 def compare_values(model: PreTrainedModel, folder: Path) -> tuple[list[str], list[str], bool]:
     """
-    Compare the first rows of the body's weights with tensors of the same name and shape in a folder.
+    Compare the first rows of the body's weights with tensors of the same name and size of rows in a folder.
 
     Returns:
         Names of matrices that are alike, names of those that are not, and whether any weight is exactly equal.
@@ -83,12 +83,13 @@ def compare_values(model: PreTrainedModel, folder: Path) -> tuple[list[str], lis
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
                 name = key if key in weights else prefix + key
-                if name not in weights or list(weights[name].shape) != file.get_slice(key).get_shape():
+                if name not in weights or not weights[name].is_floating_point():
                     continue
-                weight = weights[name].detach()
-                if not weight.is_floating_point():
+                weight, shape = weights[name].detach(), file.get_slice(key).get_shape()
+                count = min(COMPARED_ROWS, len(weight), shape[0]) if shape and weight.dim() else 0
+                if not count or list(weight.shape[1:]) != shape[1:]:
                     continue
-                rows, saved = weight[:COMPARED_ROWS].cpu(), file.get_slice(key)[:COMPARED_ROWS].to(weight.dtype)
+                rows, saved = weight[:count].cpu(), file.get_slice(key)[:count].to(weight.dtype)
                 if is_constant(saved):
                     continue
                 is_loaded = is_loaded or torch.equal(rows, saved)

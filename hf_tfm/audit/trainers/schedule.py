@@ -85,7 +85,7 @@ def check_rate(subject: TrainerSubject, report: Report) -> None:
 
 
 def highest_rate(subject: TrainerSubject) -> float:
-    """Returns the highest usual rate of AdamW: 1e-3 for all weights of a trained model, 1e-2 for LoRA, else any."""
+    """Returns the highest usual rate of AdamW: 1e-3 for a trained model, 1e-2 for LoRA, 0.1 for a new model."""
     if subject.is_adapted:
         types = {str(getattr(config.peft_type, "value", "")) for config in subject.model.peft_config.values()}
         return 1e-2 if types <= {"LORA", "ADALORA"} else math.inf
@@ -93,7 +93,7 @@ def highest_rate(subject: TrainerSubject) -> float:
     weights = list(subject.model.parameters())
     learning = sum(weight.numel() for weight in weights if weight.requires_grad)
     is_trained = model is not None and bool(model.name_or_path)
-    return 1e-3 if is_trained and learning > sum(map(torch.numel, weights)) / 2 else math.inf
+    return 1e-3 if is_trained and learning > sum(map(torch.numel, weights)) / 2 else 0.1
 
 
 def check_warm_up(subject: TrainerSubject, report: Report, steps: int | None) -> None:
