@@ -178,3 +178,11 @@ def test_frozen_embeddings_of_trained_tokens_are_sound(tmp_path):
     model = train_shortly(tiny_llama(TOKENIZER))
     model.model.embed_tokens.requires_grad_(False)
     assert not report_of(model, tmp_path).codes
+
+
+def test_weights_loaded_under_another_prefix_are_sound(tmp_path):
+    folder = save(
+        train_shortly(tiny_llama(TOKENIZER)), tmp_path / "model", lambda name: name.replace("model.", "transformer.", 1)
+    )
+    model = LlamaForCausalLM.from_pretrained(folder, key_mapping={r"^transformer\.": "model."})
+    assert not levels(report_of(model, tmp_path), "P405")

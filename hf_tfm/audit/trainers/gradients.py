@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...core.errors import reason_of
+from ...data.conversations import texts_in
 from ..report import Report
 from .model_parts import head_weights, input_embeddings, layer_prefixes, plain_name, pretrained_model
 from .subject import TrainerSubject, has_trained_token, shorten
@@ -166,9 +167,8 @@ def compute_loss(subject: TrainerSubject, number: int) -> torch.Tensor:
 
 def prompt_loss(subject: TrainerSubject, feature: Mapping[str, Any]) -> torch.Tensor:
     """Returns the loss of a language model on a prompt: the trainer's own needs answers, whose rewards may be equal."""
-    tokenizer, prompt = subject.tokenizer, feature["prompt"]
-    text = prompt if isinstance(prompt, str) else tokenizer.apply_chat_template(prompt, tokenize=False)
-    ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :PASS_TOKENS].to(subject.device)
+    text = " ".join(texts_in(feature["prompt"]))
+    ids = subject.tokenizer(text, return_tensors="pt")["input_ids"][:, :PASS_TOKENS].to(subject.device)
     subject.model.train()
     with subject.trainer.accelerator.autocast():
         return subject.model(input_ids=ids, labels=ids).loss

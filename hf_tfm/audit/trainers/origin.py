@@ -1,6 +1,7 @@
 """The checkpoint that a model says it was loaded from, compared with the model: names, shapes, values."""
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,7 +67,25 @@ def compare_with_checkpoint(model: PreTrainedModel) -> Comparison | None:
         return None
     resized = {name: tuple(shape) for name, shape, _ in loading["mismatched_keys"]}
     alike, unlike, is_loaded = compare_values(model, Path(source))
-    return Comparison(source, frozenset(loading["missing_keys"]), resized, alike, unlike, is_loaded)
+    missing = frozenset(loading["missing_keys"])
+    return Comparison(source, missing - find_renamed(model, Path(source), missing), resized, alike, unlike, is_loaded)
+
+
+def find_renamed(model: PreTrainedModel, folder: Path, missing: Collection[str]) -> set[str]:
+    """Returns those weights that a checkpoint has under another prefix, as after loading with a `key_mapping`."""
+    weights = {plain_name(name): weight.detach() for name, weight in model.named_parameters()}
+    suffixes = {name.partition(".")[2]: name for name in missing if name in weights}
+    renamed = set()
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                name = suffixes.get(key) or suffixes.get(key.partition(".")[2])
+                if name is None or list(weights[name].shape) != file.get_slice(key).get_shape():
+                    continue
+                saved = file.get_slice(key)[:COMPARED_ROWS].to(weights[name].dtype)
+                if torch.equal(weights[name][:COMPARED_ROWS].cpu(), saved):
+                    renamed.add(name)
+    return renamed
 
 
 def compare_values(model: PreTrainedModel, folder: Path) -> tuple[list[str], list[str], bool]:
