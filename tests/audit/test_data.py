@@ -8,6 +8,7 @@ import pytest
 from audit_helpers import CHATML, byte_tokenizer, chats
 
 from hf_tfm.audit.records.preflight import preflight_data
+from hf_tfm.audit.records.subject import shorten_places
 from hf_tfm.core.errors import InputError
 from hf_tfm.data.forms.form import forms_of
 from hf_tfm.data.forms.jobs import JOBS
@@ -328,3 +329,13 @@ def test_chats_that_are_cut_by_the_limit(tmp_path):
     report = check(tmp_path, rows, tokenizer=byte_tokenizer(), max_length=256)
     (finding,) = report.warnings
     assert finding.code == "P611" and "cut in 1, and 1 have no token of an answer" in finding.what
+
+
+def test_places_name_a_file_once_and_its_folder_only_where_two_files_have_one_name():
+    assert shorten_places(["a/b.csv, line 3", "a/b.csv, line 4", "a/c.csv, line 1"]) == [
+        "b.csv, line 3",
+        "line 4",
+        "c.csv, line 1",
+    ]
+    places = ["a/b.csv, line 3", "c/b.csv, line 3"]
+    assert shorten_places(places) == places

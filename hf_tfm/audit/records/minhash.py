@@ -1,8 +1,8 @@
 """
-MinHash signatures of many texts at once, by NumPy.
+MinHash signatures (Broder, 1997) of many texts at once, by NumPy.
 
-`datasketch.MinHash` hashes shingles one by one in Python, which takes minutes for 100,000 conversations. A signature
-is made here as by its scheme "affine32": of the smallest values of random affine functions of 32-bit hashes.
+Libraries such as datasketch hash shingles one by one in Python, which takes minutes for 100,000 conversations. A
+signature consists of the smallest values of random affine functions of 32-bit hashes.
 """
 
 import unicodedata

@@ -15,6 +15,7 @@ from ...data.forms.reader import FileReport, LeftOut, ReadRecord, RecordReader, 
 from ...data.reading import ReadingOptions
 from ...data.records import Records, iter_table
 from ..report import Report
+from .subject import shorten_places
 from .texts import has_scores
 
 
@@ -98,8 +99,8 @@ def _choose_reading(place: Place, job: str | None, options: ReadingOptions, repo
         )
     chosen = _prefer(guesses)
     others = [guess.reading.job for guess in guesses if guess is not chosen]
-    beside = f", fits {', '.join(others)} too" if others else ""
-    report.facts["read as"] = f"{chosen.reading.job}: form {chosen.form}{beside}; --job chooses another"
+    beside = f"; it also fits {', '.join(others)}: --job {others[0]}" if others else ""
+    report.facts["read as"] = f"{chosen.reading.job} (form {chosen.form}{beside})"
     return chosen.reading
 
 
@@ -159,7 +160,7 @@ def _read_split(place: Place, reading: Reading, split: str, level: str | None, r
             raise
     for file in reader.reports:
         _report_left_out(file, level, report)
-        report.facts[f"{split} file {Path(file.file).name}"] = "; ".join(file.lines())
+        report.facts[f"{split} file {Path(file.file).name}"] = "; ".join(file.lines()).removeprefix(f"{file.file}: ")
     if reading.job == "chat" and "label" in reading.options.ignore_fields:
         report.cannot_see("the labels of unpaired preferences (KTO): their conversations are read without them")
     return collect(reader, read)
@@ -181,4 +182,4 @@ def _code_of(reason: str) -> str:
 
 
 def _places_of(rows: LeftOut) -> str:
-    return "; ".join(rows.places) + (" …" if rows.count > len(rows.places) else "")
+    return "; ".join(shorten_places(rows.places)) + (" …" if rows.count > len(rows.places) else "")

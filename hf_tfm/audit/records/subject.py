@@ -1,5 +1,6 @@
 """The data that a preflight looks at: the records of all splits, and their texts."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -65,8 +66,24 @@ class DataSubject:
 
 
 def list_places(records: Records, numbers: Sequence[int]) -> str:
-    """Returns the places of the first of some records."""
-    return list_first([records.places[number] for number in numbers])
+    """Returns the places of the first of some records: "chats.jsonl, line 3; line 7 …"."""
+    return list_first(shorten_places([records.places[number] for number in numbers[: LISTED_PLACES + 1]]))
+
+
+def shorten_places(places: Sequence[str]) -> list[str]:
+    """Returns places without folders; without the file, too, where the place before has the same one."""
+    files = [place.partition(", ")[0] for place in places]
+    if len({os.path.basename(file) for file in files}) < len(set(files)):
+        return list(places)  # files of one name in several folders
+    return [
+        place.removeprefix(f"{file}, ") if file == previous else os.path.basename(file) + place.removeprefix(file)
+        for place, file, previous in zip(places, files, ["", *files])
+    ]
+
+
+def list_pairs(pairs: Sequence[tuple[str, str]], sign: str) -> str:
+    """Returns the first of some pairs of places with a sign between them: "chats.jsonl, line 9 = line 2"."""
+    return list_first([f" {sign} ".join(shorten_places(pair)) for pair in pairs[: LISTED_PLACES + 1]])
 
 
 def list_first(entries: Sequence[str]) -> str:
