@@ -19,8 +19,8 @@ class Level(StrEnum):
     """
     How serious a finding is.
 
-    An error makes the result of the run wrong, or the run useless. A warning is a fault in most runs. A note is
-    unusual, and right in some runs.
+    An error makes the run's result wrong or useless. A warning is a fault in most runs. A note reports something
+    unusual that is right in some runs.
     """
 
     ERROR = "error"
@@ -34,14 +34,14 @@ _STYLES = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.NOTE: "cyan"}
 @dataclass(frozen=True)
 class Finding:
     """
-    One line of a report.
+    A finding of a preflight: one line of its report.
 
     Attributes:
-        code: Code of the catalogue, as `P104`.
-        what: The fault, with its figures.
-        where: Record, token, weight or step; empty if it concerns the whole.
-        why: What follows from it.
-        mend: How to mend it.
+        code: A code of the catalogue, such as `P104`.
+        what: The fault, with figures.
+        where: The record, token, weight or step; empty if the finding concerns the whole subject.
+        why: The consequence of the fault.
+        mend: The way to mend the fault.
     """
 
     code: str
@@ -53,11 +53,11 @@ class Finding:
 
 
 class PreflightError(InputError):
-    """A preflight found faults of the level that its caller refuses; `report` holds them."""
+    """The report of a preflight has findings of a level that its caller refuses."""
 
     def __init__(self, report: "Report", findings: list[Finding]):
         self.report = report
-        super().__init__("preflight: " + "; ".join(f"{found.code} {found.what}" for found in findings))
+        super().__init__("preflight: " + "; ".join(f"{finding.code} {finding.what}" for finding in findings))
 
 
 @dataclass
@@ -71,10 +71,10 @@ class Report:
     Attributes:
         findings: In the order of the checks.
         facts: Figures that describe the subject, by their names.
-        unseen: What could not be checked, with the reason.
+        unseen: Parts that could not be checked, with the reasons.
         pictures: Rows of tokens and tables, as Rich renders them.
-        checks: Names of the checks that were run.
-        ignored: Number of findings that were not reported, by code.
+        checks: Names of the checks that ran.
+        ignored: The number of ignored findings by code.
     """
 
     ignore: frozenset[str] = frozenset()
@@ -105,18 +105,18 @@ class Report:
         Add a finding.
 
         Args:
-            code: Code of the catalogue, which also gives the level, `why` and `mend` that are not given here.
+            code: A code of the catalogue. Its entry supplies `level`, `why` and `mend` where they are None.
         """
         entry = CATALOGUE[code]
         if code in self.ignore:
             self.ignored[code] = self.ignored.get(code, 0) + 1
             return
-        found = Finding(code, Level(level or entry.level), what, where, why or entry.why, mend or entry.mend)
-        if found not in self.findings:
-            self.findings.append(found)
+        finding = Finding(code, Level(level or entry.level), what, where, why or entry.why, mend or entry.mend)
+        if finding not in self.findings:
+            self.findings.append(finding)
 
     def run(self, name: str, check: Callable[..., None], *arguments: Any) -> None:
-        """Run one check. An error in it must not hide what others find: it is noted as something not checked."""
+        """Run a check. If it raises an error, the report says so, and the other checks still run."""
         self.checks.append(name)
         try:
             check(*arguments)
@@ -124,27 +124,27 @@ class Report:
             self.cannot_see(f"{name} failed: {type(error).__name__}: {reason_of(error)}")
 
     def join_equal_codes(self) -> None:
-        """Make one finding of those that have one code and one level, as one fault in several splits."""
+        """Join findings with the same code and level, such as the same fault in several splits."""
         groups: dict[tuple[str, Level], list[Finding]] = {}
-        for found in self.findings:
-            groups.setdefault((found.code, found.level), []).append(found)
+        for finding in self.findings:
+            groups.setdefault((finding.code, finding.level), []).append(finding)
         self.findings = [
             replace(
                 group[0],
-                what="; ".join(found.what for found in group),
-                where="; ".join(found.where for found in group if found.where),
+                what="; ".join(finding.what for finding in group),
+                where="; ".join(finding.where for finding in group if finding.where),
             )
             for group in groups.values()
         ]
 
     def cannot_see(self, what: str) -> None:
-        """Note what this preflight does not check, and why."""
+        """Note something that this preflight does not check, with the reason."""
         if what not in self.unseen:
             self.unseen.append(what)
 
     def of_level(self, level: str) -> list[Finding]:
         """Returns the findings of one level."""
-        return [found for found in self.findings if found.level == level]
+        return [finding for finding in self.findings if finding.level == level]
 
     @property
     def errors(self) -> list[Finding]:
@@ -157,7 +157,7 @@ class Report:
     @property
     def codes(self) -> set[str]:
         """Codes of the errors and warnings."""
-        return {found.code for found in self.findings if found.level != Level.NOTE}
+        return {finding.code for finding in self.findings if finding.level != Level.NOTE}
 
     @property
     def exit_code(self) -> int:
@@ -168,13 +168,13 @@ class Report:
         if level is None:
             return
         levels = list(Level)[: list(Level).index(Level(level)) + 1]
-        if refused := [found for found in self.findings if found.level in levels]:
-            raise PreflightError(self, refused)
+        if findings := [finding for finding in self.findings if finding.level in levels]:
+            raise PreflightError(self, findings)
 
     def as_json(self) -> str:
-        """Returns the findings, facts and what could not be checked as JSON."""
+        """Returns the whole report except its pictures as JSON."""
         values = {
-            "findings": [asdict(found) for found in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
             "facts": self.facts,
             "unseen": self.unseen,
             "checks": self.checks,
@@ -185,22 +185,22 @@ class Report:
     def lines(self) -> Iterable[Text]:
         """Yields the findings as lines, the most serious first, and a last line with their number."""
         for level in Level:
-            for found in self.of_level(level):
-                where = f" [{found.where}]" if found.where else ""
-                line = Text(f"{found.code} {level}: ", style=_STYLES[level])
-                yield line + Text(f"{found.what}{where}. {found.why} {found.mend}", style="default")
+            for finding in self.of_level(level):
+                where = f" [{finding.where}]" if finding.where else ""
+                line = Text(f"{finding.code} {level}: ", style=_STYLES[level])
+                yield line + Text(f"{finding.what}{where}. {finding.why} {finding.mend}", style="default")
         yield Text(self.summary(), style="bold")
 
     def summary(self) -> str:
         """Returns the number of findings in one line."""
         counts = [(len(self.of_level(level)), level) for level in Level]
-        found = ", ".join(f"{count} {level}{'s' * (count != 1)}" for count, level in counts)
+        totals = ", ".join(f"{count} {level}{'s' * (count != 1)}" for count, level in counts)
         ignored = f", {sum(self.ignored.values())} ignored ({', '.join(self.ignored)})" if self.ignored else ""
         seconds = f" in {self.facts['seconds']:.1f} s" if "seconds" in self.facts else ""
-        return f"preflight: {found}{ignored} by {len(self.checks)} checks{seconds}"
+        return f"preflight: {totals}{ignored} by {len(self.checks)} checks{seconds}"
 
     def render(self, short: bool = False) -> RenderableType:
-        """Returns the report for a Rich console. In short: findings and their number only, if there are any."""
+        """Returns the report for a Rich console; a short report has only the findings and their number."""
         if short:
             return Group(*self.lines())
         facts = [Text(f"{name}: {value}") for name, value in self.facts.items() if name != "seconds"]
@@ -213,4 +213,6 @@ class Report:
             record=True, width=120, file=io.StringIO(), force_terminal=True, markup=False, highlight=False
         )
         console.print(self.render())
-        console.save_html(str(path))
+        # Rich's page does not wrap lines: a narrow window would cut off their ends.
+        page = console.export_html().replace('<pre style="', '<pre style="white-space: pre-wrap; ', 1)
+        Path(path).write_text(page, encoding="utf-8")

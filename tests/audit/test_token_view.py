@@ -89,10 +89,11 @@ def test_figures_of_packed_rows_are_those_of_their_documents(tmp_path: Path) -> 
     assert packed["rows"] < single["rows"]
 
 
-def test_page_has_the_colours(tmp_path: Path) -> None:
+def test_page_has_the_colours_and_wraps_its_lines(tmp_path: Path) -> None:
     chat_report(tmp_path).save_html(page := tmp_path / "report.html")
     html = page.read_text()
     assert "background-color: #8fd694" in html and "⏎" in html and "assistant" in html
+    assert "white-space: pre-wrap" in html  # long lines are not cut off by a narrow window
 
 
 def test_console_without_colours_shows_what_is_trained(tmp_path: Path) -> None:
