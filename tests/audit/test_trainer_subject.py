@@ -1,14 +1,19 @@
 """A live trainer as the subject: it is read completely, and left exactly as it was."""
 
+import ast
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 from audit_helpers import arguments, byte_tokenizer, chats, sft_trainer, tiny_bert, tiny_llama, token_rows
 from datasets import Dataset
 from peft import LoraConfig
 from torch.utils.data import IterableDataset
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, Trainer
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedModel, Trainer
 
 from hf_tfm import preflight
+from hf_tfm.audit.trainers import gradients, subject
 from hf_tfm.audit.trainers.subject import TrainerSubject, WithoutDropout, find_layers, group_by_form, shorten
 
 
@@ -130,3 +135,25 @@ def test_kinds_are_known(tmp_path):
     assert TrainerSubject(masked_trainer(tmp_path)).kind == "masked"
     classifier = Trainer(model=tiny_bert(tokenizer, labels=2), args=arguments(tmp_path))
     assert TrainerSubject(classifier).kind == "classification"
+
+
+def test_every_private_name_in_use_stands_in_a_table():
+    names = set()
+    for path in Path(subject.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                names.add(node.attr)
+            elif isinstance(node, ast.Call) and node.args[1:] and ast.unparse(node.func) in ("getattr", "hasattr"):
+                names.add(ast.literal_eval(node.args[1]) if isinstance(node.args[1], ast.Constant) else "")
+            elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                names.add(str(node.slice.value))
+    used = {name for name in names if name.startswith("_") and not name.startswith("__")}
+    assert used <= subject.PRIVATE_NAMES.keys() | gradients.PRIVATE_NAMES.keys()
+    assert subject.PRIVATE_NAMES.keys() <= used
+
+
+def test_private_names_are_those_of_transformers_and_torch():
+    assert list(inspect.signature(Trainer._prepare_inputs).parameters) == ["self", "inputs"]
+    assert hasattr(PreTrainedModel, "_keys_to_ignore_on_save")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0).state_dict()["_last_lr"] == [0.1]

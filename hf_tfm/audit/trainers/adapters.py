@@ -12,7 +12,7 @@ from ...core.inference import evaluation_mode, unwrap_adapter
 from ...core.quiet import quiet
 from ..report import Report
 from .gradients import without_zeros
-from .model_parts import input_embeddings, plain_name, pretrained_model
+from .model_parts import input_embeddings, plain_name
 from .subject import TrainerSubject, relative_difference, tolerance
 
 
@@ -111,7 +111,7 @@ def check_saved_state(subject: TrainerSubject, active: list[str], report: Report
 
 def embedding_weights(subject: TrainerSubject) -> Iterator[nn.Parameter]:
     """Yields the weights of input and output embeddings."""
-    model = pretrained_model(subject.model)
+    model = subject.pretrained
     if model is not None:
         for module in (input_embeddings(model), model.get_output_embeddings()):
             if module is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from ...core.errors import reason_of
 from ...data.conversations import texts_in
 from ..report import Report
-from .model_parts import head_weights, input_embeddings, layer_prefixes, plain_name, pretrained_model
+from .model_parts import head_weights, input_embeddings, layer_prefixes, plain_name
 from .subject import TrainerSubject, has_trained_token, shorten
 
 
@@ -122,13 +122,13 @@ def report_silent(
 
 def large_parts(subject: TrainerSubject) -> dict[str, set[int]]:
     """Returns the identities of the weights of each layer, of the input embeddings and of the head, by their names."""
-    model = pretrained_model(subject.model) or subject.model
+    model = subject.pretrained or subject.model
     weights = dict(model.named_parameters(remove_duplicate=False))
     parts = {
         prefix.rstrip("."): {id(weight) for name, weight in weights.items() if name.startswith(prefix)}
         for prefix in layer_prefixes(model)
     }
-    if model is subject.model and pretrained_model(subject.model) is None:
+    if subject.pretrained is None:
         return parts
     embeddings = input_embeddings(model)
     if embeddings is not None:

@@ -19,11 +19,6 @@ def plain_name(name: str) -> str:
     return _WRAPPERS.sub("", name.removeprefix("base_model.model."))
 
 
-def pretrained_model(model: nn.Module) -> PreTrainedModel | None:
-    """Returns the model of transformers inside a model: inside an adapter, or a sentence-transformers model."""
-    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-
-
 def body_prefix(model: PreTrainedModel) -> str:
     """Returns what names of the body's weights begin with; empty if the whole model is a body."""
     prefix = model.base_model_prefix

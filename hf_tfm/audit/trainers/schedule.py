@@ -9,7 +9,6 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..report import Report
-from .model_parts import pretrained_model
 from .subject import TrainerSubject
 from .weights import is_adam, learning_rate
 
@@ -89,7 +88,7 @@ def highest_rate(subject: TrainerSubject) -> float:
     if subject.is_adapted:
         types = {str(getattr(config.peft_type, "value", "")) for config in subject.model.peft_config.values()}
         return 1e-2 if types <= {"LORA", "ADALORA"} else math.inf
-    model = pretrained_model(subject.model)
+    model = subject.pretrained
     weights = list(subject.model.parameters())
     learning = sum(weight.numel() for weight in weights if weight.requires_grad)
     is_trained = model is not None and bool(model.name_or_path)

@@ -32,6 +32,13 @@ from ..templates.turns import TurnFinder
 from .rows import Document, Row, read_documents, read_rows
 
 
+# Private names of transformers and torch in this package, besides those in gradients.py: no public name does the job.
+# tests/audit/test_trainer_subject.py fails when one of them changes, and when a name in use is missing here.
+PRIVATE_NAMES = {
+    "_prepare_inputs": "method of Trainer: moves a batch to the device; TRL's online trainers generate answers in it",
+    "_keys_to_ignore_on_save": "attribute of PreTrainedModel: weights that checkpoints leave out (resume.py)",
+    "_last_lr": "key of a saved scheduler: the learning rates of its last step (resume.py)",
+}
 SAMPLED_ROWS = 256  # for figures of labels and masks
 COMPUTED_ROWS = 4  # for what needs the model
 COMPUTED_TOKENS = 384  # of each of these rows
@@ -70,10 +77,14 @@ class TrainerSubject:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
     @cached_property
+    def pretrained(self) -> PreTrainedModel | None:
+        """The model of transformers inside wrappers of PEFT, sentence-transformers or a user; None if there is none."""
+        return next((module for module in self.model.modules() if isinstance(module, PreTrainedModel)), None)
+
+    @cached_property
     def base(self) -> Any:
-        """The model of transformers inside wrappers of PEFT, of sentence-transformers or of a user; or the model."""
-        inner = unwrap_adapter(self.model)
-        return next((module for module in inner.modules() if isinstance(module, PreTrainedModel)), inner)
+        """The model of transformers or, if there is none, the model without an adapter."""
+        return unwrap_adapter(self.model) if self.pretrained is None else self.pretrained
 
     @cached_property
     def is_adapted(self) -> bool:

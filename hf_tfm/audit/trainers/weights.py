@@ -16,7 +16,6 @@ from .model_parts import (
     input_embeddings,
     layer_prefixes,
     plain_name,
-    pretrained_model,
 )
 from .origin import Comparison, compare_with_checkpoint, is_constant
 from .subject import TrainerSubject
@@ -34,7 +33,7 @@ def check_weights(subject: TrainerSubject, report: Report) -> None:
         return
     check_dtype(subject, report, trainable)
     check_optimizer(subject, report, trainable)
-    model = pretrained_model(subject.model)
+    model = subject.pretrained
     if model is None:
         report.cannot_see("where the weights come from: the model is none of transformers")
         return
