@@ -62,14 +62,15 @@ def check_answers(subject: TrainerSubject, documents: Sequence[Document], report
         check_cut(subject, documents, report)
 
 
+def generation_stops(subject: TrainerSubject) -> set[int]:
+    """Returns the ids at which generation stops: those of its settings, and the tokenizer's, which trainers add."""
+    ids = getattr(getattr(subject.base, "generation_config", None), "eos_token_id", None)
+    return {subject.tokenizer.eos_token_id, *(ids if isinstance(ids, list | tuple) else [ids])} - {None}
+
+
 def stop_ids(subject: TrainerSubject) -> set[int]:
-    """Returns the ids that end an answer, by the chat template, the tokenizer and the generation's settings."""
-    ids = {subject.tokenizer.eos_token_id}
-    if subject.finder is not None:
-        ids |= set(subject.finder.stop_ids)
-    settings = getattr(subject.base, "generation_config", None)
-    ends = getattr(settings, "eos_token_id", None)
-    return (ids | set(ends if isinstance(ends, list) else [ends])) - {None}
+    """Returns the ids that end an answer: those at which generation stops, and those of the chat template."""
+    return generation_stops(subject) | set(subject.finder.stop_ids if subject.finder is not None else ())
 
 
 def read_answers(document: Document, stops: set[int]) -> Iterator[Answer]:

@@ -1,4 +1,4 @@
-"""Which places of a batch are tokens, which are padding, and where its documents begin."""
+"""The places of tokens, of padding and of documents in the rows of a batch."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .rows import edges_of_documents
 from .subject import is_numbers
 
 
@@ -48,10 +49,10 @@ def places_of_record(row: torch.Tensor, feature: Any, pad: Padding) -> list[int]
     tokens = feature.get("input_ids") if isinstance(feature, Mapping) else None
     if not is_numbers(tokens):
         return None
-    kept = feature.get("attention_mask")
+    mask = feature.get("attention_mask")
     length, record = len(row), torch.as_tensor(tokens, device=row.device)
-    if is_numbers(kept) and len(kept) == len(tokens):
-        places = [place for place, value in enumerate(kept) if value]
+    if is_numbers(mask) and len(mask) == len(tokens):
+        places = [place for place, value in enumerate(mask) if value]
     else:
         places = list(range(len(record)))
         if len(record) == length and (inner := places_within(record, pad)) != places:
@@ -87,9 +88,7 @@ def documents_of(
     if lengths is not None and sum(lengths) == len(places):
         edges = [0, *accumulate(lengths)]
     elif positions is not None:
-        values = positions[places].tolist()
-        starts = [place for place in range(1, len(places)) if values[place] != values[place - 1] + 1]
-        edges = [0, *starts, len(places)]
+        edges = edges_of_documents(positions[places].tolist())
     else:
         edges = [0, len(places)]
     return [places[start:end] for start, end in pairwise(edges) if end > start]
@@ -104,11 +103,6 @@ def lengths_of_documents(features: Sequence[Any], rows: int) -> list[list[int] |
     if len(features) == rows:
         return [feature.get("seq_lengths") if isinstance(feature, Mapping) else None for feature in features]
     tokens = [feature.get("input_ids") if isinstance(feature, Mapping) else None for feature in features]
-    if rows != 1 or not all(is_numbers(one) for one in tokens):
+    if rows != 1 or not all(is_numbers(ids) for ids in tokens):
         return [None] * rows
-    return [[length for one in features for length in one.get("seq_lengths") or [len(one["input_ids"])]]]
-
-
-def same_shape(value: Any, ids: torch.Tensor) -> torch.Tensor | None:
-    """Returns a tensor of a batch if it has a value for each token."""
-    return value if isinstance(value, torch.Tensor) and value.shape == ids.shape else None
+    return [[length for feature in features for length in feature.get("seq_lengths") or [len(feature["input_ids"])]]]

@@ -1,4 +1,4 @@
-"""Padding, packing and neighbours: nothing of them may change what the model computes."""
+"""Padding, packing and the other rows of a batch must not change the outputs of a row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from .batch_content import (
     lengths_of_documents,
     places_of_record,
     places_within,
-    same_shape,
 )
 from .probe import Call, body_of, catch_call, computing
+from .rows import same_shape
 from .subject import IGNORED, TrainerSubject
 
 
@@ -52,7 +52,7 @@ class BatchRow:
 
 def read_batch_rows(subject: TrainerSubject) -> list[BatchRow]:
     """Returns the rows of the sampled batches that hold `input_ids` of shape (rows, length) and no other masks."""
-    pad, found = padding_of(subject), []
+    pad, rows = padding_of(subject), []
     for number, (features, batch) in enumerate(zip(subject.batch_features, subject.batches)):
         ids = batch.get("input_ids")
         if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
@@ -66,21 +66,21 @@ def read_batch_rows(subject: TrainerSubject) -> list[BatchRow]:
             continue
         contents, lengths = content_of(ids, mask, features, pad), lengths_of_documents(features, len(ids))
         for row, content in enumerate(contents):
-            known, given = lengths[row], None if positions is None else positions[row]
-            found.append(
+            known, places = lengths[row], None if positions is None else positions[row]
+            rows.append(
                 BatchRow(
                     where=f"batch {number + 1}, row {row + 1}",
                     ids=ids[row],
                     mask=None if mask is None else mask[row],
-                    positions=given,
+                    positions=places,
                     labels=None if labels is None else labels[row],
                     record=places_of_record(ids[row], features[row], pad) if len(features) == len(ids) else None,
                     content=content,
-                    documents=documents_of(content, given, known),
+                    documents=documents_of(content, places, known),
                     known_documents=len(known) if known and sum(known) == len(content) else 0,
                 )
             )
-    return found
+    return rows
 
 
 def padding_of(subject: TrainerSubject) -> Padding:
@@ -207,7 +207,7 @@ def check_masks_over_text(rows: Sequence[BatchRow], report: Report) -> None:
         if places := [place for place in content if not row.mask[place]]:
             hidden.append((row, places, places[0] < int(row.mask.nonzero().max())))
     if hidden:
-        row, places, _ = next((one for one in hidden if one[2]), hidden[0])
+        row, places, _ = next((entry for entry in hidden if entry[2]), hidden[0])
         report.add(
             "P205",
             f"the mask is 0 on tokens of the text in {len(hidden)} of {len(rows)} rows, here on {len(places)}",
@@ -251,11 +251,11 @@ def check_edges(subject: TrainerSubject, rows: Sequence[BatchRow], report: Repor
 
 def check_position_ids(subject: TrainerSubject, rows: Sequence[BatchRow], report: Report) -> None:
     """P209: `position_ids` that do not count the tokens of each document."""
-    given = [row for row in rows if row.positions is not None and len(row.content) > 1]
+    positioned = [row for row in rows if row.positions is not None and len(row.content) > 1]
     table = learned_positions(subject.base)
     first = first_position(table)
     broken, shifted = [], []
-    for row in given:
+    for row in positioned:
         positions = row.positions.tolist() if row.positions is not None else []
         jumps = [
             place
@@ -272,14 +272,12 @@ def check_position_ids(subject: TrainerSubject, rows: Sequence[BatchRow], report
             shifted.append((row, late[0]))
     if broken:
         row, place = broken[0]
-        what = f"the positions of {len(broken)} of {len(given)} rows do not go up by one"
+        what = f"the positions of {len(broken)} of {len(positioned)} rows do not go up by one"
         report.add("P209", what, f"{row.where}, token {place + 1}")
     elif shifted:
         row, place = shifted[0]
         value = int(row.positions[place]) if row.positions is not None else first
-        what = (
-            f"documents of {len(shifted)} of {len(given)} rows begin at other positions than {first}, here at {value}"
-        )
+        what = f"documents of {len(shifted)} of {len(positioned)} rows begin not at position {first}, but for example at {value}"
         # Rotary positions are relative: where a document begins changes nothing, if it is not behind another one.
         is_harmful = table is not None or any(goes_on(row) for row, _ in shifted)
         report.add("P209", what, f"{row.where}, token {place + 1}", level="error" if is_harmful else "warning")
@@ -287,14 +285,14 @@ def check_position_ids(subject: TrainerSubject, rows: Sequence[BatchRow], report
 
 def goes_on(row: BatchRow) -> bool:
     """Whether positions of a packed row go on over the edges of its documents."""
-    edges = [(one[-1], other[0]) for one, other in pairwise(row.documents)]
-    return row.positions is not None and any(row.positions[one] + 1 == row.positions[other] for one, other in edges)
+    edges = [(document[-1], following[0]) for document, following in pairwise(row.documents)]
+    return row.positions is not None and any(row.positions[end] + 1 == row.positions[start] for end, start in edges)
 
 
 @dataclass(frozen=True)
-class Document:
+class DocumentOutputs:
     """
-    A document in a row of a call.
+    A document in a row of a call, with the outputs of its tokens.
 
     Attributes:
         number: Its place among the documents of the row.
@@ -331,7 +329,7 @@ def check_padding_and_packing(subject: TrainerSubject, report: Report) -> None:
         if call is None:
             report.cannot_see("padding and packing: the loss does not give token ids to the model")
             return
-        documents = list(read_documents(subject, call, batch, features))
+        documents = list(read_document_outputs(subject, call, batch, features))
         findings = list(find_differences(subject, call, batch, documents))
         if findings and not torch.equal(call.compute(), call.compute()):
             report.cannot_see("padding and packing: the model computes the same rows differently each time")
@@ -341,7 +339,7 @@ def check_padding_and_packing(subject: TrainerSubject, report: Report) -> None:
 
 
 def find_differences(
-    subject: TrainerSubject, call: Call, batch: Mapping[str, Any], documents: Sequence[Document]
+    subject: TrainerSubject, call: Call, batch: Mapping[str, Any], documents: Sequence[DocumentOutputs]
 ) -> Iterator[tuple[str, str, str, str | None]]:
     """Yields code, text, place and level of findings: what changes outputs, other documents, other rows or padding."""
     if not documents:
@@ -351,9 +349,9 @@ def find_differences(
     packed = [document for document in documents if document.is_packed]
     leak = dependence(subject, call, batch, packed, scale, [document.number % 2 == 0 for document in packed])
     if leak:
-        given = "position_ids" in call.inputs or has_lengths(subject)
+        is_separated = "position_ids" in call.inputs or has_lengths(subject)
         what = f"outputs of a packed document change by {leak[0]:.1%} of their size with the documents beside it"
-        yield "P203", what, leak[1].where, "error" if given else "warning"
+        yield "P203", what, leak[1].where, "error" if is_separated else "warning"
     mixing = dependence(subject, call, batch, documents, scale, [document.row % 2 == 0 for document in documents])
     if mixing:
         what = f"outputs of a row change by {mixing[0]:.1%} of their size with the rows beside it"
@@ -377,10 +375,10 @@ def dependence(
     subject: TrainerSubject,
     call: Call,
     batch: Mapping[str, Any],
-    documents: Sequence[Document],
+    documents: Sequence[DocumentOutputs],
     scale: float,
     is_changed: Sequence[bool],
-) -> tuple[float, Document] | None:
+) -> tuple[float, DocumentOutputs] | None:
     """Returns how much the tokens of some documents change outputs of another one, at most; None if they do not."""
     ids = call.ids.clone()
     for document, changes in zip(documents, is_changed):
@@ -412,9 +410,9 @@ def find_call(subject: TrainerSubject, batch: Mapping[str, Any]) -> Call | None:
     return None
 
 
-def read_documents(
+def read_document_outputs(
     subject: TrainerSubject, call: Call, batch: Mapping[str, Any], features: Sequence[Any]
-) -> Iterator[Document]:
+) -> Iterator[DocumentOutputs]:
     """Yields the documents of a call with their outputs in it and alone."""
     ids = call.ids
     records = features if same_shape(batch.get("input_ids"), ids) is not None else []
@@ -429,7 +427,7 @@ def read_documents(
             alone = call.alone(row, places).compute()
             if alone[0].shape != together.shape:
                 alone = outputs_of(call, alone, batch, row, places, at=0)[None]
-            yield Document(row, number, len(documents) > 1, places, together, alone[0])
+            yield DocumentOutputs(row, number, len(documents) > 1, places, together, alone[0])
 
 
 def outputs_of(

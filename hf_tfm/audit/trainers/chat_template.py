@@ -8,6 +8,7 @@ from ..templates.check import check_both, check_stops
 from ..templates.conversations import SAMPLED_CONVERSATIONS, ChatTemplate, Conversation, read_conversations
 from ..templates.turn_checks import check_marks, has_marks
 from ..templates.turns import TurnFinder
+from .answer_labels import generation_stops
 from .rows import Row
 from .subject import TrainerSubject, is_stream
 
@@ -43,8 +44,8 @@ def check_trainer_template(subject: TrainerSubject, report: Report) -> None:
         check_missing_marks(finder, rows, report)
     check_rendered_rows(finder, rows, report)
     if subject.kind in _CHAT_KINDS:
-        stops = read_stops(subject)
-        if stops is not None:
+        if getattr(subject.base, "generation_config", None) is not None:
+            stops = generation_stops(subject)
             check_stops(template, finder, [row.input_ids for row in rows], stops, report)
 
 
@@ -96,17 +97,6 @@ def check_ends_of_completions(subject: TrainerSubject, rows: Sequence[Row], repo
             f"{len(open_ends)} of {len(answered)} rows of a prompt and an answer end with a token of text",
             where=f"{open_ends[0].where}, {token!r}",
         )
-
-
-def read_stops(subject: TrainerSubject) -> set[int] | None:
-    """Returns the ids at which generation stops once the trainer trains; None if the model generates nothing."""
-    config = getattr(subject.base, "generation_config", None)
-    if config is None:
-        return None
-    ids = config.eos_token_id
-    # A trainer adds the tokenizer's token when it starts.
-    stops = {subject.tokenizer.eos_token_id, *(ids if isinstance(ids, list | tuple) else [ids])}
-    return {int(number) for number in stops if number is not None}
 
 
 def trainer_conversations(subject: TrainerSubject) -> list[Conversation]:

@@ -1,8 +1,9 @@
 """Rows of tokens as the model gets them, and the documents in them: packed rows divided, with their turns."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,12 +41,8 @@ class Row:
 
     def documents(self) -> list[range]:
         """Returns the places of packed documents: positions start again with each of them."""
-        if self.positions is None or not self.positions:
-            return [range(len(self.input_ids))]
-        starts = [0] + [
-            place for place in range(1, len(self.positions)) if self.positions[place] != self.positions[place - 1] + 1
-        ]
-        return [range(start, end) for start, end in zip(starts, [*starts[1:], len(self.positions)])]
+        edges = [0, len(self.input_ids)] if not self.positions else edges_of_documents(self.positions)
+        return [range(start, end) for start, end in pairwise(edges)]
 
 
 @dataclass(frozen=True)
@@ -73,32 +70,40 @@ class Document:
         return [place > 0 and label != IGNORED for place, label in enumerate(self.labels or ())]
 
 
+def edges_of_documents(positions: Sequence[int]) -> list[int]:
+    """Returns the places where packed documents begin, by `position_ids` that do not count on, and the last end."""
+    starts = [place for place in range(1, len(positions)) if positions[place] != positions[place - 1] + 1]
+    return [0, *starts, len(positions)]
+
+
+def same_shape(value: Any, ids: torch.Tensor) -> torch.Tensor | None:
+    """Returns a tensor of a batch if it has a value for each token, else None."""
+    return value if isinstance(value, torch.Tensor) and value.shape == ids.shape else None
+
+
 def read_rows(batch: Mapping[str, Any], where: str) -> list[Row]:
     """Returns the rows of a batch that holds `input_ids` of shape (rows, length)."""
     ids = batch.get("input_ids")
     if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
         return []
-    mask = batch.get("attention_mask")
-    mask = mask if isinstance(mask, torch.Tensor) and mask.shape == ids.shape else torch.ones_like(ids)
-    labels = batch.get("labels")
-    if isinstance(chosen := batch.get("completion_mask"), torch.Tensor) and chosen.shape == ids.shape:
-        labels = ids.masked_fill(chosen == 0, IGNORED)
-    labels = labels if isinstance(labels, torch.Tensor) and labels.shape == ids.shape else None
-    positions = batch.get("position_ids")
-    positions = positions if isinstance(positions, torch.Tensor) and positions.shape == ids.shape else None
+    mask, labels, positions, completions = (
+        same_shape(batch.get(name), ids) for name in ("attention_mask", "labels", "position_ids", "completion_mask")
+    )
+    if completions is not None:
+        labels = ids.masked_fill(completions == 0, IGNORED)
     rows = []
     for number in range(len(ids)):
-        kept = mask[number] != 0
+        content = torch.ones_like(ids[number], dtype=torch.bool) if mask is None else mask[number] != 0
 
-        def values(tensor: torch.Tensor | None, chosen: torch.Tensor, number: int = number) -> list[int] | None:
-            return None if tensor is None else tensor[number][chosen].tolist()
+        def values(tensor: torch.Tensor | None, places: torch.Tensor, number: int = number) -> list[int] | None:
+            return None if tensor is None else tensor[number][places].tolist()
 
         rows.append(
             Row(
-                input_ids=values(ids, kept) or [],
-                labels=values(labels, kept),
-                padding_labels=values(labels, ~kept) or [],
-                positions=values(positions, kept),
+                input_ids=values(ids, content) or [],
+                labels=values(labels, content),
+                padding_labels=values(labels, ~content) or [],
+                positions=values(positions, content),
                 where=f"{where}, row {number + 1}",
             )
         )
@@ -118,7 +123,7 @@ def read_columns(batch: Mapping[str, Any], where: str) -> dict[str, list[Row]]:
 
 
 def read_documents(rows: Iterable[Row], finder: TurnFinder | None) -> list[Document]:
-    """Returns the documents of the sampled rows. Padding at the end of packed rows is none."""
+    """Returns the documents of the sampled rows; padding at the end of a packed row is not a document."""
     documents, count = [], 0
     for row in rows:
         places = row.documents()
@@ -137,5 +142,5 @@ def read_documents(rows: Iterable[Row], finder: TurnFinder | None) -> list[Docum
 
 
 def is_padding(ids: list[int], labels: list[int] | None) -> bool:
-    """Whether a part of a packed row is padding: one token again and again, and none of them trained."""
+    """Whether a part of a packed row is padding: one repeated token that is never trained."""
     return len(set(ids)) <= 1 and (len(ids) == 1 or all(label == IGNORED for label in (labels or ())[1:]))
