@@ -97,8 +97,8 @@ def varied_features(subject: TrainerSubject) -> list[Any]:
     trained.sort(key=lambda feature: (first_trained_place(feature), -length_of(feature)))
     # A masked LM draws the tokens that it trains, and seldom any among few.
     counts = (ROW_TOKENS // 2, ROW_TOKENS) if subject.kind == "masked" else (ROW_TOKENS // 8, ROW_TOKENS // 2)
-    chosen = trained[: len(counts)]
-    return shorten_rows(chosen, [first_trained_place(feature) + count for feature, count in zip(chosen, counts)])
+    features = trained[: len(counts)]
+    return shorten_rows(features, [first_trained_place(feature) + count for feature, count in zip(features, counts)])
 
 
 def gradients_of(subject: TrainerSubject, batches: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
@@ -114,13 +114,13 @@ def gradients_of(subject: TrainerSubject, batches: Sequence[Mapping[str, Any]]) 
     return gradients
 
 
-def compare(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Comparison:
-    """Returns how a step's gradients differ from those of another step."""
-    if len(one) != len(other):
+def compare(gradients: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> Comparison:
+    """Returns the difference of a step's gradients from those of a reference step."""
+    if len(gradients) != len(reference):
         return Comparison(1.0, 1.0)
     sums = [
         torch.stack([(first - second).norm(), first.norm(), second.norm()]).double().cpu() ** 2
-        for first, second in zip(one, other)
+        for first, second in zip(gradients, reference)
     ]
     difference, size, base = torch.stack(sums).sum(0).sqrt().tolist()
     return Comparison(size / max(base, 1e-30), difference / max(base, 1e-30))
@@ -145,8 +145,8 @@ def divide(subject: TrainerSubject, features: Sequence[Any], whole: Mapping[str,
     ]
 
 
-def are_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def are_equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether the tensors of two batches are equal."""
-    return one.keys() == other.keys() and all(
-        torch.equal(value, other[name]) for name, value in one.items() if isinstance(value, torch.Tensor)
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items() if isinstance(value, torch.Tensor)
     )

@@ -277,7 +277,7 @@ def check_position_ids(subject: TrainerSubject, rows: Sequence[BatchRow], report
     elif shifted:
         row, place = shifted[0]
         value = int(row.positions[place]) if row.positions is not None else first
-        what = f"documents of {len(shifted)} of {len(positioned)} rows begin not at position {first}, but for example at {value}"
+        what = f"documents of {len(shifted)} of {len(positioned)} rows begin at position {value} instead of {first}"
         # Rotary positions are relative: where a document begins changes nothing, if it is not behind another one.
         is_harmful = table is not None or any(goes_on(row) for row, _ in shifted)
         report.add("P209", what, f"{row.where}, token {place + 1}", level="error" if is_harmful else "warning")

@@ -50,13 +50,13 @@ def check_first_loss(subject: TrainerSubject, report: Report) -> None:
 
 def few_tokens(features: Sequence[Any], most: int) -> list[Any]:
     """Returns the first records with together at most this number of tokens, but at least one."""
-    chosen, count = [], 0
+    records, count = [], 0
     for feature in features:
         count += length_of(feature)
-        if chosen and count > most:
+        if records and count > most:
             break
-        chosen.append(feature)
-    return chosen
+        records.append(feature)
+    return records
 
 
 def loss_in_training(subject: TrainerSubject, batch: Mapping[str, Any], report: Report) -> float | None:
@@ -134,9 +134,9 @@ def offset_of_labels(ids: torch.Tensor, labels: torch.Tensor) -> int | None:
     shares = {}
     for offset in (0, 1, 2):
         length = ids.shape[1] - offset
-        chosen, tokens = labels[:, :length], ids[:, offset:]
-        trained = chosen != IGNORED
-        shares[offset] = float((chosen == tokens)[trained].float().mean()) if bool(trained.any()) else 0.0
+        targets, tokens = labels[:, :length], ids[:, offset:]
+        trained = targets != IGNORED
+        shares[offset] = float((targets == tokens)[trained].float().mean()) if bool(trained.any()) else 0.0
     best = max(shares, key=lambda offset: (shares[offset], -offset))
     return best if shares[best] > 0.9 else None
 

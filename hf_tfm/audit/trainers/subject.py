@@ -1,8 +1,8 @@
 """
-A live trainer as the subject of a preflight: its model, its tokenizer, its first batches, without a trace left behind.
+The subject of a preflight: a live trainer with its model, tokenizer and first batches, which stay unchanged.
 
-Trainers of transformers, TRL and sentence-transformers are known by what their batches hold, not by their names,
-wherever that is possible.
+Trainers of transformers, TRL and sentence-transformers are recognised by the contents of their batches, and by their
+names only where that is not possible.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ PRIVATE_NAMES = {
     "_keys_to_ignore_on_save": "attribute of PreTrainedModel: weights that checkpoints leave out (resume.py)",
     "_last_lr": "key of a saved scheduler: the learning rates of its last step (resume.py)",
 }
-SAMPLED_ROWS = 256  # for figures of labels and masks
-COMPUTED_ROWS = 4  # for what needs the model
+SAMPLED_ROWS = 256  # for statistics of labels and masks
+COMPUTED_ROWS = 4  # for checks that compute with the model
 COMPUTED_TOKENS = 384  # of each of these rows
 HALF_TOLERANCE = 0.15  # relative difference that rounding makes in half precision
 
@@ -59,7 +59,7 @@ class TrainerSubject:
         tokenizer: The trainer's tokenizer; None if it has none.
         kind: One of causal, masked, seq2seq, classification, tokens, questions, choices, preference, reward, online,
             embedding, unknown.
-        features: Records as the collator gets them; rows, if the dataset has whole batches.
+        features: The records that the collator gets, or the rows of a dataset of whole batches.
         has_batches: Whether the items of the trainer's dataset are whole batches, which no collator changes.
     """
 
@@ -156,7 +156,7 @@ class TrainerSubject:
         return is_stream(dataset) and iter(dataset) is iter(dataset)
 
     def read_features(self) -> None:
-        """Read the records that the collator gets: all, or as many as are sampled, evenly over the dataset."""
+        """Read at most `SAMPLED_ROWS` of the records that the collator gets, evenly over the dataset."""
         dataset = self.loader.dataset
         if not is_stream(dataset):
             count = min(len(dataset), SAMPLED_ROWS)
@@ -171,7 +171,7 @@ class TrainerSubject:
 
     def collate(self, features: Sequence[Any]) -> dict[str, Any]:
         """Returns a batch of the trainer's own collator, on the model's device."""
-        copies = [copy.copy(one) if isinstance(one, dict) else one for one in features]
+        copies = [copy.copy(feature) if isinstance(feature, dict) else feature for feature in features]
         batch = stack(copies) if self.has_batches else self.loader.collate_fn(copies)
         if not isinstance(batch, Mapping):
             return {"features": batch}
@@ -192,12 +192,12 @@ class TrainerSubject:
 
     @cached_property
     def batch_features(self) -> list[list[Any]]:
-        """The records of each of these batches."""
+        """The records of each batch in `batches`."""
         return [chunk for form in group_by_form(self.features) for chunk in chunks(form, self.batch_size)]
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The rows of these batches, if they hold tokens."""
+        """The rows of `batches`; none if the batches have no token ids."""
         return [row for number, batch in enumerate(self.batches) for row in read_rows(batch, f"batch {number + 1}")]
 
     @cached_property
@@ -231,16 +231,13 @@ class TrainerSubject:
         """
         form = next(iter(group_by_form(self.features)), [])
         cut = shorten_rows(form, [max(COMPUTED_TOKENS, first_trained_place(feature) + 64) for feature in form])
-        trained = [one for one in cut if has_trained_token(one)] or cut
+        trained = [feature for feature in cut if has_trained_token(feature)] or cut
         by_length: dict[int, Any] = {}
-        for one in sorted(trained, key=length_of):
-            by_length.setdefault(length_of(one), one)
-        distinct = list(by_length.values())
-        chosen = distinct[:COMPUTED_ROWS]
-        return (
-            chosen
-            + [one for one in trained if all(one is not other for other in chosen)][: COMPUTED_ROWS - len(chosen)]
-        )
+        for feature in sorted(trained, key=length_of):
+            by_length.setdefault(length_of(feature), feature)
+        distinct = list(by_length.values())[:COMPUTED_ROWS]
+        identities = set(map(id, distinct))
+        return (distinct + [feature for feature in trained if id(feature) not in identities])[:COMPUTED_ROWS]
 
     def loss(self, batch: Mapping[str, Any], num_items: Any = None, train: bool = False) -> torch.Tensor:
         """Returns the trainer's own loss of a batch, in evaluation mode unless `train`."""
@@ -252,8 +249,9 @@ class TrainerSubject:
     @contextlib.contextmanager
     def left_as_it_was(self) -> Iterator[None]:
         """
-        Restore, behind the block, randomness, gradients, modes, and what the trainer counts. Inside it the model's
-        special tokens are the tokenizer's, as in training.
+        Restore random states, gradients, modes and the trainer's counters after the block.
+
+        Inside the block the model has the tokenizer's special tokens, as in training.
         """
         values = [part for value in vars(self.trainer).values() for part in parts_of(value)]
         modules = {id(value): value for value in values if isinstance(value, nn.Module)}
@@ -270,9 +268,9 @@ class TrainerSubject:
     @contextlib.contextmanager
     def few_layers(self, most: int | None = None) -> Iterator[int]:
         """
-        Compute with the first layers only, inside the block: `depth` of the subject or, without it, at most `most`.
+        Compute only with the first layers inside the block: `depth` of the subject or else at most `most`.
 
-        The layers are the model's own, not copies, so that this works for models of any size, with adapters and heads.
+        The layers are not copied, so this works for models of any size, with adapters and heads.
         Yields the number of layers; all of them if the model has no list of layers.
         """
         depth = self.depth or most
@@ -285,7 +283,7 @@ class TrainerSubject:
         count = config.num_hidden_layers
         types = list(getattr(config, "layer_types", None) or [])[:count]
         if self.depth is None and types:  # a layer of each type is among them
-            depth = max(depth, *(types.index(one) + 1 for one in set(types)))
+            depth = max(depth, *(types.index(kind) + 1 for kind in set(types)))
         setattr(owner, name, nn.ModuleList(list(stack)[:depth]))
         try:
             config.num_hidden_layers = depth
@@ -314,7 +312,7 @@ def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList, str] | None:
 
 
 def is_stream(dataset: Any) -> bool:
-    """Whether a dataset gives records one after another only, without numbers."""
+    """Whether a dataset yields records only in sequence, without an index."""
     return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
@@ -325,7 +323,7 @@ def is_batch(item: Any) -> bool:
 
 
 def rows_of_batch(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a batch; values that are not one for each row stay as they are."""
+    """Yields the rows of a batch; each row gets a value unchanged if it does not have one element for each row."""
     batch, count = spread_labels(batch), len(batch["input_ids"])
     for number in range(count):
         yield {
@@ -370,8 +368,8 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {name: move(one, device) for name, one in value.items()}
-    return [move(one, device) for one in value] if isinstance(value, list) else value
+        return {name: move(part, device) for name, part in value.items()}
+    return [move(part, device) for part in value] if isinstance(value, list) else value
 
 
 def length_of(feature: Any) -> int:
@@ -417,7 +415,7 @@ def is_numbers(value: Any) -> TypeGuard[Any]:
 
 
 def first_trained_place(feature: Any) -> int:
-    """Returns the place of the first label of a record that is trained; 0 if it does not say."""
+    """Returns the place of a record's first trained label; 0 if the record has no labels."""
     labels = feature.get("labels") if isinstance(feature, Mapping) else None
     if not is_numbers(labels):
         return 0
@@ -425,7 +423,7 @@ def first_trained_place(feature: Any) -> int:
 
 
 def has_trained_token(feature: Any) -> bool:
-    """Whether a record has a label that is trained, or does not say."""
+    """Whether a record has a trained label, or no labels at all."""
     labels = feature.get("labels") if isinstance(feature, Mapping) else None
     if labels is None or not hasattr(labels, "__len__"):
         return True
@@ -434,7 +432,7 @@ def has_trained_token(feature: Any) -> bool:
 
 @contextlib.contextmanager
 def preserved_randomness() -> Iterator[None]:
-    """Restore the state of all random generators behind the block."""
+    """Restore the states of all random generators after the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = [torch.cuda.get_rng_state(number) for number in range(torch.cuda.device_count())]
     try:
@@ -470,13 +468,13 @@ class WithoutDropout(TorchFunctionMode):
 
 @contextlib.contextmanager
 def preserved_attributes(trainer: Any) -> Iterator[None]:
-    """Restore what a trainer counts: its attributes of plain values, and lists and dictionaries of them."""
+    """Restore the trainer's attributes that are plain values, or collections of them, after the block."""
 
     def is_plain(value: Any) -> bool:
         if isinstance(value, dict):
-            return all(is_plain(one) for one in value.values())
+            return all(is_plain(part) for part in value.values())
         if isinstance(value, list | tuple | set | deque):
-            return all(is_plain(one) for one in value)
+            return all(is_plain(part) for part in value)
         return value is None or isinstance(value, bool | int | float | str)
 
     previous = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if is_plain(value)}
@@ -518,7 +516,7 @@ def aligned_special_tokens(trainer: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserved_model(model: nn.Module) -> Iterator[None]:
-    """Restore gradients, buffers and the mode of each module behind the block."""
+    """Restore gradients, buffers and the mode of each module after the block."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(weight, weight.grad) for weight in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
@@ -536,13 +534,13 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(previous)
 
 
-def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Returns the largest difference of two tensors of vectors (…, size), relative to the vectors' mean length."""
-    if one.numel() == 0:
+def relative_difference(outputs: torch.Tensor, reference: torch.Tensor) -> float:
+    """Returns the largest distance of vectors (…, size) from their references, relative to these' mean length."""
+    if outputs.numel() == 0:
         return 0.0
-    one, other = one.float(), other.float()
-    scale = other.norm(dim=-1).mean().item()
-    difference = (one - other).norm(dim=-1).max().item()
+    outputs, reference = outputs.float(), reference.float()
+    scale = reference.norm(dim=-1).mean().item()
+    difference = (outputs - reference).norm(dim=-1).max().item()
     return math.inf if not math.isfinite(difference) else difference / max(scale, 1e-12)
 
 

@@ -97,7 +97,7 @@ def check_overwritten_labels(subject: TrainerSubject, report: Report) -> None:
         mask = mask_of_record(feature, subject.trainer) if isinstance(feature, Mapping) else None
         if mask is not None:
             ids = tuple(map(int, feature["input_ids"]))
-            masks[ids] = [one or other for one, other in zip(mask, masks.get(ids, mask))]
+            masks[ids] = [any(pair) for pair in zip(mask, masks.get(ids, mask))]
     wrong, seen = [], 0
     for row in subject.rows:
         mask = masks.get(tuple(row.input_ids))
@@ -195,5 +195,5 @@ def reads_first_label(subject: TrainerSubject) -> bool:
     changed = labels.clone()
     labels[:, 0], changed[:, 0] = lowest, lowest + 1
     with subject.few_layers(2), torch.no_grad():
-        one, other = (subject.loss({**batch, "labels": values}).item() for values in (labels, changed))
-    return abs(one - other) > 1e-6 * max(1.0, abs(one))
+        loss, changed_loss = (subject.loss({**batch, "labels": values}).item() for values in (labels, changed))
+    return abs(loss - changed_loss) > 1e-6 * max(1.0, abs(loss))
