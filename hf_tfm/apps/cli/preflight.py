@@ -32,14 +32,14 @@ def preflight(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Chat template instead of the tokenizer's own.", rich_help_panel=_DATA),
+        typer.Option(metavar="FILE", help="Chat template that replaces the tokenizer's.", rich_help_panel=_DATA),
     ] = None,
     job: Annotated[
         str | None,
-        typer.Option(help="chat, classification, …: `hf-tfm formats`. By default recognised.", rich_help_panel=_DATA),
+        typer.Option(help="Job of the data (`hf-tfm formats`); by default recognised.", rich_help_panel=_DATA),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens at which the training cuts rows.", rich_help_panel=_DATA)
+        int | None, typer.Option(min=1, help="Tokens of the longest row that is not cut.", rich_help_panel=_DATA)
     ] = None,
     validation: Annotated[
         list[str] | None, typer.Option(metavar="FILE…", help="Files of the validation split.", rich_help_panel=_DATA)
@@ -49,7 +49,7 @@ def preflight(
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(metavar="CODE…", help="Codes of findings to leave out.")] = None,
     json: Annotated[bool, flag("--json", "Print the report as JSON.")] = False,
-    html: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the report as a page.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
     codes: Annotated[bool, flag("--codes", "List all findings with their codes, and do nothing else.")] = False,
     format: Format = None,
     separator: Separator = None,
@@ -135,7 +135,7 @@ def show(report: Any, as_json: bool, html: str | None) -> int:
 
 
 def list_codes() -> str:
-    """Returns the codes of all findings, one a line, with their usual level and what follows from them."""
+    """Returns the codes of all findings, one a line, with their usual level and their consequence."""
     from ...audit.catalogue import CATALOGUE
 
     return "\n".join(f"{code} {entry.level:7} {entry.title}. {entry.why}" for code, entry in CATALOGUE.items())

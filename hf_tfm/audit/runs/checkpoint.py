@@ -75,7 +75,7 @@ def check_parts(folder: Path, report: Report) -> None:
         "scheduler.pt": ("scheduler.pt",),
         "rng_state.pth": ("rng_state*.pth",),
     }
-    missing = [name for name, patterns in parts.items() if not any(any(folder.glob(one)) for one in patterns)]
+    missing = [name for name, patterns in parts.items() if not any(any(folder.glob(pattern)) for pattern in patterns)]
     arguments = read_arguments(folder / ARGUMENTS_FILE)
     if missing:
         meant = arguments.get("save_only_model") is True
@@ -181,7 +181,7 @@ def is_finite(tensor: StoredTensor) -> bool:
 
 def _check_finite(tensors: list[StoredTensor], report: Report) -> None:
     budget, bad, unread = _LARGEST_SCAN, [], 0
-    for tensor in sorted(tensors, key=lambda one: one.end - one.begin):
+    for tensor in sorted(tensors, key=lambda tensor: tensor.end - tensor.begin):
         if tensor.dtype not in _EXPONENTS or (budget := budget - (tensor.end - tensor.begin)) < 0:
             unread += 1
         elif not is_finite(tensor):
@@ -227,7 +227,7 @@ def check_change(first: Path, last: Path, report: Report) -> None:
     files = [weight_files(folder) for folder in (first, last)]
     if not files[0] or [path.name for path in files[0]] != [path.name for path in files[1]]:
         return
-    if all(have_equal_content(one, other) for one, other in zip(*files)):
+    if all(have_equal_content(earlier, later) for earlier, later in zip(*files)):
         report.add(
             "P704",
             f"the weights of steps {steps[0]:,} and {steps[1]:,} are equal, number by number",
@@ -236,12 +236,12 @@ def check_change(first: Path, last: Path, report: Report) -> None:
         )
 
 
-def have_equal_content(one: Path, other: Path) -> bool:
+def have_equal_content(path: Path, second_path: Path) -> bool:
     """Whether two files are equal; files that are too large to compare count as different."""
-    size = one.stat().st_size
-    if size != other.stat().st_size or size > _LARGEST_SCAN:
+    size = path.stat().st_size
+    if size != second_path.stat().st_size or size > _LARGEST_SCAN:
         return False
-    with one.open("rb") as first, other.open("rb") as second:
+    with path.open("rb") as first, second_path.open("rb") as second:
         while chunk := first.read(_CHUNK):
             if chunk != second.read(len(chunk)):
                 return False

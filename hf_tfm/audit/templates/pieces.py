@@ -55,7 +55,7 @@ class PieceDecoder:
         if token is None:
             return "\ufffd".encode()
         if self._is_byte_level:
-            return b"".join(bytes([_BYTES[one]]) if one in _BYTES else one.encode() for one in token)
+            return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode() for letter in token)
         if match := _BYTE_TOKEN.fullmatch(token):
             return bytes([int(match[1], 16)])
         return self._decode([*self._anchor, number])[len(self._anchor_text) :].encode()
