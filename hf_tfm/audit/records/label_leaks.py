@@ -27,7 +27,7 @@ def check_leaks(subject: DataSubject, report: Report) -> None:
     if records is None:
         return
     if subject.job == "preferences":
-        _check_preferences(subject, records, report)
+        _check_preferences(records, report)
     elif subject.job == "classification" and not has_scores([record.get("label") for record in records]):
         _check_classes(subject, records, report)
 
@@ -40,7 +40,7 @@ def _check_classes(subject: DataSubject, records: Records, report: Report) -> No
     telling = find_telling_words(texts, labels, frequent)
     if telling:
         report.add("P610", f"{_list_words(telling)} (by {len(texts):,} records of the train split)")
-    names = {name for name in subject.splits["train"].names.values() if isinstance(name, str)}
+    names = {name for name in records.names.values() if isinstance(name, str)}
     sample = records.subset(sorted(numbers.tolist()))
     sample_labels = [str(labels_of(subject.job, record)) for record in sample]
     lengths = [float(len(input_of(subject.job, record))) for record in sample]
@@ -52,7 +52,7 @@ def _check_classes(subject: DataSubject, records: Records, report: Report) -> No
         report.add("P614", f"these fields beside the text tell the label alone (share of records): {listed}")
 
 
-def _check_preferences(subject: DataSubject, records: Records, report: Report) -> None:
+def _check_preferences(records: Records, report: Report) -> None:
     """Report words that tell which answer is the better one, and a better one that is nearly always longer."""
     numbers = np.random.default_rng(0).permutation(len(records))[: MOST_RECORDS // 2]
     sides = {side: [records[number][side][0]["content"] for number in numbers] for side in ("chosen", "rejected")}
