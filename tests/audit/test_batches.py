@@ -309,7 +309,7 @@ def test_columns_of_numbers_that_are_dropped_are_noted(tmp_path):
     rows = [row | {"weight": 0.5, "text": "x"} for row in ROWS]
     report = look(causal_trainer(tmp_path, rows, padded, tiny_llama(TOKENIZER), TOKENIZER))
     (found,) = [found for found in report.findings if found.code == "P207"]
-    assert found.what == "columns that are dropped: weight"
+    assert found.what == "the trainer drops the columns weight"
 
 
 def test_concatenated_blocks_are_noted(tmp_path):

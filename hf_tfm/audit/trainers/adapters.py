@@ -47,7 +47,7 @@ def adapter_layers(model: nn.Module) -> list[Any]:
 
 
 def check_active(subject: TrainerSubject, active: list[str], report: Report) -> bool:
-    """P411: adapters that are switched off, frozen or merged already. Returns whether they are as they should be."""
+    """P411: adapters that are disabled, frozen or already merged. Returns whether all adapters are active."""
     model, layers = subject.model, adapter_layers(subject.model)
     disabled = [layer for layer in layers if layer.disable_adapters]
     if layers and (len(disabled) == len(layers) or not active):
@@ -82,7 +82,7 @@ def belongs_to_adapter(name: str, adapters: list[str]) -> bool:
 
 
 def check_saved_state(subject: TrainerSubject, active: list[str], report: Report) -> None:
-    """P413: weights that learn, and that a saved adapter does not contain."""
+    """P413: trainable weights that a saved adapter does not contain."""
     from peft import get_peft_model_state_dict
 
     model = subject.model
@@ -98,11 +98,11 @@ def check_saved_state(subject: TrainerSubject, active: list[str], report: Report
             continue
         (unsure if id(weight) in embeddings else lost).append(name)
     if lost:
-        report.add("P413", f"{len(lost)} tensors learn that are no part of the adapter", plain_name(lost[0]))
+        report.add("P413", f"{len(lost)} trainable tensors are not part of the adapter", plain_name(lost[0]))
     if unsure:
         report.add(
             "P413",
-            "the embeddings learn, and are no part of the adapter",
+            "the embeddings are trainable but not part of the adapter",
             plain_name(unsure[0]),
             level="warning",
             mend="Name them in modules_to_save, or save with save_embedding_layers=True.",
@@ -119,7 +119,7 @@ def embedding_weights(subject: TrainerSubject) -> Iterator[nn.Parameter]:
 
 
 def check_merge(subject: TrainerSubject, report: Report) -> None:
-    """P410: a few layers with a merged adapter compute as with the adapter, also after the weights are tied again."""
+    """P410: outputs of a few layers change when the adapter is merged, or when merged weights are tied again."""
     if not adapter_layers(subject.model):
         report.cannot_see("whether the adapter can be merged: it adds no weights to layers")
         return

@@ -85,14 +85,14 @@ def read_answers(document: Document, stops: set[int]) -> Iterator[Answer]:
 
 
 def check_ends(subject: TrainerSubject, answers: Sequence[Answer], report: Report) -> None:
-    """P104: the token that ends an answer is in the row, and is not trained."""
+    """P104: the token that ends an answer is in the row but is not trained."""
     ended = [answer for answer in answers if answer.is_trained and answer.stop is not None]
     wrong = [answer for answer in ended if not answer.is_stop_trained]
     if not wrong or wrong[0].stop is None:
         return
     report.add(
         "P104",
-        f"{len(wrong)} of {len(ended)} trained answers have an end that is not trained",
+        f"{len(wrong)} of {len(ended)} trained answers have an end token that is not trained",
         wrong[0].describe(wrong[0].stop, subject.tokenizer),
         level=None if len(wrong) > FEW * len(ended) else "warning",
         why=reason_of_end(subject, wrong[0].document.input_ids[wrong[0].stop]),
@@ -173,7 +173,7 @@ def lost_places(answer: Answer, subject: TrainerSubject) -> list[int]:
 
 
 def check_others(subject: TrainerSubject, chats: Sequence[Document], answers: Sequence[Answer], report: Report) -> None:
-    """P102, P115: what the user, the system or a tool said is trained."""
+    """P102, P115: tokens of the user, the system or a tool are trained."""
     trained, tokens, first = 0, 0, None
     untrained_turns = trained_turns = 0
     for chat in chats:
@@ -193,7 +193,12 @@ def check_others(subject: TrainerSubject, chats: Sequence[Document], answers: Se
     if getattr(subject.args, "assistant_only_loss", False) and trained > 0.01 * tokens:
         report.add("P102", what + ", though assistant_only_loss is set", where)
     elif not has_answer:
-        report.add("P102", what + ", and no answer is", where, why="The model learns to write these, and no answers.")
+        report.add(
+            "P102",
+            what + ", and no answer is",
+            where,
+            why="The model learns to generate other roles' turns, but no answers.",
+        )
     elif untrained_turns and trained_turns:
         report.add("P102", f"{what}, in {trained_turns} of {trained_turns + untrained_turns} turns", where, "warning")
     else:
@@ -201,20 +206,20 @@ def check_others(subject: TrainerSubject, chats: Sequence[Document], answers: Se
 
 
 def check_prompts(subject: TrainerSubject, documents: Sequence[Document], report: Report) -> None:
-    """P102: the settings ask for a loss on completions, and rows are trained from their first token on."""
+    """P102: the settings ask for a loss on completions, but rows are trained from their first token."""
     if subject.kind != "preference" and not getattr(subject.trainer, "completion_only_loss", False):
         return
     whole = [document for document in documents if all(document.trained[1:])]
     if len(whole) > FEW * len(documents):
         report.add(
             "P102",
-            f"{len(whole)} of {len(documents)} rows are trained from the first token on, and not completions only",
+            f"{len(whole)} of {len(documents)} rows are trained from their first token, not only on completions",
             whole[0].where,
         )
 
 
 def check_cut(subject: TrainerSubject, documents: Sequence[Document], report: Report) -> None:
-    """P108: texts that are as long as the longest ones and lack the end or the beginning that others have."""
+    """P108: texts of the greatest length lack the end or the beginning that shorter texts have."""
     limit = max(len(document.input_ids) for document in documents)
     cut = [document for document in documents if len(document.input_ids) == limit]
     shorter = [document for document in documents if len(document.input_ids) < limit]

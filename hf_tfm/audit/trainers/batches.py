@@ -91,7 +91,7 @@ def padding_of(subject: TrainerSubject) -> Padding:
 
 
 def check_positions(subject: TrainerSubject, report: Report) -> None:
-    """Look at masks, positions and edges of documents in the sampled batches, without computing with the model."""
+    """Check masks, positions and boundaries of documents in the sampled batches without a forward pass."""
     check_columns(subject, report)
     rows = read_batch_rows(subject)
     check_lengths(subject, rows, report)
@@ -104,7 +104,7 @@ def check_positions(subject: TrainerSubject, report: Report) -> None:
 
 
 def check_columns(subject: TrainerSubject, report: Report) -> None:
-    """P207: columns of numbers that the trainer takes away before the collator sees them."""
+    """P207: columns of numbers that the trainer removes before the collator gets them."""
     columns, kept = (
         getattr(data, "column_names", None) for data in (subject.trainer.train_dataset, subject.loader.dataset)
     )
@@ -115,7 +115,7 @@ def check_columns(subject: TrainerSubject, report: Report) -> None:
     features = subject.trainer.train_dataset.features
     dropped = [name for name in columns if name not in kept and name not in ("id", "idx", "index", "token_type_ids")]
     if numeric := [name for name in dropped if is_numeric(features[name])]:
-        report.add("P207", f"columns that are dropped: {', '.join(numeric)}")
+        report.add("P207", f"the trainer drops the columns {', '.join(numeric)}")
 
 
 def is_numeric(feature: Any) -> bool:
@@ -161,7 +161,7 @@ def check_lengths(subject: TrainerSubject, rows: Sequence[BatchRow], report: Rep
 
 
 def is_harmless(subject: TrainerSubject, row: BatchRow) -> bool:
-    """Whether tokens cannot see the padding in any case: they come before it, in a causal model."""
+    """Whether padding cannot change the outputs of tokens, because a causal model reads it after them."""
     return subject.kind == "causal" and not row.is_padded_left
 
 
@@ -238,7 +238,7 @@ def check_first_tokens(subject: TrainerSubject, rows: Sequence[BatchRow], report
 
 
 def check_edges(subject: TrainerSubject, rows: Sequence[BatchRow], report: Report) -> None:
-    """P208: rows of equal length that hold several documents, without positions that tell them."""
+    """P208: rows of equal length contain several documents, without positions that separate them."""
     tokenizer = subject.tokenizer
     lengths = {len(row.ids) for row in rows}
     if tokenizer is None or len(rows) < 2 or len(lengths) > 1 or subject.kind not in ("causal", "masked"):
@@ -246,7 +246,11 @@ def check_edges(subject: TrainerSubject, rows: Sequence[BatchRow], report: Repor
     edges = {tokenizer.eos_token_id, tokenizer.bos_token_id} - {None}
     inner = [row for row in rows if sum(int(token) in edges for token in row.ids[1:-1]) and row.positions is None]
     if inner and not any(row.is_padded for row in rows):
-        report.add("P208", f"{len(inner)} of {len(rows)} rows hold begin or end tokens inside", inner[0].where)
+        report.add(
+            "P208",
+            f"{len(inner)} of {len(rows)} rows contain begin or end tokens between their documents",
+            inner[0].where,
+        )
 
 
 def check_position_ids(subject: TrainerSubject, rows: Sequence[BatchRow], report: Report) -> None:
@@ -284,7 +288,7 @@ def check_position_ids(subject: TrainerSubject, rows: Sequence[BatchRow], report
 
 
 def goes_on(row: BatchRow) -> bool:
-    """Whether positions of a packed row go on over the edges of its documents."""
+    """Whether positions of a packed row continue across the boundaries of its documents."""
     edges = [(document[-1], following[0]) for document, following in pairwise(row.documents)]
     return row.positions is not None and any(row.positions[end] + 1 == row.positions[start] for end, start in edges)
 
@@ -309,7 +313,7 @@ class DocumentOutputs:
     alone: torch.Tensor
 
     def difference(self, other: torch.Tensor, scale: float) -> float:
-        """Returns the largest difference of its outputs in the batch from others, relative to a length."""
+        """Returns the largest distance of the document's outputs from other outputs, divided by `scale`."""
         return (self.together.float() - other.float()).norm(dim=-1).max().item() / max(scale, 1e-12)
 
     @property
@@ -318,7 +322,7 @@ class DocumentOutputs:
 
 
 def check_padding_and_packing(subject: TrainerSubject, report: Report) -> None:
-    """P201, P202, P203: a document's outputs in the trainer's batch are those that it has alone."""
+    """P201, P202, P203, P209: a document's outputs in the trainer's batch differ from its outputs alone."""
     features = subject.short_features
     if subject.kind == "online" or not features:
         report.cannot_see("padding and packing: the trainer generates its rows while it trains")
@@ -341,7 +345,7 @@ def check_padding_and_packing(subject: TrainerSubject, report: Report) -> None:
 def find_differences(
     subject: TrainerSubject, call: Call, batch: Mapping[str, Any], documents: Sequence[DocumentOutputs]
 ) -> Iterator[tuple[str, str, str, str | None]]:
-    """Yields code, text, place and level of findings: what changes outputs, other documents, other rows or padding."""
+    """Yields code, text, place and level of findings about documents, rows or padding that change outputs."""
     if not documents:
         return
     vectors = torch.cat([document.alone.reshape(-1, document.alone.shape[-1]) for document in documents])
@@ -379,7 +383,7 @@ def dependence(
     scale: float,
     is_changed: Sequence[bool],
 ) -> tuple[float, DocumentOutputs] | None:
-    """Returns how much the tokens of some documents change outputs of another one, at most; None if they do not."""
+    """Returns the largest change of a document's outputs by changed tokens of other documents; None if negligible."""
     ids = call.ids.clone()
     for document, changes in zip(documents, is_changed):
         if changes:
@@ -413,7 +417,7 @@ def find_call(subject: TrainerSubject, batch: Mapping[str, Any]) -> Call | None:
 def read_document_outputs(
     subject: TrainerSubject, call: Call, batch: Mapping[str, Any], features: Sequence[Any]
 ) -> Iterator[DocumentOutputs]:
-    """Yields the documents of a call with their outputs in it and alone."""
+    """Yields the documents of a call with their outputs in the batch and alone."""
     ids = call.ids
     records = features if same_shape(batch.get("input_ids"), ids) is not None else []
     mask = same_shape(call.inputs.get("attention_mask"), ids)
@@ -446,5 +450,5 @@ def outputs_of(
 
 
 def has_lengths(subject: TrainerSubject) -> bool:
-    """Whether the records say the lengths of their documents."""
+    """Whether the records have the lengths of their documents (`seq_lengths`)."""
     return any(isinstance(feature, Mapping) and "seq_lengths" in feature for feature in subject.short_features)

@@ -29,7 +29,9 @@ def check_trainer_template(subject: TrainerSubject, report: Report) -> None:
     finder = subject.finder
     if not template.source or finder is None:
         if conversations and not subject.rows:
-            report.add("P012", f"the tokenizer has none, and {len(conversations)} records are conversations")
+            report.add(
+                "P012", f"the tokenizer has no chat template, but {len(conversations)} records are conversations"
+            )
         check_ends_of_completions(subject, rows, report)
         return
     turns = [finder.find(row.input_ids) for row in rows]
@@ -56,7 +58,7 @@ def _first_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def check_missing_marks(finder: TurnFinder, rows: Sequence[Row], report: Report) -> None:
-    """P014: a loss on answers only is asked for, without marks, and rows train what others say."""
+    """P014: the settings ask for a loss on answers, but the template has no marks and rows train other roles."""
     spoken = [
         row for row in rows
         if row.labels is not None
@@ -69,7 +71,7 @@ def check_missing_marks(finder: TurnFinder, rows: Sequence[Row], report: Report)
 
 
 def check_rendered_rows(finder: TurnFinder, rows: Sequence[Row], report: Report) -> None:
-    """P017: rows in which a header follows a header, because a rendered chat was rendered again."""
+    """P017: rows where a header follows a header, because the template was applied twice."""
     doubled = [
         row.where for row in rows
         if any(one.role == "user" and one.content_start == one.end == other.start and other.role in ("user", "system")
@@ -80,7 +82,7 @@ def check_rendered_rows(finder: TurnFinder, rows: Sequence[Row], report: Report)
 
 
 def check_ends_of_completions(subject: TrainerSubject, rows: Sequence[Row], report: Report) -> None:
-    """P003: rows of a prompt that is not trained and an answer that is, which end without a special token."""
+    """P003: rows of an untrained prompt and a trained answer end without a special token."""
     if subject.kind != "causal":
         return
     longest = getattr(subject.args, "max_length", None) or max((len(row.input_ids) for row in rows), default=0) + 1

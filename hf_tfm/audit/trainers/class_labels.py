@@ -21,7 +21,7 @@ def check_class_labels(subject: TrainerSubject, report: Report) -> None:
     """Check the labels of texts, of tokens, or of options."""
     labels = [batch["labels"] for batch in subject.batches if isinstance(batch.get("labels"), torch.Tensor)]
     if not labels:
-        report.cannot_see("labels: the batches hold none")
+        report.cannot_see("labels: the batches have no labels")
         return
     if subject.kind == "tokens":
         check_padding(subject, report)
@@ -42,7 +42,7 @@ def check_class_labels(subject: TrainerSubject, report: Report) -> None:
         check_real_labels(labels, count, problem, report)
         return
     if count == 1 and subject.kind == "classification":
-        report.add("P112", "labels are whole numbers, and the model has one output: it learns numbers, no classes")
+        report.add("P112", "labels are whole numbers, but the model has one output and learns a regression")
         return
     check_classes(subject, [value for values in labels for value in values.flatten().tolist()], count, report)
 
@@ -50,7 +50,7 @@ def check_class_labels(subject: TrainerSubject, report: Report) -> None:
 def check_real_labels(labels: Sequence[torch.Tensor], count: int, problem: str | None, report: Report) -> None:
     """P112, P117: labels that are real numbers are targets of a regression, or of several classes at once."""
     if problem == "single_label_classification" or (count > 1 and problem is None and labels[0].dim() == 1):
-        report.add("P112", f"labels are real numbers, of which none names one of the model's {count} classes")
+        report.add("P112", f"labels are real numbers, but the model has {count} classes")
         return
     if all(values.shape == labels[0].shape for values in labels) or labels[0].dim() == 1:
         rows = torch.cat(list(labels)).flatten(1) if labels[0].dim() > 1 else torch.cat(list(labels))[:, None]
@@ -167,7 +167,7 @@ def check_question_labels(subject: TrainerSubject, report: Report) -> None:
 
 
 def check_one_place(places: Iterable[tuple[int, int]], report: Report) -> None:
-    """P117: all answers stand at the same place, usually the first token, which means that there is none."""
+    """P117: all answers are at the same place, usually the first token, which means that no answer exists."""
     counts = Counter(places)
     if len(counts) == 1 and counts.total() >= FEWEST_RECORDS:
         report.add("P117", f"all {counts.total()} answers stand at tokens {next(iter(counts))}")

@@ -1,4 +1,4 @@
-"""One backward pass of the trainer's own loss: which weights that shall learn get a gradient."""
+"""Backward passes of the trainer's own loss, which show the trainable weights without a gradient."""
 
 import contextlib
 import re
@@ -38,7 +38,7 @@ _WITHOUT_EFFECT = re.compile(r"(?:^|[._])k(?:ey|_proj)?\.bias$")
 
 
 def check_gradients(subject: TrainerSubject, report: Report) -> None:
-    """P401: weights that learn by the settings, and get no gradient from the loss of a few rows."""
+    """P401: trainable weights get no gradient from the loss of a few rows."""
     with subject.few_layers() as layers, checkpointing_as_in_training(subject), without_zeros(subject.model):
         trainable = {name: weight for name, weight in subject.model.named_parameters() if weight.requires_grad}
         if not trainable:
@@ -54,14 +54,14 @@ def check_gradients(subject: TrainerSubject, report: Report) -> None:
                 continue
             computed += 1
             if not loss.requires_grad:
-                report.add("P401", f"the loss depends on none of {len(trainable)} tensors that shall learn")
+                report.add("P401", f"the loss depends on none of {len(trainable)} trainable tensors")
                 return
             loss.mean().backward()
             silent = {name for name in silent if not has_gradient(trainable[name])}
             if not silent:
                 break
         if not computed:
-            report.cannot_see("which weights get a gradient: the loss of a few rows is not finite")
+            report.cannot_see("gradients of weights: the loss of a few rows is not finite")
             return
         report.facts["gradients"] = f"{len(trainable) - len(silent)} of {len(trainable)} tensors, {layers} layers"
         damaged = [name for name, weight in trainable.items() if not is_finite(weight)]
@@ -78,7 +78,7 @@ def report_failure(subject: TrainerSubject, error: Exception, report: Report) ->
     except Exception:
         report.add("P200", f"the loss of a training step fails: {reason}")
     else:
-        report.cannot_see(f"which weights get a gradient: the loss of shortened rows fails: {reason}")
+        report.cannot_see(f"gradients of weights: the loss of shortened rows fails: {reason}")
 
 
 def drops_layers(subject: TrainerSubject) -> bool:
@@ -94,7 +94,7 @@ def report_silent(
     harmless = {name for name in silent if _UNUSED.search(name) or _WITHOUT_EFFECT.search(plain_name(name))}
     rest = sorted(silent - harmless)
     if rest and len(rest) == len(set(trainable) - harmless):
-        report.add("P401", f"none of {len(trainable)} tensors that shall learn gets a gradient", rest[0])
+        report.add("P401", f"none of {len(trainable)} trainable tensors gets a gradient", rest[0])
         return
     ids = {id(trainable[name]) for name in rest}
     lost: dict[str, list[str]] = {}

@@ -22,7 +22,7 @@ _TOKEN_KINDS = ("causal", "masked", "seq2seq", "tokens")
 
 
 def check_first_loss(subject: TrainerSubject, report: Report) -> None:
-    """P303 to P311, P106: the trainer's own loss of a few rows, and of the same rows changed."""
+    """P303 to P311, P106: the trainer's own loss of a few rows and of changed rows."""
     if subject.kind == "online" or not subject.short_features:
         report.cannot_see("the first loss: the trainer generates its rows while it trains")
         return
@@ -91,7 +91,7 @@ def has_token_labels(subject: TrainerSubject, batch: Mapping[str, Any]) -> bool:
 
 
 def check_reference_model(subject: TrainerSubject, first: float, depth: int, report: Report) -> None:
-    """P311: DPO starts at ln 2, because the policy is its own reference."""
+    """P311: the first loss of DPO is ln 2 if the reference equals the policy."""
     args = subject.args
     kinds = getattr(args, "loss_type", None)
     is_plain = kinds in ("sigmoid", ["sigmoid"]) and not getattr(args, "use_weighting", False)
@@ -99,11 +99,11 @@ def check_reference_model(subject: TrainerSubject, first: float, depth: int, rep
     if not is_dpo or not is_plain or subject.depth is not None:
         return
     if abs(first - math.log(2)) > 0.05:
-        report.add("P311", f"the first DPO loss is {first:.3f}, and ln 2 = 0.693 if the policy starts as its reference")
+        report.add("P311", f"the first DPO loss is {first:.3f} instead of ln 2 = 0.693")
 
 
 def check_dependence(subject: TrainerSubject, batch: Mapping[str, Any], report: Report) -> None:
-    """P306: other labels give another loss."""
+    """P306: the loss does not change with the labels."""
     name = next((name for name in ("labels", "label") if isinstance(batch.get(name), torch.Tensor)), None)
     if name is None or subject.kind in ("embedding", "preference", "reward"):
         return
@@ -215,7 +215,7 @@ def gradient_of_outputs(subject: TrainerSubject, batch: Mapping[str, Any]) -> to
 
 
 def check_later_tokens(subject: TrainerSubject, batch: Mapping[str, Any], report: Report) -> None:
-    """P305: what predicts a token does not change with this token or those behind it."""
+    """P305: outputs before a token change with this token or with later tokens."""
     if (
         subject.kind != "causal"
         or subject.learns_prompt
@@ -267,5 +267,5 @@ def check_mean(subject: TrainerSubject, batch: Mapping[str, Any], shift: int | N
     elif level == "none":
         report.add("P304", f"the loss of {value:.4f} is {name}")
     elif level is None:
-        report.cannot_see("the size of the loss: it is the trainer's own, and no usual mean of the cross-entropy")
+        report.cannot_see("the size of the loss: it is not a usual mean of the cross-entropy")
     return level == "right"

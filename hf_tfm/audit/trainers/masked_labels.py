@@ -13,13 +13,13 @@ LARGEST_SHARE = 0.6  # of the tokens that may be masked
 
 
 def check_masked_labels(subject: TrainerSubject, report: Report) -> None:
-    """P111: masked tokens, their share, and what stands in their places. P107: labels that are not the original."""
+    """P111: the masked tokens, their share and their replacements. P107: labels that are not the original tokens."""
     rows = [row for row in subject.rows if row.labels is not None]
     if not rows:
-        report.cannot_see("labels: the batches hold none as long as their rows")
+        report.cannot_see("labels: the batches have no label for each token")
         return
     if {label for row in rows for label in row.labels or ()} - {IGNORED} == {0, 1}:
-        report.cannot_see("labels: they tell replaced tokens, as in ELECTRA's pretraining, and are no tokens")
+        report.cannot_see("labels: they mark replaced tokens, as in ELECTRA's pretraining")
         return
     check_range(subject, report)
     check_padding(subject, report)
@@ -48,7 +48,7 @@ def check_masked_labels(subject: TrainerSubject, report: Report) -> None:
             mend="Let labels be -100 except at masked tokens; use DataCollatorForLanguageModeling with mlm=True.",
         )
     elif mask is not None and not masks:
-        report.add("P111", f"none of {len(places)} trained places holds the mask token", repr(tokenizer.mask_token))
+        report.add("P111", f"none of {len(places)} trained places is the mask token", repr(tokenizer.mask_token))
     elif len(places) > LARGEST_SHARE * text:
         report.add("P111", f"{len(places):,} of {text:,} tokens are masked", level="warning")
     check_originals(subject, report)

@@ -21,7 +21,7 @@ SCORES = {
 
 
 def check_pairs(subject: TrainerSubject, report: Report) -> None:
-    """P113: chosen and rejected are equal. P114: both are cut. P117: all answers are wanted, or none is."""
+    """P113: both answers are equal. P114: both are cut off. P117: all answers of KTO have the same label."""
     pairs = read_pairs(subject)
     if not pairs:
         check_wanted(subject, report)
@@ -30,7 +30,7 @@ def check_pairs(subject: TrainerSubject, report: Report) -> None:
     if equal:
         report.add(
             "P113",
-            f"{len(equal)} of {len(pairs)} pairs have the same tokens twice",
+            f"{len(equal)} of {len(pairs)} pairs have equal chosen and rejected tokens",
             f"pair {equal[0] + 1}",
             level="error" if len(equal) > len(pairs) / 2 else None,
         )
@@ -90,10 +90,10 @@ def first_question(finder: TurnFinder, ids: list[int]) -> list[int]:
 
 
 def check_wanted(subject: TrainerSubject, report: Report) -> None:
-    """P117: records that are wanted or not, as KTO takes them, of one sort only."""
+    """P117: all answers of a data set for KTO are desirable, or all are undesirable."""
     wanted = [feature["label"] for feature in subject.features if isinstance(feature, Mapping) and "label" in feature]
     if not wanted:
-        report.cannot_see("labels: the records are no pairs of chosen and rejected answers")
+        report.cannot_see("labels: the records are not pairs of chosen and rejected answers")
     elif len(wanted) >= FEWEST_RECORDS and len(set(map(bool, wanted))) == 1:
         report.add("P117", f"all {len(wanted)} answers have the label {wanted[0]}")
 
@@ -114,7 +114,7 @@ def check_scores(subject: TrainerSubject, report: Report) -> None:
         if beyond := int(((rows < low) | (rows > high)).sum()):
             report.add(
                 "P112",
-                f"{beyond} of {rows.numel()} scores are not between {low} and {high}, as {name} takes them",
+                f"{beyond} of {rows.numel()} scores are not between {low} and {high}, as {name} requires",
                 f"up to {rows.max().item():g}",
                 why="The model cannot give them, and pushes all pairs to one end.",
                 mend="Divide the scores by their largest value.",

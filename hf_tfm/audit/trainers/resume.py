@@ -47,7 +47,7 @@ def check_resume(subject: TrainerSubject, folder: Path, report: Report) -> None:
     if max_steps is not None and step >= max_steps:
         report.add(
             "P711",
-            f"the checkpoint stands at step {step:,}, and the run ends at step {max_steps:,}",
+            f"the checkpoint is at step {step:,}, but the run ends at step {max_steps:,}",
             str(checkpoint),
             level=Level.NOTE,
             why="No step is left to train.",
@@ -141,7 +141,7 @@ def _check_position(
     elif (order := describe(changes, _ORDER)) and not is_between_epochs:
         report.add(
             "P711",
-            f"the order of records is another one: {order}",
+            f"the order of records differs: {order}",
             str(checkpoint),
             why="The batches that are skipped are not those that were seen.",
             mend="Resume with the same seed, or from the end of an epoch.",
@@ -187,7 +187,7 @@ def _check_schedule(
     if abs(done - step) > max(10, 0.05 * step):
         report.add(
             "P711",
-            f"the schedule in the checkpoint stands at step {done:,}, and its run at step {step:,}",
+            f"the schedule in the checkpoint is at step {done:,}, but its run is at step {step:,}",
             str(path),
             why="The rate goes on from another place: the file is of another run, or steps were skipped.",
         )
@@ -232,7 +232,7 @@ def _check_optimizer(
     if not path.exists() or getattr(subject.trainer, "is_deepspeed_enabled", False):
         return
     if "optim" in changes:
-        report.add("P711", f"the optimizer is another one: {describe(changes, ('optim',))}", str(path))
+        report.add("P711", f"the optimizer differs: {describe(changes, ('optim',))}", str(path))
         return
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     trainer = subject.trainer
@@ -280,7 +280,7 @@ def _check_names(subject: TrainerSubject, checkpoint: Path, report: Report) -> N
         return
     has_adapter = any(path.name.startswith("adapter_model") for path in files)
     if has_adapter and not subject.is_adapted:
-        report.add("P713", "the checkpoint holds an adapter, and the model has none", str(checkpoint))
+        report.add("P713", "the checkpoint has an adapter, but the model has none", str(checkpoint))
     elif has_adapter:
         _compare_adapters(subject, checkpoint, stored, report)
     else:

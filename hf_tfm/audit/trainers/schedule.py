@@ -32,7 +32,7 @@ def check_settings(subject: TrainerSubject, report: Report) -> None:
 
 
 def check_steps(subject: TrainerSubject, report: Report) -> int | None:
-    """P801, P804: the steps that the trainer will make; None if it cannot know."""
+    """P801, P804: returns the steps that the trainer will make; None if they are unknown."""
     args, loader = subject.args, subject.loader
     try:
         batches = len(loader)
@@ -72,10 +72,10 @@ def check_steps(subject: TrainerSubject, report: Report) -> int | None:
 
 
 def check_rate(subject: TrainerSubject, report: Report) -> None:
-    """P802: a rate of zero, or one at which Adam does not learn or forgets."""
+    """P802: a learning rate of zero, or outside of Adam's usual range."""
     rate = learning_rate(subject)
     if rate == 0:
-        report.add("P802", "the learning rate is 0", level="error", why="Nothing is learned.")
+        report.add("P802", "the learning rate is 0", level="error", why="The model learns nothing.")
     if rate == 0 or not is_adam(subject.trainer):
         return
     highest = highest_rate(subject)
@@ -116,7 +116,10 @@ def check_given_scheduler(subject: TrainerSubject, report: Report, steps: int | 
     zeros = sum(value == 0 for value in factors)
     if zeros == len(factors):
         report.add(
-            "P802", f"the given scheduler's rate is 0 in all {steps:,} steps", level="error", why="Nothing is learned."
+            "P802",
+            f"the given scheduler's rate is 0 in all {steps:,} steps",
+            level="error",
+            why="The model learns nothing.",
         )
     elif factors[-1] == 0 and zeros > len(factors) / 4:
         report.add(
@@ -130,7 +133,7 @@ def check_given_scheduler(subject: TrainerSubject, report: Report, steps: int | 
 
 
 def check_best(args: Any, report: Report) -> None:
-    """P805: a measure whose better end is the other one."""
+    """P805: `greater_is_better` contradicts the name of the metric."""
     if not args.load_best_model_at_end and args.save_total_limit is None or args.metric_for_best_model is None:
         return
     name = args.metric_for_best_model.lower()

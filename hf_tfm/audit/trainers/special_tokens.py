@@ -86,7 +86,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 
 def check_edges(subject: TrainerSubject, rows: list[Row], report: Report) -> None:
-    """P001: a begin token twice. P002: none, though the tokenizer begins each text with one."""
+    """P001: rows have two begin tokens. P002: rows lack the begin token that the tokenizer adds to texts."""
     tokenizer = subject.tokenizer
     prefix, suffix = find_edges(tokenizer)
     begins = {*prefix[:1], tokenizer.bos_token_id} - {None}
@@ -161,7 +161,7 @@ def check_unknown(tokenizer: Any, rows: list[Row], report: Report) -> None:
 
 
 def check_padding_token(subject: TrainerSubject, report: Report) -> None:
-    """P018: padding is the end token. P019, P021: models that look for the last token by the id of padding."""
+    """P018: padding is the end token. P019, P021: the model finds the last token by a wrong padding id, or by none."""
     tokenizer = subject.tokenizer
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
         report.add("P018", "pad_token is eos_token", where=repr(tokenizer.pad_token))

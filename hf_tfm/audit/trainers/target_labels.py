@@ -12,7 +12,7 @@ def check_target_labels(subject: TrainerSubject, report: Report) -> None:
     """Check the targets: trained at all, padding left out, ended, and not seen by the decoder."""
     labels = [batch["labels"] for batch in subject.batches if isinstance(batch.get("labels"), torch.Tensor)]
     if not labels:
-        report.cannot_see("labels: the batches hold none")
+        report.cannot_see("labels: the batches have no labels")
         return
     targets = [[label for label in row if label != IGNORED] for values in labels for row in values.tolist()]
     empty = sum(not target for target in targets)
@@ -31,7 +31,9 @@ def check_target_range(subject: TrainerSubject, targets: list[list[int]], report
     size = subject.base.config.get_text_config(decoder=True).vocab_size
     outside = [label for target in targets for label in target if not 0 <= label < size]
     if outside:
-        report.add("P112", f"{len(outside)} labels are outside of the model's {size:,} tokens, as {outside[0]}")
+        report.add(
+            "P112", f"{len(outside)} labels are outside of the model's {size:,} tokens, for example {outside[0]}"
+        )
 
 
 def check_target_ends(subject: TrainerSubject, targets: list[list[int]], report: Report) -> None:
@@ -65,7 +67,7 @@ def check_target_ends(subject: TrainerSubject, targets: list[list[int]], report:
 
 
 def check_decoder_inputs(subject: TrainerSubject, report: Report) -> None:
-    """P305: the decoder reads at each place the token that it shall predict there."""
+    """P305: the decoder reads at each place the token that it should predict there."""
     same = following = 0
     for batch in subject.batches:
         labels, inputs = batch.get("labels"), batch.get("decoder_input_ids")

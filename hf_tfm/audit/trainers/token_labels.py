@@ -18,11 +18,11 @@ SMALL_SHARE = 0.05  # of the tokens; a smaller trained share is noted
 def check_token_labels(subject: TrainerSubject, report: Report) -> None:
     """Check the labels of rows of tokens, whatever the rows say."""
     if not subject.rows:
-        report.cannot_see("labels: the batches hold no rows of tokens")
+        report.cannot_see("labels: the batches have no rows of tokens")
         return
     documents = [document for document in subject.documents if document.labels is not None]
     if not documents:
-        report.cannot_see("labels: the batches hold none as long as their rows")
+        report.cannot_see("labels: the batches have no label for each token")
         return
     check_range(subject, report)
     check_padding(subject, report)
@@ -43,7 +43,9 @@ def check_range(subject: TrainerSubject, report: Report) -> None:
     ]
     if outside:
         row, label = outside[0]
-        report.add("P112", f"{len(outside)} labels are outside of the model's {size:,} tokens, as {label}", row.where)
+        report.add(
+            "P112", f"{len(outside)} labels are outside of the model's {size:,} tokens, for example {label}", row.where
+        )
 
 
 def check_padding(subject: TrainerSubject, report: Report) -> None:
@@ -91,7 +93,7 @@ def check_trained_share(documents: Sequence[Document], rows: Sequence[Row], repo
 
 
 def check_overwritten_labels(subject: TrainerSubject, report: Report) -> None:
-    """P102: records have labels or a mask that leave tokens out, and the collator trains these nevertheless."""
+    """P102: the collator trains tokens that the labels or masks of the records exclude."""
     masks: dict[tuple[int, ...], list[bool]] = {}
     for feature in subject.features:
         mask = mask_of_record(feature, subject.trainer) if isinstance(feature, Mapping) else None

@@ -35,7 +35,7 @@ def check_weights(subject: TrainerSubject, report: Report) -> None:
     check_optimizer(subject, report, trainable)
     model = subject.pretrained
     if model is None:
-        report.cannot_see("where the weights come from: the model is none of transformers")
+        report.cannot_see("the origin of the weights: the model is not a model of transformers")
         return
     check_ties(model, report)
     comparison = compare_with_checkpoint(model)
@@ -49,7 +49,7 @@ def check_weights(subject: TrainerSubject, report: Report) -> None:
 
 
 def count_weights(subject: TrainerSubject, report: Report, trainable: dict[str, nn.Parameter]) -> None:
-    """P408, P409: nothing or little learns."""
+    """P408, P409: no weights or few weights are trainable."""
     everything = list(subject.model.parameters())
     learning, total = sum(map(torch.numel, trainable.values())), sum(map(torch.numel, everything))
     dtypes = Counter[str]()
@@ -60,7 +60,7 @@ def count_weights(subject: TrainerSubject, report: Report, trainable: dict[str, 
         report.add("P408", f"none of {total:,} weights requires a gradient")
     elif learning < total / 2 and not subject.is_adapted:
         parts = ", ".join(sorted({part_of(name) for name in trainable})[:6])
-        report.add("P409", f"{learning:,} of {total:,} weights ({learning / total:.1%}) learn", parts)
+        report.add("P409", f"{learning:,} of {total:,} weights ({learning / total:.1%}) are trainable", parts)
 
 
 def part_of(name: str) -> str:
@@ -91,7 +91,9 @@ def check_dtype(subject: TrainerSubject, report: Report, trainable: dict[str, nn
     half = {name: weight for name, weight in trainable.items() if weight.dtype in _HALF}
     fp16 = [name for name, weight in half.items() if weight.dtype == torch.float16]
     if fp16 and subject.args.fp16:
-        report.add("P412", f"{len(fp16)} of {len(trainable)} tensors that learn are fp16, with fp16=True", fp16[0])
+        report.add(
+            "P412", f"{len(fp16)} of {len(trainable)} trainable tensors are fp16, but fp16=True needs fp32", fp16[0]
+        )
         return
     keeps_masters = subject.trainer.is_deepspeed_enabled or subject.trainer.is_fsdp_enabled
     if not half or keeps_masters or not is_adam(subject.trainer) or "stochastic" in str(subject.args.optim_args):
@@ -155,7 +157,7 @@ def check_ties(model: PreTrainedModel, report: Report) -> None:
         return
     if tied and inputs is not output and inputs.data_ptr() != output.data_ptr():
         sizes = f" of {len(inputs):,} and {len(output):,} rows" if len(inputs) != len(output) else ""
-        report.add("P404", f"tie_word_embeddings is true, and the model has two matrices{sizes}")
+        report.add("P404", f"tie_word_embeddings is true, but the model has two matrices{sizes}")
     elif not tied and inputs is output:
         report.add(
             "P404",
@@ -194,7 +196,7 @@ def check_origin(model: PreTrainedModel, comparison: Comparison, report: Report)
     what = f"{len(comparison.unlike)} of {len(comparison.unlike) + len(comparison.alike)} matrices are unlike those in"
     where, mend = comparison.unlike[0], "See whether they were initialized again after from_pretrained."
     if comparison.alike or comparison.is_loaded:
-        report.add("P405", f"{what} {comparison.source}", where, why="They are random.", mend=mend)
+        report.add("P405", f"{what} {comparison.source}", where, why="These weights are random.", mend=mend)
     else:
         report.add(
             "P405",
@@ -234,13 +236,15 @@ def check_head(subject: TrainerSubject, model: PreTrainedModel, comparison: Comp
     if comparison is not None:
         new = [name for name in frozen if name in comparison.missing or name in comparison.resized]
         if new:
-            report.add("P402", f"{len(new)} tensors of the head are new, and none of it learns", new[0])
+            report.add(
+                "P402", f"{len(new)} tensors of the head are new, but no weight of the head is trainable", new[0]
+            )
         return
     biases = [heads[name][0] for name in frozen if name.endswith("bias")]
     if biases and all(not bias.any() for bias in biases):
-        report.add("P402", "the head does not learn, and its biases are zero, as in a new one", frozen[0])
+        report.add("P402", "the head is frozen, and its biases are zero, as in a new head", frozen[0])
     else:
-        report.add("P402", "the head does not learn; whether it is new cannot be seen", frozen[0], level="warning")
+        report.add("P402", "the head is frozen, and may be new", frozen[0], level="warning")
 
 
 def check_new_tokens(
