@@ -245,7 +245,7 @@ def dpo_trainer(folder: Any, **options: Any) -> Any:
 
 def test_dpo_begins_at_its_reference(tmp_path):
     other = tiny_llama(TOKENIZER, seed=1)
-    other.lm_head.weight.data *= 20
+    other.lm_head.weight.data *= 4
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
     for options, expected in ((dict(ref_model=other), {"warning"}), ({}, set()), (dict(peft_config=lora), set())):
         assert levels(look(dpo_trainer(tmp_path, **options)), "P311") == expected

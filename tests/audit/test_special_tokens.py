@@ -124,3 +124,21 @@ def test_padding_token_that_ends_texts_is_a_note(tmp_path: Path) -> None:
     model = tiny_llama(tokenizer)
     report = preflight(causal_trainer(tmp_path, rows, DataCollatorForSeq2Seq(tokenizer), model, tokenizer), show=None)
     assert "P018" in codes(report, "note") and not report.errors
+
+
+def test_begin_token_in_front_of_each_answer(tmp_path: Path) -> None:
+    """Prompts and answers that are tokenized apart both get the tokenizer's begin token."""
+    tokenizer = byte_tokenizer(add_bos=True, eos_token="</s>", chat_template=None)
+
+    def report_of(adds_begin: bool) -> Any:
+        rows = []
+        for number, text in enumerate(SENTENCES):
+            prompt = tokenizer(f"Question {number}\nAnswer: ")["input_ids"]
+            answer = tokenizer(text, add_special_tokens=adds_begin)["input_ids"] + [tokenizer.eos_token_id]
+            rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+        model = tiny_llama(tokenizer)
+        collator = DataCollatorForSeq2Seq(tokenizer)
+        return preflight(causal_trainer(tmp_path, rows, collator, model, tokenizer), show=None)
+
+    assert "P001" in codes(report_of(True), "error")
+    assert not report_of(False).codes

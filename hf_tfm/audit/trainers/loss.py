@@ -13,7 +13,15 @@ from .batches import FEW_LAYERS
 from .chance import check_against_chance
 from .loss_references import matching_reference, token_losses
 from .probe import body_of, catch_call, computing
-from .subject import IGNORED, TrainerSubject, WithoutDropout, first_trained_place, length_of, shorten_rows
+from .subject import (
+    HALF_TOLERANCE,
+    IGNORED,
+    TrainerSubject,
+    WithoutDropout,
+    first_trained_place,
+    length_of,
+    shorten_rows,
+)
 
 
 LOSS_TOKENS = 256  # computed with all layers
@@ -98,7 +106,7 @@ def check_reference_model(subject: TrainerSubject, first: float, depth: int, rep
     is_dpo = any(cls.__name__ == "DPOTrainer" for cls in type(subject.trainer).__mro__)
     if not is_dpo or not is_plain or subject.depth is not None:
         return
-    if abs(first - math.log(2)) > 0.05:
+    if abs(first - math.log(2)) > (0.05 if subject.tolerance == HALF_TOLERANCE else 5e-3):
         report.add("P311", f"the first DPO loss is {first:.3f} instead of ln 2 = 0.693")
 
 

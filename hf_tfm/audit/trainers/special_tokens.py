@@ -101,6 +101,12 @@ def check_edges(subject: TrainerSubject, rows: list[Row], report: Report) -> Non
             where=f"{doubled[0].where}, {token!r}",
             level="error" if len(doubled) > len(rows) / 10 else "warning",
         )
+    elif prefix and not writes_begin_inside(tokenizer, prefix[0]):
+        inner = [row for row in rows if has_begin_at_answer(row, prefix[0], tokenizer.eos_token_id)]
+        if len(inner) > len(rows) / 10:
+            token = tokenizer.convert_ids_to_tokens(prefix[0])
+            what = f"{len(inner)} of {len(rows)} rows have a second begin token between prompt and answer"
+            report.add("P001", what, where=f"{inner[0].where}, {token!r}")
     for name, edge in (("begin", prefix), ("end", suffix)):
         if edge and not any(set(edge) & set(row.input_ids) for row in rows):
             if name == "end" and subject.kind == "causal":
@@ -124,6 +130,30 @@ def has_doubled(row: Row, begins: set[int], ends: set[int]) -> bool:
         token in begins and token == following and (place in starts or token not in ends)
         for place, (token, following) in enumerate(zip(ids, ids[1:]))
     )
+
+
+def has_begin_at_answer(row: Row, begin: int, end: int | None) -> bool:
+    """Whether a row begins with a begin token, and another one stands where its answer begins, behind no end token."""
+    ids, trained = row.input_ids, row.trained
+    if ids[:1] != [begin] or len(row.documents()) > 1 or True not in trained[2:]:
+        return False
+    first = trained.index(True, 2)
+    return any(
+        place > 1 and ids[place] == begin and ids[place - 1] != end and not trained[place - 1]
+        for place in (first - 1, first)
+    )
+
+
+def writes_begin_inside(tokenizer: Any, begin: int) -> bool:
+    """Whether the chat template writes the begin token in front of turns as well."""
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+    try:
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    except Exception:  # templates may refuse such a conversation in any way
+        return False
+    return begin in ids[1:]
 
 
 def leaves_out_begin(tokenizer: Any, rows: list[Row], begin: int) -> bool:
