@@ -46,6 +46,7 @@ SUITES = {
     "released folders": ["artifacts/test_released", "artifacts/test_refresh"],
     "PEFT, TRL, s.-transformers": ["test_ecosystem", "train/test_adapters"],
     "verify": ["artifacts/test_verify"],
+    "preflight": ["audit/test_trainer_subject", "audit/test_planted_losses", "audit/test_planted_batches"],
 }
 # transformers 4 cannot run this package; it reads the exports of the pinned environment.
 READERS = {"native exports, tokenizers": ["convert/test_older_readers"]}
