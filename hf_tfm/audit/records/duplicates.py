@@ -1,21 +1,25 @@
 """Duplicates of records, exact and near, within a split and between splits; equal texts with different labels."""
 
+import re
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..report import Report
-from .minhash import SHINGLE, sign_texts
 from .subject import DataSubject, Part, add_parts, list_pairs, list_places, tell_share
 from .texts import input_of, normalise
 
 
 SIMILARITY = 0.8  # of the sets of shingles (Jaccard)
+SHINGLE = 5  # words
+PERMUTATIONS = 64
 MOST_TEXTS = 100_000
-# Texts are compared if all values of one band of their signatures are equal. These numbers give the least sum of texts
-# missed and texts compared in vain at this similarity.
-_BANDS, _BAND_WIDTH = 5, 11
+MOST_WORDS = 500  # of a text
+# Texts of fewer words differ in most shingles as soon as one word differs, or are equal by chance.
+FEWEST_WORDS = 12
+# In scripts without blanks each character is taken for a word: Thai, Lao, Burmese, Khmer, kana, ideographs.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 # Shares of a split from which equal records are a fault, or chance below.
 _MANY, _FEW = 0.01, 0.002
 _SHORT = 5  # words of a text that people write several times
@@ -177,18 +181,28 @@ def find_near_duplicates(texts: Sequence[str]) -> list[tuple[int, int]]:
     Of texts that are all nearly equal only the first is compared with later ones, so that a thousand variants of one
     text cost a thousand comparisons and not a million.
     """
-    numbers, signatures = sign_texts(texts)
-    tables: list[dict[bytes, list[int]]] = [{} for _ in range(_BANDS)]
-    indexed: dict[int, np.ndarray] = {}
+    from datasketch import MinHash, MinHashLSH
+
+    numbers: list[int] = []  # of the texts that are long enough
+
+    def read_shingles() -> Iterator[list[bytes]]:
+        for number, text in enumerate(texts):
+            words = _WORD.findall(text.lower())[:MOST_WORDS]
+            if len(words) >= FEWEST_WORDS:
+                numbers.append(number)
+                yield [" ".join(words[start : start + SHINGLE]).encode() for start in range(len(words) - SHINGLE + 1)]
+
+    index = MinHashLSH(SIMILARITY, num_perm=PERMUTATIONS)
+    indexed: dict[int, MinHash] = {}
     near = []
-    for number, signature in zip(numbers.tolist(), signatures):
-        bands = [signature[place * _BAND_WIDTH : (place + 1) * _BAND_WIDTH].tobytes() for place in range(_BANDS)]
-        candidates = {earlier for table, band in zip(tables, bands) for earlier in table.get(band, ())}
-        similar = [earlier for earlier in candidates if (indexed[earlier] == signature).mean() >= SIMILARITY]
+    signatures = MinHash.generator(read_shingles(), num_perm=PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
+    for place, signature in enumerate(signatures):
+        number = numbers[place]
+        candidates = index.query(signature)
+        similar = [earlier for earlier in candidates if indexed[earlier].jaccard(signature) >= SIMILARITY]
         if similar:
             near.append((number, min(similar)))
-            continue
-        indexed[number] = signature
-        for table, band in zip(tables, bands):
-            table.setdefault(band, []).append(number)
+        else:
+            indexed[number] = signature
+            index.insert(number, signature, check_duplication=False)
     return near
