@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..artifacts.compare import outputs_of
 from ..artifacts.open import open_model
 from ..artifacts.record import RECORD_FILE
-from ..artifacts.tokenizer_files import mend_tokenizer_files
+from ..artifacts.tokenizer_files import save_tokenizer
 from ..core.atomic_files import atomic_directory, require_empty
 from ..core.errors import InputError
 from ..core.inference import evaluation_mode
@@ -97,9 +97,8 @@ def trim_folder(
         if Path(source).is_dir():
             _copy_other_files(Path(source), folder)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         trim_tokenizer_files(folder, tokens, tokenizer.model_input_names)
-        mend_tokenizer_files(folder)
         written, trimmed_tokenizer = open_model(str(folder), trust_remote_code=trust_remote_code)
         difference = 0.0
         for text, (names, outputs) in zip(samples, expected):

@@ -122,6 +122,7 @@ def command_runs(root: Path) -> dict[str, list[str]]:
         "card": "card {root}/trained",
         "plan": "plan tiny --gpu t4",
         "formats": "formats chat",
+        "preflight": "preflight {root}/chats.jsonl --tokenizer {root}/chat",
     }
     order = ["export", *(name for name in lines if name != "export")]  # `convert` reads what it writes
     return {name: [part.format(root=root) for part in lines[name].split()] for name in order}

@@ -137,13 +137,13 @@ def measure_trainer(name: str | None, results: multiprocessing.Queue) -> None:
         results.put(f"  {finding.code} {finding.level}: {finding.what}")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--tokenizer", default=str(ROOT / "model_cards/tfm-decoder-6m-instruct"))
     parser.add_argument("--model", help="model of the trainer's half: a folder, or a name on the Hub")
     parser.add_argument("--only", choices=("data", "trainer"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     context = multiprocessing.get_context("spawn")
     halves = {"data": (measure_data, (args.records, args.tokenizer)), "trainer": (measure_trainer, (args.model,))}
     for half, (measure, arguments) in halves.items():

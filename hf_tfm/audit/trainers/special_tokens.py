@@ -123,11 +123,11 @@ def check_edges(subject: TrainerSubject, rows: list[Row], report: Report) -> Non
 
 
 def has_doubled(row: Row, begins: set[int], ends: set[int]) -> bool:
-    """Whether a begin token stands twice in a row: where a document begins, or anywhere if it ends none."""
+    """Whether a begin token stands twice in a document: where it begins, or anywhere if the token ends none."""
     ids = row.input_ids
     starts = {document.start for document in row.documents()}
     return any(
-        token in begins and token == following and (place in starts or token not in ends)
+        token in begins and token == following and (place in starts or token not in ends) and place + 1 not in starts
         for place, (token, following) in enumerate(zip(ids, ids[1:]))
     )
 
