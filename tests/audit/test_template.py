@@ -11,7 +11,9 @@ from transformers import GenerationConfig
 
 from hf_tfm import preflight
 from hf_tfm.audit.report import Report
-from hf_tfm.audit.templates.check import check_template
+from hf_tfm.audit.templates.check import check_stops, check_template
+from hf_tfm.audit.templates.conversations import ChatTemplate
+from hf_tfm.audit.templates.turns import TurnFinder
 from hf_tfm.data.chat import PLAIN_TEMPLATE
 from hf_tfm.data.tokenizer import train_tokenizer
 
@@ -78,15 +80,16 @@ def test_templates_of_model_families_are_sound(name):
         tokenizer = family.tokenizer(marked=is_marked)
         stops = tokenizer.convert_tokens_to_ids(list(family.stops)) or [tokenizer.eos_token_id]
         records = chats(6, turns=2) + chats(2, system=family.takes_system)
-        report = check(tokenizer, records, trained="assistant", generation_stop_ids=stops)
+        report = check(tokenizer, records, trained="assistant")
+        check_stops(ChatTemplate(tokenizer), TurnFinder(tokenizer), [], set(stops), report)
         assert not report.errors, report.errors
         assert len(report.warnings) <= 1, report.warnings
 
 
 def test_own_templates_are_sound():
     for tokenizer in (train_tokenizer(kind="bytes"), byte_tokenizer(chat_template=PLAIN_TEMPLATE, eos_token="</s>")):
-        report = check(tokenizer, chats(8, system=True, turns=2), trained="assistant", generation_stop_ids=[
-            tokenizer.eos_token_id])  # fmt: skip
+        report = check(tokenizer, chats(8, system=True, turns=2), trained="assistant")
+        check_stops(ChatTemplate(tokenizer), TurnFinder(tokenizer), [], {tokenizer.eos_token_id}, report)
         assert not report.findings, report.findings
 
 

@@ -36,7 +36,6 @@ def check_template(
     report: Report,
     *,
     trained: str | None = None,
-    generation_stop_ids: Iterable[int] | None = None,
 ) -> None:
     """
     Check a tokenizer's chat template on records of data.
@@ -45,7 +44,6 @@ def check_template(
         conversations: Records with `messages`, or with `prompt`, `completion`, `chosen` and `rejected`; perhaps with
             `tools`, and with their place as `where`.
         trained: "assistant" if the answers alone are trained.
-        generation_stop_ids: Ids at which generation stops, if they are known.
     """
     records = list(conversations)
     count = min(len(records), SAMPLED_CONVERSATIONS)
@@ -62,8 +60,6 @@ def check_template(
         check_marks(template, finder, sampled, report, None if trained == "assistant" else "note")
     elif trained == "assistant" and not any(finding.code == "P003" for finding in report.findings):
         _check_rendering(tokenizer, sampled, report)
-    if generation_stop_ids is not None:
-        check_stops(template, finder, [], set(generation_stop_ids), report)
 
 
 def check_both(
