@@ -54,9 +54,12 @@ class CausalRecipe(PretrainingRecipe):
     masked_share: float = field(
         default=0.0, metadata={"help": "Share of the steps that predict masked tokens; the model is a masked LM too."}
     )
-    masking_rate: float = field(default=0.3, metadata={"help": "Share of tokens masked in these steps at the start."})
-    final_masking_rate: float = field(
-        default=0.15, metadata={"help": "Share of tokens masked at the end; evaluation always masks 0.15."}
+    masking_rates: list[float] = field(
+        default_factory=lambda: [0.3, 0.15],
+        metadata={
+            "help": "Share of tokens masked in these steps: one rate, or several that the run passes through at equal "
+            "distances; evaluation always masks 0.15."
+        },
     )
     denoisers: str = field(
         default="",

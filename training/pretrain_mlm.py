@@ -48,9 +48,12 @@ SENTENCES = (
 class MaskedRecipe(PretrainingRecipe):
     """Fields of this script alone."""
 
-    masking_rate: float = field(default=0.3, metadata={"help": "Share of tokens masked at the start."})
-    final_masking_rate: float = field(
-        default=0.15, metadata={"help": "Share of tokens masked at the end; evaluation always masks 0.15."}
+    masking_rates: list[float] = field(
+        default_factory=lambda: [0.3, 0.15],
+        metadata={
+            "help": "Share of tokens masked: one rate, or several that the run passes through at equal distances, as "
+            "0.3 0.15 0.05; evaluation always masks 0.15."
+        },
     )
     drawn_masking_rate: bool = field(
         default=False,

@@ -10,6 +10,10 @@ from .errors import InputError
 from .package_data import find_packaged
 
 
+# Fields of older recipes, and the field that replaced them.
+_REPLACED_FIELDS = {"masking_rate": "masking_rates", "final_masking_rate": "masking_rates"}
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Returns the mapping of a recipe. Raises `InputError` if it cannot be read."""
     import yaml
@@ -42,6 +46,6 @@ def as_arguments(recipe: Mapping[str, Any]) -> list[str]:
 def check_field(name: str, fields: Collection[str], place: str) -> None:
     """Raises `InputError` if a script has no such field; the message names the nearest one."""
     if name not in fields and name.removeprefix("no_") not in fields:
-        close = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
+        close = difflib.get_close_matches(_REPLACED_FIELDS.get(name, name), fields, n=1, cutoff=0.7)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"{place}: unknown field {name!r}{hint}")

@@ -5,7 +5,7 @@ An objective turns a packed batch into a model's inputs and labels. Random numbe
 alone, so a row is the same in every process and every batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -234,18 +234,22 @@ def compact_labels(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class RateSchedule:
-    """A masking rate that changes linearly from `start` at row 0 to `end` at row `rows`."""
+    """
+    A masking rate that changes linearly from one of `rates` to the next, evenly spread from row 0 to row `rows`.
 
-    start: float
-    end: float
+    >>> RateSchedule([0.3, 0.15, 0.05], rows=1000)(np.array([0, 250, 500, 1000]))
+    array([0.3  , 0.225, 0.15 , 0.05 ])
+    """
+
+    rates: Sequence[float]
     rows: int
 
     def __post_init__(self) -> None:
-        if not (0 < self.start < 1 and 0 < self.end < 1):
-            raise InputError(f"masking rates must lie between 0 and 1, not {self.start} and {self.end}")
+        if not self.rates or not all(0 < rate < 1 for rate in self.rates):
+            raise InputError(f"masking rates must lie between 0 and 1, not {', '.join(map(str, self.rates))}")
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        return self.start + (self.end - self.start) * np.clip(rows / max(self.rows, 1), 0, 1)
+        return np.interp(rows, np.linspace(0, max(self.rows, 1), len(self.rates)), self.rates)
 
 
 @dataclass(frozen=True)

@@ -26,17 +26,17 @@ def choose_causal_objective(
         return causal
     if recipe.masked_share and recipe.denoisers:
         raise InputError("masked_share and denoisers are two ways to train one model: choose one of them")
-    if recipe.masked_share and recipe.length_schedule and recipe.masking_rate != recipe.final_masking_rate:
+    if recipe.masked_share and recipe.length_schedule and len(recipe.masking_rates) > 1:
         raise InputError(
             "masked_share with a length_schedule: the masking rate follows the number of rows, which is higher while "
-            "rows are short, and would reach its end too soon: give one rate as masking_rate and final_masking_rate"
+            "rows are short, and would reach its end too soon: give one rate, --masking_rates 0.3"
         )
     if not isinstance(model.config, TfmDecoderConfig):
         name = "masked_share" if recipe.masked_share else "denoisers"
         raise InputError(f"{name} needs this package's decoder, not {type(model).__name__}")
     if recipe.denoisers:
         return Denoisers(tokenizer, parse_shares(recipe.denoisers), args.seed)
-    rate = RateSchedule(recipe.masking_rate, recipe.final_masking_rate, rows_per_step(args) * args.max_steps)
+    rate = RateSchedule(recipe.masking_rates, rows_per_step(args) * args.max_steps)
     # All rows of a step have one objective, over all processes and accumulated batches that share the step.
     parts = args.world_size * args.gradient_accumulation_steps
     return Hybrid(Masked(tokenizer, rate, seed=args.seed), recipe.masked_share, parts)
@@ -55,7 +55,7 @@ def choose_masked_objectives(
     compact = "masked_positions" in inspect.signature(model.forward).parameters
     evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
     rows = rows_per_step(args)
-    rate = RateSchedule(recipe.masking_rate, recipe.final_masking_rate, rows * args.max_steps)
+    rate = RateSchedule(recipe.masking_rates, rows * args.max_steps)
     if recipe.drawn_masking_rate:
         rate = DrawnRate(seed=args.seed)
     masked = Masked(tokenizer, rate, recipe.masking_unit, seed=args.seed, compact=compact)

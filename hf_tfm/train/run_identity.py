@@ -51,6 +51,8 @@ def read_identity(run: str | Path) -> dict[str, Any] | None:
     identity: dict[str, Any] = {}
     for name, value in json.loads(file.read_text(encoding="utf-8")).items():
         identity |= value if name == "script" else {name: value}  # an older version kept the recipe in a field
+    if "masking_rate" in identity:  # an older version had two fields for the first and the last rate
+        identity["masking_rates"] = [identity.pop("masking_rate"), identity.pop("final_masking_rate")]
     return identity
 
 

@@ -164,8 +164,16 @@ def test_spans_stay_within_their_text(encoder_tokenizer):
 
 
 def test_rate_schedule_falls_with_the_rows(encoder_tokenizer, batch):
-    rate = RateSchedule(0.4, 0.1, rows=1000)
+    rate = RateSchedule([0.4, 0.1], rows=1000)
     assert rate(np.array([0, 500, 1000, 2000])).tolist() == pytest.approx([0.4, 0.25, 0.1, 0.1])
+    three = RateSchedule([0.3, 0.15, 0.05], rows=1000)
+    assert three(np.array([0, 250, 500, 750, 1000, 2000])).tolist() == pytest.approx(
+        [0.3, 0.225, 0.15, 0.1, 0.05, 0.05]
+    )
+    assert RateSchedule([0.2], rows=1000)(np.array([0, 2000])).tolist() == [0.2, 0.2]
+    for wrong in ([], [0.3, 1.5]):
+        with pytest.raises(InputError, match="masking rates must lie between 0 and 1"):
+            RateSchedule(wrong, rows=1000)
     objective = Masked(encoder_tokenizer, rate)
     early = objective(batch)["labels"].ne(-100).sum()
     late = objective({**batch, "rows": batch["rows"] + 1000})["labels"].ne(-100).sum()

@@ -222,7 +222,13 @@ def test_a_run_of_an_older_version_can_be_resumed(files, whole_run, tmp_path, mo
     out.mkdir()
     recipe = json.loads((whole_run / ".recipe.json").read_text())
     (out / ".recipe.json").write_text(
-        json.dumps({"script": {"z_loss": recipe["z_loss"]}, "max_steps": 8, "seed": recipe["seed"]})
+        json.dumps(
+            {
+                "script": {"z_loss": recipe["z_loss"], "masking_rate": 0.3, "final_masking_rate": 0.15},
+                "max_steps": 8,
+                "seed": recipe["seed"],
+            }
+        )
     )
     shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
     monkeypatch.setattr("hf_tfm.artifacts.record._commit", lambda: "f" * 40)
@@ -738,6 +744,9 @@ def test_a_new_model_needs_a_tokenizer(files, tmp_path, capsys):
     [
         ({"length_schedule": "0:16,0.5:32"}, "length_schedule is for decoders"),
         ({"streaming": "true", "sentence_task": "next_sentence"}, "streaming goes without a sentence task"),
+        ({"masking_rate": 0.3}, "unknown field 'masking_rate'; did you mean masking_rates?"),
+        ({"final_masking_rate": 0.15}, "unknown field 'final_masking_rate'; did you mean masking_rates?"),
+        ({"masking_rates": 1.5}, "masking rates must lie between 0 and 1, not 1.5"),
     ],
 )
 def test_options_that_an_encoder_does_not_support_are_refused(files, tmp_path, capsys, changes, complaint):

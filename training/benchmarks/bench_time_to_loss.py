@@ -81,7 +81,7 @@ RECIPES = {
         "window": 16,
         "config": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     },
-    "masked": {"window": 3, "causal_first": 0.2, "lr": 0.015, "masking_rate": 0.4},
+    "masked": {"window": 3, "causal_first": 0.2, "lr": 0.015, "masking_rates": [0.4, 0.15]},
 }
 GUESSES = {"causal": 0.34, "masked": 0.33}
 # At ten times the tokens a larger batch with a larger rate pays; the opponents get one, too.
@@ -180,7 +180,7 @@ class Contestant:
         self.scheduler = build_scheduler(self.optimizer, settings["schedule"], steps)
         objective = causal
         if text.kind == "masked":
-            rate = RateSchedule(settings.get("masking_rate", 0.3), 0.15, rows * steps)
+            rate = RateSchedule(settings.get("masking_rates", [0.3, 0.15]), rows * steps)
             objective = Masked(text.tokenizer, rate, seed=seed, compact=True)
             objective = CausalFirst(objective, rows * round(causal_first * steps))
             self.phases.append(round(causal_first * steps))
