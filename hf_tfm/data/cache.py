@@ -18,7 +18,7 @@ from ..core.errors import InputError, cannot_write
 from .files import explain_unreadable
 
 
-_CACHE_HINT = "free space, or set HF_TFM_CACHE to another folder"
+CACHE_HINT = "free space, or set HF_TFM_CACHE to another folder"
 
 
 def default_cache_dir() -> Path:
@@ -36,22 +36,23 @@ def write_arrays(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta:
     Raises:
         InputError: The folder cannot be written.
     """
-    with _explain_unwritable(folder):
+    with explain_unwritable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                with atomic_directory(folder, hint=_CACHE_HINT) as staging:
+                with atomic_directory(folder, hint=CACHE_HINT) as staging:
                     _write_chunks(staging, chunks, meta)
 
 
 @contextmanager
-def _explain_unwritable(path: Path) -> Iterator[None]:
+def explain_unwritable(path: Path) -> Iterator[None]:
+    """Raises `InputError` for errors of the file system inside the block, which writes into the cache at `path`."""
     try:
         yield
     except OSError as error:
         if error.errno is None:  # a broken connection to the source of the chunks, not an error of the file system
             raise
-        raise InputError(f"{path}: {cannot_write(_CACHE_HINT)(error)}") from None
+        raise InputError(f"{path}: {cannot_write(CACHE_HINT)(error)}") from None
 
 
 def _write_chunks(folder: Path, chunks: Iterable[Mapping[str, np.ndarray]], meta: dict[str, Any]) -> None:
@@ -117,6 +118,6 @@ def memo_path(cache_dir: Path, key: str) -> Path:
 
 
 def write_memo(memo: Path, content: dict[str, Any]) -> None:
-    with _explain_unwritable(memo):
+    with explain_unwritable(memo):
         memo.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(memo, json.dumps(content))

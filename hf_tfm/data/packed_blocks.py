@@ -53,9 +53,10 @@ def assemble(
         piece_ids: Two ids to put around each piece; the plan must have been made with `extra=2`.
 
     Returns:
-        `input_ids`, `position_ids` and `sequence_ids`, each (batch, length) int64, and `num_tokens` and `num_bytes` of
-        text, each (batch,) int64. Positions start at 0 in each piece, in the padding too. `sequence_ids` numbers the
-        pieces of a row from 1 and is 0 in padding: recognise padding by it, never by its id.
+        `input_ids`, `position_ids`, `sequence_ids` and `token_numbers`, each (batch, length) int64, and `num_tokens`
+        and `num_bytes` of text, each (batch,) int64. Positions start at 0 in each piece, in the padding too.
+        `sequence_ids` numbers the pieces of a row from 1 and is 0 in padding: recognise padding by it, never by its id.
+        `token_numbers` says which of the store's tokens it is, -1 for padding and `piece_ids`.
     """
     first, last = plan.offsets[blocks], plan.offsets[blocks + 1]
     counts = last - first
@@ -68,11 +69,15 @@ def assemble(
     position_ids = np.arange(len(blocks) * int(lengths[: counts[0]].sum())) - np.repeat(begins, lengths)
     sequence_ids = np.repeat(np.where(starts < 0, 0, within + 1), lengths)
     num_before = 0 if piece_ids is None else 1
+    token_numbers = np.repeat(starts - num_before, lengths) + position_ids
     # Padding reads arbitrary tokens, which are overwritten below.
-    input_ids = tokens.take(np.repeat(starts - num_before, lengths) + position_ids, mode="clip").astype(np.int64)
+    input_ids = tokens.take(token_numbers, mode="clip").astype(np.int64)
     if piece_ids is not None:
-        input_ids[begins], input_ids[begins + lengths - 1] = piece_ids
-    input_ids[sequence_ids == 0] = pad_token_id
+        ends = begins + lengths - 1
+        input_ids[begins], input_ids[ends] = piece_ids
+        token_numbers[begins] = token_numbers[ends] = -1
+    is_padding = sequence_ids == 0
+    input_ids[is_padding], token_numbers[is_padding] = pad_token_id, -1
 
     shape = (len(blocks), -1)
     sequence_ids = sequence_ids.reshape(shape)
@@ -80,6 +85,7 @@ def assemble(
         "input_ids": input_ids.reshape(shape),
         "position_ids": position_ids.reshape(shape),
         "sequence_ids": sequence_ids,
+        "token_numbers": token_numbers.reshape(shape),
         "num_tokens": np.count_nonzero(sequence_ids, axis=1),
         "num_bytes": np.add.reduceat(plan.byte_counts[segments], row_starts, dtype=np.int64),
     }
@@ -273,6 +279,8 @@ class PackedBlocks:
             )
             for number, store in enumerate(self.stores)
         ]
+        sizes = [store.num_tokens if isinstance(store, TokenStore) else 0 for store in self.stores]
+        self._first_tokens = np.cumsum(sizes) - sizes
         self._per_turn = np.maximum(1, np.rint(shares * _TURNS)).astype(np.int64)
         # Each source is spread evenly over the table, so that every batch has its share of it.
         source = np.repeat(np.arange(len(shares)), self._per_turn)
@@ -374,7 +382,8 @@ class PackedBlocks:
         Returns rows by their numbers in the run, (batch,), ascending; row 0 is the first row of the run.
 
         Returns:
-            The arrays of `assemble`, and the numbers as `rows`, from which objectives derive random numbers.
+            The arrays of `assemble`, and the numbers as `rows`, from which objectives derive random numbers. The
+            `token_numbers` of several stores follow one another.
         """
         if len(self._parts) == 1:
             return {**self._parts[0].rows(numbers), "rows": numbers}
@@ -384,7 +393,9 @@ class PackedBlocks:
         batch = {"rows": numbers}
         for source in np.unique(sources):
             is_selected = sources == source
-            for name, rows in self._parts[source].rows(within[is_selected]).items():
+            selected = self._parts[source].rows(within[is_selected])
+            selected["token_numbers"][selected["token_numbers"] >= 0] += self._first_tokens[source]
+            for name, rows in selected.items():
                 batch.setdefault(name, np.empty((len(numbers), *rows.shape[1:]), rows.dtype))[is_selected] = rows
         return batch
 

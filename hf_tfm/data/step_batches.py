@@ -21,7 +21,8 @@ def shorten(batch: Batch, length: int) -> Batch:
     pieces = full_length // length
     if full_length % length:
         raise InputError(f"rows of {full_length} tokens cannot be cut into rows of {length}; it has to divide them")
-    cut = {name: batch[name].reshape(-1, length) for name in ("input_ids", "position_ids", "sequence_ids")}
+    names = ("input_ids", "position_ids", "sequence_ids", "token_numbers")
+    cut = {name: batch[name].reshape(-1, length) for name in names}
     # A piece that continues from the previous row starts again at 0; one that starts within the row keeps its
     # positions.
     columns = np.arange(length)

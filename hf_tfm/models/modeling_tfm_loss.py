@@ -1,5 +1,7 @@
 """Losses: cross-entropy over the vocabulary without holding all logits, and sentence heads."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -24,9 +26,13 @@ def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
 _BUFFERED_GRADIENTS = 1 << 24
 
 
-class LinearCrossEntropy(torch.autograd.Function):
+# From the logits of a chunk, and the rows it has: the sum of losses, and the gradient of the logits if needed, in fp32.
+ChunkLoss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+class LinearLoss(torch.autograd.Function):
     """
-    Cross-entropy of `hidden_states @ weight.T + bias` without the logits of all rows.
+    A loss of `hidden_states @ weight.T + bias` without the logits of all rows.
 
     A chunk of rows is projected, and the gradient of its logits is computed while they are in the CPU's cache. The
     gradients of several chunks are buffered, in the dtype of the products, before they are added to the gradient of
@@ -34,7 +40,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_states, weight, bias, labels, divisor, softcap, dtype):
+    def forward(ctx, hidden_states, weight, bias, chunk_loss, divisor, softcap, dtype):
         device_type = hidden_states.device.type
         with torch.autocast(device_type, enabled=False):
             states, matrix = hidden_states.to(dtype), weight.to(dtype)
@@ -50,14 +56,10 @@ class LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(states), chunk_size):
                 chunk = slice(start, start + chunk_size)
                 logits = cap_logits(F.linear(states[chunk], matrix, offset), softcap)
-                targets = labels[chunk].unsqueeze(-1)
-                probabilities = F.softmax(logits, dim=-1, dtype=torch.float32)
-                # log Σ exp(logits) from the likeliest token, whose probability is never too small for a logarithm
-                log_sums = logits.amax(-1).float() - probabilities.amax(-1).log()
-                loss += log_sums.sum() - logits.gather(-1, targets).float().sum()
+                chunk_sum, logits_grad = chunk_loss(logits, chunk, buffer is not None)
+                loss += chunk_sum
                 if buffer is None:
                     continue
-                logits_grad = probabilities.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=torch.float32))
                 if softcap is not None:
                     logits_grad *= 1 - (logits / softcap).square()
                 if needs_bias:
@@ -85,6 +87,22 @@ class LinearCrossEntropy(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
+def chunk_cross_entropy(labels: torch.Tensor) -> ChunkLoss:
+    """Return the cross-entropy of the rows' `labels`, for [`LinearLoss`]."""
+
+    def chunk_loss(logits, chunk, needs_grad):
+        targets = labels[chunk].unsqueeze(-1)
+        probabilities = F.softmax(logits, dim=-1, dtype=torch.float32)
+        # log Σ exp(logits) from the likeliest token, whose probability is never too small for a logarithm
+        log_sums = logits.amax(-1).float() - probabilities.amax(-1).log()
+        loss = log_sums.sum() - logits.gather(-1, targets).float().sum()
+        if not needs_grad:
+            return loss, None
+        return loss, probabilities.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=torch.float32))
+
+    return chunk_loss
+
+
 @torch.compiler.disable
 def linear_cross_entropy(
     hidden_states: torch.Tensor,
@@ -93,6 +111,7 @@ def linear_cross_entropy(
     num_items_in_batch: torch.Tensor | int | None = None,
     softcap: float | None = None,
     ignore_index: int = -100,
+    make_loss: Callable[[torch.Tensor], ChunkLoss] = chunk_cross_entropy,
 ) -> torch.Tensor:
     """
     Return the mean cross-entropy in nats of the output layer's logits without holding all of them.
@@ -105,6 +124,7 @@ def linear_cross_entropy(
         labels: `(...)`, not shifted here; `ignore_index` is not predicted.
         num_items_in_batch: divisor of the sum, the number of predicted tokens by default.
         softcap: `final_logit_softcapping`.
+        make_loss: makes another loss from the labels of the predicted tokens.
     """
     hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()
     predicted = labels != ignore_index
@@ -113,11 +133,11 @@ def linear_cross_entropy(
     rows = predicted.nonzero().flatten()
     if len(rows) < len(labels):
         hidden_states, labels = hidden_states[rows], labels[rows]
-    return LinearCrossEntropy.apply(
+    return LinearLoss.apply(
         hidden_states,
         output_layer.weight,
         output_layer.bias,
-        labels,
+        make_loss(labels),
         divisor.to(hidden_states.device, torch.float32),
         softcap,
         compute_dtype(hidden_states),

@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tfm import TfmDecoderConfig
 from .modeling_tfm import TfmModel, TfmPreTrainedModel
 from .modeling_tfm_compat import CACHE_NAME, BothCacheNames, accepts_both_cache_names, refuse_unknown_arguments
-from .modeling_tfm_loss import cap_logits, linear_cross_entropy, sequence_classification_loss
+from .modeling_tfm_loss import cap_logits, sequence_classification_loss
 from .modeling_tfm_masks import build_masks, is_padding_mask, is_prepared_mask, packing_arguments
 
 
@@ -261,7 +261,7 @@ class TfmDecoderForCausalLM(TfmDecoderPreTrainedModel, GenerationMixin):
             if shift_labels is None:
                 shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
             items = kwargs.get("num_items_in_batch")
-            loss = linear_cross_entropy(hidden_states, self.lm_head, shift_labels, items, softcap)
+            loss = self.linear_loss_function(hidden_states, self.lm_head, shift_labels, items, softcap)
         else:
             logits = cap_logits(self.lm_head(select_positions(hidden_states, logits_to_keep)), softcap)
             if labels is not None:

@@ -67,7 +67,7 @@ from .modeling_tfm_compat import (
     register_class_name,
     register_with_peft,
 )
-from .modeling_tfm_loss import compute_dtype
+from .modeling_tfm_loss import compute_dtype, linear_cross_entropy
 from .modeling_tfm_masks import is_padding_mask
 
 
@@ -448,6 +448,8 @@ class TfmPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(TfmAttention, index=1, layer_name="self_attn"),
         "cross_attentions": OutputRecorder(TfmAttention, index=1, layer_name="cross_attn"),
     }
+    # The loss of `skip_logits`; a trainer may set another one, as transformers lets it set `loss_function`.
+    linear_loss_function = staticmethod(linear_cross_entropy)
 
     def __init__(self, config: TfmConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)

@@ -25,7 +25,7 @@ from .configuration_tfm import TfmEncoderConfig
 from .modeling_tfm import TfmModel, TfmPreTrainedModel, build_norm
 from .modeling_tfm_compat import refuse_unknown_arguments
 from .modeling_tfm_infilling import TfmInfilling
-from .modeling_tfm_loss import linear_cross_entropy, sequence_classification_loss
+from .modeling_tfm_loss import sequence_classification_loss
 from .modeling_tfm_masks import build_masks, is_padding_mask, is_prepared_mask, packing_arguments
 
 
@@ -200,7 +200,7 @@ class TfmEncoderForMaskedLM(TfmInfilling, TfmEncoderPreTrainedModel):
         if skip_logits:
             if labels is None:
                 raise ValueError("skip_logits returns the loss only, and needs labels")
-            loss = linear_cross_entropy(states, self.decoder, labels, kwargs.get("num_items_in_batch"))
+            loss = self.linear_loss_function(states, self.decoder, labels, kwargs.get("num_items_in_batch"))
         else:
             logits = self.decoder(states)
             if labels is not None:
@@ -350,7 +350,7 @@ class TfmEncoderForPreTraining(TfmEncoderPreTrainedModel):
         loss = None
         if labels is not None and next_sentence_label is not None:
             if skip_logits:
-                masked_loss = linear_cross_entropy(states, self.decoder, labels, num_items_in_batch)
+                masked_loss = self.linear_loss_function(states, self.decoder, labels, num_items_in_batch)
             else:
                 masked_loss = fixed_cross_entropy(
                     prediction_logits.view(-1, self.config.vocab_size).float(), labels.view(-1), num_items_in_batch

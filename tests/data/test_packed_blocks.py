@@ -467,3 +467,16 @@ def test_a_batch_takes_a_fraction_of_a_millisecond(store):
     steps = iter(range(10**6))
     seconds = min(timeit.repeat(lambda: blocks.batch(next(steps), 8), number=20, repeat=15)) / 20
     assert seconds < 2e-3  # some 0.1 ms on a free core
+
+
+@pytest.mark.parametrize("piece_ids", [None, (10**8, 10**8 + 1)])
+def test_token_numbers_say_which_tokens_of_the_stores_a_row_has(store, piece_ids):
+    other = make_store([40, 9, 300])
+    blocks = PackedBlocks([store, other], LENGTH, pad_token_id=PAD, piece_ids=piece_ids, weights=[2, 1], blocks_read=50)
+    batch = blocks.rows(np.arange(50))
+    numbers, ids = batch["token_numbers"], batch["input_ids"]
+    is_text = (batch["sequence_ids"] > 0) & (ids < 10**8)
+    assert np.array_equal(numbers >= 0, is_text)
+    tokens = np.concatenate([store.tokens, other.tokens])
+    assert np.array_equal(tokens[numbers[is_text]], ids[is_text]) and (numbers >= store.num_tokens).any()
+    assert np.array_equal(shorten(batch, 16)["token_numbers"].ravel(), numbers.ravel())
