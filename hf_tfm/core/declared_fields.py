@@ -14,15 +14,17 @@ _LAZY = {
 
 
 def fields_of_script(path: Path) -> set[str] | None:
-    """Returns the fields that a script passes to `parse_recipe`; None if its source does not show them all."""
-    for node in ast.walk(_parse(path)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "parse_recipe":
-            classes = [ast.unparse(argument) for argument in node.args[1:3]]
-            try:
-                return set().union(*(_fields(path, name) for name in classes if name != "None"))
-            except LookupError:
-                return None
-    return None
+    """Returns the fields in all calls of `parse_recipe` in a script; None if its source does not show them all."""
+    calls = [
+        node
+        for node in ast.walk(_parse(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "parse_recipe"
+    ]
+    classes = {ast.unparse(argument) for call in calls for argument in call.args[1:3]} - {"None"}
+    try:
+        return set().union(*(_fields(path, name) for name in classes)) if calls else None
+    except LookupError:
+        return None
 
 
 @functools.cache

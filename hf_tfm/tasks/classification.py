@@ -27,6 +27,7 @@ from ..train.finetune import encode_texts
 from ..train.report import input_text
 from .labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels, describe_counts, label_ids, label_texts, read_labels
 from .losses import LossFunction
+from .soft_labels import SoftLoss, class_loss, label_loss, number_loss
 from .task import Outputs, Split, Task, text_key
 
 
@@ -157,6 +158,10 @@ class Classification(Task[LabelledText]):
             return loss / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
         return compute
+
+    @property
+    def soft_loss(self) -> SoftLoss:
+        return {SINGLE_LABEL: class_loss, MULTI_LABEL: label_loss, REGRESSION: number_loss}[self.labels.problem_type]
 
     def select(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the logits `(batch, labels)`; some models, such as BART, return hidden states behind them."""

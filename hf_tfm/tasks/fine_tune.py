@@ -7,13 +7,12 @@ and figures of their own: conversations, preferences, rewards, embeddings.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import EvalPrediction, set_seed
 
-from ..core.limits import refuse_diverged
 from ..core.statistics import Estimate
 from ..data.batches import in_order
 from ..data.conversations import Message
@@ -24,6 +23,7 @@ from ..train.finetune import FinetuningArguments
 from ..train.finetuning_trainer import FinetuningTrainer
 from ..train.recipe import FinetuningRecipe
 from ..train.report import print_line
+from .distillation import DistillationTrainer, Teacher, select_outputs
 from .generation import Reply
 from .task import Split, Task
 
@@ -35,7 +35,9 @@ class TaskRecipe(FinetuningRecipe):
     baselines: bool = field(default=True, metadata={"help": "Measure simple baselines at the end."})
 
 
-def fine_tune(task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, job: str) -> int:
+def fine_tune(
+    task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, job: str, teacher: Teacher | None = None
+) -> int:
     """
     Fine-tune a model on a task: read, encode, train, measure, and write the folder of the finished model.
 
@@ -44,6 +46,7 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, jo
 
     Args:
         job: name of the script, for the run record.
+        teacher: a model that the trained one learns from besides the labels.
 
     Returns: the exit code of the script.
 
@@ -52,7 +55,9 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, jo
     """
     finetune.check_finetuning(args, recipe)
     set_seed(args.seed)
-    splits = read_examples(task, recipe, args.seed)
+    if teacher:
+        teacher.open()
+    splits = read_examples(task, recipe, args.seed, teacher)
     train, validation = splits["train"], splits["validation"]
 
     tokenizer = load_base_tokenizer(recipe)
@@ -63,10 +68,14 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, jo
     for split in splits.values():
         task.encode(split, model, tokenizer, max_length)
         task.add_labels(split)
+    rows = teacher.teach(model, tokenizer, max_length, splits) if teacher else train.rows
     if recipe.lora:
         model = add_adapter(model, recipe, task.adapter_type, new_weights)
 
-    record = report.begin_record(job, recipe, args, model, {name: split.records for name, split in splits.items()})
+    sources = {name: split.records for name, split in splits.items()}
+    if teacher and teacher.unlabelled:
+        sources["unlabelled"] = teacher.unlabelled.records
+    record = report.begin_record(job, recipe, args, model, sources)
     record["fields"] = task.recognised_fields(train.records) | record["fields"]
     for name, value in {"max_length": max_length, **task.record_fields()}.items():
         record[name] = value
@@ -81,7 +90,9 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, jo
         print_line(name, task.describe_split(split))
         for note in task.notes(name, split):
             print_line("note", note)
-    report.report_steps(args, train.rows, max_length)
+    if teacher:
+        teacher.report()
+    report.report_steps(args, rows, max_length)
     print_line("example", task.describe_example(tokenizer, train))
     record["overlap_with_train"] = report.report_overlap({name: task.keys(split) for name, split in splits.items()})
 
@@ -90,16 +101,17 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, jo
         task.calibrate(outputs, validation)
         return task.figures(task.decide(outputs, validation), validation)
 
-    trainer = FinetuningTrainer(
+    trainer_class = partial(DistillationTrainer, teacher=teacher) if teacher else FinetuningTrainer
+    trainer = trainer_class(
         model=model,
         args=args,
-        train_dataset=train.rows,
+        train_dataset=rows,
         eval_dataset=validation.rows,
         processing_class=tokenizer,
         data_collator=task.collator(tokenizer),
         compute_loss_func=loss,
         compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=lambda outputs, labels: _select(task, outputs),
+        preprocess_logits_for_metrics=lambda outputs, labels: select_outputs(task, outputs),
         record=record,
     )
     report.report_time_estimate(trainer)
@@ -118,23 +130,35 @@ def fine_tune(task: Task[Any], recipe: TaskRecipe, args: FinetuningArguments, jo
     split = splits[measured]
     results = task.estimates(task.decide(outputs[measured], split), split)
     baselines = task.baselines(train, split, args.seed) if recipe.baselines else {}
+    if teacher:
+        baselines = {"teacher": teacher.figures, **baselines}
     report.report_results(record, measured, results, baselines)
+    if teacher:
+        teacher.compare(record, model, trainer.median_batch(), results)
     for line in task.add_details(record, measured, outputs[measured], split, Path(str(args.output_dir))):
         print_line("sample", line)
     report.write_finished_model(trainer, model)
     return 0
 
 
-def read_examples(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[str, Split[Any]]:
+def read_examples(
+    task: Task[Any], recipe: TaskRecipe, seed: int, teacher: Teacher | None = None
+) -> dict[str, Split[Any]]:
     """
     Read the splits that there are; the validation set is carved out of the training records if it has no file.
+
+    Args:
+        teacher: a model whose labels the records have; without one the training records show the labels.
 
     Raises:
         InputError: a file cannot be read, or its records do not fit the task.
     """
     reading = task.reading(recipe.reading_options())
     records = finetune.read_split(recipe.train_file, reading)
-    task.learn_labels(records)
+    if teacher:
+        teacher.adopt_labels(records)
+    else:
+        task.learn_labels(records)
     dataset = task.read(records)
     train_records, validation_records = finetune.carve_validation(
         recipe, reading, dataset.records, seed, task.carving_keys(dataset), task.strata(dataset)
@@ -143,13 +167,6 @@ def read_examples(task: Task[Any], recipe: FinetuningRecipe, seed: int) -> dict[
     if recipe.test_file:
         splits["test"] = task.read(finetune.read_split(recipe.test_file, reading, "test"))
     return splits
-
-
-def _select(task: Task[Any], outputs: Any) -> torch.Tensor:
-    """What the task keeps of a batch's outputs, which Trainer hands over as a tensor if there is only one."""
-    selected = task.select(outputs if isinstance(outputs, tuple) else (outputs,))
-    refuse_diverged(selected)
-    return selected
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,9 @@ class MultipleChoice(Task[ChoiceQuestion]):
 
     def loss(self, train: Split[ChoiceQuestion], smoothing: float = 0.0) -> LossFunction:
         return choice_loss(smoothing)
+
+    def soft_shape(self, row: Mapping[str, Any]) -> tuple[int, int | None]:
+        return 1, len(row["input_ids"])
 
     def select(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the logits `(batch, options)`."""

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,13 @@ class QuestionAnswering(Task[Question]):
 
     def loss(self, train: Split[Question], smoothing: float = 0.0) -> LossFunction:
         return span_loss(smoothing)
+
+    def soft_outputs(self, outputs: Any) -> torch.Tensor:
+        """Return start and end logits, whose classes are the positions `(batch, 2, length)`."""
+        return torch.stack([outputs["start_logits"], outputs["end_logits"]], 1).float()
+
+    def soft_shape(self, row: Mapping[str, Any]) -> tuple[int, int | None]:
+        return 2, len(row["input_ids"])
 
     def select(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return start and end logits `(batch, length, 2)`."""

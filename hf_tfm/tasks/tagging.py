@@ -172,6 +172,12 @@ class Tagging(Task[TaggedWords]):
     def loss(self, train: Split[TaggedWords], smoothing: float = 0.0) -> LossFunction:
         return token_loss(smoothing)
 
+    def soft_outputs(self, outputs: Any) -> torch.Tensor:
+        return outputs["logits"].float()
+
+    def soft_shape(self, row: Mapping[str, Any]) -> tuple[int, int | None]:
+        return len(row["input_ids"]), None
+
     def select(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the likeliest tag's id and its probability `(batch, length, 2)`."""
         logits = outputs[0].float()

@@ -30,6 +30,7 @@ from ..data.forms.form import Reading
 from ..data.records import Records
 from ..data.tables import ReadingOptions
 from .losses import LossFunction
+from .soft_labels import SoftLoss, class_loss
 
 
 Example = TypeVar("Example")
@@ -181,6 +182,21 @@ class Task(ABC, Generic[Example]):
         Raises:
             InputError: these labels have no such loss.
         """
+
+    # Distillation
+
+    @property
+    def soft_loss(self) -> SoftLoss:
+        """Return the loss between a student's outputs and its teacher's."""
+        return class_loss
+
+    def soft_outputs(self, outputs: Any) -> torch.Tensor:
+        """Return a model's logits `(batch, outputs, classes)`, of which a teacher's are a student's soft labels."""
+        return outputs["logits"].float()[:, None]
+
+    def soft_shape(self, row: Mapping[str, Any]) -> tuple[int, int | None]:
+        """Return how many of these outputs and classes an encoded row has; None: all of its batch."""
+        return 1, None
 
     # Outputs → predictions → figures
 

@@ -16,6 +16,7 @@ from ..core.errors import InputError, explain, reason_of, unreadable
 from ..core.model_files import refuse_adapter
 from ..core.quiet import quiet
 from .head_rows import carry_head_rows, head_parameters, label_names
+from .kept_layers import choose_layers, keep_layers
 from .recipe import FinetuningRecipe
 
 
@@ -56,8 +57,7 @@ def load_base_model(
         for name in config_fields:
             if not hasattr(config, name):
                 raise InputError(f"{recipe.model}: its {type(config).__name__} has no switch {name}; leave that out")
-        if recipe.keep_layers is not None:
-            keep_first_layers(config, recipe.keep_layers)
+        layers = choose_layers(config, recipe.keep_layers) if recipe.keep_layers else None
         if "classifier_pooling" in config_fields and getattr(config, "use_pooler", False):
             config.use_pooler = False  # a pooler always reads the first token
         for name in _ATTENTION_DROPOUT:
@@ -87,6 +87,8 @@ def load_base_model(
                 f"{recipe.model}: is a {config.model_type}, and {auto_class.__name__} has no class for that: take a "
                 "model of a kind that it knows, such as an encoder"
             ) from error
+    if layers:
+        model = keep_layers(auto_class, model, layers, recipe.trust_remote_code)
     if key_mapping:
         model._weight_conversions = []  # else saving would restore the old names, which are not found again
     new_names = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
@@ -132,25 +134,6 @@ def _carry_head_rows(
         saved = auto_class.from_pretrained(recipe.model, trust_remote_code=trust, dtype="auto")
     changed_names = names if carry_head_rows(model, saved, names) or recipe.lora else []
     return sorted({*new_names, *changed_names} if changed_names else set(new_names) - set(names))
-
-
-def keep_first_layers(config: PreTrainedConfig, layers: int) -> None:
-    """
-    Change a configuration so that only the model's first blocks are loaded.
-
-    For easy tasks the upper blocks add little (Sajjad et al. 2020, "On the effect of dropping layers",
-    arXiv:2004.03844).
-
-    Raises:
-        InputError: the model has fewer blocks, or its configuration does not count them.
-    """
-    total = getattr(config, "num_hidden_layers", None)
-    if total is None or not 1 <= layers <= total:
-        raise InputError(f"keep_layers {layers}: this {config.model_type} has {total or 'no count of its'} blocks")
-    config.num_hidden_layers = layers
-    for name, value in config.to_dict().items():
-        if "layer" in name and isinstance(value, list) and len(value) == total:  # such as layer_types
-            setattr(config, name, value[:layers])
 
 
 def int8_weights() -> Any:

@@ -32,7 +32,7 @@ _MAX_EAGER_LENGTH = 128
 _BATCH_ARGUMENTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
 # Fields that neither transformers nor TRL have.
 _ADDED_FIELDS = ("early_stopping_patience", "preflight", "preflight_ignore")
-_FREE_FIELDS = {"license", "base_model", "trust_remote_code", "baselines", "beams"}
+_FREE_FIELDS = {"license", "base_model", "trust_remote_code", "baselines", "beams", "cache_dir"}
 
 
 @dataclass
@@ -250,9 +250,9 @@ def finetuning_identity(
 ) -> dict[str, Any]:
     """Return all that a resumed run must have in common with the stopped one; files count by their content."""
     fields = {
-        name: Path(value).name if name in ("model", "tokenizer") and value else value
+        name: Path(value).name if name in ("model", "tokenizer", "teacher") and value else value
         for name, value in dataclasses.asdict(recipe).items()
-        if not name.endswith("_file")
+        if not name.endswith("_file") and name != "unlabelled"
     }
     contents = {name: getattr(args, name) for name in _BATCH_ARGUMENTS}
     contents |= {f"{facts['split']} data": facts.get("sha256") for facts in data}

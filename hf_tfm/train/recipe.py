@@ -283,9 +283,12 @@ class FinetuningRecipe(ReadingRecipe):
         metadata={"help": "Truncate texts to this many tokens; by default to the model's limit or 512."},
     )
     tokenizer: str | None = field(default=None, metadata={"help": "Folder of the tokenizer, if not the model's."})
-    keep_layers: int | None = field(
+    keep_layers: list[int] | None = field(
         default=None,
-        metadata={"help": "Keep only the first blocks, this many: smaller, faster, often as good."},
+        metadata={
+            "help": "Keep only some layers: how many, evenly spaced, or their numbers from 0, as in 0 2 5. Smaller, "
+            "faster, often as good."
+        },
     )
     license: str | None = field(default=None, metadata={"help": "Licence of the trained model, for its card."})
     base_model: str | None = field(

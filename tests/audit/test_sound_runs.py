@@ -188,7 +188,7 @@ def _other_runs() -> dict[str, Build]:
 
 
 SCRIPTS = [
-    "finetune_classification", "finetune_embeddings", "finetune_instruct", "finetune_multiple_choice",
+    "distill", "finetune_classification", "finetune_embeddings", "finetune_instruct", "finetune_multiple_choice",
     "finetune_preference", "finetune_qa", "finetune_rlvr", "finetune_tokens", "finetune_translation", "pretrain_clm",
     "pretrain_mlm",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ def write(path: Path, records: list[dict]) -> Path:
     return path
 
 
-def arguments(model: Path, train: Path, out: Path, **changes) -> list[str]:
+def arguments(model: Path | None, train: Path, out: Path, **changes) -> list[str]:
     """Returns arguments of a short run in fp32; None omits a field."""
     fields = {
         "model": model, "train_file": train, "output_dir": out, "num_train_epochs": 2, "per_device_train_batch_size": 8,

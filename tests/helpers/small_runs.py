@@ -131,7 +131,7 @@ def command_runs(root: Path) -> dict[str, list[str]]:
 def script_runs(root: Path) -> dict[str, list[str]]:
     """Arguments of each script in `training/`."""
 
-    def finetuning(script: str, model: str | Path, records: str, **fields: object) -> list[str]:
+    def finetuning(script: str, model: str | Path | None, records: str, **fields: object) -> list[str]:
         file = root / f"{records}.jsonl"
         more = {"validation_file": file, "max_steps": 2, "num_train_epochs": 1, **fields}
         return arguments(model, file, root / f"out_{script}", **more)
@@ -144,6 +144,10 @@ def script_runs(root: Path) -> dict[str, list[str]]:
             "--model", f"{root}/encoder", "--train_file", f"{root}/labels.jsonl", "--test_file",
             f"{root}/labels.jsonl", "--output_dir", f"{root}/out_compare",
         ],
+        "distill": finetuning(
+            "distill", None, "labels", teacher=root / "classifier", keep_layers=1, unlabelled=root / "text.jsonl",
+            cache_dir=root / "cache",
+        ),
         "evaluate_infilling": [
             "--model", f"{root}/encoder", "--text", f"{root}/text.jsonl", "--words", "8", "--gaps", "1",
             "--longest_gap", "2", "--passages", "4", "--output_dir", f"{root}/out_infilling",

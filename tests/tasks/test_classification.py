@@ -719,7 +719,7 @@ def test_keeping_the_first_layers(models, base):
     whole, _ = load_base_model(
         AutoModelForSequenceClassification, FinetuningRecipe(path, ""), build_tokenizer(), **fields
     )
-    recipe = FinetuningRecipe(path, "", keep_layers=1)
+    recipe = FinetuningRecipe(path, "", keep_layers=[0])
     cut, new = load_base_model(AutoModelForSequenceClassification, recipe, build_tokenizer(), **fields)
     body, parts = cut.base_model.state_dict(), whole.base_model.state_dict()
     # Neither the pooler, which BERT's folder has, nor anything below the second block is new.
@@ -728,9 +728,9 @@ def test_keeping_the_first_layers(models, base):
     assert all(torch.equal(body[name], parts[name]) for name in body)
     if base != "bert":
         assert whole.config.num_hidden_layers == len(whole.config.layer_types) > len(cut.config.layer_types) == 1
-    with pytest.raises(InputError, match="keep_layers 9: this .* has 2 blocks"):
+    with pytest.raises(InputError, match="keep_layers 9: this .* has 2 layers"):
         load_base_model(
-            AutoModelForSequenceClassification, FinetuningRecipe(path, "", keep_layers=9), build_tokenizer()
+            AutoModelForSequenceClassification, FinetuningRecipe(path, "", keep_layers=[9]), build_tokenizer()
         )
 
 
@@ -789,7 +789,7 @@ def test_bad_files_and_settings_end_in_one_line(models, files, tmp_path, capsys)
         (dict(model=tmp_path / "none"), "there is no such folder"),
         (dict(model="nobody/nothing-at-all"), "no tokenizer can be loaded"),
         (dict(max_length=65), "max_length 65"),
-        (dict(keep_layers=0), "keep_layers 0: this bert has 2 blocks"),
+        (dict(keep_layers=0), "keep_layers 0: this bert has 2 layers"),
         (dict(keep_layers=1, lora="true"), "keep_layers: an adapter is loaded on its whole base"),
         (dict(text_field="body"), "--text_field"),
         (dict(text_pair_field="second"), "--text_pair_field"),

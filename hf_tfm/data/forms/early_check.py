@@ -28,7 +28,7 @@ from .reader import RecordReader
 
 Settings = dict[str, list[str]]
 
-_HEAD, _ANY = "the model's head", "any table"
+_HEAD, _ANY, _TASK = "the model's head", "any table", "the task"
 _SPLITS = ("train_file", "validation_file", "test_file")
 # The options of each script that name files, with the job that they are read for.
 SCRIPT_FILES: dict[str, dict[str, str]] = {
@@ -41,6 +41,7 @@ SCRIPT_FILES: dict[str, dict[str, str]] = {
     "finetune_instruct": dict.fromkeys(_SPLITS, "chat"),
     "finetune_preference": dict.fromkeys(_SPLITS, "preferences"),
     "finetune_rlvr": dict.fromkeys(_SPLITS, "prompts"),
+    "distill": dict.fromkeys((*_SPLITS, "unlabelled"), _TASK),
     "train_tokenizer": {"data": "text"},
     "pretrain_clm": {"data": "text", "validation_data": "text"},
     "pretrain_mlm": {"data": "text", "validation_data": "text"},
@@ -58,6 +59,9 @@ _JOBS_OF_HEADS = {
     "ForQuestionAnswering": "questions",
     "ForMultipleChoice": "choices",
 }
+
+# The job of the files that a task of distill.py reads.
+_JOBS_OF_TASKS = {"classification": "classification", "tokens": "tags", "qa": "questions", "multiple_choice": "choices"}
 
 _CHECKED_FILES = 20  # of each option
 _LARGE_JSON = 16 << 20  # bytes; a larger array takes long to read
@@ -93,6 +97,7 @@ def find_mistake(script: Path, arguments: Sequence[str]) -> None:
             split = option.removesuffix("_file") if option in _SPLITS else "train"
             # A reward function of the user's needs no answer in the records.
             labelled = _one(settings.get("reward", "number")) in ("number", "pattern") or job != "prompts"
+            labelled &= option != "unlabelled"
             check_files(files, _job(job, settings), settings, split, labelled)
 
 
@@ -222,11 +227,14 @@ def _is_large_json(location: str) -> bool:
 
 
 def _job(job: str, settings: Settings) -> str:
-    if job != _HEAD:
+    if job not in (_HEAD, _TASK):
         return job
     if settings.get("template"):
         return "classification"
-    return _job_of_head(_read_json(Path(*settings.get("model", [""])[:1]) / "config.json")) or _ANY
+    if task := settings.get("task"):
+        return _JOBS_OF_TASKS.get(_one(task), _ANY)
+    model = "model" if job == _HEAD else "teacher"
+    return _job_of_head(_read_json(Path(*settings.get(model, [""])[:1]) / "config.json")) or _ANY
 
 
 def _job_of_head(config: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,105 @@
+"""
+Distils a fine-tuned model into a smaller and faster one, the student.
+
+    python training/distill.py training/recipes/distill.yaml
+
+    python training/distill.py --teacher runs/trec --keep_layers 3 --train_file train.jsonl --test_file test.jsonl \\
+        --unlabelled questions.txt --output_dir runs/trec-small
+
+The student is some layers of the teacher (--keep_layers), or another model (--model). It learns the teacher's outputs
+for labelled and unlabelled records, the teacher's hidden states where both have the same tokens and width, and the
+labels. The teacher's outputs are computed once and kept on disk. The test set is measured once, for both models, and so
+is their speed. The same command resumes a stopped run.
+
+The teacher shows the task; --task names another one: classification (of texts and pairs, also regression), tokens, qa
+or multiple_choice. `--task tokens --help` shows the fields of a task.
+"""
+
+from hf_tfm_command import check_data
+
+
+if __name__ == "__main__":
+    check_data(__file__)
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_classification import ClassificationRecipe
+from finetune_multiple_choice import ChoiceRecipe
+from finetune_qa import QuestionRecipe
+from finetune_tokens import TaggingRecipe
+from hf_tfm.artifacts.open import auto_class_of
+from hf_tfm.core.errors import InputError
+from hf_tfm.data.forms.early_check import read_settings
+from hf_tfm.tasks.classification import Classification
+from hf_tfm.tasks.distillation import SoftLabelRecipe, Teacher
+from hf_tfm.tasks.fine_tune import fine_tune
+from hf_tfm.tasks.multiple_choice import MultipleChoice
+from hf_tfm.tasks.question_answering import QuestionAnswering
+from hf_tfm.tasks.tagging import Tagging
+from hf_tfm.train.finetune import FinetuningArguments
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
+
+
+@dataclass
+class ClassificationDistillation(SoftLabelRecipe, ClassificationRecipe):
+    """Fields of the distillation of a classifier."""
+
+
+@dataclass
+class TaggingDistillation(SoftLabelRecipe, TaggingRecipe):
+    """Fields of the distillation of a tagger."""
+
+
+@dataclass
+class QuestionDistillation(SoftLabelRecipe, QuestionRecipe):
+    """Fields of the distillation of a model that answers questions."""
+
+
+@dataclass
+class ChoiceDistillation(SoftLabelRecipe, ChoiceRecipe):
+    """Fields of the distillation of a model that chooses."""
+
+
+# Tasks by the Auto class of the teacher.
+TASKS = {
+    "AutoModelForSequenceClassification": "classification",
+    "AutoModelForTokenClassification": "tokens",
+    "AutoModelForQuestionAnswering": "qa",
+    "AutoModelForMultipleChoice": "multiple_choice",
+}
+
+
+def choose_task(argv: list[str]) -> str:
+    """Return the task that the arguments name, else that of the teacher's head. Raises `InputError` if it is none."""
+    settings = read_settings(Path(__file__), argv)
+    named, teacher = (" ".join(settings.get(name, [])) for name in ("task", "teacher"))
+    task = named or (TASKS.get(auto_class_of(teacher), "") if teacher else "classification")
+    if task not in TASKS.values():
+        given = f"task {named!r}" if named else f"{teacher}: its head is for none of the tasks; --task"
+        raise InputError(f"{given} must be one of {', '.join(TASKS.values())}")
+    return task
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    match choose_task(argv):
+        case "classification":
+            recipe, args = parse_recipe(argv, ClassificationDistillation, FinetuningArguments, __doc__)
+            task = Classification.configure(vars(recipe))
+        case "tokens":
+            recipe, args = parse_recipe(argv, TaggingDistillation, FinetuningArguments, __doc__)
+            task = Tagging.configure(vars(recipe))
+        case "qa":
+            recipe, args = parse_recipe(argv, QuestionDistillation, FinetuningArguments, __doc__)
+            task = QuestionAnswering.configure(vars(recipe))
+        case "multiple_choice":
+            recipe, args = parse_recipe(argv, ChoiceDistillation, FinetuningArguments, __doc__)
+            task = MultipleChoice.configure(vars(recipe))
+    return fine_tune(task, recipe, args, "distill", Teacher(recipe, task, args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
