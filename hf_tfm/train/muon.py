@@ -6,22 +6,22 @@ One `torch.optim.Optimizer` holds both, so Trainer, accelerate, schedulers and c
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.adamw import adamw
 
 from .orthogonalization import orthogonalization_dtype, orthogonalize
+from .sharing import shard_like, share_out
 
 
 ADAMW_BETAS = (0.9, 0.95)
 ADAMW_EPS = 1e-8
 
-# At most this many elements are orthogonalized together, which bounds the scratch memory of large models (64 MB in
-# bf16).
+# At most this many elements are gathered and orthogonalized together, which bounds the scratch memory of large models
+# (64 MB in bf16).
 _CHUNK_ELEMENTS = 2**25
 
 
@@ -38,7 +38,8 @@ class Muon(torch.optim.Optimizer):
     update is rescaled to its former norm (NorMuon, https://arxiv.org/abs/2510.05491). With `cautious` only weights that
     the update shrinks decay (https://arxiv.org/abs/2510.12402).
 
-    Sharded parameters (FSDP2's DTensor) are gathered and orthogonalized by every process.
+    Each matrix of sharded parameters (FSDP2's DTensor) is orthogonalized by one process (see `sharing`); the state is
+    sharded like the parameters.
 
     Args:
         groups: dictionaries with `params`, `algorithm`, and fields that differ from the defaults below.
@@ -116,24 +117,13 @@ class Muon(torch.optim.Optimizer):
 
     def _update_by_muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            self._initialize_muon_state(group, p)
         momentum = group["momentum"]
         gradients = [cast(Tensor, p.grad) for p in params]
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = [gather(u) for u in torch._foreach_lerp(gradients, buffers, momentum)]
-        output_dim = -1 if group["transposed"] else -2
-        if group["turns"] > 1:
-            order = _block_order(group["blocks"], group["turns"]).to(updates[0].device)
-            updates = [update.index_select(output_dim, order) for update in updates]
-        _orthogonalize_updates(updates, group)
-        if group["row_beta"]:
-            for p, update in zip(params, updates, strict=True):
-                self._normalize_rows(group, p, update)
-        if group["turns"] > 1:
-            updates = [update.index_select(output_dim, order.argsort()) for update in updates]
-        updates = [shard_like(u, p) for u, p in zip(updates, params, strict=True)]
+        updates = torch._foreach_lerp(gradients, buffers, momentum)
+        self._orthogonalize_updates(group, params, updates)
         decay = group["lr"] * group["weight_decay"]
         if decay and group["cautious"]:
             for p, update in zip(params, updates, strict=True):
@@ -142,27 +132,39 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(params, 1 - decay)
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
-    def _normalize_rows(self, group: dict[str, Any], p: Tensor, update: Tensor) -> None:
-        """Divide the rows of an update, in place, by the running root of their mean square; its norm stays."""
-        output_dim, input_dim = (-1, -2) if group["transposed"] else (-2, -1)
-        squares = update.square().mean(dim=input_dim, keepdim=True)
-        previous = self.state[p].get("row_squares")
-        running = torch.zeros_like(squares) if previous is None else gather(previous)
-        running = running.lerp(squares, 1 - group["row_beta"])
-        self.state[p]["row_squares"] = shard_like(running, p)
-        scale = running.clamp_min(1e-20).rsqrt()
-        blocks = group["blocks"] or update.shape[output_dim]
-        pairs = zip(update.split(blocks, dim=output_dim), scale.split(blocks, dim=output_dim), strict=True)
-        for block, factor in pairs:
-            norm = torch.linalg.vector_norm(block, dim=(-2, -1), keepdim=True)
-            block.mul_(factor)
-            block.mul_(norm / torch.linalg.vector_norm(block, dim=(-2, -1), keepdim=True).clamp_min(1e-20))
+    def _initialize_muon_state(self, group: dict[str, Any], p: Tensor) -> None:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        if group["row_beta"] and "row_squares" not in state:
+            shape = list(p.shape)
+            shape[-2 if group["transposed"] else -1] = 1
+            state["row_squares"] = shard_like(torch.zeros(shape, dtype=p.dtype, device=p.device), p)
+
+    def _orthogonalize_updates(self, group: dict[str, Any], params: list[Tensor], updates: Sequence[Tensor]) -> None:
+        """Orthogonalize updates in place, and with `row_beta` normalize their rows."""
+        output_dim = -1 if group["transposed"] else -2
+        order = _block_order(group["blocks"], group["turns"]).to(updates[0].device) if group["turns"] > 1 else None
+        # Updates are sent in the dtype of the products, to which their owners would round them anyway.
+        dtype = orthogonalization_dtype(updates[0].device)
+        for part in share_out(updates, _CHUNK_ELEMENTS):
+            gathered = part.gather(updates, dtype)
+            matrices = gathered if order is None else [m.index_select(output_dim, order) for m in gathered]
+            _orthogonalize_matrices(matrices, group, dtype)
+            if group["row_beta"]:
+                row_squares = [self.state[p]["row_squares"] for p in params]
+                squares = part.gather(row_squares, row_squares[0].dtype)
+                for matrix, running in zip(matrices, squares, strict=True):
+                    _normalize_rows(matrix, running, group)
+                part.scatter(squares, row_squares, row_squares[0].dtype)
+            if order is not None:
+                for whole, matrix in zip(gathered, matrices, strict=True):
+                    whole.index_copy_(output_dim, order, matrix)
+            part.scatter(gathered, updates, updates[0].dtype if group["row_beta"] else dtype)
 
 
-def _orthogonalize_updates(updates: list[Tensor], group: dict[str, Any]) -> None:
-    """Orthogonalize and scale every projection of the updates of a group, in place, equal shapes in one batch."""
-    device = updates[0].device
-    dtype = orthogonalization_dtype(device)
+def _orthogonalize_matrices(updates: list[Tensor], group: dict[str, Any], dtype: torch.dtype) -> None:
+    """Orthogonalize and scale every projection of whole updates, in place, equal shapes in one batch."""
     output_dim, input_dim = (-1, -2) if group["transposed"] else (-2, -1)
     by_shape: dict[torch.Size, list[tuple[Tensor, float]]] = defaultdict(list)
     for update in updates:
@@ -174,25 +176,31 @@ def _orthogonalize_updates(updates: list[Tensor], group: dict[str, Any]) -> None
         chunk_size = max(1, _CHUNK_ELEMENTS // shape.numel())
         for start in range(0, len(matrices), chunk_size):
             chunk = matrices[start : start + chunk_size]
-            batch = torch.empty(len(chunk), *shape, dtype=dtype, device=device)
+            batch = torch.empty(len(chunk), *shape, dtype=dtype, device=chunk[0][0].device)
             torch._foreach_copy_(list(batch.unbind()), [matrix for matrix, _ in chunk])
             for (matrix, scale), result in zip(chunk, orthogonalize(batch, dtype), strict=True):
                 torch.mul(result, scale, out=matrix)
+
+
+def _normalize_rows(update: Tensor, running: Tensor, group: dict[str, Any]) -> None:
+    """
+    Divide the rows of an update, in place, by the running root of their mean square; its norm stays.
+
+    Args:
+        running: the running mean squares, updated in place: 1 in the dimension of the inputs.
+    """
+    output_dim, input_dim = (-1, -2) if group["transposed"] else (-2, -1)
+    running.lerp_(update.square().mean(dim=input_dim, keepdim=True), 1 - group["row_beta"])
+    scale = running.clamp_min(1e-20).rsqrt()
+    blocks = group["blocks"] or update.shape[output_dim]
+    pairs = zip(update.split(blocks, dim=output_dim), scale.split(blocks, dim=output_dim), strict=True)
+    for block, factor in pairs:
+        norm = torch.linalg.vector_norm(block, dim=(-2, -1), keepdim=True)
+        block.mul_(factor)
+        block.mul_(norm / torch.linalg.vector_norm(block, dim=(-2, -1), keepdim=True).clamp_min(1e-20))
 
 
 def _block_order(blocks: tuple[int, ...], turns: int) -> Tensor:
     """Return the output rows of alternating blocks in the order of the blocks: (sum(blocks),)."""
     rows = torch.arange(sum(blocks)).view(turns, -1)
     return torch.cat([part.flatten() for part in rows.split([block // turns for block in blocks], dim=1)])
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """Return the full matrix of a sharded tensor (FSDP2's DTensor) from all processes; a plain tensor as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """Return this process's shard of a full matrix, placed like `reference`; the inverse of `gather`."""
-    if not isinstance(reference, DTensor):
-        return tensor
-    return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from optimizer_families import FAMILIES, GPT2, fill_gradients, llama, qwen3
+from optimizer_families import FAMILIES, fill_gradients, llama, qwen3
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_tfm.core.errors import InputError
@@ -266,37 +265,3 @@ def test_learns_with_the_recipe():
 def test_wrong_settings_are_named(arguments, part):
     with pytest.raises(InputError, match=part):
         optim.build_optimizer(llama(), **arguments)
-
-
-def _sharded_equals_plain(rank, path, name, family):
-    from torch.distributed.fsdp import fully_shard
-
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
-    models = []
-    for shard in (False, True):
-        torch.manual_seed(0)
-        wide = GPT2Config(**GPT2 | dict(n_embd=36))
-        model = (GPT2LMHeadModel(wide) if family == "gpt2" else FAMILIES[family]()).eval()
-        if shard:
-            layers = model.transformer.h if family == "gpt2" else model.model.layers
-            for block in [*layers, model]:
-                fully_shard(block, mesh=mesh)
-        models.append((model, optim.build_optimizer(model, name)))
-    ids = torch.randint(0, 64, (2, 16))
-    for _ in range(2):
-        for model, optimizer in models:
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    for plain, sharded in zip(models[0][0].parameters(), models[1][0].parameters(), strict=True):
-        torch.testing.assert_close(sharded.full_tensor(), plain, atol=2e-3, rtol=0)
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["muon", "normuon"])
-@pytest.mark.parametrize("family", ["gpt2", "gpt_oss"])
-def test_sharded_parameters_learn_like_plain_ones(family, name, tmp_path):
-    """FSDP2 over two processes."""
-    torch.multiprocessing.spawn(_sharded_equals_plain, (str(tmp_path / "rendezvous"), name, family), nprocs=2)
