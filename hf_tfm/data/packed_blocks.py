@@ -122,45 +122,93 @@ def _round_keys(seed: tuple[int, ...]) -> list[tuple[np.uint64, np.uint64]]:
 
 @functools.lru_cache(maxsize=64)
 def _block_order(size: int, seed: tuple[int, ...], page: int) -> np.ndarray:
-    """Returns the blocks of `_PAGE` consecutive running numbers, (_PAGE,); many at once cost hardly more than one."""
-    numbers = np.arange(_PAGE) + page * _PAGE
-    epochs = numbers // size
-    return np.concatenate(
-        [
-            permute(numbers[epochs == epoch] - epoch * size, size, (*seed, epoch))
-            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
-        ]
-    )
+    """Returns a page of a permutation of blocks, (up to `_PAGE`,); many at once cost hardly more than one."""
+    return permute(np.arange(page * _PAGE, min((page + 1) * _PAGE, size)), size, seed)
 
 
 class _StoreBlocks:
-    """The blocks of one store, numbered consecutively over the epochs, each of which has its own order."""
+    """
+    The blocks of one store, numbered consecutively over the epochs, each of which has its own plan and order.
 
-    def __init__(self, store: TokenStore, plan: BlockPlan, seed: tuple[int, ...], **layout: Any):
-        self.store, self.plan, self.seed, self.layout = store, plan, seed, layout
+    Args:
+        make_plan: `BlockPlan.of` with its settings.
+        first_pass: Number of the first pass over the text.
+        copies: Number of passes in an epoch.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        make_plan: Callable[..., BlockPlan],
+        seed: tuple[int, ...],
+        first_pass: int = 0,
+        copies: int = 1,
+        **layout: Any,
+    ):
+        self.store, self.make_plan, self.seed, self.layout = store, make_plan, seed, layout
+        self.first_pass, self.copies = first_pass, copies
+        self.plans: dict[int, BlockPlan] = {}  # of the two epochs that were read last
+        self.firsts, self.tokens = [0], [0]  # numbers of blocks and tokens before each known epoch
+        self._locate(0)
 
     def __len__(self) -> int:
-        """Number of blocks of an epoch."""
-        return len(self.plan)
+        """Number of blocks of the first epoch."""
+        return self.firsts[1]
+
+    def plan(self, epoch: int) -> BlockPlan:
+        """Returns the plan of an epoch."""
+        plan = self.plans.pop(epoch, None)
+        if plan is None:
+            first = self.first_pass + epoch * self.copies
+            plan = self.make_plan(self.store, passes=range(first, first + self.copies), seed=self.seed)
+        self.plans = {**dict(list(self.plans.items())[-1:]), epoch: plan}
+        return plan
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        """Returns the epoch of a block and its number in that; epochs up to there are planned when first needed."""
+        while self.firsts[-1] <= number:
+            plan = self.plan(len(self.firsts) - 1)
+            self.firsts.append(self.firsts[-1] + len(plan))
+            self.tokens.append(self.tokens[-1] + int(plan.filled().sum()))
+        epoch = bisect.bisect_right(self.firsts, number) - 1
+        return epoch, number - self.firsts[epoch]
 
     def rows(self, numbers: np.ndarray) -> Batch:
         """Returns blocks by their running numbers, (batch,), ascending."""
-        pages = numbers // _PAGE
-        blocks = [
-            _block_order(len(self), self.seed, page)[numbers[pages == page] - page * _PAGE]
-            for page in range(int(pages[0]), int(pages[-1]) + 1)
-        ]
-        return assemble(self.store.tokens, self.plan, np.concatenate(blocks), **self.layout)
+        parts = []
+        while len(numbers):
+            epoch, _ = self._locate(int(numbers[0]))
+            plan, seed = self.plan(epoch), (*self.seed, epoch)
+            inside = numbers[numbers < self.firsts[epoch + 1]] - self.firsts[epoch]
+            pages = inside // _PAGE
+            blocks = [
+                _block_order(len(plan), seed, page)[inside[pages == page] - page * _PAGE]
+                for page in range(int(pages[0]), int(pages[-1]) + 1)
+            ]
+            parts.append(assemble(self.store.tokens, plan, np.concatenate(blocks), **self.layout))
+            numbers = numbers[len(inside) :]
+        return _join(parts)
+
+    def passes(self, num_blocks: float) -> float:
+        """Returns the number of passes over the text in the first `num_blocks` blocks."""
+        epoch, rest = self._locate(max(0, math.ceil(num_blocks) - 1))
+        return self.copies * (epoch + (num_blocks - self.firsts[epoch]) / len(self.plan(epoch)))
 
     def count_tokens(self, num_blocks: int) -> int:
         """Returns the number of tokens of the first `num_blocks` blocks, without padding."""
-        filled, (epochs, rest) = self.plan.filled(), divmod(num_blocks, len(self))
-        return int(epochs * filled.sum() + filled[permute(np.arange(rest), len(self), (*self.seed, epochs))].sum())
+        epoch, last = self._locate(max(0, num_blocks - 1))
+        filled = self.plan(epoch).filled()
+        blocks = permute(np.arange(num_blocks - self.firsts[epoch]), len(filled), (*self.seed, epoch))
+        return self.tokens[epoch] + int(filled[blocks].sum())
+
+
+def _join(parts: list[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class _StreamBlocks:
     """
-    The blocks of a stream: those of its first window, then those of the next, shuffled within each.
+    The blocks of a stream: those of its first window, then those of the next, shuffled and packed within each.
 
     The start of each window is noted in a file when it becomes known. The notes only save reading from the beginning: a
     process gets the same rows with and without them.
@@ -169,7 +217,7 @@ class _StreamBlocks:
     def __init__(
         self,
         stream: TokenStream,
-        make_plan: Callable[[TokenStore], BlockPlan],
+        make_plan: Callable[..., BlockPlan],
         key: str,
         seed: tuple[int, ...],
         **layout: Any,
@@ -208,7 +256,7 @@ class _StreamBlocks:
             if in_window.any():
                 parts.append(window.rows(inside[in_window]))
             numbers = numbers[~in_window]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return _join(parts)
 
     def _window(self, index: int) -> _StoreBlocks:
         if self.process != os.getpid():  # neither threads nor positions in open files survive a fork
@@ -224,7 +272,8 @@ class _StreamBlocks:
 
     def _make_window(self, index: int) -> _StoreBlocks:
         store, following = self.stream.read_window(self.positions[index])
-        blocks = _StoreBlocks(store, self.make_plan(store), (*self.seed, index), **self.layout)
+        first_pass = self.positions[1 : index + 1].count(None)
+        blocks = _StoreBlocks(store, self.make_plan, (*self.seed, index), first_pass, **self.layout)
         note: dict[str, Any] = {"window": index + 1, "first": self.firsts[index] + len(blocks), "position": following}
         if self._learn(**note):
             with contextlib.suppress(OSError):  # a full disk: the notes save time and decide nothing
@@ -249,6 +298,8 @@ class PackedBlocks:
         blocks_read: Number of blocks that will be read. A store of few blocks that is read several times is packed
             several times at once, because otherwise its last block would be mostly padding each time; an epoch then is
             as many passes.
+
+    Each pass over a text shuffles its documents, cuts and packs them anew; see `BlockPlan`.
     """
 
     def __init__(
@@ -270,14 +321,12 @@ class PackedBlocks:
         extra = 0 if piece_ids is None else 2
         make_plan = functools.partial(BlockPlan.of, block_length=block_length, extra=extra, max_padding=max_padding)
         layout = {"pad_token_id": pad_token_id, "piece_ids": piece_ids}
-        self._copies = [_copies(*each, block_length) for each in zip(self.stores, shares * blocks_read)]
+        key = f"{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}"
         self._parts = [
-            _StoreBlocks(store, make_plan(store, copies=self._copies[number]), (seed, number), **layout)
+            _StoreBlocks(store, make_plan, (seed, number), copies=_copies(store, read, block_length), **layout)
             if isinstance(store, TokenStore)
-            else _StreamBlocks(
-                store, make_plan, f"{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}", (seed, number), **layout
-            )
-            for number, store in enumerate(self.stores)
+            else _StreamBlocks(store, make_plan, f"{key}-{seed}-{number}", (seed, number), **layout)
+            for number, (store, read) in enumerate(zip(self.stores, shares * blocks_read))
         ]
         sizes = [store.num_tokens if isinstance(store, TokenStore) else 0 for store in self.stores]
         self._first_tokens = np.cumsum(sizes) - sizes
@@ -329,15 +378,15 @@ class PackedBlocks:
 
     @property
     def num_blocks(self) -> int | None:
-        """Number of blocks of one epoch of all stores; `None` if one of them is a stream."""
+        """Number of blocks of the first epoch of all stores; `None` if one of them is a stream."""
         parts = self._store_parts()
         return None if parts is None else sum(len(part) for part in parts)
 
     def epochs(self, num_blocks: int) -> list[float | None]:
-        """Returns the number of epochs of each store in so many blocks (`None` for streams)."""
-        shares = num_blocks * self._per_turn / self._per_turn.sum() * self._copies
+        """Returns the number of passes over each store in so many blocks (`None` for streams)."""
+        shares = num_blocks * self._per_turn / self._per_turn.sum()
         return [
-            None if isinstance(part, _StreamBlocks) else share / len(part) for share, part in zip(shares, self._parts)
+            None if isinstance(part, _StreamBlocks) else part.passes(share) for share, part in zip(shares, self._parts)
         ]
 
     def count_tokens(self, num_blocks: int) -> int | None:
@@ -400,10 +449,8 @@ class PackedBlocks:
         return batch
 
 
-def _copies(store: TokenStore | TokenStream, blocks_read: float, block_length: int) -> int:
+def _copies(store: TokenStore, blocks_read: float, block_length: int) -> int:
     """Returns how often to pack a store at once."""
-    if isinstance(store, TokenStream):
-        return 1
     blocks = max(1, store.num_tokens) / block_length
     return max(1, min(int(blocks_read / blocks), math.ceil(_FEW_BLOCKS / blocks)))
 

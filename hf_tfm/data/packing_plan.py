@@ -4,6 +4,9 @@ Plans which piece of which document is in which block.
     documents   AAAAAAAAAA  BBB  CCCC  DD
     pieces      AAAAAA AAAA BBB  CCCC  DD        cut at the block length, from the start of each document
     blocks      AAAAAA | AAAADD | CCCC·· | …     packed by best fit, filled up with padding
+
+Later passes over the text shuffle the documents, and cut long ones elsewhere: AA AAAAAA AA. A model then sees every
+token at other positions and behind other beginnings of its context.
 """
 
 from collections.abc import Iterator
@@ -52,10 +55,19 @@ class BlockPlan:
 
     @classmethod
     def of(
-        cls, store: TokenStore, block_length: int, extra: int = 0, max_padding: float = 0.01, copies: int = 1
+        cls,
+        store: TokenStore,
+        block_length: int,
+        extra: int = 0,
+        max_padding: float = 0.01,
+        passes: range = range(1),
+        seed: tuple[int, ...] = (),
     ) -> "BlockPlan":
         """
-        Returns the plan of a store; it is saved beside the store if that is on disk.
+        Returns the plan of one or several passes over a store.
+
+        The plan of the first pass is saved beside the store if that is on disk, and so are plans of later passes if the
+        store is so large that planning takes seconds.
 
         Args:
             block_length: Tokens of a block.
@@ -63,17 +75,20 @@ class BlockPlan:
             max_padding: If best fit leaves a larger share of padding, the emptiest blocks are dissolved and their
                 pieces are cut to fill the others. The last block may stay as empty as it is; in a store of a few
                 blocks that is a larger share.
-            copies: Number of times that the store is packed at once, with one last block for all of them.
+            passes: Numbers of the passes, which are packed together with one last block for all of them. Pass 0 cuts
+                each document from its start; in later ones the first piece of a long document has a random length.
+            seed: Seed of the passes after the first.
         """
         if block_length < extra + 8:
             raise InputError(f"block_length {block_length} is too short to hold text; give at least {extra + 8}")
-        chunks = _plan(store, block_length, extra, max_padding, copies)
-        if store.folder is None:
+        chunks = _plan(store, block_length, extra, max_padding, passes, seed)
+        is_first = passes == range(1)
+        if store.folder is None or not (is_first or store.num_tokens > _CHUNK * block_length):
             whole = list(chunks)
             arrays: dict[str, Any] = {name: np.concatenate([chunk[name] for chunk in whole]) for name in whole[0]}
             return cls(**arrays)
-        times = f"-{copies}" if copies > 1 else ""
-        folder = store.folder / f"plan{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}{times}"
+        suffix = "" if is_first else "".join(f"-{number}" for number in (*seed, *passes))
+        folder = store.folder / f"plan{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}{suffix}"
         if not folder.exists():
             write_arrays(folder, chunks, {"block_length": block_length})
         return cls.open(folder)
@@ -97,47 +112,71 @@ class BlockPlan:
 
 
 def _plan(
-    store: TokenStore, block_length: int, extra: int, max_padding: float, copies: int
+    store: TokenStore, block_length: int, extra: int, max_padding: float, passes: range, seed: tuple[int, ...]
 ) -> Iterator[dict[str, np.ndarray]]:
     first, num_segments = 0, 0
     while first < len(store):
         enough = np.searchsorted(store.offsets, store.offsets[first] + _CHUNK * block_length)
         last = min(first + _CHUNK, len(store), max(first + 1, int(enough)))
         bounds, byte_counts = np.array(store.offsets[first : last + 1]), np.array(store.byte_counts[first:last])
-        chunk = _plan_documents(bounds, byte_counts, block_length, extra, max_padding, copies)
+        rngs = [np.random.default_rng((*seed, number, last)) if number else None for number in passes]
+        pieces = [_cut(bounds, block_length - extra, rng) for rng in rngs]
+        starts, lengths = (np.concatenate(arrays) for arrays in zip(*pieces))
+        chunk = _pack(bounds, byte_counts, starts, lengths, block_length, extra, max_padding)
         ends = num_segments + chunk.pop("ends")
         chunk["offsets"] = ends if first else np.concatenate([[0], ends])
         first, num_segments = last, num_segments + len(chunk["starts"])
         yield chunk
 
 
-def _plan_documents(
-    bounds: np.ndarray, byte_counts: np.ndarray, block_length: int, extra: int, max_padding: float, copies: int
-) -> dict[str, np.ndarray]:
-    """Returns the segments of some documents' blocks, and the end of each block's segments."""
-    body = block_length - extra
-    sizes = np.diff(bounds)
-    document = np.repeat(np.arange(len(sizes)), -(-sizes // body))
-    is_first = np.diff(document, prepend=-1) != 0
-    nth = np.arange(len(document)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
-    starts = bounds[document] + nth * body
-    lengths = np.minimum(bounds[document + 1] - starts, body)
-    document, starts, lengths = (np.tile(of_pieces, copies) for of_pieces in (document, starts, lengths))
+def _cut(bounds: np.ndarray, body: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Returns starts and lengths of the pieces of documents.
 
+    Args:
+        bounds: Starts of the documents, and the end of the last one, (num_documents + 1,).
+        body: Largest number of tokens of a piece.
+        rng: Random numbers for the order of the documents and the length of their first pieces; by default the
+            documents keep their order and are cut from their starts.
+    """
+    sizes = np.diff(bounds)
+    documents, missing = np.arange(len(sizes)), np.zeros(len(sizes), np.int64)
+    if rng is not None:
+        documents = rng.permutation(len(sizes))
+        missing = np.where(sizes > body, rng.integers(body, size=len(sizes)), 0)  # from the first piece
+    counts = -(-(sizes + missing) // body)[documents]
+    document = np.repeat(documents, counts)
+    nth = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    cuts = bounds[document] - missing[document] + nth * body
+    starts = np.maximum(cuts, bounds[document])
+    return starts, np.minimum(cuts + body, bounds[document + 1]) - starts
+
+
+def _pack(
+    bounds: np.ndarray,
+    byte_counts: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    block_length: int,
+    extra: int,
+    max_padding: float,
+) -> dict[str, np.ndarray]:
+    """Returns the segments of the blocks of some documents' pieces, and the end of each block's segments."""
+    sizes = np.diff(bounds)
     block, num_blocks = best_fit_decreasing(lengths + extra, block_length)
     # Blocks beyond those that would be enough if pieces were cut.
     spare = num_blocks - int(np.ceil((lengths + extra).sum() / block_length / max(1 - max_padding, 1e-9)))
     if spare > 0:
         starts, lengths, block = _dissolve(starts, lengths, block, spare, block_length, extra)
-        document = np.searchsorted(bounds, starts, side="right") - 1
 
     # Blocks in the order of their first pieces, pieces in the order of the text.
     first_start = np.full(block.max(initial=0) + 1, bounds[-1])
     np.minimum.at(first_start, block, starts)
-    place = np.argsort(np.argsort(first_start, kind="stable"))  # copies may begin alike
+    place = np.argsort(np.argsort(first_start, kind="stable"))  # blocks of several passes may begin alike
     order = np.lexsort((starts, place[block]))
-    starts, lengths, document, block = starts[order], lengths[order], document[order], place[block][order]
+    starts, lengths, block = starts[order], lengths[order], place[block][order]
 
+    document = np.searchsorted(bounds, starts, side="right") - 1
     # Rounded at both ends of a piece, so that the pieces of a document sum to its bytes.
     begin = (starts - bounds[document]) * byte_counts[document] // sizes[document]
     end = (starts - bounds[document] + lengths) * byte_counts[document] // sizes[document]

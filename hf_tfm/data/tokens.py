@@ -402,10 +402,12 @@ class TokenStream:
             stream = DocumentStream(self.sources, position)
             self._next = (position, stream, iter(stream))
         _, stream, documents = self._next
-        texts = next(_groups(documents, self.window_characters), None)
-        if texts is None:  # the previous window ended exactly at the end of the text
-            return self.read_window(None)
-        at_end = stream.position()["source"] == len(self.sources)
-        following = None if at_end else stream.position()
+        texts = next(_groups(documents, self.window_characters))
+        following: dict[str, Any] | None = stream.position()
+        next_text = next(documents, None)
+        if next_text is None:
+            following, documents = None, iter(())
+        else:
+            documents = itertools.chain([next_text], documents)
         self._next = (following, stream, documents)
         return TokenStore.from_texts(texts, self.tokenizer, wrap=self.wrap, num_proc=self.num_proc), following
