@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         model=model, args=args, processing_class=tokenizer, data=data, recipe=recipe, record=record
     )
     report_start(trainer, is_new)
-    trainer.train_or_resume(pretraining_identity(recipe, args))
+    trainer.train_or_resume(pretraining_identity(recipe, args, data.passes))
     if trainer.stopped:
         return report_stopped(trainer)
 

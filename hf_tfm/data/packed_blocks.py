@@ -320,7 +320,7 @@ class PackedBlocks:
         shares = shares / shares.sum()
         extra = 0 if piece_ids is None else 2
         make_plan = functools.partial(BlockPlan.of, block_length=block_length, extra=extra, max_padding=max_padding)
-        layout = {"pad_token_id": pad_token_id, "piece_ids": piece_ids}
+        layout: dict[str, Any] = {"pad_token_id": pad_token_id, "piece_ids": piece_ids}
         key = f"{PLAN_LAYOUT}-{block_length}-{extra}-{max_padding}"
         self._parts = [
             _StoreBlocks(store, make_plan, (seed, number), copies=_copies(store, read, block_length), **layout)

@@ -1,5 +1,6 @@
 """Options of the pretraining scripts: the recipe, transformers' arguments with other defaults, and their checks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,15 @@ def check_pretraining(recipe: PretrainingRecipe, args: TrainingArguments) -> Non
         raise InputError("ema_decay ends with the average of the last weights: leave out load_best_model_at_end")
 
 
-def pretraining_identity(recipe: PretrainingRecipe, args: TrainingArguments) -> dict[str, Any]:
-    """Return the run identity; a run may resume with more processes that share the rows of a step."""
+def pretraining_identity(
+    recipe: PretrainingRecipe, args: TrainingArguments, passes: Sequence[float | None] = ()
+) -> dict[str, Any]:
+    """
+    Return the run identity; a run may resume with more processes that share the rows of a step.
+
+    Args:
+        passes: how often the run reads each of its texts, None if unknown.
+    """
     cache_dir = Path(recipe.cache_dir or default_cache_dir())
     contents: dict[str, Any] = {
         "rows_per_step": rows_per_step(args),
@@ -210,6 +218,8 @@ def pretraining_identity(recipe: PretrainingRecipe, args: TrainingArguments) -> 
         "contents of validation_data": contents_digest(recipe.validation_sources(), cache_dir),
         "contents of tokenizer": tokenizer_fingerprint(load_tokenizer(recipe.tokenizer or recipe.model)),
     }
+    if any(times is None or times > 1 for times in passes):
+        contents["contents of data"] += ", packed anew in each pass"  # older versions repeated the first pass
     config = Path(recipe.model) / "config.json" if Path(recipe.model).is_dir() else Path(recipe.model)
     if config.is_file():
         contents["contents of model"] = file_hash(config, cache_dir)

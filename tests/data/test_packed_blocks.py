@@ -1,5 +1,6 @@
 """Batches: a pure function of (seed, step), the same for any number of processes, and no document sees another."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -67,14 +68,54 @@ def test_batches_equal_the_dense_reference(store, piece_ids):
     assert all(batch[name].dtype == np.int64 and batch[name].shape == (len(plan), LENGTH) for name in names)
 
 
-def test_every_token_once_per_epoch(store):
-    blocks = PackedBlocks(store, LENGTH, pad_token_id=PAD, seed=3)
-    for epoch in range(3):
-        rows = blocks.rows(np.arange(blocks.num_blocks) + epoch * blocks.num_blocks)
-        real = rows["input_ids"][rows["sequence_ids"] > 0]
-        assert np.array_equal(np.sort(real), store.tokens)
-        assert (rows["input_ids"][rows["sequence_ids"] == 0] == PAD).all()
-        assert rows["num_tokens"].sum() == store.num_tokens and rows["num_bytes"].sum() == store.num_bytes
+RECORDED = {
+    "web": ("0a232c87b0d21c66", dict(), lambda: sample("web", 300) // 4 + 3),
+    "books": ("37c76a0bf363e1bf", dict(piece_ids=(10**8, 10**8 + 1)), lambda: sample("books", 200)),
+    "sentences": ("14aec9ede15776e8", dict(), lambda: sample("sentences", 400)),
+}
+ARRAYS = ("input_ids", "num_bytes", "num_tokens", "position_ids", "rows", "sequence_ids")
+
+
+def digest(batch: dict) -> str:
+    return hashlib.sha256(b"".join(batch[name].astype(np.int64).tobytes() for name in ARRAYS)).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_first_pass_is_that_of_older_versions(name):
+    """Runs of one pass, and recorded figures, stay as they are."""
+    recorded, settings, lengths = RECORDED[name]
+    blocks = PackedBlocks(make_store(lengths()), LENGTH, seed=7, **settings)
+    assert digest(blocks.rows(np.arange(blocks.num_blocks))) == recorded
+
+
+def test_a_mixture_in_its_first_pass_is_that_of_older_versions():
+    stores = [make_store(lengths()) for _, _, lengths in RECORDED.values()]
+    stores = [stores[0], stores[2], stores[1]]
+    blocks = PackedBlocks(stores, LENGTH, seed=7, weights=[0.3, 0.2, 0.5])
+    assert digest(blocks.rows(np.arange(100))) == "5b03ddb009a80b08" and blocks.count_tokens(100) == 6397
+
+
+@pytest.mark.parametrize("piece_ids", [None, (10**8, 10**8 + 1)])
+def test_every_token_once_per_pass(store, piece_ids):
+    blocks = PackedBlocks(store, LENGTH, pad_token_id=PAD, seed=3, piece_ids=piece_ids)
+    first, begins = 0, []
+    for number in range(4):
+        # A pass has as many blocks as its packing needs: it ends where the last token of the text was read.
+        size = len(blocks._parts[0].plan(number))
+        rows = blocks.rows(np.arange(first, first + size))
+        text = rows["token_numbers"][rows["token_numbers"] >= 0]
+        assert np.array_equal(np.sort(text), store.tokens)
+        assert (rows["input_ids"][rows["sequence_ids"] == 0] == PAD).all() and rows[
+            "num_bytes"
+        ].sum() == store.num_bytes
+        first += size
+        assert blocks.epochs(first) == [number + 1]
+        real = blocks.rows(np.arange(first))["num_tokens"]
+        assert blocks.count_tokens(first) == real.sum() and blocks.count_tokens(first - 9) == real[:-9].sum()
+        begins.append(set(rows["token_numbers"][rows["position_ids"] == (piece_ids is not None)].tolist()))
+    starts = set(store.offsets[:-1].tolist())
+    assert all(starts <= begin for begin in begins)
+    assert all(len(one & other - starts) < 0.1 * len(one - starts) for one, other in zip(begins, begins[1:]))
 
 
 def check_no_leak(batch: dict, store: TokenStore) -> None:
@@ -111,6 +152,21 @@ def test_a_batch_depends_on_seed_and_step_alone(store):
     assert len(batches) * 8 > 2 * n, "should cross epochs"
     ids = np.concatenate([batch["input_ids"] for batch in batches])
     assert not np.array_equal(ids[:n], ids[n : 2 * n])
+
+
+def test_a_run_resumes_in_the_middle_of_any_pass(store):
+    running = PackedBlocks(store, LENGTH, pad_token_id=PAD, seed=5)
+    batches = [running.batch(step, 16) for step in range(400)]
+    assert running.epochs(16 * 400)[0] > 6
+    pages = [step for step in range(400) if step % 37 == 0]
+    for step in pages:
+        resumed = PackedBlocks(store, LENGTH, pad_token_id=PAD, seed=5)
+        halves = joined([resumed.batch(step, 16, rank=rank, world_size=2) for rank in range(2)])
+        assert same(halves, batches[step])
+    # In any order, and in another process.
+    for step in reversed(pages):
+        assert same(running.batch(step, 16), batches[step])
+    assert same(pickle.loads(pickle.dumps(running)).batch(399, 16), batches[399])
 
 
 def test_processes_and_accumulation_share_a_batch(store):
@@ -190,6 +246,7 @@ def test_a_mixture_has_its_shares_of_tokens(store):
     # Each block of a source comes once before any comes twice.
     first_ids = batch["input_ids"][:, 0][batch["input_ids"][:, 0] // 10**6 == 1]
     num_blocks = len(BlockPlan.of(small, LENGTH))
+    assert blocks.count_tokens(20 * 300) == batch["num_tokens"].sum()
     assert len(first_ids) > num_blocks == len(np.unique(first_ids[:num_blocks]))
     assert blocks.epochs(20 * 300)[1] == pytest.approx(len(first_ids) / num_blocks, rel=0.01)
     halves = [blocks.batch(9, 20, rank=rank, world_size=2) for rank in range(2)]
@@ -229,6 +286,7 @@ def test_little_text_read_often_has_little_padding(sizes, piece_ids):
     real = batch["sequence_ids"] > 0
     assert (~real).mean() < (0.02 if piece_ids is None else 0.03)  # in a hole of two tokens is no room for a piece
     assert blocks.count_tokens(read) == real.sum() == batch["num_tokens"].sum()
+    assert batch["num_bytes"].sum() == pytest.approx(blocks.epochs(read)[0] * store.num_bytes, rel=0.02)
     # Each token as often as another, but for those in the middle of an epoch.
     _, counts = np.unique(batch["input_ids"][real & (batch["input_ids"] < 10**8)], return_counts=True)
     assert len(counts) == store.num_tokens
@@ -296,7 +354,7 @@ def test_a_stream_resumes_exactly_at_any_step(make_stream, monkeypatch):
     assert same(halves, batches[77])
 
 
-def test_a_stream_reads_each_document_once_per_epoch(make_stream, text_file, tokenizer):
+def test_a_stream_reads_each_document_once_per_pass(make_stream, text_file, tokenizer):
     store = TokenStore.build(text_file, tokenizer, cache_dir=text_file.parent)
     blocks = make_stream()
     part = blocks._parts[0]
@@ -307,6 +365,26 @@ def test_a_stream_reads_each_document_once_per_epoch(make_stream, text_file, tok
     assert num_windows > 3 and epoch["num_bytes"].sum() == store.num_bytes
     real = epoch["input_ids"][epoch["sequence_ids"] > 0]
     assert np.array_equal(np.bincount(real), np.bincount(store.tokens))
+    # The next pass reads the same windows, and packs them anew.
+    while part.positions[1:].count(None) < 2:
+        part.rows(np.array([part.firsts[-1]]))
+    again = blocks.rows(np.arange(part.firsts[num_windows], part.firsts[2 * num_windows]))
+    real = again["input_ids"][again["sequence_ids"] > 0]
+    assert np.array_equal(np.bincount(real), np.bincount(store.tokens))
+    assert again["num_bytes"].sum() == store.num_bytes
+    rows, later_rows = ({tuple(row) for row in ids["input_ids"].tolist()} for ids in (epoch, again))
+    assert len(rows & later_rows) < 0.1 * len(rows)
+
+
+def test_a_stream_whose_last_window_is_full_is_packed_anew_too(tokenizer, tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text(json.dumps({"text": " ".join(map(str, range(3000)))}) + "\n")
+    stream = TokenStream(file, tokenizer, window_characters=1000, cache_dir=tmp_path)
+    blocks = PackedBlocks(stream, LENGTH, pad_token_id=tokenizer.pad_token_id)
+    blocks.rows(np.array([0]))
+    first, second = (blocks._parts[0]._window(number) for number in range(2))
+    assert blocks._parts[0].positions == [None, None, None] and first.store.num_tokens == second.store.num_tokens
+    assert not np.array_equal(first.plan(0).starts, second.plan(0).starts)
 
 
 def test_torn_notes_of_a_killed_process_do_no_harm(make_stream):

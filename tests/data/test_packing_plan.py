@@ -63,14 +63,80 @@ def check_plan(plan: BlockPlan, store: TokenStore, block_length: int, extra: int
     assert np.array_equal(by_document, store.byte_counts)
 
 
+def later_pass(store: TokenStore, number: int, seed=(3, 0), **settings) -> BlockPlan:
+    return BlockPlan.of(store, 256, passes=range(number, number + 1), seed=seed, **settings)
+
+
+@pytest.mark.parametrize("number", [0, 1, 7])
 @pytest.mark.parametrize("extra", [0, 2])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_every_token_once_with_little_padding(name, extra):
+def test_every_token_once_with_little_padding(name, extra, number):
     store = make_store(sample(name, 4000))
-    plan = BlockPlan.of(store, 256, extra)
+    plan = later_pass(store, number, extra=extra)
     check_plan(plan, store, 256, extra)
     padding = plan.lengths[plan.starts < 0].sum() / (len(plan) * 256)
     assert padding < 0.02
+
+
+def find_documents(plan: BlockPlan, store: TokenStore) -> np.ndarray:
+    """The document of each piece of text."""
+    return np.searchsorted(store.offsets, plan.starts[plan.starts >= 0], side="right") - 1
+
+
+def test_each_later_pass_cuts_long_documents_elsewhere_and_short_ones_never():
+    store = make_store(sample("web", 3000))
+    sizes = np.diff(store.offsets)
+    shifts = []
+    for number in range(4):
+        plan = later_pass(store, number, max_padding=1.0)
+        starts, document = plan.starts[plan.starts >= 0], find_documents(plan, store)
+        first_cut = np.full(len(store), -1)
+        for start, owner in sorted(zip(starts.tolist(), document.tolist()), reverse=True):
+            if start > store.offsets[owner]:
+                first_cut[owner] = start - store.offsets[owner]
+        assert np.array_equal(first_cut < 0, sizes <= 256)
+        within = starts - store.offsets[document]
+        assert ((within == 0) | ((within - first_cut[document]) % 256 == 0)).all(), "a cut without need"
+        shifts.append(first_cut[sizes > 256])
+    assert (shifts[0] == 256).all()
+    for shift, other in zip(shifts[1:], shifts[2:] + shifts[1:2]):
+        # Each length of a first piece is as likely as any other, and says nothing about the next pass.
+        assert shift.min() <= 3 and shift.max() == 256 and abs(shift.mean() - 128.5) < 6
+        assert abs(np.corrcoef(shift, other)[0, 1]) < 0.1
+    assert not np.array_equal(later_pass(store, 1).starts, later_pass(store, 1, seed=(4, 0)).starts)
+
+
+def find_neighbours(plan: BlockPlan, store: TokenStore) -> set[tuple[int, int]]:
+    """Pairs of documents that share a block."""
+    block = np.repeat(np.arange(len(plan)), np.diff(plan.offsets))[plan.starts >= 0]
+    document = find_documents(plan, store)
+    return {
+        (one, other)
+        for number in range(len(plan))
+        for one in document[block == number].tolist()
+        for other in document[block == number].tolist()
+        if one < other
+    }
+
+
+@pytest.mark.parametrize("name, shared", [("web", 0.1), ("stories", 0.1), ("just over half a block", 0.1)])
+def test_documents_meet_other_neighbours_in_each_pass(name, shared):
+    store = make_store(sample(name, 600))
+    passes = [find_neighbours(later_pass(store, number), store) for number in range(3)]
+    for one, other in zip(passes, passes[1:]):
+        assert len(one) > 50 and len(one & other) < shared * len(one)
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_passes_packed_together_have_each_token_as_often(extra):
+    store = make_store([30, 300, 20, 500])
+    plan = BlockPlan.of(store, 256, extra, passes=range(6, 9), seed=(1,))
+    real = plan.starts >= 0
+    starts, lengths = plan.starts[real], plan.lengths[real] - extra
+    tokens = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths)])
+    assert (np.bincount(tokens, minlength=store.num_tokens) == 3).all()
+    assert plan.byte_counts.sum() == 3 * store.num_bytes
+    assert len(set(starts.tolist())) > 10, "each pass has cuts of its own"
 
 
 @pytest.mark.parametrize("block_length, length, extra", [(64, 57, 0), (128, 15, 2), (256, 10, 0), (256, 17, 2)])
@@ -113,6 +179,7 @@ def test_large_stores_are_planned_in_chunks(monkeypatch):
     for name in ("web", "books"):
         store = make_store(sample(name, 3000))
         check_plan(BlockPlan.of(store, 128), store, 128)
+        check_plan(later_pass(store, 2), store, 256)
 
 
 def test_a_plan_is_kept_beside_its_store(tmp_path, monkeypatch):
@@ -121,7 +188,14 @@ def test_a_plan_is_kept_beside_its_store(tmp_path, monkeypatch):
     write_arrays(tmp_path / "store", [arrays], store.meta)
     on_disk = TokenStore.open(tmp_path / "store")
     plan, fresh = BlockPlan.of(on_disk, 256), BlockPlan.of(store, 256)
-    monkeypatch.setattr(packing_plan, "_plan_documents", None)
+    assert later_pass(on_disk, 1).folder is None, "plans of later passes would fill the disk"
+    with monkeypatch.context() as patch:
+        patch.setattr(packing_plan, "_CHUNK", 50)  # a large store
+        large = later_pass(on_disk, 1)
+        assert large.folder != plan.folder and large.folder != later_pass(on_disk, 2).folder
+        assert large.folder != later_pass(on_disk, 1, seed=(4, 0)).folder
+        assert np.array_equal(large.starts, later_pass(store, 1).starts)
+    monkeypatch.setattr(packing_plan, "_pack", None)
     for again in (BlockPlan.of(on_disk, 256), pickle.loads(pickle.dumps(plan)), pickle.loads(pickle.dumps(fresh))):
         assert np.array_equal(again.starts, fresh.starts) and np.array_equal(again.offsets, fresh.offsets)
     assert len(pickle.dumps(plan)) < 1000

@@ -47,8 +47,9 @@ from hf_tfm.train.initialization import zero_init_output_projections
 from hf_tfm.train.pretrain import PretrainingTrainer, z_loss
 from hf_tfm.train.pretrain_data import describe_text, masked_evaluation, prepare_data
 from hf_tfm.train.pretrain_model import build_model
-from hf_tfm.train.pretrain_recipe import PretrainingArguments, PretrainingRecipe
+from hf_tfm.train.pretrain_recipe import PretrainingArguments, PretrainingRecipe, pretraining_identity
 from hf_tfm.train.recipe import parse_recipe
+from hf_tfm.train.run_identity import write_identity
 from hf_tfm.train.trainer import RunMixin
 
 
@@ -241,6 +242,19 @@ def test_a_run_of_an_older_version_can_be_resumed(files, whole_run, tmp_path, mo
     assert second["started"] == first["started"] == whole["started"]
     assert second["seconds"] > first["seconds"] + 0.1
     assert second["commit"] == whole["commit"] and second["ended_with_commit"] == "f" * 40
+
+
+def test_a_run_of_an_older_version_does_not_resume_in_a_later_pass(files, whole_run, tmp_path, capsys):
+    """Older versions repeated the blocks of the first pass."""
+    out = tmp_path / "run"
+    changes = {"max_steps": 500}
+    recipe, args = parse_recipe(arguments(files, out, **changes), PretrainingRecipe, PretrainingArguments)
+    write_identity(out, pretraining_identity(recipe, args))
+    shutil.copytree(whole_run / "checkpoint-4", out / "checkpoint-4")
+    assert pretrain_clm.main(arguments(files, out, **changes)) == 2
+    assert "packed anew in each pass'): choose another --output_dir" in capsys.readouterr().err
+    identities = [pretraining_identity(recipe, args, passes) for passes in ([], [1.0], [0.4, 1.1], [None])]
+    assert identities[0] == identities[1] != identities[2] == identities[3]
 
 
 def test_a_data_seed_of_0_is_used(files, tmp_path):
