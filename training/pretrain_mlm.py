@@ -21,6 +21,7 @@ from hf_tfm import InputError, TfmEncoderConfig
 from hf_tfm.artifacts.record import RunRecord
 from hf_tfm.artifacts.tokenizer_files import load_tokenizer
 from hf_tfm.tasks.fill_mask import describe_masks
+from hf_tfm.train.adaptive_masking import AdaptiveMasking
 from hf_tfm.train.pretrain import PretrainingTrainer, report_end, report_start
 from hf_tfm.train.pretrain_data import prepare_data, prepare_pairs
 from hf_tfm.train.pretrain_model import build_model
@@ -31,7 +32,7 @@ from hf_tfm.train.pretrain_recipe import (
     check_pretraining,
     pretraining_identity,
 )
-from hf_tfm.train.recipe import one_line_errors, parse_recipe
+from hf_tfm.train.recipe import one_line_errors, parse_recipe, refuse_below
 from hf_tfm.train.report import report_stopped
 
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, set_seed
@@ -59,6 +60,13 @@ class MaskedRecipe(PretrainingRecipe):
         default=False,
         metadata={"help": "Draw the masking rate of each row from 0 to 1, for an encoder that can `generate`."},
     )
+    adaptive_masking: int = field(
+        default=0,
+        metadata={
+            "help": "Steps, 200 or so, after which the tokens that the model predicts badly are masked more often than "
+            "the others, at the same rate in all, and again after as many; 0 masks all alike."
+        },
+    )
     causal_first: float = field(
         default=0.0,
         metadata={"help": "Share of the steps, at the start, that predict the next token from the tokens to its left."},
@@ -80,6 +88,7 @@ class MaskedRecipe(PretrainingRecipe):
             raise InputError(
                 "streaming goes without a sentence task, which draws its second segments from all of the text"
             )
+        refuse_below(self, adaptive_masking=0)
         if not 0 <= self.causal_first < 1:
             raise InputError(f"causal_first {self.causal_first}: must be a share of the steps, 0 or more and below 1")
         if self.causal_first and self.sentence_task != "none":
@@ -101,8 +110,15 @@ def main(argv: list[str] | None = None) -> int:
     else:
         data = prepare_data(recipe, args, tokenizer, model, *objectives)
     record = RunRecord("pretrain_mlm", args.seed)
+    adaptive = AdaptiveMasking(objectives[0], recipe.adaptive_masking) if recipe.adaptive_masking else None
     trainer = PretrainingTrainer(
-        model=model, args=args, processing_class=tokenizer, data=data, recipe=recipe, record=record
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        data=data,
+        recipe=recipe,
+        record=record,
+        adaptive_masking=adaptive,
     )
     report_start(trainer, is_new)
     trainer.train_or_resume(pretraining_identity(recipe, args, data.passes))

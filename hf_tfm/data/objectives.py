@@ -45,6 +45,10 @@ class Masked:
         compact: Return the labels of the chosen tokens alone, with their positions as `masked_positions`, for models
             that take these (ours): the output layer then computes predicted tokens only.
 
+    Attributes:
+        weights: `(vocabulary,)`, how readily a token is chosen, relative to the others of its row; a word or span has
+            the mean weight of its tokens. None: all alike.
+
     Raises:
         InputError: The tokenizer has no mask token, or the rate is not between 0 and 1.
     """
@@ -54,6 +58,7 @@ class Masked:
     unit: Literal["token", "word", "span"] = "token"
     seed: int = 0
     compact: bool = False
+    weights: np.ndarray | None = field(default=None, init=False, repr=False)
     special: np.ndarray = field(init=False, repr=False)
     _starts_word: np.ndarray = field(init=False, repr=False)
     _ordinary: np.ndarray = field(init=False, repr=False)
@@ -107,7 +112,11 @@ class Masked:
             # Every token of a unit has the priority of its first one.
             first = np.maximum.accumulate(np.where(starts, np.arange(input_ids.shape[1]), 0), axis=1)
             priority = np.take_along_axis(priority, first, axis=1)
-        order = np.argsort(np.where(candidates, priority, 2.0), axis=1, kind="stable")
+        if self.weights is not None:
+            # The smallest of exponential variables with these rates (Efraimidis and Spirakis 2006).
+            weights = self.weights[input_ids]
+            priority = -np.log1p(-priority) / (weights if self.unit == "token" else _mean_of_units(weights, first))
+        order = np.argsort(np.where(candidates, priority, np.inf), axis=1, kind="stable")
         chosen = np.zeros(input_ids.shape, bool)
         np.put_along_axis(chosen, order, np.arange(input_ids.shape[1]) < num_chosen[:, None], axis=1)
         return chosen & candidates
@@ -121,6 +130,15 @@ class Masked:
         positions = np.cumsum(lengths, axis=1) - lengths
         np.put_along_axis(firsts, np.minimum(positions, starts.shape[1]).astype(int), True, axis=1)
         return starts & np.take_along_axis(firsts, np.maximum(words, 0), axis=1)
+
+
+def _mean_of_units(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Return at each token the mean of the values of its unit, `(batch, length)`, from the unit's first column."""
+    rows = np.arange(len(values))[:, None]
+    sums, sizes = np.zeros(values.shape), np.zeros(values.shape)
+    np.add.at(sums, (rows, first), values)
+    np.add.at(sizes, (rows, first), 1)
+    return sums[rows, first] / sizes[rows, first]
 
 
 @dataclass

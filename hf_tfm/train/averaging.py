@@ -90,7 +90,6 @@ class AveragingMixin(_Trainer):
     def __init__(self, *args: Any, ema_decay: float = 0.0, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.ema: EMA | None = None
-        self._checkpoint_to_resume: str | None = None
         if ema_decay:
             self.add_callback(_UpdateAverages(self, ema_decay))
 
@@ -102,10 +101,6 @@ class AveragingMixin(_Trainer):
         with self.averaged():
             return super().evaluate(*args, **kwargs)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        self._checkpoint_to_resume = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
     def save_training_state(self, checkpoint: Path) -> None:
         super().save_training_state(checkpoint)
         if self.ema is not None and self.args.should_save:
@@ -114,8 +109,8 @@ class AveragingMixin(_Trainer):
     def start_averaging(self, decay: float) -> None:
         """Begin with the model's weights, or with the averages of the checkpoint that the run resumes from."""
         self.ema = EMA(self.accelerator.unwrap_model(self.model), decay)
-        if self._checkpoint_to_resume is not None:
-            self.ema.load_state_dict(torch.load(Path(self._checkpoint_to_resume) / AVERAGES_FILE, weights_only=True))
+        if self.checkpoint_to_resume is not None:
+            self.ema.load_state_dict(torch.load(Path(self.checkpoint_to_resume) / AVERAGES_FILE, weights_only=True))
 
 
 class _UpdateAverages(TrainerCallback):

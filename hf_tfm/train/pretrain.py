@@ -21,6 +21,7 @@ from ..cpu.attention import supports_unpadded_training
 from ..cpu.compile import compile_blocks, has_compiler, is_worth_compiling
 from ..data.batches import IGNORED
 from ..data.tokens import boundary_ids
+from .adaptive_masking import AdaptiveMaskingMixin
 from .averaging import AveragingMixin
 from .custom_evaluation import MeasuredEvaluation
 from .optim import build_optimizer, describe_optimizer
@@ -33,7 +34,7 @@ from .schedule import build_scheduler
 from .trainer import RunTrainer
 
 
-class PretrainingTrainer(AveragingMixin, MeasuredEvaluation, RunTrainer):
+class PretrainingTrainer(AveragingMixin, AdaptiveMaskingMixin, MeasuredEvaluation, RunTrainer):
     """
     Trainer over batches that are a pure function of their number.
 

@@ -49,8 +49,13 @@ def choose_masked_objectives(
     Return the objectives of training and evaluation of `pretrain_mlm.py` for its recipe.
 
     Raises:
-        InputError: the model's attention cannot be made causal.
+        InputError: the model's attention cannot be made causal, or `adaptive_masking` would never change anything.
     """
+    if recipe.adaptive_masking >= args.max_steps:
+        raise InputError(
+            f"adaptive_masking {recipe.adaptive_masking}: the first change would come after the run's {args.max_steps} "
+            "steps: give fewer, or 0"
+        )
     # Models of this package compute logits at the masked positions only.
     compact = "masked_positions" in inspect.signature(model.forward).parameters
     evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)

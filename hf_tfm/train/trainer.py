@@ -114,6 +114,7 @@ class RunMixin(PushMixin):
         self.add_callback(RefuseDiverged())
         self.stop_without_gain = StopWithoutGain(getattr(self.args, "early_stopping_patience", None))
         self.add_callback(self.stop_without_gain)
+        self.checkpoint_to_resume: str | None = None
         self._staged_run: str | None = None
 
     @property
@@ -169,6 +170,10 @@ class RunMixin(PushMixin):
                 f"the training made {steps:,} of {planned:,} steps, because the data gave no more batches: give more "
                 "records or a smaller --per_device_train_batch_size"
             )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        self.checkpoint_to_resume = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def find_silent_faults(self) -> None:
         """

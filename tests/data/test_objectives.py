@@ -483,3 +483,19 @@ def test_no_state_knows_the_next_token_while_it_is_predicted(encoder_tokenizer, 
         changed = model(**inputs).last_hidden_state
     torch.testing.assert_close(states[:, :30], changed[:, :30])
     assert not torch.allclose(states[:, 30:], changed[:, 30:])
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_weights_choose_tokens_more_often_and_keep_the_rate(encoder_tokenizer, batch, unit):
+    plain, weighted = (Masked(encoder_tokenizer, 0.3, unit) for _ in range(2))
+    weighted.weights = np.full(len(encoder_tokenizer), 0.7)
+    assert np.array_equal(weighted.choose(batch), plain.choose(batch)), "equal weights change nothing"
+    favoured = encoder_tokenizer.convert_tokens_to_ids("Ġriver")
+    weighted.weights[favoured] = 7.0
+    rounds = [{**batch, "rows": batch["rows"] + 100 * number} for number in range(30)]
+    chosen, chosen_plain = (np.array([each.choose(rows) for rows in rounds]) for each in (weighted, plain))
+    assert np.array_equal(chosen.sum(2), chosen_plain.sum(2))
+    at_favoured = batch["input_ids"] == favoured
+    assert chosen[:, at_favoured].mean() > 1.5 * chosen_plain[:, at_favoured].mean()
+    part = {name: array[3:7] for name, array in batch.items()}
+    assert np.array_equal(weighted.choose(part), weighted.choose(batch)[3:7])

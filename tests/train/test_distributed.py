@@ -37,9 +37,10 @@ pytestmark = pytest.mark.slow
 
 
 def command(files, out, script, optimizer, processes):  # noqa: F811
+    masking = {"causal_first": 0.125, "adaptive_masking": 3} if script == "mlm" else {}
     return arguments(
         files, out, SCRIPTS[script][1], **OPTIMIZERS[optimizer], per_device_train_batch_size=4 // processes,
-        logging_steps=1, compile="off",
+        logging_steps=1, compile="off", **masking,
     )  # fmt: skip
 
 
