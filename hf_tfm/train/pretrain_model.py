@@ -13,6 +13,7 @@ from ..models.configuration_tfm import SIZES, TfmConfig
 from .initialization import zero_init_output_projections
 from .pretrain_recipe import PretrainingRecipe
 from .recipe import read_mapping
+from .report import print_line
 
 
 _SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask")
@@ -71,7 +72,9 @@ def build_model(
 
 
 def _load_model(auto_class: Any, folder: str, overrides: dict[str, Any]) -> PreTrainedModel:
-    model = auto_class.from_pretrained(folder, dtype=torch.float32, **overrides)
+    model, loading = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **overrides)
+    if missing := sorted(loading["missing_keys"]):
+        print_line("new", f"{', '.join(missing)}: {folder} has no such weights")
     if _needs_decoder_switch(auto_class, model):
         model = auto_class.from_pretrained(folder, dtype=torch.float32, **overrides, is_decoder=True)
     return model

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from ..artifacts.packing_support import takes_causal_mask
 from ..core.errors import InputError
 from ..data.denoisers import Denoisers, parse_shares
 from ..data.objectives import CausalFirst, DrawnRate, Hybrid, Masked, RateSchedule, causal
@@ -66,6 +67,9 @@ def choose_masked_objectives(
     masked = Masked(tokenizer, rate, recipe.masking_unit, seed=args.seed, compact=compact)
     if not recipe.causal_first:
         return masked, evaluation
-    if model.config._attn_implementation not in ("sdpa", "blockwise"):
-        raise InputError("causal_first: takes sdpa attention; this model's config asks for another")
+    if not takes_causal_mask(model):
+        raise InputError(
+            f"causal_first: {type(model).__name__} (attention {model.config._attn_implementation}) cannot hide later "
+            "tokens and other texts: give --causal_first 0"
+        )
     return CausalFirst(masked, rows * round(recipe.causal_first * args.max_steps)), evaluation

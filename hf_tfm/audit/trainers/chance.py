@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..report import Report
 from .loss_references import token_losses
-from .probe import computing
+from .probe import body_of, computing
 from .subject import IGNORED, TrainerSubject
 
 
@@ -22,20 +22,26 @@ TRAINED_ROWS = 2.0
 _PLAIN_TEXT = "The cat sat on the mat. It was a sunny day, and the children were playing in the garden."
 
 
+def norm_weights(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """Returns the weights of those modules that are norms, in fp32."""
+    weights = [getattr(module, "weight", None) for module in modules if "Norm" in type(module).__name__]
+    return [
+        weight.detach().float()
+        for weight in weights
+        if isinstance(weight, torch.Tensor) and weight.dim() == 1 and len(weight) > 1
+    ]
+
+
 def spread_of_norms(model: nn.Module) -> float | None:
     """Returns the mean relative deviation in the weights of a model's norms; None if it has none."""
-    spreads = []
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if (
-            "Norm" in type(module).__name__
-            and isinstance(weight, torch.Tensor)
-            and weight.dim() == 1
-            and len(weight) > 1
-        ):
-            values = weight.detach().float()
-            spreads.append(float(values.std() / values.abs().mean().clamp(min=1e-6)))
+    spreads = [float(weight.std() / weight.abs().mean().clamp(min=1e-6)) for weight in norm_weights(model.modules())]
     return sum(spreads) / len(spreads) if spreads else None
+
+
+def has_new_head(model: nn.Module) -> bool:
+    """Returns whether the norms outside of a model's body are constant, as in a head without trained weights."""
+    norms = norm_weights(set(model.modules()) - set(body_of(model).modules()))
+    return bool(norms) and not any(weight.std() for weight in norms)
 
 
 def spread_of_rows(model: nn.Module) -> float:
@@ -73,7 +79,9 @@ def check_against_chance(
     report.facts["chance"] = round(chance, 4)
     figures = f"{first:.2f}, and chance is ln {vocabulary:,} = {chance:.2f}"
     is_trained = spread > TRAINED_NORMS and spread_of_rows(subject.base) > TRAINED_ROWS
-    if is_trained and first >= 0.95 * chance:
+    if is_trained and has_new_head(subject.base):
+        report.cannot_see("the first loss against chance: the head is new")
+    elif is_trained and first >= 0.95 * chance:
         is_lost = loss_of_plain_text(subject) >= 0.95 * chance
         what = f"the first loss of trained weights is {figures}"
         report.add("P308", what, level="error" if is_lost else "warning")

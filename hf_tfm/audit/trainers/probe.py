@@ -62,7 +62,11 @@ class Call:
         return first_vectors(outputs, len(self.ids))
 
     def alone(self, row: int, places: Sequence[int]) -> "Call":
-        """Returns the call for some tokens of one row, without padding, neighbours or given positions."""
+        """
+        Returns the call for some tokens of one row, without padding, neighbours or given positions.
+
+        A prepared mask that hides later tokens, as an encoder has it that predicts next tokens, hides them here too.
+        """
         rows, length = self.ids.shape
         chosen = torch.as_tensor(list(places), device=self.ids.device)
         is_pair = "decoder_input_ids" in self.inputs or is_encoder_decoder(self.module)
@@ -76,6 +80,12 @@ class Call:
                 inputs[name] = value[row : row + 1, chosen]
             else:
                 inputs[name] = value[row : row + 1] if value.dim() and len(value) == rows else value
+        mask = self.inputs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 4:
+            part = mask[row % len(mask)][None, :, chosen][..., chosen]
+            visible = part if part.dtype == torch.bool else part == 0
+            if torch.equal(visible, torch.ones_like(visible).tril()):
+                inputs["attention_mask"] = part
         if self.is_dictionary:
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         return replace(self, inputs=inputs)
