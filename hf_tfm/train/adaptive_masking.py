@@ -31,8 +31,8 @@ class AdaptiveMasking:
     (Edman and Fraser 2025, https://huggingface.co/papers/2510.20475).
 
     Every `interval` steps the weight of an entry becomes 0.2 times itself plus 0.8 times its share of wrong predictions
-    since the last time. The number of tokens that are masked stays the same. Counts are integers, so their sum does not
-    depend on processes and accumulated batches.
+    since the last time, those of next tokens (`causal_first`) among them. The number of masked tokens stays the same.
+    Counts are integers, so their sum does not depend on processes and accumulated batches.
 
     Args:
         objective: the objective of the training, whose masked part gets `weights`.
@@ -73,12 +73,13 @@ class AdaptiveMasking:
     def make_loss(self, labels: torch.Tensor) -> ChunkLoss:
         """Return the cross-entropy of `labels` for models that never hold all logits; in training it counts too."""
         chunk_loss = chunk_cross_entropy(labels)
+        if not torch.is_grad_enabled():
+            return chunk_loss
 
         def counted_loss(
             logits: torch.Tensor, chunk: slice, needs_grad: bool
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            if needs_grad:
-                self.count(labels[chunk], logits)
+            self.count(labels[chunk], logits)
             return chunk_loss(logits, chunk, needs_grad)
 
         return counted_loss
