@@ -22,7 +22,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tfm import TfmEncoderConfig
-from .modeling_tfm import TfmModel, TfmPreTrainedModel, build_norm
+from .modeling_tfm import TfmModel, TfmPreTrainedModel, build_norm, gather_positions
 from .modeling_tfm_compat import refuse_unknown_arguments
 from .modeling_tfm_infilling import TfmInfilling
 from .modeling_tfm_loss import sequence_classification_loss
@@ -44,11 +44,6 @@ def mean_of_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor | N
     # In fp32: a sum in fp16 overflows at 65504, and a count in bf16 stops at 256.
     weights = attention_mask.to(hidden_states.device, torch.float32).unsqueeze(-1)
     return ((hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)).to(hidden_states.dtype)
-
-
-def gather_positions(hidden_states: torch.Tensor, positions: torch.LongTensor | None) -> torch.Tensor:
-    """Return the states at flat positions, `(positions, hidden)`; without positions all of them."""
-    return hidden_states if positions is None else hidden_states.flatten(0, 1)[positions]
 
 
 def pool_sequence(
@@ -115,6 +110,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
         token_type_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        output_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
@@ -123,6 +119,8 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
             attention_mask: `(batch, length)`, 0 at padding; or a prepared mask, `(batch, 1, length, length)`.
             token_type_ids: `(batch, length)` segments, used if `type_vocab_size` is set.
             position_ids: `(batch, length)`, from 0 in each document.
+            output_positions: `(positions,)`, `row * length + column` of the tokens whose last states are returned, as
+                `(positions, hidden)`, for a model without a pooler; by default all of them, `(batch, length, hidden)`.
         """
         inputs_embeds = self.embed_ids(input_ids, inputs_embeds)
         refuse_unknown_arguments(self.config, kwargs, has_positions=position_ids is not None)
@@ -135,6 +133,7 @@ class TfmEncoderModel(TfmEncoderPreTrainedModel, TfmModel):
             position_ids,
             masks,
             has_prepared_mask=is_prepared_mask(self.config, attention_mask),
+            output_positions=output_positions,
             **{**boundaries, **kwargs},
         )
         return BaseModelOutputWithPooling(
@@ -181,8 +180,8 @@ class TfmEncoderForMaskedLM(TfmInfilling, TfmEncoderPreTrainedModel):
 
             labels: `(batch, length)`, the tokens to predict, -100 elsewhere.
             masked_positions: `(predicted,)`, positions to predict, as `row * length + column`; labels are then
-                `(predicted,)` and logits `(predicted, vocab_size)`. In training this saves most of the output layer's
-                work.
+                `(predicted,)`, logits `(predicted, vocab_size)`, and the last of `hidden_states` `(predicted, hidden)`.
+                In training this saves most of the output layer's work and of the last feed-forward layer's.
             skip_logits: return the loss only, which takes less time and memory, see [`linear_cross_entropy`].
 
         Returns: logits `(batch, length, vocab_size)`, and the mean cross-entropy in nats if labels are given.
@@ -193,9 +192,10 @@ class TfmEncoderForMaskedLM(TfmInfilling, TfmEncoderPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            output_positions=masked_positions,
             **kwargs,
         )
-        states = self.head(gather_positions(outputs.last_hidden_state, masked_positions))
+        states = self.head(outputs.last_hidden_state)
         logits, loss = None, None
         if skip_logits:
             if labels is None:

@@ -393,6 +393,7 @@ class TfmBlock(GradientCheckpointingLayer):
         encoder_attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         cache: Cache | None = None,
+        output_positions: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         residual = hidden_states
@@ -417,7 +418,7 @@ class TfmBlock(GradientCheckpointingLayer):
             )
             hidden_states = self._norm_after(self.cross_attn_layernorm, residual + self.dropout(hidden_states))
 
-        residual = hidden_states
+        residual = hidden_states = gather_positions(hidden_states, output_positions)
         hidden_states = self.mlp(self._norm_before(self.post_attention_layernorm, hidden_states))
         return self._norm_after(self.post_attention_layernorm, residual + self.dropout(hidden_states))
 
@@ -428,6 +429,11 @@ class TfmBlock(GradientCheckpointingLayer):
 
     def _norm_after(self, norm: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states if self.is_pre_norm else norm(hidden_states)
+
+
+def gather_positions(hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    """Return the states at flat positions, `(positions, hidden)`; without positions all of them."""
+    return hidden_states if positions is None else hidden_states.flatten(0, 1)[positions]
 
 
 class TfmPreTrainedModel(PreTrainedModel):
@@ -579,6 +585,7 @@ class TfmModel(TfmPreTrainedModel):
         masks: dict[str, torch.Tensor | None],
         encoder_hidden_states: torch.Tensor | None = None,
         cache: Cache | None = None,
+        output_positions: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """
@@ -589,6 +596,8 @@ class TfmModel(TfmPreTrainedModel):
             position_ids: `(1 or batch, length)`.
             masks: the attention mask of each layer type. An attention implementation that somebody registered with
                 transformers may use masks that bring a row layout, see [`row_layout`].
+            output_positions: `(positions,)`, `row * length + column` of the states to return, `(positions, hidden)`;
+                the last block computes its feed-forward layer for these only.
         """
         layout = None
         if cache is None and encoder_hidden_states is None and not self.gradient_checkpointing:
@@ -600,8 +609,10 @@ class TfmModel(TfmPreTrainedModel):
             kwargs[CACHE_NAME] = cache  # the name by which transformers' gradient checkpointing removes it
         position_embeddings = self.position_embeddings(hidden_states, position_ids)
         embedding_values = self.embedding_values(hidden_states)
-        # Assisted generation by early exit lowers `num_hidden_layers`.
-        for layer_type, block in zip(self.config.layer_types, self.layers[: self.config.num_hidden_layers]):
+        blocks = self.layers[: self.config.num_hidden_layers]  # assisted generation by early exit lowers the number
+        for layer_type, block in zip(self.config.layer_types, blocks):
+            # Compiled blocks have a row layout: they would be compiled again for each number of positions.
+            is_reduced = block is blocks[-1] and layout is None and output_positions is not None
             hidden_states = block(
                 hidden_states,
                 masks[layer_type],
@@ -609,10 +620,15 @@ class TfmModel(TfmPreTrainedModel):
                 embedding_values,
                 position_embeddings=position_embeddings[layer_type],
                 position_ids=position_ids,
+                **({"output_positions": output_positions} if is_reduced else {}),
                 **kwargs,
             )
         hidden_states = self.norm(hidden_states)
-        return hidden_states if layout is None else layout.unflatten_rows(hidden_states)
+        return (
+            hidden_states
+            if layout is None
+            else gather_positions(layout.unflatten_rows(hidden_states), output_positions)
+        )
 
 
 def row_layout(masks: dict[str, Any], config: TfmConfig, **kwargs) -> Any | None:

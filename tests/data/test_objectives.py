@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 import hf_tfm
 from hf_tfm import InputError, TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm.cpu.attention import enable_blockwise_attention, enable_unpadded_training
 from hf_tfm.data.objectives import (
     CausalFirst,
     DrawnRate,
@@ -429,6 +430,12 @@ def test_models_give_the_same_loss_for_compact_labels(head):
     compact = model(input_ids, labels=labels, masked_positions=F.pad(positions, (0, 2)), **pairs)
     torch.testing.assert_close(compact.loss, full.loss)
     assert compact[1].shape == (7, 100)
+    parameters = [parameter for name, parameter in model.named_parameters() if "embed_token_types" not in name]
+    for actual, expected in zip(*(torch.autograd.grad(out.loss, parameters) for out in (compact, full)), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+    assert enable_blockwise_attention(model) and enable_unpadded_training(model)
+    flattened = model.train()(input_ids, labels=labels, masked_positions=F.pad(positions, (0, 2)), **pairs)
+    torch.testing.assert_close(flattened.loss, full.loss)
 
 
 @pytest.mark.parametrize("compact", [False, True])
