@@ -13,7 +13,7 @@ from stores import make_store, sample
 from transformers import Trainer, TrainingArguments
 
 from hf_tfm.core.errors import InputError
-from hf_tfm.data.packed_blocks import PackedBlocks, iter_eval_blocks, permute
+from hf_tfm.data.packed_blocks import PackedBlocks, iter_eval_blocks
 from hf_tfm.data.packing_plan import BlockPlan
 from hf_tfm.data.step_batches import LengthSchedule, StepBatches, shorten
 from hf_tfm.data.tokens import TokenStore, TokenStream
@@ -177,25 +177,6 @@ def test_processes_and_accumulation_share_a_batch(store):
         assert same(joined([blocks.batch(7 * n + micro, 24 // n) for micro in range(n)]), whole)
     with pytest.raises(InputError, match="24 rows cannot be shared evenly by 5 processes"):
         blocks.batch(7, 24, world_size=5)
-
-
-def test_permute_is_a_permutation_that_scatters():
-    for size in (1, 2, 3, 7, 64, 65, 1000, 4097):
-        numbers = np.arange(size)
-        for seed in range(3):
-            image = permute(numbers, size, (seed,))
-            assert np.array_equal(np.sort(image), numbers)
-    # Each place is as likely as any other, whatever the number: chi squared per degree of freedom.
-    size, trials = 50, 4000
-    counts = np.zeros((size, size))
-    for seed in range(trials):
-        counts[np.arange(size), permute(np.arange(size), size, (seed, 1))] += 1
-    expected = trials / size
-    assert 0.85 < ((counts - expected) ** 2 / expected).sum() / (size - 1) ** 2 < 1.15
-    image = permute(np.arange(5000), 5000, (0,))
-    assert abs(np.corrcoef(image[1:], image[:-1])[0, 1]) < 0.05
-    assert len(set(np.diff(image).tolist())) > 3000
-    assert permute(np.array([10**12]), 10**12 + 7, (0,))[0] < 10**12 + 7
 
 
 def test_shorter_rows_have_the_same_tokens(store):
