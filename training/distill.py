@@ -11,8 +11,13 @@ for labelled and unlabelled records, the teacher's hidden states where both have
 labels. The teacher's outputs are computed once and kept on disk. The test set is measured once, for both models, and so
 is their speed. The same command resumes a stopped run.
 
-The teacher shows the task; --task names another one: classification (of texts and pairs, also regression), tokens, qa
-or multiple_choice. `--task tokens --help` shows the fields of a task.
+A language model learns from one that shares its tokenizer, on plain text; all else is as in pretraining:
+
+    hf-tfm trim-vocab HuggingFaceTB/SmolLM2-135M texts/ runs/teacher
+    python training/distill.py --task causal_lm --teacher runs/teacher --model tiny --data texts/ --output_dir runs/mine
+
+The teacher shows the task; --task names another one: classification (of texts and pairs, also regression), tokens, qa,
+multiple_choice, causal_lm or masked_lm. `--task tokens --help` shows the fields of a task.
 """
 
 from hf_tfm_command import check_data
@@ -35,10 +40,13 @@ from hf_tfm.data.forms.early_check import read_settings
 from hf_tfm.tasks.classification import Classification
 from hf_tfm.tasks.distillation import SoftLabelRecipe, Teacher
 from hf_tfm.tasks.fine_tune import fine_tune
+from hf_tfm.tasks.language_model_distillation import distill_language_model
 from hf_tfm.tasks.multiple_choice import MultipleChoice
 from hf_tfm.tasks.question_answering import QuestionAnswering
 from hf_tfm.tasks.tagging import Tagging
+from hf_tfm.train.distill_language_model import LanguageModelDistillation
 from hf_tfm.train.finetune import FinetuningArguments
+from hf_tfm.train.pretrain_recipe import PretrainingArguments
 from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
 
@@ -68,6 +76,8 @@ TASKS = {
     "AutoModelForTokenClassification": "tokens",
     "AutoModelForQuestionAnswering": "qa",
     "AutoModelForMultipleChoice": "multiple_choice",
+    "AutoModelForCausalLM": "causal_lm",
+    "AutoModelForMaskedLM": "masked_lm",
 }
 
 
@@ -98,6 +108,10 @@ def main(argv: list[str] | None = None) -> int:
         case "multiple_choice":
             recipe, args = parse_recipe(argv, ChoiceDistillation, FinetuningArguments, __doc__)
             task = MultipleChoice.configure(vars(recipe))
+        case "causal_lm" | "masked_lm" as name:
+            named = [*argv, "--task", name]
+            recipe, args = parse_recipe(named, LanguageModelDistillation, PretrainingArguments, __doc__)
+            return distill_language_model(recipe, args)
     return fine_tune(task, recipe, args, "distill", Teacher(recipe, task, args))
 
 

@@ -73,6 +73,7 @@ def card_values(
         "feed_forward": _feed_forward(config),
         "own_switches": ", ".join(text for name, text in _OWN_SWITCHES.items() if config.get(name)),
         "peft": record.get("adapter"),
+        "teacher": _teacher(record.get("teacher")),
         "run": _run(record),
         "hardware": _hardware(record.get("hardware", {})),
         "energy": energy_text(record),
@@ -200,6 +201,14 @@ def _feed_forward(config: dict[str, Any]) -> str:
         also = ", also on queries and keys" if config.get("qk_norm") else ""
         parts.append(f"{_NAMES.get(kind, kind)} {_NAMES[config['norm_position']]} each sublayer{also}")
     return ", ".join(parts)
+
+
+def _teacher(teacher: dict[str, Any] | None) -> str:
+    """Return the name of the model that a run learned from, and the settings of that."""
+    if teacher is None:
+        return ""
+    settings = [f"{name.replace('_', ' ')} {number_text(value)}" for name, value in teacher.items() if name != "name"]
+    return f"`{teacher['name']}` ({', '.join(settings)})"
 
 
 def _run(record: dict[str, Any]) -> str:

@@ -38,6 +38,7 @@ class PretrainingData:
         tokens: tokens of the whole run without padding, if known.
         passes: how often the run reads each of its texts, if known.
         reading: lines on what was read of each file.
+        stores: the training text as tokens, to which the batches' `token_numbers` refer.
     """
 
     train: StepBatches
@@ -47,6 +48,7 @@ class PretrainingData:
     tokens: int | None = None
     passes: Sequence[float | None] = ()
     reading: Sequence[str] = ()
+    stores: Sequence[TokenStore | TokenStream] = ()
 
 
 def prepare_data(
@@ -121,6 +123,7 @@ def prepare_data(
         tokens=blocks.count_tokens(rows * micro_steps),
         passes=blocks.epochs(rows * micro_steps),
         reading=_reading_of([*blocks.stores, *([validation] if recipe.validation_data else [])]),
+        stores=blocks.stores,
     )
 
 

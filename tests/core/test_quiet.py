@@ -26,6 +26,7 @@ from hf_tfm.core.quiet import no_bars, quiet, quiet_command, quiet_imports
 REPOSITORY = TRAINING.parent
 SCRIPTS = sorted(path.stem for path in TRAINING.glob("*.py"))
 COMMAND_RUNS = list(command_runs(Path()))
+SCRIPT_RUNS = list(script_runs(Path()))
 SLOW_RUNS = ("export.onnx", "inspect.picture", "verify.everything", "push.adapter", "refresh")
 SERVERS = ("serve", "demo")  # run until they are stopped
 FAST_SCRIPTS = ("pretrain_clm", "finetune_classification")
@@ -127,14 +128,16 @@ def test_a_server_prints_nothing_of_other_libraries(root, name, tmp_path):
     assert [line for line in lines if not line.startswith(("INFO: ", "[transformers] Loading "))] == []
 
 
+def test_each_script_has_a_small_run():
+    assert not set(SCRIPTS) - set(SCRIPT_RUNS), "add a small run of the new script to tests/helpers/small_runs.py"
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST_SCRIPTS else pytest.mark.slow) for name in SCRIPTS]
+    "name", [pytest.param(name, marks=() if name in FAST_SCRIPTS else pytest.mark.slow) for name in SCRIPT_RUNS]
 )
 def test_a_script_prints_nothing_on_standard_error(root, name):
-    runs = script_runs(root)
-    assert name in runs, "add a small run of the new script to tests/helpers/small_runs.py"
     done = subprocess.run(
-        [sys.executable, TRAINING / f"{name}.py", *runs[name]],
+        [sys.executable, TRAINING / f"{name.partition('.')[0]}.py", *script_runs(root)[name]],
         capture_output=True, text=True, cwd=root, env=environment(), timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -129,7 +129,7 @@ def command_runs(root: Path) -> dict[str, list[str]]:
 
 
 def script_runs(root: Path) -> dict[str, list[str]]:
-    """Arguments of each script in `training/`."""
+    """Arguments of each script in `training/`; a suffix of a name marks another way of running the same script."""
 
     def finetuning(script: str, model: str | Path | None, records: str, **fields: object) -> list[str]:
         file = root / f"{records}.jsonl"
@@ -148,6 +148,10 @@ def script_runs(root: Path) -> dict[str, list[str]]:
             "distill", None, "labels", teacher=root / "classifier", keep_layers=1, unlabelled=root / "text.jsonl",
             cache_dir=root / "cache",
         ),
+        "distill.causal_lm": [
+            f"{root}/pretrain.yaml", "--teacher", f"{root}/decoder", "--top_k", "4",
+            "--output_dir", f"{root}/out_distilled",
+        ],
         "evaluate_infilling": [
             "--model", f"{root}/encoder", "--text", f"{root}/text.jsonl", "--words", "8", "--gaps", "1",
             "--longest_gap", "2", "--passages", "4", "--output_dir", f"{root}/out_infilling",

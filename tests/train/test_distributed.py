@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import distill
 import finetune_checks
 import pretrain_clm
 import pretrain_mlm
@@ -17,7 +18,7 @@ import yaml
 from pretraining_runs import OVERRIDES, WHOLE_FOLDER, arguments
 from safetensors.torch import load_file
 from tiny import build, build_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_tfm.core.checkpoints import complete_checkpoints
 from hf_tfm.data.tokenizer import train_tokenizer
@@ -251,3 +252,24 @@ def test_models_that_cannot_be_sharded_are_refused(script, model, bases, tmp_pat
     )
     with pytest.raises(AssertionError, match="training/launch/ddp.yaml"):
         launch("fsdp2", [(script, argv)], tmp_path)
+
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def test_distillation_in_two_processes_equals_one(files, tmp_path, config):  # noqa: F811
+    """They share the teacher's reading of the text, too."""
+    tokenizer = AutoTokenizer.from_pretrained(files / "decoder")
+    build("TfmDecoderForCausalLM", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    changes = {"teacher": tmp_path / "teacher", "top_k": 8, "logging_steps": 1, "compile": "off", **OPTIMIZERS["adamw"]}
+    one, two = (
+        arguments(
+            files, tmp_path / name, **changes, per_device_train_batch_size=rows, cache_dir=tmp_path / f"cache-{name}"
+        )
+        for name, rows in (("one", 4), ("two", 2))
+    )
+    assert distill.main(one) == 0
+    launch(config, [("distill", two)], tmp_path)
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=2e-5)
+    assert distance(tmp_path / "one", tmp_path / "two") < 5e-4
+    targets = [next((tmp_path / name).glob("tokens/*/targets*/ids.bin")) for name in ("cache-one", "cache-two")]
+    assert targets[0].read_bytes() == targets[1].read_bytes()

@@ -41,7 +41,7 @@ SCRIPT_FILES: dict[str, dict[str, str]] = {
     "finetune_instruct": dict.fromkeys(_SPLITS, "chat"),
     "finetune_preference": dict.fromkeys(_SPLITS, "preferences"),
     "finetune_rlvr": dict.fromkeys(_SPLITS, "prompts"),
-    "distill": dict.fromkeys((*_SPLITS, "unlabelled"), _TASK),
+    "distill": {**dict.fromkeys((*_SPLITS, "unlabelled"), _TASK), "data": "text", "validation_data": "text"},
     "train_tokenizer": {"data": "text"},
     "pretrain_clm": {"data": "text", "validation_data": "text"},
     "pretrain_mlm": {"data": "text", "validation_data": "text"},
