@@ -6,6 +6,8 @@ Distils a fine-tuned model into a smaller and faster one, the student.
     python training/distill.py --teacher runs/trec --keep_layers 3 --train_file train.jsonl --test_file test.jsonl \\
         --unlabelled questions.txt --output_dir runs/trec-small
 
+    python training/distill.py --teacher runs/embedder --keep_layers 3 --unlabelled texts/ --output_dir runs/small
+
 The student is some layers of the teacher (--keep_layers), or another model (--model). It learns the teacher's outputs
 for labelled and unlabelled records, the teacher's hidden states where both have the same tokens and width, and the
 labels. The teacher's outputs are computed once and kept on disk. The test set is measured once, for both models, and so
@@ -17,7 +19,8 @@ A language model learns from one that shares its tokenizer, on plain text; all e
     python training/distill.py --task causal_lm --teacher runs/teacher --model tiny --data texts/ --output_dir runs/mine
 
 The teacher shows the task; --task names another one: classification (of texts and pairs, also regression), tokens, qa,
-multiple_choice, causal_lm or masked_lm. `--task tokens --help` shows the fields of a task.
+multiple_choice, causal_lm, masked_lm, or embeddings (needs hf-tfm[embed]; texts alone are enough: the student learns
+the directions and the order of similarity of the teacher's vectors). `--task tokens --help` shows the fields of a task.
 """
 
 from hf_tfm_command import check_data
@@ -35,7 +38,7 @@ from finetune_multiple_choice import ChoiceRecipe
 from finetune_qa import QuestionRecipe
 from finetune_tokens import TaggingRecipe
 from hf_tfm.artifacts.open import auto_class_of
-from hf_tfm.core.errors import InputError
+from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data.forms.early_check import read_settings
 from hf_tfm.tasks.classification import Classification
 from hf_tfm.tasks.distillation import SoftLabelRecipe, Teacher
@@ -78,6 +81,7 @@ TASKS = {
     "AutoModelForMultipleChoice": "multiple_choice",
     "AutoModelForCausalLM": "causal_lm",
     "AutoModelForMaskedLM": "masked_lm",
+    "AutoModel": "embeddings",
 }
 
 
@@ -96,6 +100,12 @@ def choose_task(argv: list[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     match choose_task(argv):
+        case "embeddings":
+            with needs_extra("embed"):
+                from hf_tfm.tasks.embedding_distillation import EmbeddingDistillationRecipe, distill_embeddings
+                from hf_tfm.tasks.embeddings import EmbeddingArguments
+            recipe, args = parse_recipe(argv, EmbeddingDistillationRecipe, EmbeddingArguments, __doc__)
+            return distill_embeddings(recipe, args)
         case "classification":
             recipe, args = parse_recipe(argv, ClassificationDistillation, FinetuningArguments, __doc__)
             task = Classification.configure(vars(recipe))

@@ -25,13 +25,11 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_tfm.core.errors import InputError, needs_extra
-from hf_tfm.data.forms.form import Reading
 from hf_tfm.data.records import Records
 from hf_tfm.tasks.fine_tune import Measurement, train_and_report
 from hf_tfm.train import finetune, report
 from hf_tfm.train.adapters import add_adapter
-from hf_tfm.train.finetune import FinetuningArguments
-from hf_tfm.train.recipe import FinetuningRecipe, one_line_errors, parse_recipe
+from hf_tfm.train.recipe import one_line_errors, parse_recipe
 from hf_tfm.train.report import print_line
 
 from transformers import set_seed
@@ -40,48 +38,24 @@ from transformers import set_seed
 with needs_extra("embed"):
     from hf_tfm.tasks.embeddings import (
         LOSSES,
+        EmbeddingArguments,
         EmbeddingTrainer,
+        PairRecipe,
         find_score_range,
         load_embedder,
         read_pairs,
         unused_negatives,
     )
 
-    from sentence_transformers import SentenceTransformerTrainingArguments
-
 
 @dataclass
-class EmbeddingArguments(FinetuningArguments, SentenceTransformerTrainingArguments):
-    """Arguments of transformers and sentence-transformers with defaults for fine-tuning."""
-
-    include_num_input_tokens_seen: str | bool = False  # sentence-transformers' batches do not show them
-    prediction_loss_only: bool = True  # sentence-transformers has its own evaluations
-
-
-@dataclass
-class EmbeddingRecipe(FinetuningRecipe):
-    text_field: str | None = field(default=None, metadata={"help": "Field of the first text."})
-    text_pair_field: str | None = field(default=None, metadata={"help": "Field of the second text, or of several."})
-    negative_field: str | None = field(default=None, metadata={"help": "Field of a negative, or of several."})
-    score_field: str | None = field(default=None, metadata={"help": "Field of the similarity of the two texts."})
-    score_range: list[float] | None = field(
-        default=None,
-        metadata={"help": "Lowest and highest score; by default 0 to 1, 0 to 5 or -1 to 1, as scores lie."},
-    )
+class EmbeddingRecipe(PairRecipe):
     loss: str | None = field(default=None, metadata={"help": "contrastive; with scores cosine (default) or cosent."})
-    pooling: str | None = field(default=None, metadata={"help": "mean, cls, max, lasttoken …; by default the model's."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss is not None and self.loss not in LOSSES:
             raise InputError(f"loss {self.loss!r} must be one of {', '.join(LOSSES)}")
-        if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
-            raise InputError(f"score_range {self.score_range} must be two numbers, the lower one first")
-
-    def reading(self) -> Reading:
-        """Return how files are read."""
-        names = {name: getattr(self, f"{name}_field") for name in ("text", "text_pair", "negative", "score")}
-        return Reading("pairs", {name: value for name, value in names.items() if value}, self.reading_options())
 
     def choose_loss(self, train: Records) -> None:
         """Choose the loss that suits the training records. Raises `InputError` if the one that is given does not."""

@@ -62,6 +62,7 @@ def card_values(
         if config.get("model_type") == "tfm_encoder"
         else f"vLLM{'' if is_windowed else ', llama.cpp'}",
         "results": _headline(record, tasks),
+        "distilled": _distilled(record.get("distillation")),
         "further_results": _further_results(record, tasks),
         "pictures": record.get("pictures", {}),
         "context": config.get("max_position_embeddings"),
@@ -260,6 +261,16 @@ def _headline(record: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, 
         rows = [(name, number_text(value)) for name, value in results.items()]
         return {"caption": f"{_measured_on(record)}.", "table": _table(("metric", "value"), rows)}
     return None
+
+
+def _distilled(facts: dict[str, Any] | None) -> str:
+    """Return a sentence that compares a student with its teacher; empty for other models."""
+    if facts is None:
+        return ""
+    return (
+        f"Distilled from `{facts['teacher']}`: {facts['share']:.1%} of its {facts['metric']}, {facts['speed']:.2f} "
+        "times as fast."
+    )
 
 
 def _measured_on(record: dict[str, Any]) -> str:

@@ -9,21 +9,21 @@ may begin as some of the teacher's layers (Sanh et al. 2019, "DistilBERT", arXiv
 import copy
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..artifacts.open import fingerprint, open_model
-from ..artifacts.record import RunRecord
+from ..artifacts.record import RunRecord, base_model_name
 from ..core.errors import InputError
-from ..core.inference import evaluation_mode
 from ..core.limits import longest_input, refuse_diverged
 from ..core.statistics import Estimate
-from ..data.batches import IGNORED, longest_first
+from ..data.batches import IGNORED, length_of, longest_first
 from ..data.cache import default_cache_dir
 from ..data.records import Records
 from ..train import finetune
@@ -34,10 +34,10 @@ from ..train.report import print_line
 from .losses import LossFunction
 from .soft_labels import count_outputs, state_loss, token_mask
 from .task import Split, Task
-from .teacher_outputs import Collator, Row, TeacherOutputs, cached_outputs, row_key
+from .teacher_outputs import Collator, Row, TeacherOutputs, cached_outputs, inputs_of, row_key
 
 
-_SPEED_SECONDS, _SPEED_TURNS = 5.0, 200  # the longest measurement of speed
+_SPEED_SECONDS, _SPEED_TURNS, _SPEED_ROWS = 5.0, 200, 32  # the longest measurement of speed, and its batch
 
 
 @dataclass(kw_only=True)
@@ -96,6 +96,7 @@ class Teacher:
         unlabelled: the training records without labels.
         outputs: the teacher's outputs for all rows that the student trains on.
         figures: the teacher's figures on the measured split.
+        median_rows: rows of about the median length, of the student and of the teacher, to compare their speed on.
     """
 
     def __init__(self, recipe: SoftLabelRecipe, task: Task[Any], args: FinetuningArguments):
@@ -103,6 +104,7 @@ class Teacher:
         self.unlabelled: Split[Any] | None = None
         self.outputs: TeacherOutputs
         self.figures: dict[str, Estimate] = {}
+        self.median_rows: Sequence[tuple[Row, Row]] = []
 
     def open(self) -> None:
         """Open the model. Raises `InputError` if there is none, or its head is for another task."""
@@ -147,6 +149,8 @@ class Teacher:
         rows = [row for split in learned for row in split.rows]
         teacher_rows = [row for split in learned for row in self._encode(split, longest).rows]
         with_states = self._match_states(student, rows, teacher_rows)
+        by_length = sorted(zip(rows, teacher_rows), key=lambda pair: length_of(pair[0]))
+        self.median_rows = by_length[len(by_length) // 2 :][:_SPEED_ROWS]
         distinct = {row_key(row): teacher_row for row, teacher_row in zip(rows, teacher_rows)}
         keys, distinct_rows = list(distinct), list(distinct.values())
         self.outputs = cached_outputs(
@@ -226,19 +230,51 @@ class Teacher:
             print_line("unlabelled", f"{len(self.unlabelled.examples):,} records")
 
     def compare(
-        self, record: RunRecord, student: PreTrainedModel, batch: Mapping[str, Any], results: Mapping[str, Estimate]
+        self,
+        record: RunRecord,
+        student: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        results: Mapping[str, Estimate],
     ) -> None:
         """Put the student's share of the teacher's figure, and of its time, into the record, and print them."""
-        metric = self.task.metrics[0]
-        share = results[metric].value / self.figures[metric].value if self.figures[metric].value else 0.0
-        inputs = {name: batch[name] for name in self.tokenizer.model_input_names if name in batch}
-        speed = compare_speed(student, self.model, inputs)
-        record["distillation"] = {"metric": metric, "share": share, **speed}
-        print_line(
-            "distilled",
-            f"{share:.1%} of the teacher's {metric}, {speed['speed']:.2f} times as fast "
-            f"({speed['lowest']:.2f} to {speed['highest']:.2f}, forward passes in turns)",
-        )
+        models, tokenizers = (student, self.model), (tokenizer, self.tokenizer)
+        passes = [
+            forward_pass(model, self.task.collator(tokenizer)([inputs_of(row) for row in rows]))
+            for model, tokenizer, rows in zip(models, tokenizers, zip(*self.median_rows))
+        ]
+        report_comparison(record, self.recipe, self.task.metrics[0], results, self.figures, compare_speed(*passes))
+
+
+def report_comparison(
+    record: RunRecord,
+    recipe: DistillationRecipe,
+    metric: str,
+    results: Mapping[str, Estimate],
+    teacher: Mapping[str, Estimate],
+    speed: Sequence[float],
+) -> None:
+    """
+    Put a student's share of its teacher's figure, and of its time, into the record, and print them.
+
+    Args:
+        results: figures of the student.
+        teacher: figures of the teacher.
+        speed: as [`compare_speed`] returns it.
+    """
+    share = results[metric].value / teacher[metric].value if teacher[metric].value else float("nan")
+    lowest, median, highest = speed
+    record["distillation"] = {
+        "teacher": base_model_name(recipe.teacher),
+        "metric": metric,
+        "share": share,
+        "speed": median,
+        "speed_quartiles": [lowest, highest],
+    }
+    print_line(
+        "distilled",
+        f"{share:.1%} of the teacher's {metric}, {median:.2f} times as fast ({lowest:.2f} to {highest:.2f}; forward "
+        "passes in turns, without bf16)",
+    )
 
 
 def select_outputs(task: Task[Any], outputs: Any) -> torch.Tensor:
@@ -248,25 +284,32 @@ def select_outputs(task: Task[Any], outputs: Any) -> torch.Tensor:
     return selected
 
 
-def compare_speed(student: PreTrainedModel, teacher: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, float]:
+def forward_pass(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
+    """Return a call that computes a batch in evaluation mode and waits for the result."""
+    inputs = send_to_device(dict(inputs), next(model.parameters()).device)
+    model.eval()
+    return lambda: model(**inputs)[0].cpu()
+
+
+@torch.no_grad()
+def compare_speed(student: Callable[[], Any], teacher: Callable[[], Any]) -> list[float]:
     """
-    Return how many times as fast as its teacher a student is: the median of forward passes in turns, and the quartiles.
+    Return how many times as fast as its teacher a student is, in turns: lower quartile, median, upper quartile.
 
     Args:
-        inputs: a batch that both models take.
+        student: its [`forward_pass`].
+        teacher: the same of the teacher, on the same texts.
     """
     ratios: list[float] = []
     end = time.perf_counter() + _SPEED_SECONDS
-    with evaluation_mode(student), evaluation_mode(teacher):
-        while len(ratios) < 5 or (time.perf_counter() < end and len(ratios) < _SPEED_TURNS):
-            seconds = []
-            for model in (teacher, student):
-                started = time.perf_counter()
-                model(**inputs)[0].cpu()  # waits for an accelerator
-                seconds.append(time.perf_counter() - started)
-            ratios.append(seconds[0] / seconds[1])
-    lowest, median, highest = statistics.quantiles(ratios[1:], n=4)  # the first pass allocates memory
-    return {"speed": median, "lowest": lowest, "highest": highest}
+    while len(ratios) < 6 or (time.perf_counter() < end and len(ratios) < _SPEED_TURNS):
+        seconds = []
+        for run in (teacher, student):
+            started = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.quantiles(ratios[1:], n=4)  # the first passes allocate memory
 
 
 class DistillationCollator:

@@ -8,13 +8,13 @@ sentence-transformers (`pip install hf-tfm[embed]`).
 import copy
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer import losses
@@ -27,10 +27,12 @@ from ..core.limits import refuse_diverged
 from ..core.quiet import quiet
 from ..core.statistics import Estimate, bootstrap, correlations
 from ..data.batches import SeededLengthGroups, length_of
+from ..data.forms.form import Reading
 from ..data.records import Records
 from ..train import finetune
 from ..train.adapters import load_inside, merge_inside, save_inside
 from ..train.base_model import load_base_model, load_base_tokenizer
+from ..train.finetune import FinetuningArguments
 from ..train.recipe import FinetuningRecipe
 from ..train.trainer import RunMixin
 from .task import text_key
@@ -43,6 +45,39 @@ LOSSES = {
 }
 _SCORE_RANGES = ((0.0, 1.0), (0.0, 5.0), (-1.0, 1.0))
 METRICS = {True: ("spearman", "pearson"), False: ("mrr", "accuracy_at_1", "recall_at_10")}
+
+
+@dataclass
+class EmbeddingArguments(FinetuningArguments, SentenceTransformerTrainingArguments):
+    """Arguments of transformers and sentence-transformers with defaults for fine-tuning."""
+
+    include_num_input_tokens_seen: str | bool = False  # sentence-transformers' batches do not show them
+    prediction_loss_only: bool = True  # sentence-transformers has its own evaluations
+
+
+@dataclass
+class PairRecipe(FinetuningRecipe):
+    """Fields of files of pairs, and of the pooling."""
+
+    text_field: str | None = field(default=None, metadata={"help": "Field of the first text."})
+    text_pair_field: str | None = field(default=None, metadata={"help": "Field of the second text, or of several."})
+    negative_field: str | None = field(default=None, metadata={"help": "Field of a negative, or of several."})
+    score_field: str | None = field(default=None, metadata={"help": "Field of the similarity of the two texts."})
+    score_range: list[float] | None = field(
+        default=None,
+        metadata={"help": "Lowest and highest score; by default 0 to 1, 0 to 5 or -1 to 1, as scores lie."},
+    )
+    pooling: str | None = field(default=None, metadata={"help": "mean, cls, max, lasttoken …; by default the model's."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
+            raise InputError(f"score_range {self.score_range} must be two numbers, the lower one first")
+
+    def reading(self) -> Reading:
+        """Return how files are read."""
+        names = {name: getattr(self, f"{name}_field") for name in ("text", "text_pair", "negative", "score")}
+        return Reading("pairs", {name: value for name, value in names.items() if value}, self.reading_options())
 
 
 @dataclass(frozen=True)
@@ -298,6 +333,7 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
 
     Args:
         pairs: training and validation set.
+        vectors: of a teacher, `(pairs, width)`, for a loss that compares the embeddings of single texts with them.
 
     Attributes:
         first_texts: the encoded first text of each training record.
@@ -306,7 +342,15 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
 
     supports_sharding = False  # a SentenceTransformer is saved module by module
 
-    def __init__(self, *, model: SentenceTransformer, args: TrainingArguments, pairs: dict[str, Pairs], **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        model: SentenceTransformer,
+        args: TrainingArguments,
+        pairs: Mapping[str, Pairs],
+        vectors: np.ndarray | None = None,
+        **kwargs: Any,
+    ):
         from datasets import Dataset
 
         train = pairs["train"]
@@ -317,6 +361,8 @@ class EmbeddingTrainer(RunMixin, SentenceTransformerTrainer):
         columns: dict[str, list[Any]] = {f"text{number}": texts for number, texts in enumerate(train.columns)}
         if train.scores is not None:
             columns["score"] = train.scores
+        if vectors is not None:
+            columns["label"] = list(vectors)
         self.keys = train.keys() if train.scores is None else None
         evaluator = _Validation(pairs["validation"], args.per_device_eval_batch_size)
         super().__init__(

@@ -134,7 +134,7 @@ def fine_tune(
         baselines = {"teacher": teacher.figures, **baselines}
     report.report_results(record, measured, results, baselines)
     if teacher:
-        teacher.compare(record, model, trainer.median_batch(), results)
+        teacher.compare(record, model, tokenizer, results)
     for line in task.add_details(record, measured, outputs[measured], split, Path(str(args.output_dir))):
         print_line("sample", line)
     report.write_finished_model(trainer, model)
@@ -195,6 +195,7 @@ def train_and_report(
     measure: Measure,
     prompts: Sequence[Sequence[Message]] | None = None,
     measure_before: bool = True,
+    baselines: Mapping[str, Mapping[str, Estimate]] | None = None,
 ) -> int:
     """
     Measure the model, train or resume, measure it again, and write the folder with card and record.
@@ -204,6 +205,7 @@ def train_and_report(
         split: name of the measured split.
         prompts: the prompts of the replies in a `Measurement`.
         measure_before: measure the untrained model, to report its figures beside those of the trained one.
+        baselines: figures of other models, by their names.
 
     Returns: the exit code of the script.
     """
@@ -219,7 +221,8 @@ def train_and_report(
     if not trainer.is_world_process_zero():
         return 0
     after = measure(model, before)
-    report.report_results(record, split, after.figures, {"before": before.figures} if before else {})
+    before_figures = {"before": before.figures} if before else {}
+    report.report_results(record, split, after.figures, {**(baselines or {}), **before_figures})
     if prompts is not None:
         replies = {"before": before.replies if before else (), "after": after.replies}
         record["samples"] = format_dialogues(prompts, replies)

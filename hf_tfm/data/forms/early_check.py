@@ -61,7 +61,13 @@ _JOBS_OF_HEADS = {
 }
 
 # The job of the files that a task of distill.py reads.
-_JOBS_OF_TASKS = {"classification": "classification", "tokens": "tags", "qa": "questions", "multiple_choice": "choices"}
+_JOBS_OF_TASKS = {
+    "classification": "classification",
+    "tokens": "tags",
+    "qa": "questions",
+    "multiple_choice": "choices",
+    "embeddings": "pairs",
+}
 
 _CHECKED_FILES = 20  # of each option
 _LARGE_JSON = 16 << 20  # bytes; a larger array takes long to read
@@ -98,7 +104,10 @@ def find_mistake(script: Path, arguments: Sequence[str]) -> None:
             # A reward function of the user's needs no answer in the records.
             labelled = _one(settings.get("reward", "number")) in ("number", "pattern") or job != "prompts"
             labelled &= option != "unlabelled"
-            check_files(files, _job(job, settings), settings, split, labelled)
+            job = _job(job, settings)
+            if option == "unlabelled" and job == "pairs":
+                job = "text"
+            check_files(files, job, settings, split, labelled)
 
 
 @_answer
