@@ -41,14 +41,13 @@ from hf_tfm.artifacts.open import auto_class_of
 from hf_tfm.core.errors import InputError, needs_extra
 from hf_tfm.data.forms.early_check import read_settings
 from hf_tfm.tasks.classification import Classification
-from hf_tfm.tasks.distillation import SoftLabelRecipe, Teacher
+from hf_tfm.tasks.distillation import DistillationArguments, SoftLabelRecipe, Teacher
 from hf_tfm.tasks.fine_tune import fine_tune
 from hf_tfm.tasks.language_model_distillation import distill_language_model
 from hf_tfm.tasks.multiple_choice import MultipleChoice
 from hf_tfm.tasks.question_answering import QuestionAnswering
 from hf_tfm.tasks.tagging import Tagging
 from hf_tfm.train.distill_language_model import LanguageModelDistillation
-from hf_tfm.train.finetune import FinetuningArguments
 from hf_tfm.train.pretrain_recipe import PretrainingArguments
 from hf_tfm.train.recipe import one_line_errors, parse_recipe
 
@@ -107,16 +106,16 @@ def main(argv: list[str] | None = None) -> int:
             recipe, args = parse_recipe(argv, EmbeddingDistillationRecipe, EmbeddingArguments, __doc__)
             return distill_embeddings(recipe, args)
         case "classification":
-            recipe, args = parse_recipe(argv, ClassificationDistillation, FinetuningArguments, __doc__)
+            recipe, args = parse_recipe(argv, ClassificationDistillation, DistillationArguments, __doc__)
             task = Classification.configure(vars(recipe))
         case "tokens":
-            recipe, args = parse_recipe(argv, TaggingDistillation, FinetuningArguments, __doc__)
+            recipe, args = parse_recipe(argv, TaggingDistillation, DistillationArguments, __doc__)
             task = Tagging.configure(vars(recipe))
         case "qa":
-            recipe, args = parse_recipe(argv, QuestionDistillation, FinetuningArguments, __doc__)
+            recipe, args = parse_recipe(argv, QuestionDistillation, DistillationArguments, __doc__)
             task = QuestionAnswering.configure(vars(recipe))
         case "multiple_choice":
-            recipe, args = parse_recipe(argv, ChoiceDistillation, FinetuningArguments, __doc__)
+            recipe, args = parse_recipe(argv, ChoiceDistillation, DistillationArguments, __doc__)
             task = MultipleChoice.configure(vars(recipe))
         case "causal_lm" | "masked_lm" as name:
             named = [*argv, "--task", name]

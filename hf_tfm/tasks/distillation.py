@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..artifacts.open import fingerprint, open_model
+from ..artifacts.open import auto_class_of, fingerprint, open_model
 from ..artifacts.record import RunRecord, base_model_name
 from ..core.errors import InputError
 from ..core.limits import longest_input, refuse_diverged
@@ -88,6 +88,13 @@ class SoftLabelRecipe(DistillationRecipe):
             raise InputError("--unlabelled: with soft_weight 0 nothing is learned from these records")
 
 
+@dataclass
+class DistillationArguments(FinetuningArguments):
+    """Arguments with defaults for distillation: soft labels are learned for longer before a student overfits."""
+
+    num_train_epochs: float = 6.0
+
+
 class Teacher:
     """
     A fine-tuned model with a head, and what a student learns from it.
@@ -109,6 +116,10 @@ class Teacher:
     def open(self) -> None:
         """Open the model. Raises `InputError` if there is none, or its head is for another task."""
         model_class, trust = self.task.model_class.__name__, self.recipe.trust_remote_code
+        if (head := auto_class_of(self.recipe.teacher, trust)) != model_class:
+            raise InputError(
+                f"{self.recipe.teacher}: is a model for {head}, not for {model_class}: choose another --task"
+            )
         self.model, self.tokenizer = open_model(self.recipe.teacher, model_class, trust_remote_code=trust)
         self.model.to(self.args.device)
 

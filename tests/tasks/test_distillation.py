@@ -185,7 +185,7 @@ def test_wrong_settings_end_in_one_line(folders, tmp_path, capsys):
         ("classification", dict(soft_weight=0, unlabelled=folders / "classification-more.jsonl"), "--unlabelled"),
         ("classification", dict(keep_layers=7), "keep_layers 7: this tfm_encoder has 3 layers"),
         ("classification", dict(keep_layers="1 2"), "the layers of this tfm_encoder are not interchangeable"),
-        ("classification", dict(task="tokens"), "AutoModelForTokenClassification does not open"),
+        ("classification", dict(task="tokens"), "is a model for AutoModelForSequenceClassification, not for"),
         ("classification", dict(task="sums"), "task 'sums' must be one of classification, tokens"),
         ("classification", dict(model=folders / "narrow", keep_layers=None, hidden_weight=1), "has states of 16, not"),
         ("tokens", dict(model=folders / "other tokens", keep_layers=None), "has other tokens than its teacher"),
