@@ -44,7 +44,7 @@ TEXTS = texts(24, 1)
 RECORDS = {
     "classification": [{"text": text, "label": "ab"["cat" in text]} for text in TEXTS],
     "several labels": [{"text": text, "label": [word for word in ("cat", "hen") if word in text]} for text in TEXTS],
-    "numbers": [{"text": text, "score": len(text) / 10} for text in TEXTS],
+    "numbers": [{"text": text, "label": len(text) / 10} for text in TEXTS],
     "tokens": [
         {"tokens": text.split(), "ner_tags": [TAGS[word in ("cat", "hen")] for word in text.split()]} for text in TEXTS
     ],
@@ -65,7 +65,7 @@ HEADS = {
         "SequenceClassification",
         dict(id2label={0: "cat", 1: "hen"}, problem_type="multi_label_classification"),
     ),
-    "numbers": ("SequenceClassification", dict(id2label={0: "score"}, problem_type="regression")),
+    "numbers": ("SequenceClassification", dict(id2label={0: "label"}, problem_type="regression")),
     "tokens": ("TokenClassification", dict(id2label=dict(enumerate(TAGS)))),
     "qa": ("QuestionAnswering", {}),
     "multiple_choice": ("MultipleChoice", {}),
