@@ -4,7 +4,7 @@ Distils a fine-tuned model into a smaller and faster one, the student.
     python training/distill.py training/recipes/distill.yaml
 
     python training/distill.py --teacher runs/trec --keep_layers 3 --train_file train.jsonl --test_file test.jsonl \\
-        --unlabelled questions.txt --output_dir runs/trec-small
+        --unlabelled questions.jsonl --output_dir runs/trec-small
 
     python training/distill.py --teacher runs/embedder --keep_layers 3 --unlabelled texts/ --output_dir runs/small
 

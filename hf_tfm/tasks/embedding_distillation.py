@@ -21,8 +21,8 @@ from ..artifacts.open import fingerprint
 from ..core.errors import InputError
 from ..core.limits import refuse_diverged
 from ..data.cache import digest, open_arrays, write_arrays
-from ..data.forms.form import Reading
 from ..data.records import Records
+from ..data.sources import DocumentStream, parse_sources
 from ..train import finetune, report
 from ..train.recipe import refuse_below
 from ..train.report import print_line
@@ -59,7 +59,13 @@ class EmbeddingDistillationRecipe(DistillationRecipe, PairRecipe):
     train_file: list[str] | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Pairs of texts, in any form; their texts are learned, not their scores."}
     )
-    unlabelled: list[str] | None = field(default=None, metadata={"help": "More texts, in any form."})
+    unlabelled: list[str] | None = field(
+        default=None, metadata={"help": "More texts: files, folders, globs, or a dataset of the Hub as hub:NAME."}
+    )
+    text_unit: str = field(
+        default="line",
+        metadata={"help": "Text of a text file: line, paragraph (between blank lines) or document (the file)."},
+    )
     ranking_weight: float = field(
         default=1.0, metadata={"help": "Weight of the order of similarity of a batch's texts, beside their directions."}
     )
@@ -177,8 +183,7 @@ def read_splits(recipe: EmbeddingDistillationRecipe, seed: int) -> tuple[dict[st
     Raises:
         InputError: a file cannot be read, or its records do not fit.
     """
-    text_reading = Reading("text", {}, recipe.reading_options())
-    unlabelled = finetune.read_split(recipe.unlabelled, text_reading) if recipe.unlabelled else None
+    unlabelled = read_texts(recipe) if recipe.unlabelled else None
     if recipe.train_file:
         splits = finetune.read_splits(recipe, seed, lambda records: read_pairs(records).keys(), recipe.reading())
         return splits, {"unlabelled": unlabelled} if unlabelled else {}
@@ -189,6 +194,16 @@ def read_splits(recipe: EmbeddingDistillationRecipe, seed: int) -> tuple[dict[st
     if recipe.test_file:
         splits["test"] = finetune.read_split(recipe.test_file, recipe.reading(), "test")
     return splits, {}
+
+
+def read_texts(recipe: EmbeddingDistillationRecipe) -> Records:
+    """Return the texts without pairs, and print what was read. Raises `InputError` if there are none."""
+    paths = recipe.unlabelled or []
+    stream = DocumentStream(parse_sources(paths, text_unit=recipe.text_unit, options=recipe.reading_options()))
+    texts = list(stream)
+    report.report_reading(stream)
+    places = [f"{paths[0]}, text {number}" for number in range(1, len(texts) + 1)]
+    return Records([{"text": text} for text in texts], places, paths[0], paths[1:], stream.reports)
 
 
 def cached_vectors(
