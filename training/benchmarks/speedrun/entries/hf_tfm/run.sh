@@ -14,14 +14,16 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 shape='"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4'
-causal="--window 16 --block_length 256 --length_schedule 0:128,0.5:256 --per_device_train_batch_size 8"
-masked="--window 3 --block_length 128 --per_device_train_batch_size 32 --causal_first 0.2 --masking_rate 0.4"
+no_checkpoints="--eval_strategy no --save_strategy no"
+causal="--window 16 --block_length 256 --length_schedule 0:128,0.5:256"
+masked="--window 3 --block_length 128 --per_device_train_batch_size 32 --causal_first 0.2 --masking_rates 0.4 0.15 --learning_rate 0.015 $no_checkpoints"
 case $track in
-    causal) script=clm; settings="$causal --max_steps 420" ;;
-    masked) script=mlm; settings="$masked --max_steps 204 --learning_rate 0.015" ;;
-    small_text) script=clm; settings="$causal --max_steps 3000 --optimizer normuon" ;;
-    test) script=clm; settings="$causal --max_steps 4"; held_out=0.2 ;;
-    test_masked) script=mlm; settings="$masked --max_steps 5"; held_out=0.2 ;;
+    causal) script=clm; settings="$causal --per_device_train_batch_size 8 --optimizer muon $no_checkpoints --max_steps 420" ;;
+    masked) script=mlm; settings="$masked --max_steps 204" ;;
+    # Many passes: the recipe is the one for the amount of text, and validation decides when the run ends.
+    small_text) script=clm; settings="$causal --max_steps 4000" ;;
+    test) script=clm; settings="$causal $no_checkpoints --max_steps 4 --validation_fraction 0.2" ;;
+    test_masked) script=mlm; settings="$masked --max_steps 5 --validation_fraction 0.2" ;;
 esac
 if [ $script = clm ]; then
     family=qwen3
@@ -32,6 +34,6 @@ else
     family=modernbert
 fi
 python "$repository/training/pretrain_$script.py" --data "$train" --tokenizer "$tokenizer" --model nano \
-    --model_overrides "{$shape}" $settings --validation_fraction ${held_out:-0.02} --validation_tokens 20000 --eval_strategy no \
-    --save_strategy no --seed "$seed" --output_dir "$output-trained"
+    --model_overrides "{$shape}" --validation_fraction 0.02 --validation_tokens 20000 $settings --seed "$seed" \
+    --output_dir "$output-trained"
 python "$repository/hf_tfm_command.py" export "$output-trained" "$output" --to $family

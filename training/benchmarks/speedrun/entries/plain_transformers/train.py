@@ -86,7 +86,9 @@ def main() -> None:
     else:
         model = LlamaForCausalLM(LlamaConfig(**SHAPE, **ids, max_position_embeddings=1024))
     held_out = texts[::20] if keeps_best else []
-    rows = cut_rows(tokenizer, [text for text in texts if text not in set(held_out)], length, masked)
+    if keeps_best:
+        del texts[::20]
+    rows = cut_rows(tokenizer, texts, length, masked)
     test = args.track.startswith("test")
     arguments = TrainingArguments(
         output_dir=f"{args.output}-checkpoints",
