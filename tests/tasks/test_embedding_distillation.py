@@ -40,7 +40,7 @@ def root(tmp_path_factory):
         build_tokenizer().save_pretrained(root / name)
     pairs = [{"text": a, "text_pair": b, "score": n % 6} for n, (a, b) in enumerate(zip(texts(40, 1), texts(40, 2)))]
     write(root / "pairs.jsonl", pairs)
-    (root / "more.txt").write_text("\n".join(texts(60, 3)))
+    (root / "more.txt").write_text("\n".join(texts(100, 3)))
     return root
 
 
@@ -61,7 +61,7 @@ def command(root: Path, out: Path, model: str | None = None, pairs: bool = True,
 @pytest.mark.parametrize(("model", "pairs"), [(None, True), (None, False), ("narrow", True)])
 def test_a_student_comes_near_its_teacher(root, tmp_path, model, pairs):
     out = tmp_path / "out"
-    argv = command(root, out, model, pairs, num_train_epochs=6, logging_steps=1)
+    argv = command(root, out, model, pairs, num_train_epochs=10, learning_rate=1e-3, logging_steps=1)
     assert distill.main(argv) == 0
     record = record_of(out)
     losses = [entry["loss"] for entry in record["curve"]]
