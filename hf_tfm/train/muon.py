@@ -14,15 +14,18 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from .orthogonalization import orthogonalization_dtype, orthogonalize
-from .sharing import shard_like, share_out
+from .sharing import LocalPart, shard_like, share_out
 
 
 ADAMW_BETAS = (0.9, 0.95)
 ADAMW_EPS = 1e-8
 
-# At most this many elements are gathered and orthogonalized together, which bounds the scratch memory of large models
-# (64 MB in bf16).
+# At most this many elements are orthogonalized together, which bounds the scratch memory of large models (64 MB in
+# bf16).
 _CHUNK_ELEMENTS = 2**25
+
+# Of sharded weights a process updates at most this many elements at a time: enough for a few large communications.
+_SHARED_ELEMENTS = 2**23
 
 
 class Muon(torch.optim.Optimizer):
@@ -116,6 +119,10 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _update_by_muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for part in share_out(params, _SHARED_ELEMENTS):
+            self._update_part(group, [params[position] for position in part.positions], part)
+
+    def _update_part(self, group: dict[str, Any], params: list[Tensor], part: LocalPart) -> None:
         for p in params:
             self._initialize_muon_state(group, p)
         momentum = group["momentum"]
@@ -123,7 +130,7 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum)
-        self._orthogonalize_updates(group, params, updates)
+        self._orthogonalize_updates(group, params, updates, part)
         decay = group["lr"] * group["weight_decay"]
         if decay and group["cautious"]:
             for p, update in zip(params, updates, strict=True):
@@ -141,26 +148,30 @@ class Muon(torch.optim.Optimizer):
             shape[-2 if group["transposed"] else -1] = 1
             state["row_squares"] = shard_like(torch.zeros(shape, dtype=p.dtype, device=p.device), p)
 
-    def _orthogonalize_updates(self, group: dict[str, Any], params: list[Tensor], updates: Sequence[Tensor]) -> None:
+    def _orthogonalize_updates(
+        self, group: dict[str, Any], params: list[Tensor], updates: Sequence[Tensor], part: LocalPart
+    ) -> None:
         """Orthogonalize updates in place, and with `row_beta` normalize their rows."""
         output_dim = -1 if group["transposed"] else -2
-        order = _block_order(group["blocks"], group["turns"]).to(updates[0].device) if group["turns"] > 1 else None
         # Updates are sent in the dtype of the products, to which their owners would round them anyway.
         dtype = orthogonalization_dtype(updates[0].device)
-        for part in share_out(updates, _CHUNK_ELEMENTS):
-            gathered = part.gather(updates, dtype)
-            matrices = gathered if order is None else [m.index_select(output_dim, order) for m in gathered]
-            _orthogonalize_matrices(matrices, group, dtype)
-            if group["row_beta"]:
-                row_squares = [self.state[p]["row_squares"] for p in params]
-                squares = part.gather(row_squares, row_squares[0].dtype)
-                for matrix, running in zip(matrices, squares, strict=True):
-                    _normalize_rows(matrix, running, group)
-                part.scatter(squares, row_squares, row_squares[0].dtype)
-            if order is not None:
-                for whole, matrix in zip(gathered, matrices, strict=True):
-                    whole.index_copy_(output_dim, order, matrix)
-            part.scatter(gathered, updates, updates[0].dtype if group["row_beta"] else dtype)
+        gathered = part.gather(updates, dtype)
+        matrices = gathered
+        if group["turns"] > 1:
+            order = _block_order(group["blocks"], group["turns"]).to(updates[0].device)
+            matrices = [matrix.index_select(output_dim, order) for matrix in gathered]
+        _orthogonalize_matrices(matrices, group, dtype)
+        if group["row_beta"]:
+            dtype = updates[0].dtype
+            row_squares = [self.state[p]["row_squares"] for p in params]
+            squares = part.gather(row_squares, dtype)
+            for matrix, running in zip(matrices, squares, strict=True):
+                _normalize_rows(matrix, running, group)
+            part.scatter(squares, row_squares, dtype)
+        if group["turns"] > 1:
+            for whole, matrix in zip(gathered, matrices, strict=True):
+                whole.index_copy_(output_dim, order, matrix)
+        part.scatter(gathered, updates, dtype)
 
 
 def _orthogonalize_matrices(updates: list[Tensor], group: dict[str, Any], dtype: torch.dtype) -> None:

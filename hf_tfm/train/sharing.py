@@ -4,7 +4,8 @@ Share the work on whole matrices among the processes that hold their shards (FSD
 `share_out` gives every matrix an owner and yields parts of bounded size. `gather` sends the shards of a part's matrices
 to their owners, `scatter` sends the results back, each in one communication:
 
-    for part in share_out(updates, max_elements):
+    for part in share_out(weights, max_elements):
+        updates = [compute_update(weights[position]) for position in part.positions]  # sharded like the weights
         matrices = part.gather(updates, torch.bfloat16)
         ...  # change the matrices in place
         part.scatter(matrices, updates, torch.bfloat16)
@@ -12,7 +13,7 @@ to their owners, `scatter` sends the results back, each in one communication:
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import cast
 
 import torch
@@ -23,7 +24,12 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
 class LocalPart:
-    """Matrices that lie whole in this process: weights that are not sharded, and experts."""
+    """
+    Matrices that lie whole in this process: weights that are not sharded, and experts.
+
+    Attributes:
+        positions: of the matrices in the list that `share_out` was given.
+    """
 
     def __init__(self, positions: Sequence[int]):
         self.positions = positions
@@ -33,10 +39,10 @@ class LocalPart:
         Return the whole matrices that this process works on.
 
         Args:
-            tensors: those given to `share_out`, or others with as many dimensions and the same placements.
+            tensors: one for each position, with as many dimensions and the same placements.
             dtype: the dtype in which values are sent.
         """
-        return [local_shard(tensors[position]) for position in self.positions]
+        return [local_shard(tensor) for tensor in tensors]
 
     def scatter(self, matrices: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
         """Write the matrices that `gather` returned, changed in place, into the shards of all processes."""
@@ -46,11 +52,11 @@ class RepeatedPart(LocalPart):
     """Matrices that are sharded along several dimensions of a mesh: every process works on all of them."""
 
     def gather(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        return [cast(DTensor, tensors[position]).full_tensor() for position in self.positions]
+        return [cast(DTensor, tensor).full_tensor() for tensor in tensors]
 
     def scatter(self, matrices: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
-        for position, matrix in zip(self.positions, matrices, strict=True):
-            tensors[position].copy_(shard_like(matrix, tensors[position]))
+        for tensor, matrix in zip(tensors, matrices, strict=True):
+            tensor.copy_(shard_like(matrix, tensor))
 
 
 class SharedPart(LocalPart):
@@ -62,29 +68,33 @@ class SharedPart(LocalPart):
     """
 
     def __init__(self, mesh: DeviceMesh, mesh_dim: int, positions_by_owner: Sequence[Sequence[int]]):
-        super().__init__(positions_by_owner[mesh.get_local_rank(mesh_dim)])
-        self.group, self.mesh_dim, self.positions_by_owner = mesh.get_group(mesh_dim), mesh_dim, positions_by_owner
+        super().__init__(list(chain(*positions_by_owner)))
+        self.counts = [len(positions) for positions in positions_by_owner]
+        self.group, self.rank, self.mesh_dim = mesh.get_group(mesh_dim), mesh.get_local_rank(mesh_dim), mesh_dim
 
     def gather(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        matrices = [
-            torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-            for tensor in (tensors[position] for position in self.positions)
-        ]
-        self._exchange(self._shards_by_owner(tensors), self._pieces_by_process(matrices, tensors), dtype)
+        owned = self._by_owner(tensors)[self.rank]
+        matrices = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in owned]
+        self._exchange(self._shards_by_owner(tensors), self._pieces_by_process(matrices, owned), dtype)
         return matrices
 
     def scatter(self, matrices: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
-        self._exchange(self._pieces_by_process(matrices, tensors), self._shards_by_owner(tensors), dtype)
+        owned = self._by_owner(tensors)[self.rank]
+        self._exchange(self._pieces_by_process(matrices, owned), self._shards_by_owner(tensors), dtype)
+
+    def _by_owner(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        remaining = iter(tensors)
+        return [list(islice(remaining, count)) for count in self.counts]
 
     def _shards_by_owner(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return this process's shards of the matrices of each process."""
-        return [[local_shard(tensors[position]) for position in positions] for positions in self.positions_by_owner]
+        return self._by_owner([local_shard(tensor) for tensor in tensors])
 
-    def _pieces_by_process(self, matrices: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Return views of the matrices of this process: the parts of which each process has the shards."""
-        pieces: list[list[Tensor]] = [[] for _ in self.positions_by_owner]
-        for position, matrix in zip(self.positions, matrices, strict=True):
-            dim = cast(Shard, cast(DTensor, tensors[position]).placements[self.mesh_dim]).dim
+    def _pieces_by_process(self, matrices: Sequence[Tensor], owned: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return views of the matrices of this process: the pieces of which each process has the shards."""
+        pieces: list[list[Tensor]] = [[] for _ in self.counts]
+        for matrix, tensor in zip(matrices, owned, strict=True):
+            dim = cast(Shard, cast(DTensor, tensor).placements[self.mesh_dim]).dim
             chunks = matrix.chunk(len(pieces), dim)  # perhaps fewer than processes, whose shards are then empty
             for process in range(len(pieces)):
                 pieces[process].append(chunks[process] if process < len(chunks) else matrix.narrow(dim, 0, 0))
@@ -111,7 +121,7 @@ def _views(buffer: Tensor, parts: list[list[Tensor]]) -> Iterator[tuple[Tensor, 
 
 def share_out(tensors: Sequence[Tensor], max_elements: int) -> Iterator[LocalPart]:
     """
-    Yield parts of some matrices; in each part every process works on its own matrices.
+    Yield parts of some matrices, in each of which every process works on its own matrices.
 
     Owners are chosen without communication: in the order of falling costs each matrix goes to the process with the
     smallest sum of costs, where a cost is rows · columns · min(rows, columns). All processes must go through all parts.

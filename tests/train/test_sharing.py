@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_tfm.train import muon, optim
@@ -95,10 +96,11 @@ def _trains_as_one(mesh_shape):
     mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("replicas", "shards")[-len(mesh_shape) :])
     for case in CASES:
         for name in OPTIMIZERS:
-            for max_elements, atol in ((1, 0.0), (muon._CHUNK_ELEMENTS, 2e-3)):
+            for max_elements, atol in ((1, 0.0), (10**6, 2e-3)):
                 with pytest.MonkeyPatch.context() as monkeypatch:
                     # Matrices orthogonalized one by one: the same kernels see the same numbers as in one process.
                     monkeypatch.setattr(muon, "_CHUNK_ELEMENTS", max_elements)
+                    monkeypatch.setattr(muon, "_SHARED_ELEMENTS", max_elements)
                     plain, sharded = build(case, name), build(case, name, mesh)
                     train(*plain, range(3))
                     train(*sharded, range(3))
@@ -110,6 +112,28 @@ def _trains_as_one(mesh_shape):
 def test_sharded_matrices_learn_as_in_one_process(mesh_shape, tmp_path):
     """Bit by bit if matrices are orthogonalized one by one; batches of other sizes change the rounding."""
     spawn(_trains_as_one, math.prod(mesh_shape), tmp_path, mesh_shape)
+
+
+def _trains_as_one_with_tensor_parallelism():
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shards", "tensors"))
+    for name in OPTIMIZERS:
+        pairs = []
+        for shard in (False, True):
+            torch.manual_seed(0)
+            model = FAMILIES["llama"]()
+            if shard:
+                plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
+                for layer in model.model.layers:
+                    parallelize_module(layer.mlp, mesh["tensors"], plan)
+                fully_shard(model, mesh=mesh["shards"])
+            pairs.append((model, optim.build_optimizer(model, name)))
+            train(*pairs[-1], range(3))
+        assert_same(*pairs, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_matrices_that_are_sharded_twice_learn_as_in_one_process(tmp_path):
+    spawn(_trains_as_one_with_tensor_parallelism, 4, tmp_path)
 
 
 def _saves(folder):
