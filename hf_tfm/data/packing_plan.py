@@ -122,7 +122,7 @@ def _plan(
         rngs = [np.random.default_rng((*seed, number, last)) if number else None for number in passes]
         pieces = [_cut(bounds, block_length - extra, rng) for rng in rngs]
         starts, lengths = (np.concatenate(arrays) for arrays in zip(*pieces))
-        chunk = _pack(bounds, byte_counts, starts, lengths, block_length, extra, max_padding)
+        chunk = _pack(bounds, byte_counts, starts, lengths, block_length, extra, max_padding, rngs[-1])
         ends = num_segments + chunk.pop("ends")
         chunk["offsets"] = ends if first else np.concatenate([[0], ends])
         first, num_segments = last, num_segments + len(chunk["starts"])
@@ -160,10 +160,11 @@ def _pack(
     block_length: int,
     extra: int,
     max_padding: float,
+    rng: np.random.Generator | None,
 ) -> dict[str, np.ndarray]:
     """Returns the segments of the blocks of some documents' pieces, and the end of each block's segments."""
     sizes = np.diff(bounds)
-    block, num_blocks = best_fit_decreasing(lengths + extra, block_length)
+    block, num_blocks = best_fit_decreasing(lengths + extra, block_length, rng)
     # Blocks beyond those that would be enough if pieces were cut.
     spare = num_blocks - int(np.ceil((lengths + extra).sum() / block_length / max(1 - max_padding, 1e-9)))
     if spare > 0:
@@ -190,7 +191,9 @@ def _pack(
     }
 
 
-def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+def best_fit_decreasing(
+    sizes: np.ndarray, capacity: int, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, int]:
     """
     Packs items into bins: the largest item first, each into the fullest bin that has room for it.
 
@@ -198,6 +201,8 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, i
 
     Args:
         sizes: (num_items,), from 1 to `capacity`.
+        rng: Random numbers for taking the second fullest bin as often as the fullest, so that packing again brings
+            other items together even if no two are of one size.
 
     Returns:
         The bin of each item, (num_items,), and the number of bins.
@@ -220,6 +225,8 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, i
         while count:
             fitting = open_rooms >> size
             if fitting:
+                if rng is not None and rng.random() < 0.5:
+                    fitting = fitting & (fitting - 1) or fitting
                 room = size + (fitting & -fitting).bit_length() - 1
                 bins = bins_with_room[room].pop()
                 if not bins_with_room[room]:

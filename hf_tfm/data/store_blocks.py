@@ -140,7 +140,7 @@ class StoreBlocks:
         self.first_pass, self.copies = first_pass, copies
         self.plans: dict[int, BlockPlan] = {}  # of the epoch that is read, and of its neighbours
         self.firsts, self.tokens = [0], [0]  # numbers of blocks and tokens before each known epoch
-        self._locate(0)
+        self._epoch(0)
 
     def __len__(self) -> int:
         """Number of blocks of the first epoch."""
@@ -155,20 +155,19 @@ class StoreBlocks:
             self.plans = {**neighbours, epoch: plan}
         return self.plans[epoch]
 
-    def _locate(self, number: int) -> tuple[int, int]:
-        """Returns the epoch of a block and its number in that; epochs up to there are planned when first needed."""
+    def _epoch(self, number: int) -> int:
+        """Returns the epoch of a block; epochs up to there are planned once, to know how many blocks they have."""
         while self.firsts[-1] <= number:
             plan = self.plan(len(self.firsts) - 1)
             self.firsts.append(self.firsts[-1] + len(plan))
             self.tokens.append(self.tokens[-1] + int(plan.filled().sum()))
-        epoch = bisect.bisect_right(self.firsts, number) - 1
-        return epoch, number - self.firsts[epoch]
+        return bisect.bisect_right(self.firsts, number) - 1
 
     def rows(self, numbers: np.ndarray) -> Batch:
         """Returns blocks by their running numbers, (batch,), ascending."""
         parts = []
         while len(numbers):
-            epoch, _ = self._locate(int(numbers[0]))
+            epoch = self._epoch(int(numbers[0]))
             plan, seed = self.plan(epoch), (*self.seed, epoch)
             inside = numbers[numbers < self.firsts[epoch + 1]] - self.firsts[epoch]
             pages = inside // _PAGE
@@ -182,12 +181,12 @@ class StoreBlocks:
 
     def passes(self, num_blocks: float) -> float:
         """Returns the number of passes over the text in the first `num_blocks` blocks."""
-        epoch, rest = self._locate(max(0, math.ceil(num_blocks) - 1))
+        epoch = self._epoch(max(0, math.ceil(num_blocks) - 1))
         return self.copies * (epoch + (num_blocks - self.firsts[epoch]) / len(self.plan(epoch)))
 
     def count_tokens(self, num_blocks: int) -> int:
         """Returns the number of tokens of the first `num_blocks` blocks, without padding."""
-        epoch, last = self._locate(max(0, num_blocks - 1))
+        epoch = self._epoch(max(0, num_blocks - 1))
         filled = self.plan(epoch).filled()
         blocks = permute(np.arange(num_blocks - self.firsts[epoch]), len(filled), (*self.seed, epoch))
         return self.tokens[epoch] + int(filled[blocks].sum())

@@ -119,9 +119,14 @@ def find_neighbours(plan: BlockPlan, store: TokenStore) -> set[tuple[int, int]]:
     }
 
 
-@pytest.mark.parametrize("name, shared", [("web", 0.1), ("stories", 0.1), ("just over half a block", 0.1)])
-def test_documents_meet_other_neighbours_in_each_pass(name, shared):
-    store = make_store(sample(name, 600))
+NO_TWO_OF_ONE_LENGTH = np.random.default_rng(0).permutation(np.arange(10, 250))[:100]
+
+
+@pytest.mark.parametrize(
+    "lengths, shared", [(sample("web", 600), 0.1), (sample("stories", 600), 0.1), (NO_TWO_OF_ONE_LENGTH, 0.5)]
+)
+def test_documents_meet_other_neighbours_in_each_pass(lengths, shared):
+    store = make_store(lengths)
     passes = [find_neighbours(later_pass(store, number), store) for number in range(3)]
     for one, other in zip(passes, passes[1:]):
         assert len(one) > 50 and len(one & other) < shared * len(one)
