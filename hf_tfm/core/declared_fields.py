@@ -53,9 +53,10 @@ def _fields(path: Path, name: str) -> set[str]:
 
 
 def _absolute(path: Path, node: ast.ImportFrom) -> str:
-    """The module that names are imported from; that of a relative import as the path of its file."""
+    """The module that names are imported from; that of a relative import, and a script, as the path of its file."""
     if not node.level:
-        return str(node.module)
+        script = path.with_name(f"{node.module}.py")
+        return str(script.with_suffix("")) if script.is_file() else str(node.module)
     folder = path.parents[node.level - 1]
     return "/".join([str(folder), *(node.module or "").split(".")])
 
