@@ -18,6 +18,7 @@ from ..core.inference import is_bidirectional, unwrap_adapter
 from ..data.cache import digest
 from ..data.soft_targets import TARGETS_LAYOUT, SoftTargets, TargetsFile, Windows
 from ..data.tokens import TokenStore
+from .pretrain_model import check_fit
 from .report import print_line
 from .soft_loss import SoftLabels
 
@@ -35,12 +36,13 @@ def load_teacher(path: str, auto_class: str, tokenizer: PreTrainedTokenizerBase)
         tokenizer: the student's.
 
     Raises:
-        InputError: there is no such model, its tokens have other ids than the student's, or it is not causal where it
-            should be.
+        InputError: there is no such model, its tokens have other ids than the student's, or no embeddings, or it is not
+            causal where it should be.
     """
     model, own_tokenizer = open_model(path, auto_class)
     model = unwrap_adapter(model)
     _require_same_tokens(path, own_tokenizer, tokenizer)
+    check_fit(model, tokenizer, length=1)
     if auto_class == "AutoModelForCausalLM" and is_bidirectional(model):
         raise InputError(f"--teacher {path}: {type(model).__name__} is not causal: its output depends on later tokens")
     return model.requires_grad_(False)

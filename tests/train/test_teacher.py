@@ -172,6 +172,10 @@ def test_a_teacher_with_other_tokens_is_refused(folder, tmp_path):
     assert not any(
         weight.requires_grad for weight in load_teacher(str(folder), "AutoModelForCausalLM", tokenizer).parameters()
     )
+    build("TfmDecoderForCausalLM", vocab_size=100).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="the model 100 embeddings"):
+        load_teacher(str(tmp_path), "AutoModelForCausalLM", tokenizer)
     tokenizer.add_tokens(["newtoken"])
     with pytest.raises(InputError, match=r"another one .* 1 of the student's .* such as 'newtoken'"):
         load_teacher(str(folder), "AutoModelForCausalLM", tokenizer)
