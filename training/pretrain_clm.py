@@ -28,6 +28,7 @@ from hf_tfm.data.denoisers import Denoisers, infill
 from hf_tfm.data.objectives import Masked, causal
 from hf_tfm.tasks.generation import sample_continuation
 from hf_tfm.train.pretrain import PretrainingTrainer, report_end, report_start
+from hf_tfm.train.pretrain_choice import choose_recipe
 from hf_tfm.train.pretrain_data import masked_evaluation, prepare_data
 from hf_tfm.train.pretrain_model import build_model
 from hf_tfm.train.pretrain_objective import choose_causal_objective
@@ -54,11 +55,11 @@ class CausalRecipe(PretrainingRecipe):
     masked_share: float = field(
         default=0.0, metadata={"help": "Share of the steps that predict masked tokens; the model is a masked LM too."}
     )
-    masking_rates: list[float] = field(
-        default_factory=lambda: [0.3, 0.15],
+    masking_rates: list[float] | None = field(
+        default=None,
         metadata={
             "help": "Share of tokens masked in these steps: one rate, or several that the run passes through at equal "
-            "distances; evaluation always masks 0.15."
+            "distances; evaluation always masks 0.15. Standard: 0.3 0.15."
         },
     )
     denoisers: str = field(
@@ -74,16 +75,17 @@ class CausalRecipe(PretrainingRecipe):
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, CausalRecipe, PretrainingArguments, __doc__)
     check_pretraining(recipe, args)
-    set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.tokenizer, advice="; training/train_tokenizer.py makes one")
+    choice = choose_recipe(recipe, args, AutoModelForCausalLM, TfmDecoderConfig, tokenizer)
+    set_seed(args.seed)
     model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
-    objective = choose_causal_objective(recipe, args, tokenizer, model)
-    data = prepare_data(recipe, args, tokenizer, model, objective, causal)
+    objective = choose_causal_objective(recipe, args, tokenizer, model, choice.plan)
+    data = prepare_data(recipe, args, tokenizer, model, objective, causal, choice.plan)
     record = RunRecord("pretrain_clm", args.seed)
     if isinstance(objective, Denoisers):
         record["denoisers"] = objective.shares
     trainer = PretrainingTrainer(
-        model=model, args=args, processing_class=tokenizer, data=data, recipe=recipe, record=record
+        model=model, args=args, processing_class=tokenizer, data=data, recipe=recipe, choice=choice, record=record
     )
     report_start(trainer, is_new)
     trainer.train_or_resume(pretraining_identity(recipe, args, data.passes))

@@ -23,6 +23,7 @@ from hf_tfm.artifacts.tokenizer_files import load_tokenizer
 from hf_tfm.tasks.fill_mask import describe_masks
 from hf_tfm.train.adaptive_masking import AdaptiveMasking
 from hf_tfm.train.pretrain import PretrainingTrainer, report_end, report_start
+from hf_tfm.train.pretrain_choice import choose_recipe
 from hf_tfm.train.pretrain_data import prepare_data, prepare_pairs
 from hf_tfm.train.pretrain_model import build_model
 from hf_tfm.train.pretrain_objective import choose_masked_objectives
@@ -49,11 +50,11 @@ SENTENCES = (
 class MaskedRecipe(PretrainingRecipe):
     """Fields of this script alone."""
 
-    masking_rates: list[float] = field(
-        default_factory=lambda: [0.3, 0.15],
+    masking_rates: list[float] | None = field(
+        default=None,
         metadata={
             "help": "Share of tokens masked: one rate, or several that the run passes through at equal distances, as "
-            "0.3 0.15 0.05; evaluation always masks 0.15."
+            "0.3 0.15 0.05; evaluation always masks 0.15. Standard: 0.3 0.15."
         },
     )
     drawn_masking_rate: bool = field(
@@ -67,9 +68,12 @@ class MaskedRecipe(PretrainingRecipe):
             "the others, at the same rate in all, and again after as many; 0 masks all alike."
         },
     )
-    causal_first: float = field(
-        default=0.0,
-        metadata={"help": "Share of the steps, at the start, that predict the next token from the tokens to its left."},
+    causal_first: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the steps, at the start, that predict the next token from the tokens to its left; "
+            "standard: 0."
+        },
     )
     masking_unit: str = field(default="token", metadata={"help": "token, word (all tokens of a word) or span."})
     sentence_task: str = field(
@@ -89,7 +93,7 @@ class MaskedRecipe(PretrainingRecipe):
                 "streaming goes without a sentence task, which draws its second segments from all of the text"
             )
         refuse_below(self, adaptive_masking=0)
-        if not 0 <= self.causal_first < 1:
+        if self.causal_first is not None and not 0 <= self.causal_first < 1:
             raise InputError(f"causal_first {self.causal_first}: must be a share of the steps, 0 or more and below 1")
         if self.causal_first and self.sentence_task != "none":
             raise InputError("causal_first goes without a sentence task: give --causal_first 0")
@@ -99,16 +103,17 @@ class MaskedRecipe(PretrainingRecipe):
 def main(argv: list[str] | None = None) -> int:
     recipe, args = parse_recipe(argv, MaskedRecipe, PretrainingArguments, __doc__)
     check_pretraining(recipe, args)
-    set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.tokenizer, advice="; training/train_tokenizer.py makes one")
     has_pairs = recipe.sentence_task != "none"
     auto_class = AutoModelForPreTraining if has_pairs else AutoModelForMaskedLM
+    choice = choose_recipe(recipe, args, auto_class, TfmEncoderConfig, tokenizer, has_pairs)
+    set_seed(args.seed)
     model, is_new = build_model(auto_class, TfmEncoderConfig, tokenizer, recipe)
-    objectives = choose_masked_objectives(recipe, args, tokenizer, model)  # of training and of evaluation
+    objectives = choose_masked_objectives(recipe, args, tokenizer, model, choice.plan)  # of training and of evaluation
     if has_pairs:
         data = prepare_pairs(recipe, args, tokenizer, model, *objectives, recipe.sentence_task)
     else:
-        data = prepare_data(recipe, args, tokenizer, model, *objectives)
+        data = prepare_data(recipe, args, tokenizer, model, *objectives, choice.plan)
     record = RunRecord("pretrain_mlm", args.seed)
     adaptive = AdaptiveMasking(objectives[0], recipe.adaptive_masking) if recipe.adaptive_masking else None
     trainer = PretrainingTrainer(
@@ -117,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         processing_class=tokenizer,
         data=data,
         recipe=recipe,
+        choice=choice,
         record=record,
         adaptive_masking=adaptive,
     )

@@ -18,7 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from .packing_plan import PLAN_LAYOUT, BlockPlan
-from .sources import parse_sources
+from .sources import Source, parse_sources
 from .step_batches import Batch, own_rows, shorten
 from .store_blocks import StoreBlocks, StreamBlocks, assemble
 from .tokens import TokenStore, TokenStream, piece_ends
@@ -29,6 +29,11 @@ _TURNS = 1 << 14
 
 # A store of fewer blocks has more than a hundredth of padding in its last one.
 _FEW_BLOCKS = 100
+
+
+def group_sources(sources: list[Source]) -> list[list[Source]]:
+    """Returns the sources of each store: one store for each source of a mixture, else one for all of them."""
+    return [[source] for source in sources] if sources[0].weight else [sources]
 
 
 class PackedBlocks:
@@ -112,9 +117,8 @@ class PackedBlocks:
         sources = parse_sources(sources)
         make = TokenStream if streaming else TokenStore.build
         weights = [source.weight or 0.0 for source in sources] if sources[0].weight else None
-        groups = [[source] for source in sources] if weights else [sources]
         return cls(
-            [make(group, tokenizer, wrap=wrap == "document", **kwargs) for group in groups],
+            [make(group, tokenizer, wrap=wrap == "document", **kwargs) for group in group_sources(sources)],
             block_length,
             seed=seed,
             pad_token_id=tokenizer.pad_token_id or 0,

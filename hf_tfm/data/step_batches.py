@@ -82,6 +82,7 @@ class StepBatches(Dataset[dict[str, Any]]):
         batch_size: Rows of a step, over all processes, before a schedule cuts them.
         num_steps: Number of steps of the run.
         schedule: Lengths of rows; by default those of `make`.
+        planned_step: Maps a step to the one whose length it has, in a run whose plan may change.
         transform: The objective, which turns a batch into the inputs of the model.
         accumulation: Micro steps of an optimizer step, all of which have rows of one length.
         rank, world_size: Number of this process and of all processes; each gets its part of the rows.
@@ -95,12 +96,13 @@ class StepBatches(Dataset[dict[str, Any]]):
         *,
         accumulation: int = 1,
         schedule: LengthSchedule | None = None,
+        planned_step: Callable[[int], float] | None = None,
         transform: Callable[[Batch], dict[str, Any]] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.make, self.num_steps, self.schedule, self.transform = make, num_steps, schedule, transform
-        self.accumulation = accumulation
+        self.accumulation, self.planned_step = accumulation, planned_step
         self.split = functools.partial(own_rows, batch_size=batch_size, rank=rank, world_size=world_size)
         self.split(0)  # raises now rather than at the first step
 
@@ -113,7 +115,8 @@ class StepBatches(Dataset[dict[str, Any]]):
         batch = self.make(self.split(step))
         if self.schedule is not None:
             first_micro_step = step // self.accumulation * self.accumulation
-            batch = shorten(batch, self.schedule.length(first_micro_step / self.num_steps))
+            planned = first_micro_step if self.planned_step is None else self.planned_step(first_micro_step)
+            batch = shorten(batch, self.schedule.length(planned / self.num_steps))
         if self.transform is not None:
             batch = self.transform(batch)
         return {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in batch.items()}

@@ -110,7 +110,12 @@ class AveragingMixin(_Trainer):
         """Begin with the model's weights, or with the averages of the checkpoint that the run resumes from."""
         self.ema = EMA(self.accelerator.unwrap_model(self.model), decay)
         if self.checkpoint_to_resume is not None:
-            self.ema.load_state_dict(torch.load(Path(self.checkpoint_to_resume) / AVERAGES_FILE, weights_only=True))
+            self.load_averages(Path(self.checkpoint_to_resume))
+
+    def load_averages(self, checkpoint: Path) -> None:
+        """Load the averages of a checkpoint."""
+        assert self.ema is not None
+        self.ema.load_state_dict(torch.load(checkpoint / AVERAGES_FILE, weights_only=True))
 
 
 class _UpdateAverages(TrainerCallback):
@@ -127,5 +132,7 @@ class _UpdateAverages(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         ema = self.trainer.ema
         if ema is not None and state.global_step >= state.max_steps:  # a stopped run resumes from its trained weights
+            if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                self.trainer.load_averages(Path(state.best_model_checkpoint))
             ema.copy_to_model(ema.averages)
             self.trainer.ema = None

@@ -1,5 +1,6 @@
 """The Trainer of both pretraining scripts, and what it reports before and after the training."""
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Mapping
@@ -7,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..artifacts.card_values import number_text
@@ -24,7 +25,9 @@ from ..data.tokens import boundary_ids
 from .adaptive_masking import AdaptiveMaskingMixin
 from .averaging import AveragingMixin
 from .custom_evaluation import MeasuredEvaluation
+from .early_decay import EarlyDecay, SaveBest
 from .optim import build_optimizer, describe_optimizer
+from .pretrain_choice import RecipeChoice
 from .pretrain_data import PretrainingData, notes_on_text
 from .pretrain_model import check_fit
 from .pretrain_recipe import PretrainingRecipe
@@ -41,13 +44,20 @@ class PretrainingTrainer(AveragingMixin, AdaptiveMaskingMixin, MeasuredEvaluatio
     Args:
         data: training batches by number, and evaluation batches that are the same at every evaluation.
         recipe: optimizer, rates and schedule, among others.
+        choice: where these come from, and the steps of the run.
     """
 
-    def __init__(self, *args: Any, data: PretrainingData, recipe: PretrainingRecipe, **kwargs: Any):
+    def __init__(
+        self, *args: Any, data: PretrainingData, recipe: PretrainingRecipe, choice: RecipeChoice, **kwargs: Any
+    ):
         datasets: dict[str, Any] = {"train_dataset": data.train, "eval_dataset": data.evaluation}
-        super().__init__(*args, **datasets, ema_decay=recipe.ema_decay, **kwargs)
-        self.data = data
-        self.recipe = recipe
+        super().__init__(*args, **datasets, ema_decay=recipe.ema_decay or 0.0, **kwargs)
+        self.data, self.recipe, self.choice, self.plan = data, recipe, choice, choice.plan
+        # While an encoder learns next tokens, the loss of masked ones says nothing about its progress.
+        first_step = round(getattr(recipe, "causal_first", 0) * self.plan.max_steps)
+        self.early_decay = EarlyDecay(self.plan, recipe.early_decay_patience or 0, first_step)
+        self.add_callback(self.early_decay)
+        self.add_callback(SaveBest())
         self.rows = PackedRows.of(self.model)
         check_fit(self.model, self.processing_class, recipe.block_length + self.rows.first_position)
         # Trainer does not recognise all causal LMs: not GPT-2's kind, with class names in …LMHeadModel.
@@ -58,9 +68,16 @@ class PretrainingTrainer(AveragingMixin, AdaptiveMaskingMixin, MeasuredEvaluatio
             self.record["block_length"] = max(recipe.row_lengths())
             self.record["data"] = data.facts
             self.record["tokens_per_step"] = data.tokens_per_step
+            self.record["regime"] = dataclasses.asdict(choice.regime)
+            self.record["recipe"] = {"name": choice.name, **choice.settings}
 
     def get_train_dataloader(self) -> DataLoader:
         return self.data.train.loader()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        # A run that was killed after its early end has more batches, but nothing left to train.
+        has_ended = 0 < self.state.max_steps <= self.state.global_step
+        return ([], None) if has_ended else super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -100,7 +117,7 @@ class PretrainingTrainer(AveragingMixin, AdaptiveMaskingMixin, MeasuredEvaluatio
         if self.optimizer is None:
             self.optimizer = build_optimizer(
                 model or self.model,
-                self.recipe.optimizer,
+                self.choice.settings["optimizer"],
                 lr=self.args.learning_rate,
                 embedding_lr=self.recipe.embedding_learning_rate,
                 weight_decay=self.args.weight_decay,
@@ -111,13 +128,28 @@ class PretrainingTrainer(AveragingMixin, AdaptiveMaskingMixin, MeasuredEvaluatio
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LambdaLR:
         if self.lr_scheduler is None:
-            warmup, decay = self.recipe.warmup, self.recipe.decay
-            if decay == 1:  # the whole run, not one step
-                decay = num_training_steps - (round(warmup * num_training_steps) if warmup < 1 else round(warmup))
             self.lr_scheduler = build_scheduler(
-                optimizer or self.optimizer, self.recipe.schedule, num_training_steps, warmup=warmup, decay=decay
+                optimizer or self.optimizer,
+                self.choice.settings["schedule"],
+                num_training_steps,
+                self.plan,
+                warmup=self.choice.settings["warmup"],
+                decay=self.plan.decay_steps,
             )
         return self.lr_scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        config = self.accelerator.unwrap_model(self.model).config
+        training_fields = {name: getattr(config, name) for name in self.choice.saved_config}
+        set_fields(config, self.choice.saved_config)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            set_fields(config, training_fields)
+
+    def finished_model(self) -> PreTrainedModel:
+        set_fields(self.accelerator.unwrap_model(self.model).config, self.choice.saved_config)
+        return super().finished_model()
 
     @torch.no_grad()
     def measure(self, eval_dataset: list[dict[str, Any]]) -> dict[str, float]:
@@ -152,13 +184,16 @@ class PretrainingTrainer(AveragingMixin, AdaptiveMaskingMixin, MeasuredEvaluatio
         metrics = {"loss": nats / predicted + pair_nats / pairs}
         if self._loss_shifts_labels and text_bytes:
             metrics["bits_per_byte"] = to_bits_per_byte(nats / predicted, text_bytes / text_tokens)
-        return {**metrics, "predicted_tokens": predicted}
+        # Processes that round differently must take the same decisions.
+        return broadcast_object_list([{**metrics, "predicted_tokens": predicted}])[0]
 
     def final_evaluation(self) -> dict[str, float]:
-        """Return the evaluation after the last step; evaluate now if there is none, or of another checkpoint."""
-        last = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
-        is_current = last.get("step") == self.args.max_steps and not self.args.load_best_model_at_end
-        return dict(last if is_current else self.evaluate())
+        """Return the evaluation of the finished model; evaluate now if there is none."""
+        step = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            step = self.state.best_global_step
+        log = (entry for entry in self.state.log_history if "eval_loss" in entry and entry["step"] == step)
+        return dict(next(log, None) or self.evaluate())
 
     def resolve_compile(self, run_seconds: float | None) -> str:
         """
@@ -185,6 +220,12 @@ class PretrainingTrainer(AveragingMixin, AdaptiveMaskingMixin, MeasuredEvaluatio
             elif is_repaid and not is_possible:
                 reason = "there is no C++ compiler"
         return f"{compile_blocks(self.model)} layers ({reason})" if recipe.compile == "on" else f"no ({reason})"
+
+
+def set_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
+    """Set fields of a configuration."""
+    for name, value in fields.items():
+        setattr(config, name, value)
 
 
 def z_loss(
@@ -229,10 +270,14 @@ def report_start(trainer: PretrainingTrainer, is_new: bool) -> None:
         print_line(fact["split"], ", ".join(counts or [fact["name"]]))
     for note in notes_on_text(recipe, data.facts):
         print_line("", note)
-    padding = "" if data.tokens is None else f", {1 - data.tokens / tokens:.1%} of it padding"
+    text_tokens = data.count_tokens(steps)
+    padding = "" if text_tokens is None else f", {1 - text_tokens / tokens:.1%} of it padding"
     print_line("steps", f"{steps:,} of {data.tokens_per_step:,} tokens: {tokens:,}{padding}")
-    if passes := [f"{times:.2g}" for times in data.passes if times is not None]:
-        print_line("passes", f"{', '.join(passes)} over the text")
+    print_line("regime", trainer.choice.regime.describe())
+    if len(data.passes) > 1:
+        texts = ("a stream" if times is None else f"{times:.2g}" for times in data.passes)
+        print_line("", f"passes over each text of the mixture: {', '.join(texts)}")
+    print_line("recipe", "\n           ".join(trainer.choice.describe()))
     checkpoint = args.resume_from_checkpoint or last_checkpoint(Path(args.output_dir))
     steps_done = int(str(checkpoint).rpartition("-")[2]) if checkpoint else 0
     if steps_done:
@@ -279,7 +324,15 @@ def report_end(trainer: PretrainingTrainer, model: PreTrainedModel, results: dic
     """Write the folder of the finished model with the trainer's record; report results and how to load the model."""
     args, data, record = trainer.args, trainer.data, trainer.record
     assert record is not None
-    record["tokens"] = data.tokens_per_step * args.max_steps if data.tokens is None else data.tokens
+    steps = trainer.state.global_step
+    record["tokens"] = data.count_tokens(steps) or data.tokens_per_step * steps
+    if trainer.plan.decay_start is not None:
+        print_line("decay", trainer.early_decay.describe())
+    if args.load_best_model_at_end and trainer.state.best_global_step is not None:
+        print_line(
+            "best",
+            f"the model is of step {trainer.state.best_global_step:,} of {steps:,}, by {args.metric_for_best_model}",
+        )
     metrics = ("loss", "bits_per_byte", "predicted_tokens", "masked_loss")
     record["results"] = {name: results[f"eval_{name}"] for name in metrics if f"eval_{name}" in results}
     print_line("result", ", ".join(f"{name} {number_text(value)}" for name, value in record["results"].items()))

@@ -21,6 +21,7 @@ from ..data.step_batches import StepBatches
 from ..data.tokens import TokenStore, TokenStream, boundary_ids, piece_ends
 from .pretrain_recipe import PretrainingRecipe
 from .run_identity import data_seed
+from .schedule import RunPlan
 
 
 Objective = Callable[[dict[str, np.ndarray]], dict[str, torch.Tensor]]
@@ -35,7 +36,7 @@ class PretrainingData:
     Training batches by number, evaluation batches, and the facts about both for the record.
 
     Attributes:
-        tokens: tokens of the whole run without padding, if known.
+        count_tokens: tokens of so many steps without padding, None where that is not known.
         passes: how often the run reads each of its texts, if known.
         reading: lines on what was read of each file.
         stores: the training text as tokens, to which the batches' `token_numbers` refer.
@@ -45,7 +46,7 @@ class PretrainingData:
     evaluation: list[dict[str, Any]]
     facts: list[dict[str, Any]]
     tokens_per_step: int
-    tokens: int | None = None
+    count_tokens: Callable[[int], int | None] = lambda steps: None
     passes: Sequence[float | None] = ()
     reading: Sequence[str] = ()
     stores: Sequence[TokenStore | TokenStream] = ()
@@ -58,6 +59,7 @@ def prepare_data(
     model: PreTrainedModel,
     objective: Objective,
     evaluation_objective: Objective | None = None,
+    plan: RunPlan | None = None,
 ) -> PretrainingData:
     """
     Tokenize both texts (or find them in the cache), pack the training text, and make the evaluation batches.
@@ -68,6 +70,7 @@ def prepare_data(
     Args:
         objective: turns a batch into inputs and labels.
         evaluation_objective: the objective of evaluation, if it differs.
+        plan: the steps of the run, if its decay may begin early.
 
     Raises:
         InputError: the text cannot be read, has ids without an embedding, or leaves nothing to predict.
@@ -75,8 +78,8 @@ def prepare_data(
     piece_ids = None if tokenizer.cls_token_id is None else piece_ends(tokenizer)
     wrap: Literal["document", "piece"] = "document" if piece_ids is None else "piece"
     reading: dict[str, Any] = dict(cache_dir=recipe.cache_dir)
-    rows = args.per_device_train_batch_size * args.world_size
-    micro_steps = args.max_steps * args.gradient_accumulation_steps
+    rows, accumulation = args.per_device_train_batch_size * args.world_size, args.gradient_accumulation_steps
+    micro_steps = args.max_steps * accumulation
     blocks = PackedBlocks.from_sources(
         recipe.training_sources(),
         tokenizer,
@@ -112,15 +115,16 @@ def prepare_data(
             rows,
             micro_steps,
             schedule=recipe.parse_length_schedule(),
+            planned_step=None if plan is None else lambda step: plan.planned_step(step, accumulation),
             transform=objective,
             rank=args.process_index,
             world_size=args.world_size,
-            accumulation=args.gradient_accumulation_steps,
+            accumulation=accumulation,
         ),
         evaluation=evaluation,
         facts=facts,
-        tokens_per_step=rows * args.gradient_accumulation_steps * recipe.block_length,
-        tokens=blocks.count_tokens(rows * micro_steps),
+        tokens_per_step=rows * accumulation * recipe.block_length,
+        count_tokens=lambda steps: blocks.count_tokens(rows * accumulation * steps),
         passes=blocks.epochs(rows * micro_steps),
         reading=_reading_of([*blocks.stores, *([validation] if recipe.validation_data else [])]),
         stores=blocks.stores,

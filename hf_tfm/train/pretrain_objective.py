@@ -1,8 +1,10 @@
 """The objective of a pretraining run, from the fields of its recipe."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..artifacts.packing_support import takes_causal_mask
@@ -12,10 +14,11 @@ from ..data.objectives import CausalFirst, DrawnRate, Hybrid, Masked, RateSchedu
 from ..models.configuration_tfm import TfmDecoderConfig
 from .pretrain_data import Objective
 from .pretrain_recipe import rows_per_step
+from .schedule import RunPlan
 
 
 def choose_causal_objective(
-    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, plan: RunPlan
 ) -> Objective:
     """
     Return the objective of `pretrain_clm.py` for its recipe.
@@ -37,14 +40,21 @@ def choose_causal_objective(
         raise InputError(f"{name} needs this package's decoder, not {type(model).__name__}")
     if recipe.denoisers:
         return Denoisers(tokenizer, parse_shares(recipe.denoisers), args.seed)
-    rate = RateSchedule(recipe.masking_rates, rows_per_step(args) * args.max_steps)
+    rate = _plan_rate(recipe, args, plan)
     # All rows of a step have one objective, over all processes and accumulated batches that share the step.
     parts = args.world_size * args.gradient_accumulation_steps
     return Hybrid(Masked(tokenizer, rate, seed=args.seed), recipe.masked_share, parts)
 
 
+def _plan_rate(recipe: Any, args: TrainingArguments, plan: RunPlan) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the masking rate by rows, which goes with the run where its decay begins early."""
+    rows = rows_per_step(args)
+    rate = RateSchedule(recipe.masking_rates, rows * args.max_steps)
+    return lambda numbers: rate(plan.planned_step(numbers, rows))
+
+
 def choose_masked_objectives(
-    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, plan: RunPlan
 ) -> tuple[Masked | CausalFirst, Masked]:
     """
     Return the objectives of training and evaluation of `pretrain_mlm.py` for its recipe.
@@ -61,7 +71,7 @@ def choose_masked_objectives(
     compact = "masked_positions" in inspect.signature(model.forward).parameters
     evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
     rows = rows_per_step(args)
-    rate = RateSchedule(recipe.masking_rates, rows * args.max_steps)
+    rate: Any = _plan_rate(recipe, args, plan)
     if recipe.drawn_masking_rate:
         rate = DrawnRate(seed=args.seed)
     masked = Masked(tokenizer, rate, recipe.masking_unit, seed=args.seed, compact=compact)

@@ -1,5 +1,6 @@
 """Options of the pretraining scripts: the recipe, transformers' arguments with other defaults, and their checks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,18 +86,46 @@ class PretrainingRecipe(TextRecipe):
         default=0.05, metadata={"help": "Share of the documents held out if there is no --validation_data."}
     )
     validation_tokens: int = field(default=200_000, metadata={"help": "Evaluate on at most this many tokens."})
-    optimizer: str = field(
-        default="muon",
-        metadata={"help": "muon (with AdamW for embeddings and norms), normuon (for longer runs) or adamw."},
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the optimization comes from, as far as it is not given: auto (a table by passes over the "
+            "text and steps) or standard; by default auto if nothing of it is given, else standard."
+        },
+    )
+    optimizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "muon (with AdamW for embeddings and norms), normuon (for longer runs) or adamw; else by --recipe."
+        },
     )
     embedding_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the embeddings; the default depends on the optimizer."}
+        default=None, metadata={"help": "Learning rate of the embeddings; else by --recipe or the optimizer's own."}
     )
-    schedule: str = field(
-        default="wsd", metadata={"help": "Learning-rate schedule: wsd (warm-up, stable, decay), cosine or constant."}
+    dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout after layers and embeddings during the run; else by --recipe, in standard the model's "
+            "own. Saved models keep the dropout that they had before the run."
+        },
     )
-    warmup: float = field(default=0.05, metadata={"help": "Warm-up: a share of the run if below 1, else steps."})
-    decay: float = field(default=0.5, metadata={"help": "Share of the run, at its end, over which wsd decays."})
+    schedule: str | None = field(
+        default=None,
+        metadata={"help": "Learning-rate schedule: wsd (warm-up, stable, decay), cosine or constant; standard: wsd."},
+    )
+    warmup: float | None = field(
+        default=None, metadata={"help": "Warm-up: a share of the run if below 1, else steps; standard: 0.05."}
+    )
+    decay: float | None = field(
+        default=None, metadata={"help": "Share of the run, at its end, over which wsd decays; standard: 0.5."}
+    )
+    early_decay_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Begin the decay when this many evaluations bring no lower validation loss, and end the run when "
+            "as many in the decay bring none; 0: never (standard)."
+        },
+    )
     compile: str = field(
         default="auto", metadata={"help": "torch.compile: on, off, or auto (if the run is long enough to repay it)."}
     )
@@ -104,8 +133,9 @@ class PretrainingRecipe(TextRecipe):
         default=0.0,
         metadata={"help": "Weight of the z-loss, which keeps logits small: 1e-4 or so; needs memory for all logits."},
     )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "End with a moving average of the weights, 0.98 or so; 0 for none."}
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "End with a moving average of the weights, 0.98 or so; 0 for none (standard)."},
     )
     zero_init: bool = field(
         default=True, metadata={"help": "Start new models with zero output projections, each layer as the identity."}
@@ -118,6 +148,10 @@ class PretrainingRecipe(TextRecipe):
             if not Path(self.model).is_dir():
                 raise InputError("--tokenizer: where is it? Only a model folder to go on from has one of its own")
             self.tokenizer = self.model
+        if self.recipe not in (None, "auto", "standard"):
+            raise InputError(f"recipe {self.recipe!r}: choose auto or standard")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"dropout {self.dropout:g}: must be 0 or more and below 1")
         if not 0 < self.validation_fraction < 1:
             raise InputError(f"validation_fraction {self.validation_fraction} must lie between 0 and 1")
         if self.streaming and not self.validation_data:
@@ -160,19 +194,20 @@ class PretrainingRecipe(TextRecipe):
 
 @dataclass
 class PretrainingArguments(RunArguments):
-    """transformers' TrainingArguments with defaults for pretraining."""
+    """transformers' TrainingArguments with defaults for pretraining; what is None is filled in by `choose_recipe`."""
 
     output_dir: str = "runs/pretrained"
     learning_rate: float | None = None
     max_steps: int = 1000
     num_train_epochs: float = 0.0
-    per_device_train_batch_size: int = 16
+    per_device_train_batch_size: int | None = None
     per_device_eval_batch_size: int = 16
     weight_decay: float | None = None
     max_grad_norm: float = 1.0
     logging_steps: float = 20
     eval_strategy: str = "steps"
-    eval_steps: float | None = 0.2
+    eval_steps: float | None = None
+    load_best_model_at_end: bool | None = None
     save_strategy: str = "steps"
     save_steps: float = 0.1
     save_total_limit: int | None = 2
@@ -182,6 +217,13 @@ class PretrainingArguments(RunArguments):
     use_cpu: bool = not torch.cuda.is_available()
     disable_tqdm: bool | None = True
     report_to: None | str | list[str] = "none"
+
+    def __post_init__(self) -> None:
+        # transformers would replace an open `eval_steps` by `logging_steps`.
+        is_open = self.eval_steps is None
+        self.eval_steps = self.save_steps if is_open else self.eval_steps
+        super().__post_init__()
+        self.eval_steps = None if is_open else self.eval_steps
 
 
 def rows_per_step(args: TrainingArguments) -> int:
@@ -193,13 +235,13 @@ def check_pretraining(recipe: PretrainingRecipe, args: TrainingArguments) -> Non
     """Raise `InputError` for arguments that would fail later or have no effect."""
     check_arguments(args, recipe.model, _IGNORED)
     refuse_below(args, max_steps=1)
-    refuse_below(recipe, block_length=2, validation_tokens=1, window=0, warmup=0, decay=0, z_loss=0)
+    refuse_below(
+        recipe, block_length=2, validation_tokens=1, window=0, warmup=0, decay=0, z_loss=0, early_decay_patience=0
+    )
     if recipe.compile not in ("auto", "on", "off"):
         raise InputError(f"compile {recipe.compile!r}: choose auto, on or off")
-    if recipe.decay > 1:
+    if recipe.decay is not None and recipe.decay > 1:
         raise InputError(f"decay {recipe.decay:g}: a share of the run, 1 at most")
-    if recipe.ema_decay and args.load_best_model_at_end:
-        raise InputError("ema_decay ends with the average of the last weights: leave out load_best_model_at_end")
 
 
 def pretraining_identity(
@@ -223,4 +265,6 @@ def pretraining_identity(
     config = Path(recipe.model) / "config.json" if Path(recipe.model).is_dir() else Path(recipe.model)
     if config.is_file():
         contents["contents of model"] = file_hash(config, cache_dir)
-    return run_identity(vars(recipe), args, contents)
+    if recipe.early_decay_patience:  # the evaluations decide how long the run is
+        contents["eval_steps"] = math.ceil(args.eval_steps * (args.max_steps if args.eval_steps < 1 else 1))
+    return run_identity(vars(recipe), args, contents, free=("recipe",))

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,7 +19,7 @@ def schedule(
     warmup: float = 0.05,
     decay: float = 0.5,
     final: float = 0.02,
-) -> Callable[[int], float]:
+) -> Callable[[float], float]:
     """
     Return the factor on every learning rate as a function of the step.
 
@@ -41,7 +43,7 @@ def schedule(
             f"warm-up ({warmup:g}) and decay ({decay:g}) do not fit into {total_steps} steps: shorten them"
         )
 
-    def factor(step: int) -> float:
+    def factor(step: float) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps  # the first step already moves
         if name == "constant":
@@ -55,6 +57,58 @@ def schedule(
     return factor
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, name: str, total_steps: int, **settings: Any) -> LambdaLR:
-    """Return `schedule` applied to every parameter group, each from its own rate. Arguments and errors: see there."""
-    return LambdaLR(optimizer, schedule(name, total_steps, **settings))
+@dataclass
+class RunPlan:
+    """
+    The steps of a run whose decay may begin early.
+
+    A decay that begins early has the planned share of the run, so that the whole run is shorter. Learning rates,
+    masking rates and lengths of rows are functions of the `planned_step`.
+
+    Attributes:
+        max_steps: steps of the run as planned.
+        decay_steps: the last of these, which decay.
+        decay_start: steps before a decay that begins early; None for the plan.
+    """
+
+    max_steps: int
+    decay_steps: int
+    decay_start: int | None = None
+
+    @property
+    def stable_steps(self) -> int:
+        """Return the planned steps before the decay."""
+        return self.max_steps - self.decay_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Return the steps of the run."""
+        if self.decay_start is None:
+            return self.max_steps
+        return self.decay_start + max(1, round(self.decay_steps * self.decay_start / self.stable_steps))
+
+    def planned_step(self, step: Any, units: int = 1) -> Any:
+        """
+        Return the step of the planned run that has the settings of a step of this run.
+
+        Args:
+            step: a step, an array of them, or their rows or micro steps, of which a step has so many `units`.
+        """
+        if self.decay_start is None:
+            return step
+        progress = (step - units * self.decay_start) / (units * (self.total_steps - self.decay_start))
+        decaying = units * (self.stable_steps + progress * self.decay_steps)
+        return np.where(step < units * self.decay_start, step, decaying)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, name: str, total_steps: int, plan: RunPlan | None = None, **settings: Any
+) -> LambdaLR:
+    """
+    Return `schedule` applied to every parameter group, each from its own rate. Arguments and errors: see there.
+
+    Args:
+        plan: the steps of a run whose decay may begin early.
+    """
+    factor = schedule(name, total_steps, **settings)
+    return LambdaLR(optimizer, factor if plan is None else lambda step: factor(plan.planned_step(step)))
