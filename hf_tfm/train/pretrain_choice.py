@@ -51,7 +51,8 @@ class RecipeChoice:
 
     def describe(self) -> list[str]:
         """Return lines on the recipe: its name and reason, its settings, those of the user, those left out."""
-        chosen = self._list_settings([name for name in self.settings if name not in self.given])
+        open_names = [name for name, value in self.settings.items() if name not in self.given and value is not None]
+        chosen = self._list_settings(open_names)
         given = [f"as given: {self._list_settings(self.given)}"] if self.given else []
         return [f"{self.name}: {self.reason}", chosen, *given, *self.notes]
 

@@ -62,13 +62,26 @@ FIELDS = tuple(
 STANDARD = Row("the same in every regime")
 
 _VALIDATION_DECIDES: dict[str, Any] = dict(early_decay_patience=4, evaluations=40, load_best_model_at_end=True)
-_LONG: dict[str, Any] = dict(optimizer="normuon", learning_rate=0.014, embedding_learning_rate=0.012)
+_NORMUON: dict[str, Any] = dict(optimizer="normuon", learning_rate=0.014, embedding_learning_rate=0.012)
 
 CAUSAL = (
-    Row("under a thousand steps: Muon with its own rates", **_VALIDATION_DECIDES),
-    Row("a thousand steps and more: NorMuon, higher rates", from_steps=1000, **_LONG, **_VALIDATION_DECIDES),
+    Row("few passes, under a thousand steps: Muon with its own rates", **_VALIDATION_DECIDES),
+    Row(
+        "few passes, a thousand steps or more: NorMuon, higher rates",
+        from_steps=1000,
+        **_NORMUON,
+        **_VALIDATION_DECIDES,
+    ),
+    Row(
+        "15 passes or more: dropout, and weight decay by the length of a pass, keep the model from memorizing the text",
+        from_passes=15,
+        memory_passes=2.0,
+        dropout=0.2,
+        **_NORMUON,
+        **_VALIDATION_DECIDES,
+    ),
 )
-MASKED = (Row("Muon with its own rates", **_VALIDATION_DECIDES),)
+MASKED = (Row("any number of passes: Muon with its own rates", **_VALIDATION_DECIDES),)
 
 
 def choose_row(rows: tuple[Row, ...], regime: Regime) -> Row:
