@@ -158,8 +158,6 @@ def _obstacles(
         yield "dropout", f"{type(model.config).__name__} has no dropout after layers or embeddings"
     if has_pairs:
         yield "causal_first", "it goes without a sentence task"
-    if model.config._attn_implementation not in ("sdpa", "blockwise"):
-        yield "causal_first", "it takes sdpa attention; this model's config asks for another"
     if args.eval_strategy != "steps":
         yield "early_decay_patience", "validation decides in a run that evaluates: --eval_strategy steps"
         yield "load_best_model_at_end", "the best checkpoint is that of the best evaluation: --eval_strategy steps"
