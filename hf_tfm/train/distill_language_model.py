@@ -56,9 +56,12 @@ class LanguageModelDistillation(PretrainingRecipe):
         default=None,
         metadata={"help": "Tokens that a causal teacher reads at once; by default as many as it can, at most 1024."},
     )
-    masking_rates: list[float] = field(
-        default_factory=lambda: [0.3, 0.15],
-        metadata={"help": "Share of tokens masked (masked_lm): one rate, or several that the run passes through."},
+    masking_rates: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Share of tokens masked (masked_lm): one rate, or several that the run passes through. Standard: "
+            "0.3 0.15."
+        },
     )
     masking_unit: Literal["token", "word", "span"] = field(
         default="token", metadata={"help": "token, word or span (masked_lm)."}
@@ -68,6 +71,7 @@ class LanguageModelDistillation(PretrainingRecipe):
         if not self.teacher:
             raise InputError("--teacher: name the folder of the model to learn from")
         self.tokenizer = self.tokenizer or self.teacher
+        self.recipe = self.recipe or "standard"  # the table was measured without a teacher
         super().__post_init__()
         refuse_below(self, top_k=1, soft_weight=0, temperature=0.01, teacher_length=16)
         if self.soft_weight > 1:

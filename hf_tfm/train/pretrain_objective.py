@@ -40,13 +40,13 @@ def choose_causal_objective(
         raise InputError(f"{name} needs this package's decoder, not {type(model).__name__}")
     if recipe.denoisers:
         return Denoisers(tokenizer, parse_shares(recipe.denoisers), args.seed)
-    rate = _plan_rate(recipe, args, plan)
+    rate = plan_rate(recipe, args, plan)
     # All rows of a step have one objective, over all processes and accumulated batches that share the step.
     parts = args.world_size * args.gradient_accumulation_steps
     return Hybrid(Masked(tokenizer, rate, seed=args.seed), recipe.masked_share, parts)
 
 
-def _plan_rate(recipe: Any, args: TrainingArguments, plan: RunPlan) -> Callable[[np.ndarray], np.ndarray]:
+def plan_rate(recipe: Any, args: TrainingArguments, plan: RunPlan) -> Callable[[np.ndarray], np.ndarray]:
     """Return the masking rate by rows, which goes with the run where its decay begins early."""
     rows = rows_per_step(args)
     rate = RateSchedule(recipe.masking_rates, rows * args.max_steps)
@@ -71,7 +71,7 @@ def choose_masked_objectives(
     compact = "masked_positions" in inspect.signature(model.forward).parameters
     evaluation = Masked(tokenizer, 0.15, seed=0, compact=compact)
     rows = rows_per_step(args)
-    rate: Any = _plan_rate(recipe, args, plan)
+    rate: Any = plan_rate(recipe, args, plan)
     if recipe.drawn_masking_rate:
         rate = DrawnRate(seed=args.seed)
     masked = Masked(tokenizer, rate, recipe.masking_unit, seed=args.seed, compact=compact)

@@ -1,5 +1,6 @@
 """The regime of a pretraining run: how often it reads its text, and how much it reads for each parameter."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -28,8 +29,8 @@ class Regime:
     text_tokens: int | None
     text_bytes: int | None
     validation_tokens: int
-    parameters: int
-    other_parameters: int
+    parameters: int = 0
+    other_parameters: int = 0
 
     @property
     def tokens(self) -> int:
@@ -45,6 +46,12 @@ class Regime:
     def tokens_per_parameter(self) -> float:
         """Return the tokens that the run reads for each parameter."""
         return self.tokens / self.parameters
+
+    def of_model(self, model: PreTrainedModel) -> "Regime":
+        """Return the regime of the same run with another model, which may be without weights."""
+        total = model.num_parameters()
+        others = total - model.get_input_embeddings().weight.numel()
+        return dataclasses.replace(self, parameters=total, other_parameters=others)
 
     def describe(self) -> str:
         """Return the regime in one line."""
@@ -78,7 +85,6 @@ def measure_regime(
     def read(sources: list[Source], progress: bool = False) -> TokenStore:
         return TokenStore.build(sources, tokenizer, wrap=wrap, cache_dir=recipe.cache_dir, progress=progress)
 
-    parameters = model.num_parameters()
     groups = [] if recipe.streaming else group_sources(recipe.training_sources())
     train = [read(group, args.process_index == 0) for group in groups]
     return Regime(
@@ -87,6 +93,4 @@ def measure_regime(
         text_tokens=None if recipe.streaming else sum(store.num_tokens for store in train),
         text_bytes=None if recipe.streaming else sum(store.num_bytes for store in train),
         validation_tokens=min(recipe.validation_tokens, read(recipe.validation_sources()).num_tokens),
-        parameters=parameters,
-        other_parameters=parameters - model.get_input_embeddings().weight.numel(),
-    )
+    ).of_model(model)

@@ -111,4 +111,4 @@ def build_scheduler(
         plan: the steps of a run whose decay may begin early.
     """
     factor = schedule(name, total_steps, **settings)
-    return LambdaLR(optimizer, factor if plan is None else lambda step: factor(plan.planned_step(step)))
+    return LambdaLR(optimizer, factor if plan is None else lambda step: factor(float(plan.planned_step(step))))

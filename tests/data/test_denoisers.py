@@ -339,7 +339,7 @@ def test_the_script_evaluates_next_tokens_alone(files, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_clm, "prepare_data", lambda *args: seen.append(args) or sys.exit(0))
     with pytest.raises(SystemExit):
         pretrain_clm.main(arguments(files, tmp_path))
-    assert isinstance(seen[0][-2], Denoisers) and seen[0][-1] is causal
+    assert isinstance(seen[0][-3], Denoisers) and seen[0][-2] is causal
 
 
 @pytest.mark.parametrize(

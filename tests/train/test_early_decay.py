@@ -132,16 +132,6 @@ def test_a_run_that_was_killed_after_its_early_end_trains_no_more(files, tmp_pat
     assert read_record(tmp_path / "run")["steps"] == 12
 
 
-def test_the_model_is_never_worse_than_the_best_evaluation(files, tmp_path):
-    """By real evaluations, of a run whose rate is too high to end well."""
-    changes = {"recipe": "auto", "learning_rate": 0.5, "decay": 0.0, "early_decay_patience": 0, "eval_steps": 1}
-    assert pretrain_clm.main(arguments(files, tmp_path / "run", **changes)) == 0
-    record = read_record(tmp_path / "run")
-    losses = {entry["step"]: entry["eval_loss"] for entry in record["evaluations"]}
-    assert record["results"]["loss"] == min(losses.values()) == losses[record["best"]["step"]] < losses[8]
-    assert_equal_weights(tmp_path / "run" / f"checkpoint-{record['best']['step']}", tmp_path / "run")
-
-
 def test_evaluations_count_after_the_next_tokens_of_an_encoder(files, tmp_path, losses):
     import pretrain_mlm
 
