@@ -22,6 +22,17 @@ from .schedule import RunPlan
 # training on as many tokens.
 _EVALUATION_SHARE = 0.1
 
+# The loss of a single evaluation may be worse than the one before by chance.
+_LEAST_PATIENCE = 2
+
+# Settings that a run may be unable to have, with the values of those that go without.
+_ABSENT: dict[str, Any] = {
+    "dropout": None,
+    "causal_first": 0.0,
+    "early_decay_patience": 0,
+    "load_best_model_at_end": False,
+}
+
 _RATES = ("learning_rate", "embedding_learning_rate")
 
 
@@ -95,7 +106,10 @@ def choose_recipe(
         args.per_device_train_batch_size = row.per_device_train_batch_size
         regime = dataclasses.replace(regime, tokens_per_step=rows_per_step(args) * recipe.block_length)
 
-    settings = fit_row(row, regime, args.learning_rate)
+    if args.eval_steps is None:
+        args.eval_steps = 1 / count_evaluations(row, regime)
+    evaluations = 1 / args.eval_steps if args.eval_steps < 1 else args.max_steps / args.eval_steps
+    settings = fit_row(row, regime, args.learning_rate, evaluations)
     if "optimizer" in given and recipe.optimizer != row.optimizer:  # the row's values mean nothing to another one
         settings |= dict.fromkeys((*_RATES, "weight_decay"))
     for name in holders.keys() - set(given):
@@ -105,12 +119,10 @@ def choose_recipe(
         if name in holders and getattr(holders[name], name):
             if name in given:
                 raise InputError(f"--{name}: {obstacle}")
-            setattr(holders[name], name, getattr(STANDARD, name))
+            setattr(holders[name], name, _ABSENT[name])
             notes.append(f"without {name}: {obstacle}")
     if args.load_best_model_at_end and args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = "loss", False
-    if args.eval_steps is None:
-        args.eval_steps = 1 / count_evaluations(row, regime)
     settings = {name: getattr(holder, name) for name, holder in holders.items()}
     unused = {"masking_rates"} if is_causal and not getattr(recipe, "masked_share", 0) else set()
     return RecipeChoice(
@@ -125,9 +137,17 @@ def choose_recipe(
     )
 
 
-def fit_row(row: Row, regime: Regime, learning_rate: float | None) -> dict[str, Any]:
-    """Return the settings of a row: rates follow the tokens of a step, weight decay the steps of a pass."""
-    settings = {name: getattr(row, name) for name in FIELDS} | {"masking_rates": list(row.masking_rates)}
+def fit_row(row: Row, regime: Regime, learning_rate: float | None, evaluations: float) -> dict[str, Any]:
+    """
+    Return the settings of a row for a regime.
+
+    Args:
+        learning_rate: the user's, if there is one.
+        evaluations: number of evaluations of the run.
+    """
+    settings = {name: getattr(row, name) for name in FIELDS if name != "early_decay_patience"}
+    settings["masking_rates"] = list(row.masking_rates)
+    settings["early_decay_patience"] = max(_LEAST_PATIENCE, round(row.patience * evaluations)) if row.patience else 0
     scale = math.sqrt(regime.tokens_per_step / TOKENS_OF_RATES)
     settings |= {name: _round(settings[name] * scale) for name in _RATES if settings[name] is not None}
     if row.memory_passes is not None and regime.text_tokens is not None:

@@ -5,7 +5,6 @@ A row is for runs of some passes over the text, and of some steps, or more; the 
 standard` takes `STANDARD` in every regime. training/LOG.md has the measurements.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,9 @@ class Row:
         memory_passes: in place of `weight_decay`, the passes in which weights forget a factor of e (the timescale of
             https://arxiv.org/abs/2405.13698); the decay follows from the steps of a pass and the learning rate.
         dropout: None for the model's own.
-        evaluations: number of evaluations at most, if validation decides when the decay begins and which model is kept.
+        patience: share of the evaluations that may bring no lower loss before the decay begins, 0 to keep the plan;
+            `early_decay_patience` follows from it.
+        evaluations: number of evaluations at most.
     """
 
     reason: str
@@ -44,7 +45,7 @@ class Row:
     warmup: float = 0.05
     decay: float = 0.5
     ema_decay: float = 0.0
-    early_decay_patience: int = 0
+    patience: float = 0.0
     evaluations: int = 5
     load_best_model_at_end: bool = False
     per_device_train_batch_size: int = 16
@@ -52,16 +53,16 @@ class Row:
     causal_first: float = 0.0
 
 
-# Names of a row that are fields of the scripts.
-FIELDS = tuple(
-    each.name
-    for each in dataclasses.fields(Row)
-    if each.name not in ("reason", "from_passes", "from_steps", "memory_passes", "evaluations")
-)
+# Fields of the scripts that follow from a row.
+FIELDS = (
+    "optimizer", "learning_rate", "embedding_learning_rate", "weight_decay", "dropout", "schedule", "warmup", "decay",
+    "ema_decay", "early_decay_patience", "load_best_model_at_end", "per_device_train_batch_size", "masking_rates",
+    "causal_first",
+)  # fmt: skip
 
 STANDARD = Row("the same in every regime")
 
-_VALIDATION_DECIDES: dict[str, Any] = dict(early_decay_patience=4, evaluations=40, load_best_model_at_end=True)
+_VALIDATION_DECIDES: dict[str, Any] = dict(patience=0.1, evaluations=40, load_best_model_at_end=True)
 _NORMUON: dict[str, Any] = dict(optimizer="normuon", learning_rate=0.014, embedding_learning_rate=0.012)
 
 CAUSAL = (

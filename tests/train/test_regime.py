@@ -119,7 +119,7 @@ def rows(monkeypatch):
     """A table of one row with a value for every field."""
     row = Row(
         "for tests", optimizer="normuon", learning_rate=0.02, embedding_learning_rate=0.01, weight_decay=0.3,
-        dropout=0.1, ema_decay=0.9, early_decay_patience=3, evaluations=20, load_best_model_at_end=True,
+        dropout=0.1, ema_decay=0.9, patience=0.2, evaluations=20, load_best_model_at_end=True,
         per_device_train_batch_size=32, masking_rates=(0.4,), causal_first=0.25,
     )  # fmt: skip
     monkeypatch.setattr(pretrain_choice, "CAUSAL", (row,))
@@ -149,12 +149,17 @@ def test_the_users_fields_win(files, tmp_path, rows):
     assert "learning_rate 0.5" in given and "masking_rates" not in given
 
 
+def test_patience_is_a_share_of_the_evaluations():
+    patience = [fit_row(Row("", patience=0.1), regime(), None, count)["early_decay_patience"] for count in (5, 10, 40)]
+    assert patience == [2, 2, 4] and fit_row(Row(""), regime(), None, 40)["early_decay_patience"] == 0
+
+
 def test_weight_decay_forgets_in_passes():
     row = Row("", learning_rate=0.01, memory_passes=2.0, weight_decay=0.1)
     # 25 steps a pass: in two passes 50 steps, each of which shrinks a weight by the rate times the decay.
-    assert fit_row(row, regime(passes=4, steps=100), None)["weight_decay"] == pytest.approx(1 / (50 * 0.01))
-    assert fit_row(row, regime(passes=4, steps=100), 0.02)["weight_decay"] == pytest.approx(1 / (50 * 0.02))
-    assert fit_row(row, regime(passes=None), None)["weight_decay"] == 0.1
+    assert fit_row(row, regime(passes=4, steps=100), None, 5)["weight_decay"] == pytest.approx(1 / (50 * 0.01))
+    assert fit_row(row, regime(passes=4, steps=100), 0.02, 5)["weight_decay"] == pytest.approx(1 / (50 * 0.02))
+    assert fit_row(row, regime(passes=None), None, 5)["weight_decay"] == 0.1
 
 
 def test_rates_of_the_row_are_for_its_optimizer(files, tmp_path, rows):
@@ -197,7 +202,7 @@ def test_a_run_reports_its_regime_and_recipe(files, tmp_path, capsys, masked):
     script, style = (pretrain_mlm, "encoder") if masked else (pretrain_clm, "decoder")
     assert script.main(arguments(files, tmp_path / "run", style, **{**OPEN, "max_steps": 2})) == 0
     output = capsys.readouterr().out
-    assert " passes over " in output and "recipe     auto: " in output and "early_decay_patience 4" in output
+    assert " passes over " in output and "recipe     auto: " in output and "early_decay_patience 2" in output
     assert ("masking_rates" in output) == masked
     record = json.loads((tmp_path / "run" / "run_record.json").read_text())
     assert record["recipe"]["name"] == "auto" and record["recipe"]["decay"] == 0.5
