@@ -1,6 +1,9 @@
 """Checks of the labels of masked language models."""
 
 from collections.abc import Mapping
+from typing import Any
+
+import torch
 
 from ...data.batches import IGNORED
 from ..report import Report
@@ -17,6 +20,9 @@ def check_masked_labels(subject: TrainerSubject, report: Report) -> None:
     rows = [row for row in subject.rows if row.labels is not None]
     if not rows:
         report.cannot_see("labels: the batches have no label for each token")
+        return
+    if any(hides_later_tokens(batch.get("attention_mask")) for batch in subject.batches):
+        report.cannot_see("masked tokens: the first batches predict the next token, with the later ones hidden")
         return
     if {label for row in rows for label in row.labels or ()} - {IGNORED} == {0, 1}:
         report.cannot_see("labels: they mark replaced tokens, as in ELECTRA's pretraining")
@@ -52,6 +58,11 @@ def check_masked_labels(subject: TrainerSubject, report: Report) -> None:
     elif len(places) > LARGEST_SHARE * text:
         report.add("P111", f"{len(places):,} of {text:,} tokens are masked", level="warning")
     check_originals(subject, report)
+
+
+def hides_later_tokens(mask: Any) -> bool:
+    """Returns whether a mask of shape (rows, 1, length, length), True for visible tokens, hides all later ones."""
+    return isinstance(mask, torch.Tensor) and mask.dim() == 4 and not mask.triu(1).any()
 
 
 def check_originals(subject: TrainerSubject, report: Report) -> None:
