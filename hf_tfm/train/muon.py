@@ -25,7 +25,7 @@ ADAMW_EPS = 1e-8
 _CHUNK_ELEMENTS = 2**25
 
 # Of sharded weights a process updates at most this many elements at a time: enough for a few large communications.
-_SHARED_ELEMENTS = 2**23
+_SHARED_ELEMENTS = 2**22
 
 
 class Muon(torch.optim.Optimizer):
