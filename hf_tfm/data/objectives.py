@@ -178,6 +178,44 @@ def masked_next_token(masked: Masked, batch: dict[str, np.ndarray]) -> dict[str,
     return {**inputs, "labels": labels, "is_causal": False}
 
 
+@dataclass
+class TokenNoise:
+    """
+    Replaces a share of the input tokens by random ones and leaves the labels alone: a regularizer for text that is
+    read many times (Xie et al. 2017, https://huggingface.co/papers/1703.02573). Special tokens stay, and so do batches
+    of masked tokens.
+
+    Args:
+        objective: Next-token prediction: [`causal`], or [`Hybrid`].
+        tokenizer: Provides the special tokens.
+        share: Share of the tokens to replace.
+        seed: The replaced tokens of row `r` depend on `(seed, r)` alone, so each pass over the text has others.
+    """
+
+    objective: Callable[[dict[str, np.ndarray]], dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase
+    share: float
+    seed: int = 0
+    _ordinary: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(f"the share of replaced tokens must lie between 0 and 1, not {self.share}")
+        self._ordinary = np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Returns the inputs of the objective with other `input_ids`."""
+        inputs = self.objective(batch)
+        if "is_causal" in inputs:
+            return inputs
+        input_ids, rows = batch["input_ids"], batch["rows"]
+        chosen = uniform(self.seed, rows, input_ids.shape[1], stream=6) < self.share
+        chosen &= ~np.isin(input_ids, self.tokenizer.all_special_ids)
+        drawn = uniform(self.seed, rows, input_ids.shape[1], stream=7) * len(self._ordinary)
+        noisy = np.where(chosen, self._ordinary[drawn.astype(int)], input_ids)
+        return {**inputs, **_tensors(input_ids=noisy)}
+
+
 def uniform(seed: int, rows: np.ndarray, columns: int, stream: int) -> np.ndarray:
     """
     Returns random numbers in [0, 1), `(rows, columns)`, each a function of `(seed, row, column, stream)`: the mixing

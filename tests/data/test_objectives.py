@@ -19,6 +19,7 @@ from hf_tfm.data.objectives import (
     Hybrid,
     Masked,
     RateSchedule,
+    TokenNoise,
     causal,
     masked_next_token,
     spread_labels,
@@ -506,3 +507,31 @@ def test_weights_choose_tokens_more_often_and_keep_the_rate(encoder_tokenizer, b
     assert chosen[:, at_favoured].mean() > 1.5 * chosen_plain[:, at_favoured].mean()
     part = {name: array[3:7] for name, array in batch.items()}
     assert np.array_equal(weighted.choose(part), weighted.choose(batch)[3:7])
+
+
+def test_token_noise_replaces_a_share_of_ordinary_inputs_and_no_label(encoder_tokenizer, batch):
+    noise = TokenNoise(causal, encoder_tokenizer, 0.2, seed=3)
+    inputs, clean = noise(batch), causal(batch)
+    assert torch.equal(inputs["labels"], clean["labels"])
+    ordinary = ~torch.isin(clean["input_ids"], torch.tensor(encoder_tokenizer.all_special_ids))
+    changed = inputs["input_ids"] != clean["input_ids"]
+    assert not changed[~ordinary].any()
+    assert 0.15 < float(changed[ordinary].float().mean()) < 0.25
+    assert not torch.isin(inputs["input_ids"][changed], torch.tensor(encoder_tokenizer.all_special_ids)).any()
+
+    # Each row depends on its number alone, and the next pass has other noise.
+    part = {name: values[3:5] for name, values in batch.items()}
+    assert torch.equal(noise(part)["input_ids"], inputs["input_ids"][3:5])
+    later = noise({**batch, "rows": batch["rows"] + 1000})
+    assert not torch.equal(later["input_ids"], inputs["input_ids"])
+
+
+def test_token_noise_leaves_masked_batches_as_they_are(encoder_tokenizer, batch):
+    hybrid = Hybrid(Masked(encoder_tokenizer), 0.5)
+    noise = TokenNoise(hybrid, encoder_tokenizer, 0.5)
+    rows = len(batch["input_ids"])
+    masked = {**batch, "rows": np.arange(rows) + rows}
+    assert torch.equal(noise(masked)["input_ids"], hybrid(masked)["input_ids"])
+    assert not torch.equal(noise(batch)["input_ids"], hybrid(batch)["input_ids"])
+    with pytest.raises(InputError, match="share of replaced tokens"):
+        TokenNoise(causal, encoder_tokenizer, 1.0)
