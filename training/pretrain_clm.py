@@ -62,6 +62,13 @@ class CausalRecipe(PretrainingRecipe):
             "distances; evaluation always masks 0.15. Standard: 0.3 0.15."
         },
     )
+    token_noise: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the input tokens that random ones replace, while the right ones are predicted: against "
+            "overfitting in many passes over little text; else by --recipe, in standard 0."
+        },
+    )
     denoisers: str = field(
         default="",
         metadata={
@@ -80,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(args.seed)
     model, is_new = build_model(AutoModelForCausalLM, TfmDecoderConfig, tokenizer, recipe)
     objective = choose_causal_objective(recipe, args, tokenizer, model, choice.plan)
+    if recipe.token_noise:  # the preflight would report labels that differ from the inputs
+        args.preflight_ignore = [*(args.preflight_ignore or ()), "P107"]
     data = prepare_data(recipe, args, tokenizer, model, objective, causal, choice.plan)
     record = RunRecord("pretrain_clm", args.seed)
     if isinstance(objective, Denoisers):

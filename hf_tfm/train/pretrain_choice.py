@@ -176,6 +176,8 @@ def _obstacles(
     """Yield the names of settings that a run cannot have, each with the reason."""
     if not dropout_fields(model.config):
         yield "dropout", f"{type(model.config).__name__} has no dropout after layers or embeddings"
+    if getattr(recipe, "denoisers", ""):
+        yield "token_noise", "it is for next tokens and masked_share, not for denoisers"
     if has_pairs:
         yield "causal_first", "it goes without a sentence task"
     if args.eval_strategy != "steps":

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..artifacts.packing_support import takes_causal_mask
 from ..core.errors import InputError
 from ..data.denoisers import Denoisers, parse_shares
-from ..data.objectives import CausalFirst, DrawnRate, Hybrid, Masked, RateSchedule, causal
+from ..data.objectives import CausalFirst, DrawnRate, Hybrid, Masked, RateSchedule, TokenNoise, causal
 from ..models.configuration_tfm import TfmDecoderConfig
 from .pretrain_data import Objective
 from .pretrain_recipe import rows_per_step
@@ -26,6 +26,14 @@ def choose_causal_objective(
     Raises:
         InputError: the fields contradict one another, or the model cannot learn the objective.
     """
+    objective = _choose_mixture(recipe, args, tokenizer, model, plan)
+    return TokenNoise(objective, tokenizer, recipe.token_noise, args.seed) if recipe.token_noise else objective
+
+
+def _choose_mixture(
+    recipe: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, plan: RunPlan
+) -> Objective:
+    """Return next-token prediction, alone or mixed with masked tokens or denoisers."""
     if not recipe.masked_share and not recipe.denoisers:
         return causal
     if recipe.masked_share and recipe.denoisers:

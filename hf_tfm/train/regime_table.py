@@ -27,6 +27,7 @@ class Row:
         memory_passes: in place of `weight_decay`, the passes in which weights forget a factor of e (the timescale of
             https://arxiv.org/abs/2405.13698); the decay follows from the steps of a pass and the learning rate.
         dropout: None for the model's own.
+        token_noise: share of a decoder's input tokens to replace at random.
         patience: share of the evaluations that may bring no lower loss before the decay begins, 0 to keep the plan;
             `early_decay_patience` follows from it.
         evaluations: number of evaluations at most.
@@ -41,6 +42,7 @@ class Row:
     weight_decay: float | None = None
     memory_passes: float | None = None
     dropout: float | None = None
+    token_noise: float = 0.0
     schedule: str = "wsd"
     warmup: float = 0.05
     decay: float = 0.5

@@ -5,10 +5,11 @@ import json
 import pretrain_clm
 import pretrain_mlm
 import pytest
+import torch
 from pretraining_runs import TEXTS, arguments
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from hf_tfm import TfmDecoderConfig, TfmEncoderConfig
+from hf_tfm import TfmDecoderConfig, TfmDecoderForCausalLM, TfmEncoderConfig
 from hf_tfm.artifacts.tokenizer_files import load_tokenizer
 from hf_tfm.core.errors import InputError
 from hf_tfm.train import pretrain_choice
@@ -119,7 +120,7 @@ def rows(monkeypatch):
     """A table of one row with a value for every field."""
     row = Row(
         "for tests", optimizer="normuon", learning_rate=0.02, embedding_learning_rate=0.01, weight_decay=0.3,
-        dropout=0.1, ema_decay=0.9, patience=0.2, evaluations=20, load_best_model_at_end=True,
+        dropout=0.1, token_noise=0.05, ema_decay=0.9, patience=0.2, evaluations=20, load_best_model_at_end=True,
         per_device_train_batch_size=32, masking_rates=(0.4,), causal_first=0.25,
     )  # fmt: skip
     monkeypatch.setattr(pretrain_choice, "CAUSAL", (row,))
@@ -160,6 +161,34 @@ def test_weight_decay_forgets_in_passes():
     assert fit_row(row, regime(passes=4, steps=100), None, 5)["weight_decay"] == pytest.approx(1 / (50 * 0.01))
     assert fit_row(row, regime(passes=4, steps=100), 0.02, 5)["weight_decay"] == pytest.approx(1 / (50 * 0.02))
     assert fit_row(row, regime(passes=None), None, 5)["weight_decay"] == 0.1
+
+
+def test_token_noise_is_in_the_inputs_of_training_alone(files, tmp_path, monkeypatch, quick_runs, capsys):
+    """The preflight does not report what was asked for."""
+    batches = {"train": [], "eval": []}
+    forward = TfmDecoderForCausalLM.forward
+
+    def record(self, input_ids=None, labels=None, **kwargs):
+        if labels is not None:
+            batches["train" if self.training else "eval"].append((input_ids, labels))
+        return forward(self, input_ids=input_ids, labels=labels, **kwargs)
+
+    monkeypatch.setattr(TfmDecoderForCausalLM, "forward", record)
+    assert pretrain_clm.main(arguments(files, tmp_path / "run", max_steps=2, token_noise=0.3, compile="off")) == 0
+    assert "are not the token at their place" not in capsys.readouterr().out
+
+    def changed(pairs):
+        [ids, labels] = [torch.cat([pair[part].flatten() for pair in pairs]) for part in (0, 1)]
+        return float((ids != labels)[labels != -100].float().mean())
+
+    assert 0.2 < changed(batches["train"]) < 0.4 and changed(batches["eval"]) == 0
+
+
+def test_token_noise_is_not_for_denoisers(files, tmp_path, rows):
+    recipe, _, choice = choose(files, tmp_path, denoisers='{"R": 1.0}')
+    assert not recipe.token_noise and any("without token_noise" in note for note in choice.notes)
+    with pytest.raises(InputError, match="--token_noise: it is for next tokens"):
+        choose(files, tmp_path, denoisers='{"R": 1.0}', token_noise=0.1)
 
 
 def test_rates_of_the_row_are_for_its_optimizer(files, tmp_path, rows):
