@@ -76,10 +76,11 @@ CAUSAL = (
         **_VALIDATION_DECIDES,
     ),
     Row(
-        "15 passes or more: dropout, and weight decay by the length of a pass, keep the model from memorizing the text",
+        "15 passes or more: dropout, token noise, and weight decay by the length of a pass, against overfitting",
         from_passes=15,
         memory_passes=2.0,
         dropout=0.1,
+        token_noise=0.1,
         ema_decay=0.98,
         **_NORMUON,
         **_VALIDATION_DECIDES,
