@@ -28,6 +28,7 @@ _LEAST_PATIENCE = 2
 # Settings that a run may be unable to have, with the values of those that go without.
 _ABSENT: dict[str, Any] = {
     "dropout": None,
+    "token_noise": 0.0,
     "causal_first": 0.0,
     "early_decay_patience": 0,
     "load_best_model_at_end": False,

@@ -57,9 +57,9 @@ class Row:
 
 # Fields of the scripts that follow from a row.
 FIELDS = (
-    "optimizer", "learning_rate", "embedding_learning_rate", "weight_decay", "dropout", "schedule", "warmup", "decay",
-    "ema_decay", "early_decay_patience", "load_best_model_at_end", "per_device_train_batch_size", "masking_rates",
-    "causal_first",
+    "optimizer", "learning_rate", "embedding_learning_rate", "weight_decay", "dropout", "token_noise", "schedule",
+    "warmup", "decay", "ema_decay", "early_decay_patience", "load_best_model_at_end", "per_device_train_batch_size",
+    "masking_rates", "causal_first",
 )  # fmt: skip
 
 STANDARD = Row("the same in every regime")
