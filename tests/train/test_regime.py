@@ -219,7 +219,7 @@ def test_what_a_run_cannot_have_is_left_out_or_refused(files, tmp_path, rows):
 
 def test_evaluations_that_decide_belong_to_the_identity_of_a_run(files, tmp_path):
     identities = []
-    for changes in ({}, {"eval_steps": 2}, {"early_decay_patience": 0}, {"early_decay_patience": 0, "eval_steps": 2}):
+    for changes in ({}, {"eval_steps": 4}, {"early_decay_patience": 0}, {"early_decay_patience": 0, "eval_steps": 4}):
         recipe, args, _ = choose(files, tmp_path, recipe="auto", **changes)
         identities.append(pretraining_identity(recipe, args))
     assert identities[0] != identities[1] and identities[2] == identities[3]
