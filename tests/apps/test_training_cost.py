@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from hf_tfm import InputError, TfmDecoderConfig, TfmDecoderForCausalLM, TfmEncoderConfig, TfmEncoderForMaskedLM
 from hf_tfm.apps.inspect.training_cost import count_parameters, estimate_cost
-from hf_tfm.models.modeling_tfm_loss import LinearCrossEntropy
+from hf_tfm.models.modeling_tfm_loss import LinearLoss, chunk_cross_entropy
 from hf_tfm.train.optim import build_optimizer
 
 
@@ -130,7 +130,8 @@ def loss_bytes(tokens, width, vocabulary):
     weight = torch.empty(vocabulary, width, device="meta", requires_grad=True)
     labels = torch.empty(tokens, device="meta", dtype=torch.long)
     with Live(states, weight, labels) as live:
-        LinearCrossEntropy.apply(states, weight, None, labels, torch.ones((), device="meta"), None, torch.bfloat16)
+        loss = chunk_cross_entropy(labels)
+        LinearLoss.apply(states, weight, None, loss, torch.ones((), device="meta"), None, torch.bfloat16)
     return live.most - 2 * vocabulary * width
 
 

@@ -44,7 +44,7 @@ DEVICES = {
 # leaves all others to AdamW.
 OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "normuon": 4}
 
-# Rows of logits that `LinearCrossEntropy` computes at once on a GPU, and bytes that it holds for each logit: itself in
+# Rows of logits that `LinearLoss` computes at once on a GPU, and bytes that it holds for each logit: itself in
 # bf16 and fp32, its probability, that of the rows before, which are still there, and its gradient.
 _LOGIT_ROWS, _LOGIT_BYTES = 4096, 2 + 4 + 4 + 4 + 2
 
