@@ -29,6 +29,7 @@ from hf_tfm_command import check_data
 if __name__ == "__main__":
     check_data(__file__)
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from finetune_qa import QuestionRecipe
 from finetune_tokens import TaggingRecipe
 from hf_tfm.artifacts.open import auto_class_of
 from hf_tfm.core.errors import InputError, needs_extra
-from hf_tfm.data.forms.early_check import read_settings
+from hf_tfm.core.recipe_file import read_recipe
 from hf_tfm.tasks.classification import Classification
 from hf_tfm.tasks.distillation import DistillationArguments, SoftLabelRecipe, Teacher
 from hf_tfm.tasks.fine_tune import fine_tune
@@ -86,8 +87,12 @@ TASKS = {
 
 def choose_task(argv: list[str]) -> str:
     """Return the task that the arguments name, else that of the teacher's head. Raises `InputError` if it is none."""
-    settings = read_settings(Path(__file__), argv)
-    named, teacher = (" ".join(settings.get(name, [])) for name in ("task", "teacher"))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--task", "--teacher"):
+        parser.add_argument(name, nargs="?")
+    recipe = read_recipe(Path(argv[0])) if argv and not argv[0].startswith("-") else {}
+    options = vars(parser.parse_known_args(argv)[0])
+    named, teacher = (options[name] or recipe.get(name) for name in ("task", "teacher"))
     task = named or (TASKS.get(auto_class_of(teacher), "") if teacher else "classification")
     if task not in TASKS.values():
         given = f"task {named!r}" if named else f"{teacher}: its head is for none of the tasks; --task"

@@ -171,8 +171,8 @@ def test_a_script_imports_this_package_before_transformers(path):
     ]
     ours = {"hf_tfm", *(other.stem for other in TRAINING.rglob("*.py"))}
     loud = {"transformers", "datasets", "peft", "trl", "sentence_transformers", "accelerate"}
-    first = next(name for name in imported if name in ours | loud)
-    assert first in ours
+    relevant = [name for name in imported if name in ours | loud]
+    assert not ours & set(relevant) or relevant[0] in ours  # entries of the speedrun do without this package
 
 
 def test_a_mistake_in_a_new_process_is_one_line(tmp_path):
