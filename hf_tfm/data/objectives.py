@@ -80,9 +80,7 @@ class Masked:
         input_ids, rows = batch["input_ids"], batch["rows"]
         chosen = self.choose(batch)
         fate = uniform(self.seed, rows, input_ids.shape[1], stream=0)
-        drawn = self._ordinary[
-            (uniform(self.seed, rows, input_ids.shape[1], stream=1) * len(self._ordinary)).astype(int)
-        ]
+        drawn = _draw(self._ordinary, uniform(self.seed, rows, input_ids.shape[1], stream=1))
         masked = np.where(chosen & (fate < 0.8), self.tokenizer.mask_token_id, input_ids)
         masked = np.where(chosen & (fate >= 0.9), drawn, masked)
         labels = np.where(chosen, input_ids, IGNORED)
@@ -211,8 +209,8 @@ class TokenNoise:
         input_ids, rows = batch["input_ids"], batch["rows"]
         chosen = uniform(self.seed, rows, input_ids.shape[1], stream=6) < self.share
         chosen &= ~np.isin(input_ids, self.tokenizer.all_special_ids)
-        drawn = uniform(self.seed, rows, input_ids.shape[1], stream=7) * len(self._ordinary)
-        noisy = np.where(chosen, self._ordinary[drawn.astype(int)], input_ids)
+        drawn = _draw(self._ordinary, uniform(self.seed, rows, input_ids.shape[1], stream=7))
+        noisy = np.where(chosen, drawn, input_ids)
         return {**inputs, **_tensors(input_ids=noisy)}
 
 
@@ -226,6 +224,11 @@ def uniform(seed: int, rows: np.ndarray, columns: int, stream: int) -> np.ndarra
         row_keys = _mix(rows.astype(np.uint64)[:, None] + key)
         mixed = _mix(row_keys + np.arange(columns, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     return (mixed >> np.uint64(11)) * 2.0**-53
+
+
+def _draw(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Returns one of `ids` for each random number in [0, 1)."""
+    return ids[(numbers * len(ids)).astype(int)]
 
 
 def _mix(x: Any) -> Any:

@@ -55,16 +55,13 @@ class SoftLoss:
         """Return the loss as one over chunks of logits."""
 
         def chunk_loss(logits: torch.Tensor, chunk: slice, needs_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-            ids, (likeliest, others) = (
-                soft.ids[chunk],
-                soft.log_probs[chunk].exp().split([soft.ids.shape[-1], 1], dim=-1),
-            )
+            ids, probs = soft.ids[chunk], soft.log_probs[chunk].exp()
+            likeliest, others = probs[:, :-1], probs[:, -1:]
             student = torch.softmax(logits.float() / self.temperature, dim=-1)
             student_likeliest = student.gather(-1, ids)
             grad = student.scatter_(-1, ids, 0)
             # A student that gives others no probability gets a large but finite loss.
             student_others = grad.sum(-1, keepdim=True).clamp(min=_TINY)
-            probs = torch.cat([likeliest, others], dim=-1)
             student_log_probs = torch.cat([student_likeliest, student_others], dim=-1).clamp(min=_TINY).log()
             scale = self.weight * self.temperature**2
             loss = scale * (torch.xlogy(probs, probs) - probs * student_log_probs).sum()
