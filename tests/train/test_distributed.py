@@ -242,14 +242,8 @@ def test_models_that_cannot_be_sharded_are_refused(script, model, bases, tmp_pat
     if script == "finetune_translation":
         fields |= dict(vocab_size=300, max_length=24, model_overrides=OVERRIDES)
     else:
-        fields |= dict(text_field="text", text_pair_field="label")
-    argv = tuning(
-        tmp_path,
-        model if model == "nano" else bases / model,
-        TRANSLATED if model == "nano" else LABELLED,
-        out="out",
-        **fields,
-    )
+        fields |= dict(text_field="translation.en", text_pair_field="translation.fr")
+    argv = tuning(tmp_path, model if model == "nano" else bases / model, TRANSLATED, out="out", **fields)
     with pytest.raises(AssertionError, match="training/launch/ddp.yaml"):
         launch("fsdp2", [(script, argv)], tmp_path)
 
